@@ -1,0 +1,314 @@
+"""The command line: flags become a config, a pipeline runs it, and what went wrong becomes one clear line.
+
+Exit codes: 0 done, 1 the input or the cache is not as it must be, 2 the command was not understood, 130 stopped.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from types import FrameType
+from typing import Any, TypeVar
+
+import click
+
+from unic_cache.config import (
+    CODECS,
+    DTYPES,
+    NORMALIZATIONS,
+    PRECISIONS,
+    RECIPES,
+    DistillConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    ShardConfig,
+)
+from unic_cache.errors import ConfigError, UnicCacheError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+STOPPED = 130
+
+CACHE = click.option("--cache", default="cache", show_default=True, metavar="DIR", help="The cache's folder.")
+SHARDS = click.option(
+    "--shards",
+    metavar="PATTERN",
+    help="WebDataset tars: a path, a glob or braces. [default: kept views, or shards/*.tar]",
+)
+THREADS = click.option("--threads", default=0, show_default="one a core", help="Threads that decode and read.")
+
+
+class Examples(click.Command):
+    """A command whose help ends with examples."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples as they are."""
+        del ctx
+        with formatter.section("Examples"):
+            for line in self.examples.strip().splitlines():
+                formatter.write(f"  {line.strip()}\n")
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """What a user can mend becomes one line and exit code 1 (2 for settings); a signal becomes exit code 130."""
+    try:
+        yield
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    except UnicCacheError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(
+            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. All that was committed is "
+            "kept; mend this and run the same command again"
+        ) from error
+    except KeyboardInterrupt as error:
+        note = f": {error}" if str(error) else "; run the same command again to go on"
+        click.echo(f"stopped{note}", err=True)
+        sys.exit(STOPPED)
+
+
+def interrupt(_number: int, _frame: FrameType | None) -> None:
+    """SIGTERM is answered like Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def worker_from_environment() -> tuple[int, int]:
+    """(index, number of workers) of a SLURM array's task or of a torchrun process; (0, 1) elsewhere."""
+    if "SLURM_ARRAY_TASK_ID" in os.environ:
+        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+        return int(os.environ["SLURM_ARRAY_TASK_ID"]) - first, int(os.environ.get("SLURM_ARRAY_TASK_COUNT", "1"))
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("unic-cache"), prog_name="unic-cache")
+def main() -> None:
+    """Cache the features of frozen teachers once, then distill students from the cache.
+
+    Stage one: `shard` and `extract`. Stage two, on another machine if need be: `distill` and `evaluate`.
+    """
+    signal.signal(signal.SIGTERM, interrupt)
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+
+
+@main.command(
+    cls=Examples,
+    examples="""
+    unic-cache shard imagenet/train shards
+    unic-cache shard imagenet/val shards-val --prefix val-
+    unic-cache shard labels.csv shards --per-shard 500 --seed 1
+    """,
+)
+@click.argument("images")
+@click.argument("out")
+@click.option("--per-shard", default=1000, show_default=True, help="Images in a tar.")
+@click.option("--prefix", default="", help="Of the tars' names, so that one cache can hold several sets.")
+@click.option("--seed", default=0, show_default=True, help="Of the shuffle.")
+@click.option("--strict", is_flag=True, help="Stop at the first bad image instead of skipping it.")
+def shard(**flags: Any) -> None:
+    """Pack IMAGES (a folder of class folders, or a CSV of path,label) into WebDataset tars in OUT, with an index."""
+    with clear_errors():
+        from pipelines import shard as pipeline
+
+        done = pipeline.run(ShardConfig(**flags))
+        click.echo(f"{done.images} images in {done.shards} shards of {flags['out']}, {done.skipped} skipped")
+
+
+@main.command(
+    cls=Examples,
+    examples="""
+    unic-cache extract --teacher dino
+    unic-cache extract --teacher dino --teacher ibot --weights ibot=ibot.pth --views 4 --codec int8
+    unic-cache extract --teacher dino --recipe center --views 1 --shards 'val/{000000..000049}.tar'
+    unic-cache extract --teacher timm:vit_small_patch16_224 --worker-index 3 --num-workers 8
+    """,
+)
+@click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="See `unic-cache teachers`; repeatable.")
+@click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights; repeatable.")
+@SHARDS
+@CACHE
+@click.option("--views", default=4, show_default=True, help="Views of each image; 1 is enough for center.")
+@click.option("--recipe", default="unic", show_default=True, type=click.Choice(RECIPES), help="How views are made.")
+@click.option("--size", default=224, show_default=True, help="Pixels of a view.")
+@click.option("--seed", default=0, show_default=True, help="Of the views.")
+@click.option("--codec", default="f16", show_default=True, type=click.Choice(CODECS), help="How patch tokens are kept.")
+@click.option("--batch-size", default=64, show_default=True, help="Images a teacher sees at once.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Teachers' arithmetic.")
+@click.option("--keep-views", is_flag=True, help="Keep the pixels too: stage two then needs no tars and no decoding.")
+@click.option("--strict", is_flag=True, help="Stop at the first bad image instead of skipping it.")
+@click.option("--calibration-images", default=5120, show_default=True, help="Views behind the statistics.")
+@THREADS
+@click.option(
+    "--worker-index",
+    default=lambda: worker_from_environment()[0],
+    show_default="of SLURM's array or torchrun, or 0",
+    type=int,
+    help="Which share of the work is this process's.",
+)
+@click.option(
+    "--num-workers",
+    default=lambda: worker_from_environment()[1],
+    show_default="of SLURM's array or torchrun, or 1",
+    type=int,
+    help="How many processes share the work.",
+)
+def extract(weights: tuple[str, ...], **flags: Any) -> None:
+    """Show every view of every image to the teachers once, and keep what they say. Run again to resume or to extend."""
+    with clear_errors():
+        config = ExtractConfig(weights=tuple(named_file(text) for text in weights), **flags)
+        from pipelines import extract as pipeline
+
+        done = pipeline.run(config)
+        for place, reason in list(done.bad.items())[:20]:
+            click.echo(f"skipped {place}: {reason}", err=True)
+        click.echo(
+            f"{done.images} views of {done.units} units extracted, {done.bytes / 1e6:,.1f} MB kept in {config.cache}; "
+            f"{done.skipped} units were there already, {len(done.bad)} bad images skipped"
+        )
+
+
+@main.command(
+    cls=Examples,
+    examples="""
+    unic-cache distill
+    unic-cache distill --student vit_small_patch16_224 --epochs 100 --batch-size 256 --precision bf16
+    unic-cache distill --resume
+    accelerate launch --num_processes 4 --module cli distill --out runs/four-gpus
+    """,
+)
+@CACHE
+@SHARDS
+@click.option("--student", default="vit_base_patch16_224", show_default=True, metavar="NAME", help="A timm ViT.")
+@click.option("--out", default="runs/student", show_default=True, metavar="DIR", help="The run's folder.")
+@click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Of the cache; repeatable. [default: all]")
+@click.option("--img-size", type=int, help="Pixels of the student's input. [default: the model's]")
+@click.option("--patch-size", type=int, help="Pixels of a patch. [default: the model's]")
+@click.option("--init", metavar="FILE_OR_TIMM", help="Weights to begin with. [default: random]")
+@click.option("--recipe", default="unic", show_default=True, type=click.Choice([r for r in RECIPES if r != "center"]))
+@click.option("--size", type=int, help="Pixels of the views. [default: the cache's]")
+@click.option("--view-seed", type=int, help="Seed of the views. [default: the cache's]")
+@click.option("--views", type=int, help="Views to cycle through. [default: all]")
+@click.option("--epochs", default=200.0, show_default=True, help="Passes over the images.")
+@click.option("--steps", type=int, help="Instead of epochs.")
+@click.option("--batch-size", default=512, show_default=True, help="Images a step, over all processes.")
+@click.option("--lr", type=float, help="Peak learning rate. [default: 3e-4 * batch/256]")
+@click.option("--warmup", default=0.05, show_default=True, help="Share of the steps.")
+@click.option("--min-lr", default=1e-6, show_default=True, help="At the end.")
+@click.option("--weight-decay", default=0.03, show_default=True)
+@click.option("--drop-path", default=0.1, show_default=True, help="Rate of the last block.")
+@click.option("--drop-teacher", default=0.5, show_default=True, help="Probability that a teacher is dropped.")
+@click.option(
+    "--normalization",
+    default="batch",
+    show_default=True,
+    type=click.Choice(NORMALIZATIONS),
+    help="Of teacher dropping: over the batch, as the authors, or equal weight for each image.",
+)
+@click.option("--precision", default="no", show_default=True, type=click.Choice(PRECISIONS), help="Mixed precision.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Go on where OUT's checkpoint stands.")
+@click.option("--val-shards", metavar="PATTERN", help="Held out of training; their loss is logged.")
+@click.option("--eval-every", default=1000, show_default=True, help="Steps.")
+@click.option("--log-every", default=10, show_default=True, help="Steps.")
+@click.option("--save-every", default=1000, show_default=True, help="Steps.")
+@click.option("--tracker", default="tensorboard", show_default=True, type=click.Choice(("tensorboard", "none")))
+@click.option("--pixel-tolerance", default=0, show_default=True, help="Accept views that differ by so many levels.")
+@THREADS
+def distill(**flags: Any) -> None:
+    """Train one student from the cache and export its encoder for timm."""
+    with clear_errors():
+        config = DistillConfig(**flags)
+        from pipelines import distill as pipeline
+
+        done = pipeline.run(config)
+        click.echo(f"{done.steps} steps, loss {done.loss:.4f}; the encoder is {done.encoder}. Load it with")
+        click.echo(f"  {done.timm_line}")
+        click.echo(f"It learned from {', '.join(f'{name} ({licence})' for name, licence in done.licences.items())}.")
+
+
+@main.command(
+    cls=Examples,
+    examples="""
+    unic-cache evaluate --encoder runs/student --train 'train/*.tar' --test 'val/*.tar' --cache cache
+    unic-cache evaluate --encoder runs/student --shards 'shards/*.tar' --json
+    """,
+)
+@click.option("--encoder", required=True, metavar="DIR_OR_FILE", help="A run's folder or its encoder.safetensors.")
+@click.option("--shards", metavar="PATTERN", help="Labelled tars, leave-one-out.")
+@click.option("--train", metavar="PATTERN", help="Labelled tars: the neighbours.")
+@click.option("--test", metavar="PATTERN", help="Labelled tars: the questions.")
+@click.option("--cache", metavar="DIR", help="A cache with a center view of the teachers. [default: no teachers]")
+@click.option("--size", type=int, help="Pixels of the center views. [default: the cache's, or the student's input]")
+@click.option("--k", default=20, show_default=True, help="Neighbours, for the table.")
+@click.option("--batch-size", default=64, show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the random student and of the intervals.")
+@THREADS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+def evaluate(as_json: bool, **flags: Any) -> None:
+    """Weighted k-NN on frozen features: the student, a random student, and each teacher from the cache."""
+    with clear_errors():
+        config = EvaluateConfig(**flags)
+        from rich.console import Console
+
+        from pipelines import evaluate as pipeline
+
+        result = pipeline.run(config)
+        if as_json:
+            click.echo(json.dumps(result.to_json(), indent=1))
+        else:
+            Console().print(result.table())
+
+
+@main.command(cls=Examples, examples="unic-cache inspect cache\nunic-cache inspect cache --json | jq .teachers")
+@click.argument("cache")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def inspect(cache: str, as_json: bool) -> None:
+    """Show what CACHE holds: teachers, views, shards done and missing, bytes, codec, calibration."""
+    with clear_errors():
+        from pipelines import inspect as pipeline
+
+        report = pipeline.run(cache)
+        if as_json:
+            click.echo(json.dumps(report, indent=1))
+        else:
+            pipeline.show(report)
+
+
+@main.command(cls=Examples, examples="unic-cache teachers\nunic-cache teachers --json")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def teachers(as_json: bool) -> None:
+    """List the teachers that are known by name; any timm model is `timm:NAME`."""
+    from unic_cache.teachers.catalog import CATALOG
+
+    specs = [spec.to_json() for spec in CATALOG.values()]
+    if as_json:
+        click.echo(json.dumps(specs, indent=1))
+        return
+    for spec in specs:
+        click.echo(f"{spec['name']:<20}{spec['about']}")
+        click.echo(
+            f"{'':<20}{spec['arch']} at {spec['input_size']} px, CLS {spec['cls_rule']}, patches {spec['patch_rule']}"
+        )
+        click.echo(f"{'':<20}{spec['licence']}; weights: {spec['published']}")
+    click.echo(f"{'timm:NAME':<20}any timm model, ViT or CNN, as in timm:resnet50; NAME@SIZE sets the input size in px")
+
+
+def named_file(text: str) -> tuple[str, str]:
+    """'[NAME=]FILE' as (NAME, FILE); NAME is '' where it is not said."""
+    name, separator, file = text.partition("=")
+    return (name, file) if separator else ("", text)
+
+
+if __name__ == "__main__":
+    main()

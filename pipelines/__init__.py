@@ -1,0 +1,1 @@
+"""One linear run(config) per stage: the only place where the parts are joined."""

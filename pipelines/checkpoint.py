@@ -1,0 +1,69 @@
+"""A run's state in one file without pickle: safetensors for tensors, JSON in its header for the rest.
+
+| tensor | what |
+|---|---|
+| `model.NAME` | parameters and buffers of encoder and ladder |
+| `optimizer.NAME.exp_avg`, `.exp_avg_sq`, `.step` | AdamW's state of the parameter NAME |
+
+The header's `unic_cache` holds the steps done and the fp16 scaler's state. Order and random draws need no state: both
+are functions of the step's number. The file is replaced all at once.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from unic_cache.errors import ConfigError
+
+FORMAT = 1
+FILE = "checkpoint.safetensors"
+
+
+def save_checkpoint(
+    out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: dict[str, Any] | None
+) -> None:
+    """Write OUT/checkpoint.safetensors, durably and over the one before."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = {"format": FORMAT, "steps": steps, "scaler": scaler}
+    temporary = out / f".tmp-{FILE}"
+    save_file(tensors, temporary, {"unic_cache": json.dumps(header, sort_keys=True)})
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.rename(out / FILE)
+
+
+def load_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any] | None]:
+    """Put the saved state into model and optimizer; (steps done, scaler's state). ConfigError where it does not fit."""
+    path = out / FILE
+    try:
+        with safe_open(path, "pt") as opened:
+            header = json.loads((opened.metadata() or {}).get("unic_cache", "{}"))
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be resumed from ({error}); start the run again in another --out") from error
+    if header.get("format") != FORMAT:
+        raise ConfigError(f"{path}: format {header.get('format')!r}, but this release resumes from format {FORMAT}")
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        parts[kind][rest] = value
+    try:
+        model.load_state_dict(parts["model"])
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: is of another student or other teachers: {str(error)[:300]}") from error
+    parameters = dict(model.named_parameters())
+    for name, value in parts["optimizer"].items():
+        parameter, _, key = name.rpartition(".")
+        target = parameters[parameter]
+        optimizer.state[target][key] = value if key == "step" else value.to(target.device)
+    return int(header["steps"]), header["scaler"]

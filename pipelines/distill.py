@@ -1,0 +1,224 @@
+"""Stage two: one student learns from all that the cache keeps.
+
+    views + kept codes -> student -> ladder -> loss against the decoded tokens -> step
+
+A step is a pure function of its number and of the state before it: order, views, dropped teachers and dropped paths are
+drawn from integers. So a run that was stopped goes on as if it never had been.
+
+Letters: B images, H and W pixels.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from pipelines.checkpoint import FILE as CHECKPOINT
+from pipelines.checkpoint import load_checkpoint, save_checkpoint
+from pipelines.learner import Learner, finite, target_spec
+from pipelines.progress import Progress
+from pipelines.recorder import versions
+from pipelines.runlog import FILE as LOG
+from pipelines.runlog import Clock, Meter, RunLog
+from pipelines.signals import stop_on_signal
+from pipelines.training_set import Snapshot, TrainingSet, open_training_set
+from unic_cache.cache import open_cache
+from unic_cache.config import DistillConfig
+from unic_cache.errors import ConfigError
+from unic_cache.evaluate.report import plot_losses
+from unic_cache.sources import thread_pool
+from unic_cache.stream import Order, Stream
+from unic_cache.student.backbone import EncoderSpec, build_encoder, encoder_spec
+from unic_cache.student.export import ENCODER_FILE, save_encoder, timm_line
+from unic_cache.student.ladder import Ladder, Student
+from unic_cache.student.schedule import learning_rate, optimizer
+
+CONFIG = "config.json"
+CURVE = "loss.png"
+FREE_ON_RESUME = frozenset({"cache", "shards", "out", "resume", "threads", "log_every", "save_every", "tracker"})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run made."""
+
+    encoder: Path
+    timm_line: str
+    steps: int
+    loss: float  # of the last logged steps
+    licences: dict[str, str]  # teacher -> licence
+
+
+def run(config: DistillConfig) -> Trained:
+    """Train from the cache, or go on where OUT's checkpoint stands; the exported encoder and how to load it."""
+    out = Path(config.out)
+    snapshot = begin(config, out)
+    cache = open_cache(config.cache)
+    accelerator = make_accelerator(config, out)
+    spec = encoder_spec(config.student, config.img_size, config.patch_size, config.drop_path)
+    with thread_pool(config.threads) as pool, stop_on_signal() as stop:
+        data = open_training_set(config, cache, pool, snapshot)
+        total = config.steps or max(1, round(config.epochs * len(data.train) / config.batch_size))
+        encoder = build_encoder(spec, config.seed, config.init)
+        targets = {teacher.name: target_spec(teacher) for teacher in data.teachers}
+        model = Student(encoder, Ladder(encoder.embed_dim, len(encoder.blocks), targets, config.seed))
+        adamw = optimizer(model, config.peak_lr(), config.weight_decay)
+        start, scaler = load_checkpoint(out, model, adamw) if snapshot else (0, None)
+        trained, adamw = accelerator.prepare(model, adamw)
+        restore_scaler(accelerator, scaler)
+        keep_settings(config, out, data, accelerator)
+        run_state = Run(out, model, adamw, accelerator, spec, describe(config, data))
+
+        learner = Learner(trained, spec, data.teachers, config, accelerator)
+        order = Order(data.train, data.snapshot.numbers, config.seed)
+        stream = Stream(
+            cache,
+            data.teachers,
+            data.snapshot.views,
+            data.pixels,
+            pool,
+            check_pixels=config.pixel_tolerance == 0,
+            pin=accelerator.device.type == "cuda",
+        )
+        batches = stream.batches(learner.batches(order, start, total))
+        log, meter, clock, loss = RunLog(out, accelerator, start), Meter(accelerator), Clock(), math.nan
+        with Progress("distill", total * config.batch_size, "images", start * config.batch_size) as bar:
+            for done in range(start + 1, total + 1):
+                with clock.waiting():
+                    batch = next(batches)
+                rate = set_rate(adamw, config, done - 1, total)
+                terms = learner.train_terms(batch, done - 1)
+                accelerator.backward(terms.loss)
+                adamw.step()
+                adamw.zero_grad(set_to_none=True)
+                meter.add(terms)
+                bar.advance(config.batch_size)
+                clock.count(config.batch_size)
+                last = done == total
+                if done % config.log_every == 0 or last:
+                    values = meter.read()
+                    loss = finite(values["loss"], done)
+                    log.write("train", done, {"lr": rate, **values, **clock.read()})
+                    bar.note(f"loss {loss:.4f}")
+                if len(data.val) and (done % config.eval_every == 0 or last):
+                    log.write("val", done, learner.validate(stream, data.val, data.snapshot.numbers[0]))
+                if done % config.save_every == 0 or last or stop.made:
+                    run_state.save(done)
+                if stop.made and not last:
+                    raise KeyboardInterrupt(f"stopped after step {done} of {total}; go on with --resume")
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        plot_losses(out / LOG, out / CURVE)
+    path = out / ENCODER_FILE
+    licences = {teacher.name: str(teacher.spec["provenance"]["licence"]) for teacher in data.teachers}
+    return Trained(path, timm_line(spec, path), total, loss, licences)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a checkpoint and an export are made of."""
+
+    out: Path
+    model: Student
+    adamw: Any  # as accelerate wraps it
+    accelerator: Accelerator
+    spec: EncoderSpec
+    provenance: Mapping[str, Any]
+
+    def save(self, steps: int) -> None:
+        """Write checkpoint and encoder, by the main process."""
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = None if scaler is None else scaler.state_dict()
+            save_checkpoint(self.out, steps, self.model, self.adamw.optimizer, state)
+            save_encoder(self.out / ENCODER_FILE, self.model.encoder, self.spec, {**self.provenance, "steps": steps})
+        self.accelerator.wait_for_everyone()
+
+
+def begin(config: DistillConfig, out: Path) -> Snapshot | None:
+    """The snapshot to resume from, or None for a new run. ConfigError where OUT's run and --resume disagree."""
+    if not (out / CHECKPOINT).exists():
+        if config.resume and not (out / CONFIG).exists():
+            raise ConfigError(f"{out}: there is no run to resume here; leave --resume out to begin one")
+        out.mkdir(parents=True, exist_ok=True)
+        return None
+    if not config.resume:
+        raise ConfigError(f"{out} holds a run already; go on with --resume, or choose another --out")
+    before = json.loads((out / CONFIG).read_text())
+    now = json.loads(json.dumps(config.to_json()))
+    different = [key for key in now if key not in FREE_ON_RESUME and now[key] != before.get(key)]
+    if different:
+        key = different[0]
+        raise ConfigError(
+            f"{out}: the run began with {key} {before.get(key)!r}, now it is {now[key]!r}; keep it to resume"
+        )
+    return Snapshot.load(out)
+
+
+def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
+    """Accelerate's device, precision, processes and tracker."""
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.precision,
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=str(out),
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"precision {config.precision} or tracker {config.tracker} cannot be used: {error}"
+        ) from error
+    if config.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"batch-size {config.batch_size} is over all processes and does not divide by {accelerator.num_processes}"
+        )
+    plain = {key: value for key, value in config.to_json().items() if isinstance(value, int | float | str | bool)}
+    accelerator.init_trackers("tensorboard", config=plain)
+    return accelerator
+
+
+def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:
+    """Give every parameter group the learning rate of step `step`."""
+    rate = learning_rate(step, total, round(config.warmup * total), config.peak_lr(), config.min_lr)
+    for group in adamw.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def restore_scaler(accelerator: Accelerator, state: dict[str, Any] | None) -> None:
+    """Put the fp16 scaler's state back, where there is one."""
+    if accelerator.scaler is not None and state is not None:
+        accelerator.scaler.load_state_dict(state)
+
+
+def keep_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerator: Accelerator) -> None:
+    """Write what the run was asked for and what it trains on, once."""
+    if accelerator.is_main_process and not (out / CHECKPOINT).exists():
+        settings = config.to_json()
+        if data.difference is not None:
+            settings["pixel_difference"] = dataclasses.asdict(data.difference)
+        (out / CONFIG).write_text(json.dumps(settings, sort_keys=True, indent=1) + "\n")
+        data.snapshot.save(out)
+
+
+def describe(config: DistillConfig, data: TrainingSet) -> dict[str, Any]:
+    """What the student was made from: written into the exported encoder."""
+    return {
+        "method": "UNIC, arXiv 2408.05088",
+        "teachers": {
+            teacher.name: {
+                "weights_sha256": teacher.spec["teacher"]["weights_sha256"],
+                "codec": teacher.spec["codec"],
+                **teacher.spec["provenance"],
+            }
+            for teacher in data.teachers
+        },
+        "views": {**dataclasses.asdict(data.snapshot.views), "numbers": list(data.snapshot.numbers)},
+        "images": len(data.train),
+        "config": {key: value for key, value in config.to_json().items() if key not in {"cache", "shards", "out"}},
+        "versions": versions(),
+    }

@@ -1,0 +1,200 @@
+"""Stage one: every teacher sees each view of each image once, and what it says is kept.
+
+    tar -> decode -> view -> teacher -> standardize -> encode -> Zarr objects -> commit record
+
+Run again it makes only what is missing: more views, more teachers, appended tars, or the rest after a crash.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipelines.device import pick_device
+from pipelines.progress import Progress
+from pipelines.recorder import BATCHES_AHEAD, Recorder, calibrate, pixel_spec, recorder, teacher_spec
+from unic_cache.cache import Cache
+from unic_cache.config import ExtractConfig, Views
+from unic_cache.errors import ConfigError, ImageError
+from unic_cache.location import LocalFolder, open_location
+from unic_cache.probe import settle_probe
+from unic_cache.sources import Address, KeptPixels, Pixels, ShardPixels, ViewBatch, ahead, thread_pool
+from unic_cache.store.commit import Crcs, Unit
+from unic_cache.store.layout import VIEWS_MEMBER
+from unic_cache.store.member import Member
+from unic_cache.teachers.catalog import folder, resolve
+from unic_cache.teachers.model import Teacher, load_teacher
+from unic_cache.views.index import ShardEntry, extend_index
+from unic_cache.views.shards import describe, expand
+
+UNITS_BEING_WRITTEN = 2
+DEFAULT_SHARDS = "shards/*.tar"
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One unit, the view's number, and the members that lack it."""
+
+    unit: Unit
+    number: int
+    missing: tuple[str, ...]
+
+
+@dataclass
+class Summary:
+    """What a run did."""
+
+    units: int = 0  # (tar, view) pairs written for at least one member
+    skipped: int = 0  # pairs that were complete before
+    images: int = 0  # views shown to teachers
+    bytes: int = 0  # kept
+    bad: dict[str, str] = field(default_factory=dict)  # "SHARD row ROW" -> reason
+
+
+def run(config: ExtractConfig) -> Summary:
+    """Extend the cache to all that the config asks for. After an error all that was committed stands, and counts."""
+    views = Views(config.recipe, config.size, config.seed)
+    device = pick_device(config.device)
+    location = open_location(config.cache, config.worker_index)
+    if isinstance(location, LocalFolder):
+        location.remove_leftovers()
+    paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
+    extend_index(location, entries)
+    teachers = load_teachers(config, device)
+    members = {
+        name: Member.ensure(location, folder(name), teacher_spec(config, teacher, device))
+        for name, teacher in teachers.items()
+    }
+    cache = Cache(location)
+    tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
+
+    with thread_pool(config.threads) as pool, ThreadPoolExecutor(1, "writer") as writing:
+        pixels = Pixels(KeptPixels(views, cache, pool), ShardPixels(views, tars, pool))
+        settle_probe(cache, views, pixels.decoded, lambda item: (item.segment, item.shard) in tars)
+        calibrate(config, cache, pixels, teachers, members, device)
+        recorders: dict[str, Recorder] = {name: recorder(members[name], teachers[name]) for name in teachers}
+        if config.keep_views:
+            recorders[VIEWS_MEMBER] = recorder(Member.ensure(location, VIEWS_MEMBER, pixel_spec(views)), None)
+        work, skipped = plan(config, cache, views, sorted(tars) or sorted(cache.shards().values()), recorders)
+        batches = ahead(batches_of(work, config.batch_size), partial(start_batch, pixels, config), BATCHES_AHEAD)
+        summary = Summary(skipped=skipped)
+        written: deque[Future[int]] = deque()
+        with Progress("extract", total=sum(item.unit.rows for item in work), unit="images") as progress:
+            for item in work:
+                rows = UnitRows(item, recorders, config.strict)
+                for first in range(0, item.unit.rows, config.batch_size):
+                    rows.add(first, next(batches), device)
+                    progress.advance(min(config.batch_size, item.unit.rows - first))
+                if len(written) >= UNITS_BEING_WRITTEN:
+                    summary.bytes += written.popleft().result()
+                written.append(writing.submit(rows.commit))
+                summary.units += 1
+                summary.images += item.unit.rows
+                summary.bad |= {f"{item.unit.name} row {row}": reason for row, reason in rows.bad.items()}
+                progress.note(f"{summary.bytes / 1e6:,.0f} MB kept")
+            summary.bytes += sum(future.result() for future in written)
+    return summary
+
+
+class UnitRows:
+    """The arrays of one unit while they fill, for each member that lacks the unit."""
+
+    def __init__(self, work: Work, recorders: Mapping[str, Recorder], strict: bool) -> None:
+        self.unit = work.unit
+        self.recorders = {name: recorders[name] for name in work.missing}
+        self.strict = strict
+        self.bad: dict[int, str] = {}
+        self.crcs: Crcs = np.zeros(self.unit.rows, np.uint32)
+        self.arrays: dict[str, Arrays] = {
+            name: {a.name: np.zeros((self.unit.rows, *a.row), a.dtype) for a in found.member.arrays}
+            for name, found in self.recorders.items()
+        }
+
+    def add(self, first: int, batch: ViewBatch, device: torch.device) -> None:
+        """Rows [first, first + B) of the unit; the rows of bad images stay zeros. ImageError when strict."""
+        count = min(len(batch.views_BHWC), self.unit.rows - first)
+        if batch.bad and self.strict:
+            place, reason = next(iter(batch.bad.items()))
+            raise ImageError(f"{self.unit}, row {first + place}: {reason}. Without --strict it is skipped and counted")
+        self.bad |= {first + place: reason for place, reason in batch.bad.items()}
+        self.crcs[first : first + count] = batch.crcs[:count]
+        good = np.array([place for place in range(count) if place not in batch.bad], dtype=np.int64)
+        views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
+        for name, found in self.recorders.items():
+            for array, values in found.encode(views_BHWC, self.unit).items():
+                self.arrays[name][array][first + good] = values.cpu().numpy()[good]
+
+    def commit(self) -> int:
+        """Write and commit every member's arrays; the bytes that are kept."""
+        return sum(
+            found.writer.write(self.unit, self.arrays[name], self.crcs, self.bad).bytes_kept
+            for name, found in self.recorders.items()
+        )
+
+
+def given_shards(pattern: str | None, views_are_kept: bool) -> tuple[Sequence[str], Sequence[ShardEntry]]:
+    """The tars to work on: those of the pattern, none where the cache's kept views serve, else shards/*.tar."""
+    if pattern is None and views_are_kept:
+        return (), ()
+    paths = expand(DEFAULT_SHARDS if pattern is None else pattern)
+    return paths, describe(paths)
+
+
+def load_teachers(config: ExtractConfig, device: torch.device) -> dict[str, Teacher]:
+    """The teachers named, in order. ConfigError on weights for a teacher that is not."""
+    weights = dict(config.weights)
+    if "" in weights:
+        if len(config.teachers) != 1:
+            raise ConfigError(
+                f"--weights FILE fits one teacher only; for {len(config.teachers)} say --weights NAME=FILE"
+            )
+        weights[config.teachers[0]] = weights.pop("")
+    unknown = sorted(set(weights) - set(config.teachers))
+    if unknown:
+        raise ConfigError(f"--weights names {unknown[0]!r}, which no --teacher names: {', '.join(config.teachers)}")
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
+    return {name: load_teacher(resolve(name), weights.get(name), device, dtype) for name in config.teachers}
+
+
+def plan(
+    config: ExtractConfig,
+    cache: Cache,
+    views: Views,
+    tars: Sequence[tuple[int, int]],
+    recorders: Mapping[str, Recorder],
+) -> tuple[list[Work], int]:
+    """This worker's units that a member lacks, tar by tar, and how many of its units lack nothing."""
+    mine = [(place, number) for place in tars for number in range(config.views)]
+    mine = mine[config.worker_index :: config.num_workers]
+    there = {
+        (name, segment, number): found.member.committed(segment, views.name(number))
+        for name, found in recorders.items()
+        for segment in {place[0] for place in tars}
+        for number in range(config.views)
+    }
+    work = []
+    for (segment, shard), number in mine:
+        missing = tuple(name for name in recorders if shard not in there[name, segment, number])
+        if missing:
+            work.append(Work(cache.unit(segment, shard, views.name(number)), number, missing))
+    return work, len(mine) - len(work)
+
+
+def batches_of(work: Sequence[Work], batch_size: int) -> Iterator[list[Address]]:
+    """Rows [kB, (k + 1)B) of one unit after the other."""
+    for item in work:
+        for first in range(0, item.unit.rows, batch_size):
+            rows = range(first, min(first + batch_size, item.unit.rows))
+            yield [Address(item.unit.segment, item.unit.shard, row, item.number) for row in rows]
+
+
+def start_batch(pixels: Pixels, config: ExtractConfig, wanted: list[Address]) -> Callable[[], ViewBatch]:
+    """Every batch has the same size, its last slots empty: a teacher's answer may depend on it in the last bit."""
+    return pixels.start(wanted, config.batch_size)

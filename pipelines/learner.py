@@ -1,0 +1,101 @@
+"""One step's arithmetic: kept codes to targets, views to guesses, both to loss terms; in training and on held-out rows.
+
+Letters: B images, H and W pixels, n teachers.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pipelines.runlog import Meter
+from unic_cache.cache import CachedTeacher
+from unic_cache.config import DistillConfig
+from unic_cache.draws import Purpose, words
+from unic_cache.errors import UnicCacheError
+from unic_cache.sources import Address
+from unic_cache.stream import Batch, Order, Rows, Stream
+from unic_cache.student.backbone import EncoderSpec, prepare
+from unic_cache.student.ladder import TargetSpec
+from unic_cache.student.loss import LossTerms, distillation_loss, drop_uniforms
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The model in training (wrapped by accelerate) and all that its loss depends on."""
+
+    model: nn.Module
+    spec: EncoderSpec
+    teachers: tuple[CachedTeacher, ...]
+    config: DistillConfig
+    accelerator: Accelerator
+
+    @property
+    def local_batch(self) -> int:
+        """Images of one process in a step."""
+        return self.config.batch_size // int(self.accelerator.num_processes)
+
+    def batches(self, order: Order, start: int, total: int) -> Iterator[list[Address]]:
+        """This process's part of the batches of steps [start, total)."""
+        for step in range(start, total):
+            first = step * self.config.batch_size + self.accelerator.process_index * self.local_batch
+            yield order.samples(first, first + self.local_batch)
+
+    def train_terms(self, batch: Batch, step: int) -> LossTerms:
+        """The loss of a training step, with the draws that belong to the step: dropped paths and dropped teachers."""
+        seed, rank = self.config.seed, self.accelerator.process_index
+        torch.manual_seed(int(words(Purpose.TORCH, seed, step, rank, 1)[0] >> 1))
+        uniforms_Bn = drop_uniforms(seed, step, rank, len(batch.views_BHWC), len(self.teachers))
+        guesses, targets = self._both_sides(batch)
+        drop, normalization = self.config.drop_teacher, self.config.normalization
+        return distillation_loss(guesses, targets, uniforms_Bn.to(self.accelerator.device), drop, normalization)
+
+    @torch.no_grad()
+    def validate(self, stream: Stream, rows: Rows, number: int) -> dict[str, Any]:
+        """The loss on held-out rows under view `number`, all teachers counting; split over the processes."""
+        self.model.eval()
+        places = range(0, len(rows), self.local_batch)
+        every = [[rows.address(at, number) for at in range(i, min(i + self.local_batch, len(rows)))] for i in places]
+        mine = every[self.accelerator.process_index :: self.accelerator.num_processes]
+        meter = Meter(self.accelerator)
+        for batch in stream.batches(iter(mine)):
+            guesses, targets = self._both_sides(batch)
+            count = len(batch.views_BHWC)
+            keep_all = torch.zeros(count, len(self.teachers), device=self.accelerator.device)
+            meter.add(distillation_loss(guesses, targets, keep_all, 0.0, "image"), count)
+        self.model.train()
+        return meter.read()
+
+    def _both_sides(self, batch: Batch) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]:
+        """What the student guesses and what the teachers said: {teacher: {"cls": (B, D), "patch": (B, T, Dp)}}."""
+        device = self.accelerator.device
+        targets = {
+            teacher.name: teacher.codec.decode(_to_device(batch.parts[teacher.name], device))
+            for teacher in self.teachers
+        }
+        return self.model(prepare(batch.views_BHWC.to(device, non_blocking=True), self.spec)), targets
+
+
+def target_spec(teacher: CachedTeacher) -> TargetSpec:
+    """What the ladder must guess of a teacher."""
+    codec = teacher.codec
+    return TargetSpec(codec.cls_dim, codec.patch_dim, None if codec.patch_dim is None else teacher.grid)
+
+
+def finite(loss: float, step: int) -> float:
+    """The loss, or UnicCacheError where training has diverged."""
+    if not math.isfinite(loss):
+        raise UnicCacheError(
+            f"the loss is {loss} at step {step}: training diverged. Lower --lr, lengthen --warmup, or use --precision "
+            "bf16; the last checkpoint stands and can be resumed"
+        )
+    return loss
+
+
+def _to_device(parts: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The kept arrays as they are, on the device."""
+    return {name: values.to(device, non_blocking=True) for name, values in parts.items()}

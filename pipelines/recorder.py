@@ -1,0 +1,154 @@
+"""Between a teacher and its folder in the cache: its spec, its calibration, and the rows that a batch of views gives.
+
+Letters: B images, H and W pixels.
+"""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.progress import Progress
+from unic_cache.cache import Cache
+from unic_cache.config import ExtractConfig, Views
+from unic_cache.errors import CacheError, TeacherError
+from unic_cache.sources import Address, Pixels, ahead
+from unic_cache.store.calibrate import Calibration, Calibrator
+from unic_cache.store.commit import Unit
+from unic_cache.store.layout import FORMAT
+from unic_cache.store.member import Member
+from unic_cache.store.writer import UnitWriter
+from unic_cache.teachers.model import Teacher
+from unic_cache.views.augment import AUGMENT_VERSION
+
+BATCHES_AHEAD = 3
+CALIBRATION_TARS = 256
+PROVENANCE = ("about", "source", "published", "licence", "weights_file_sha256")
+VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr")
+
+
+@dataclass(frozen=True)
+class PixelRecorder:
+    """The member `views` being filled: keeps the pixels as they are."""
+
+    member: Member
+    writer: UnitWriter
+
+    def encode(self, views_BHWC: Tensor, unit: Unit) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """The views themselves."""
+        return {"rgb": views_BHWC}
+
+
+@dataclass(frozen=True)
+class FeatureRecorder:
+    """A teacher's folder being filled: views -> tokens -> standardized -> encoded, all on the teacher's device."""
+
+    member: Member
+    writer: UnitWriter
+    teacher: Teacher
+    calibration: Calibration
+
+    def encode(self, views_BHWC: Tensor, unit: Unit) -> Mapping[str, Tensor]:
+        """The arrays' rows of one batch. TeacherError on NaN or infinity, naming the teacher and the shard."""
+        assert self.member.codec is not None
+        try:
+            tokens = self.teacher(views_BHWC)
+        except TeacherError as error:
+            raise TeacherError(f"{unit}: {error}. Nothing of it is kept; all that was committed stays") from error
+        return self.member.codec.encode(self.calibration.standardize(tokens))
+
+
+Recorder = PixelRecorder | FeatureRecorder
+
+
+def teacher_spec(config: ExtractConfig, teacher: Teacher, device: torch.device) -> dict[str, Any]:
+    """spec.json of a teacher: what its features are, which weights gave them, and with what they were made."""
+    spec = teacher.spec.to_json()
+    dims = {key: spec.pop(key) for key in ("cls_dim", "grid", "patch_dim")}
+    return {
+        "format": FORMAT,
+        "provenance": {key: spec.pop(key) for key in PROVENANCE},
+        "teacher": spec,
+        "features": dims,
+        "codec": config.codec,
+        "dtype": config.dtype,
+        "batch_size": config.batch_size,
+        "device": device.type,
+        "augment": AUGMENT_VERSION,
+        "versions": versions(),
+    }
+
+
+def pixel_spec(views: Views) -> dict[str, Any]:
+    """spec.json of the member `views`."""
+    return {"format": FORMAT, "size": views.size, "augment": AUGMENT_VERSION, "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """The releases that features may depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
+
+
+def calibrate(
+    config: ExtractConfig,
+    cache: Cache,
+    pixels: Pixels,
+    teachers: Mapping[str, Teacher],
+    members: Mapping[str, Member],
+    device: torch.device,
+) -> None:
+    """Make the calibration of every teacher that has none; all in one pass over the views."""
+    missing = [name for name, member in members.items() if member.calibration() is None]
+    if not missing:
+        return
+    only_kept = not pixels.decoded.tars
+    wanted = [
+        item for item in calibration_images(cache, config.calibration_images) if not only_kept or pixels.kept.has(item)
+    ]
+    calibrators = {name: Calibrator() for name in missing}
+    size = config.batch_size
+    groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    with Progress("calibrate", total=len(wanted), unit="images") as progress:
+        for group, batch in zip(
+            groups, ahead(groups, lambda part: pixels.start(part, size), BATCHES_AHEAD), strict=True
+        ):
+            good = torch.tensor([place not in batch.bad for place in range(len(group))] + [False] * (size - len(group)))
+            views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
+            for name, calibrator in calibrators.items() if good.any() else ():
+                calibrator.update({kind: values.cpu()[good] for kind, values in teachers[name](views_BHWC).items()})
+            progress.advance(len(group))
+    for name, calibrator in calibrators.items():
+        if not calibrator.images:
+            raise CacheError(
+                f"{cache.location.url}: not one image of the calibration could be decoded; are these images?"
+            )
+        codec = members[name].codec
+        assert codec is not None
+        cache.location.create(members[name].calibration_name, calibrator.calibration(codec).to_bytes())
+
+
+def calibration_images(cache: Cache, count: int) -> list[Address]:
+    """`count` views for the statistics: evenly over the first segment, from at most 256 of its tars, view 0 first."""
+    segment = cache.segments[0]
+    tars = np.unique(np.linspace(0, len(segment.shards) - 1, min(CALIBRATION_TARS, len(segment.shards))).astype(int))
+    rows: Sequence[tuple[int, int]] = [(int(tar), row) for tar in tars for row in range(segment.shards[tar].rows)]
+    if count < len(rows):
+        rows = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, count)]
+    views = -(-count // len(rows))
+    return [Address(0, tar, row, number) for number in range(views) for tar, row in rows][:count]
+
+
+def recorder(member: Member, teacher: Teacher | None) -> Recorder:
+    """What fills a member; the calibration is the one that stands in the cache, whoever made it."""
+    if teacher is None:
+        return PixelRecorder(member, UnitWriter(member, None))
+    found = member.calibration()
+    if found is None:
+        raise CacheError(f"{member.location.url}/{member.calibration_name} vanished; start again")
+    calibration, crc = found
+    return FeatureRecorder(member, UnitWriter(member, crc), teacher, calibration)

@@ -1,0 +1,113 @@
+"""What a run tells: sums kept on the device between two lines of the log, and the lines themselves as JSON."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unic_cache.student.loss import LossTerms
+
+FILE = "log.jsonl"
+
+
+class Meter:
+    """Averages of the loss terms over steps and processes. Adding never waits for the device; `read` does."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._names: list[tuple[str, str]] = []
+        self._sum: Tensor | None = None
+        self._weight = 0.0
+
+    def add(self, terms: LossTerms, weight: float = 1.0) -> None:
+        """Count one batch, `weight` times."""
+        led = [(terms.top == number).float().mean() for number in range(len(terms.means))]
+        values: dict[tuple[str, str], Tensor] = {("", "loss"): terms.loss.detach()}
+        for number, (name, means) in enumerate(terms.means.items()):
+            values |= {(name, kind): value for kind, value in means.items()}
+            values[name, "coefficient"] = terms.coefficients[number].mean()
+            values[name, "top"] = led[number]
+        self._names = list(values)
+        vector = torch.stack([value.float() for value in values.values()]) * weight
+        self._sum = vector if self._sum is None else self._sum + vector
+        self._weight += weight
+
+    def read(self) -> dict[str, Any]:
+        """{"loss", "teachers": {name: {"cls", "patch", "coefficient", "top"}}} since the last read."""
+        assert self._sum is not None
+        packed = torch.cat([self._sum, self._sum.new_tensor([self._weight])])
+        total = self._accelerator.reduce(packed, "sum")
+        values = (total[:-1] / total[-1]).tolist()
+        self._sum, self._weight = None, 0.0
+        found: dict[str, Any] = {"teachers": {}}
+        for (name, kind), value in zip(self._names, values, strict=True):
+            if name:
+                found["teachers"].setdefault(name, {})[kind] = value
+            else:
+                found[kind] = value
+        return found
+
+
+class Clock:
+    """Seconds since the last line, and how many of them were spent waiting for data; images meanwhile."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self._images = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time inside is spent waiting for data."""
+        since = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - since
+
+    def count(self, images: int) -> None:
+        """So many images were trained on."""
+        self._images += images
+
+    def read(self) -> dict[str, float]:
+        """{"images_per_second", "waiting"}: the rate and the share of time spent waiting since the last read."""
+        now = time.perf_counter()
+        seconds = max(now - self._start, 1e-9)
+        rates = {"images_per_second": self._images / seconds, "waiting": self._waited / seconds}
+        self._start, self._waited, self._images = now, 0.0, 0
+        return rates
+
+
+class RunLog:
+    """OUT/log.jsonl, the tracker, and their lines. Only the main process writes."""
+
+    def __init__(self, out: Path, accelerator: Accelerator, steps_done: int) -> None:
+        self._path = out / FILE
+        self._accelerator = accelerator
+        if accelerator.is_main_process:
+            kept = [line for line in self._lines() if json.loads(line)["step"] <= steps_done]
+            self._path.write_text("".join(kept))
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One line {"kind", "step", ...}, and the same numbers to the tracker."""
+        if self._accelerator.is_main_process:
+            with open(self._path, "a") as file:
+                file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._accelerator.log({f"{kind}/{name}": value for name, value in _flat(values).items()}, step=step)
+
+    def _lines(self) -> list[str]:
+        return self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}/")
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,135 @@
+"""Small real things for all tests: shards of synthetic photographs, two tiny teachers with weights, a cache of both."""
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from webdataset import TarWriter
+
+from pipelines import extract
+from unic_cache.cache import Cache, open_cache
+from unic_cache.config import ExtractConfig
+
+torch.set_num_threads(1)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+VIT = "timm:test_vit@32"
+CNN = "timm:test_efficientnet@32"
+
+
+def picture(number: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    """A synthetic image whose colours and stripes depend on the number, by integer arithmetic alone."""
+    height, width = size
+    rows, columns = np.mgrid[0:height, 0:width]
+    stripes = ((rows * (number % 5 + 1) + columns * (number % 3 + 1)) * 8) % 256
+    channels = [(stripes + 37 * number) % 256, (columns * 5 + 11 * number) % 256, (rows * 6 + 91 * number) % 256]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, samples: list[tuple[str, bytes, int | None]]) -> Path:
+    """A WebDataset shard of (key, PNG bytes, label)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TarWriter(str(path), mtime=0) as tar:
+        for key, data, label in samples:
+            tar.write({"__key__": key, "png": data, **({} if label is None else {"cls": label})})
+    return path
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A folder of tars."""
+
+    folder: Path
+    rows: tuple[int, ...]
+
+    @property
+    def pattern(self) -> str:
+        return str(self.folder / "*.tar")
+
+
+def make_shards(folder: Path, rows: tuple[int, ...], first: int = 0, name: str = "{:06d}") -> Shards:
+    number = first
+    for shard, count in enumerate(rows):
+        samples = [(f"image{n:05d}", png(picture(n)), n % 3) for n in range(number, number + count)]
+        write_tar(folder / f"{name.format(shard)}.tar", samples)
+        number += count
+    return Shards(folder, rows)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Shards:
+    """Three tars of 37, 40 and 5 images: more than a chunk, not a multiple of one, and less than one."""
+    return make_shards(tmp_path_factory.mktemp("shards"), (37, 40, 5))
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> dict[str, Path]:
+    """Random weights for the two tiny teachers, in timm's own layout."""
+    folder = tmp_path_factory.mktemp("weights")
+    found = {}
+    for name in (VIT, CNN):
+        arch = name.removeprefix("timm:").partition("@")[0]
+        torch.manual_seed(len(arch))
+        path = folder / f"{arch}.safetensors"
+        save_file(timm.create_model(arch).state_dict(), path)
+        found[name] = path
+    return found
+
+
+@pytest.fixture(scope="session")
+def settings(shards, weights):
+    """Keyword arguments of an ExtractConfig; the caller adds cache and changes."""
+
+    def make(cache: Path, **changes) -> ExtractConfig:
+        return ExtractConfig(
+            **{
+                "teachers": (VIT, CNN),
+                "weights": tuple((name, str(path)) for name, path in weights.items()),
+                "shards": shards.pattern,
+                "cache": str(cache),
+                "views": 2,
+                "size": 32,
+                "batch_size": 16,
+                "calibration_images": 60,
+                "device": "cpu",
+                "threads": 2,
+                **changes,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory, settings) -> Path:
+    """A whole cache of two teachers, f16, two views and the center view; never to be written to."""
+    folder = tmp_path_factory.mktemp("cache") / "cache"
+    extract.run(settings(folder))
+    extract.run(settings(folder, recipe="center", views=1))
+    return folder
+
+
+@pytest.fixture
+def cache(cache_folder) -> Cache:
+    return open_cache(cache_folder)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder by its relative name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+__all__ = ["CNN", "VIT", "Shards", "make_shards", "picture", "png", "tree", "write_tar"]

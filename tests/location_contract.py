@@ -1,0 +1,199 @@
+"""What every kind of `Location` promises, as tests that a class for each kind inherits.
+
+`ReadContract` needs the fixtures `folder` (an empty Location) and `fill` (puts files into it by other means, or by
+`create`). `WriteContract` needs `folder` and `raw` (all names that really lie there, hidden ones too).
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from unic_cache.errors import ConfigError
+from unic_cache.location import Location
+
+Files = dict[str, bytes]
+FILES: Files = {
+    "n+1@s_.-x": b"odd characters",
+    "t-2/spec.json": b"a neighbour whose name begins alike",
+    "t/features.zarr/000000/unic-224-0-003/cls/c.0.0": bytes(range(256)) * 40,
+    "t/features.zarr/empty": b"",
+    "t/spec.json": b"{}",
+}
+OUTSIDE = (
+    "",
+    ".",
+    "..",
+    "../x",
+    "/etc/passwd",
+    "a/../b",
+    "a/..",
+    "./a",
+    "a//b",
+    "a/",
+    "a\\b",
+    "a\0",
+    "a b",
+    "a\n",
+    "ü",
+    "~",
+)
+THREADS = 8
+
+
+class ReadContract:
+    """Reading, listing, and names that stay inside."""
+
+    def test_reads_a_file_whole_and_none_where_there_is_none(
+        self, folder: Location, fill: Callable[[Files], None]
+    ) -> None:
+        fill(FILES)
+        assert {name: folder.read(name) for name in FILES} == FILES
+        assert folder.read("t/nothing") is None
+        assert folder.read("nowhere/nothing") is None
+
+    def test_reads_ranges_as_slices_do(self, folder: Location, fill: Callable[[Files], None]) -> None:
+        fill(FILES)
+        for name in ("n+1@s_.-x", "t/features.zarr/empty"):
+            for offset in range(17):
+                for size in (0, 1, 5, 100):
+                    assert folder.read_range(name, offset, size) == FILES[name][offset : offset + size]
+        big = "t/features.zarr/000000/unic-224-0-003/cls/c.0.0"
+        assert folder.read_range(big, 4000, 3000) == FILES[big][4000:7000]
+
+    def test_range_of_no_file_is_an_error(self, folder: Location, fill: Callable[[Files], None]) -> None:
+        fill(FILES)
+        for size in (0, 4):
+            with pytest.raises(FileNotFoundError):
+                folder.read_range("t/nothing", 0, size)
+            with pytest.raises(FileNotFoundError):
+                folder.read_range("t/spec.json/nothing", 0, size)
+
+    def test_sizes(self, folder: Location, fill: Callable[[Files], None]) -> None:
+        fill(FILES)
+        assert {name: folder.size(name) for name in FILES} == {name: len(data) for name, data in FILES.items()}
+        assert folder.size("t/nothing") is None
+        assert folder.size("nowhere/nothing") is None
+
+    def test_names_are_sorted_and_below_the_folder_only(self, folder: Location, fill: Callable[[Files], None]) -> None:
+        fill(FILES)
+        assert list(folder.names()) == sorted(FILES)
+        assert list(folder.names("t")) == sorted(name for name in FILES if name.startswith("t/"))
+        assert list(folder.names("t/features.zarr/000000")) == ["t/features.zarr/000000/unic-224-0-003/cls/c.0.0"]
+        assert list(folder.names("nowhere")) == []
+
+    def test_folders_are_those_directly_inside(self, folder: Location, fill: Callable[[Files], None]) -> None:
+        fill(FILES)
+        assert folder.folders() == ["t", "t-2"]
+        assert folder.folders("t/features.zarr") == ["000000"]
+        assert folder.folders("t-2") == []
+        assert folder.folders("nowhere") == []
+
+    @pytest.mark.parametrize("name", OUTSIDE)
+    def test_no_name_leaves_the_folder(self, folder: Location, name: str) -> None:
+        calls: list[Callable[[], object]] = [
+            lambda: folder.read(name),
+            lambda: folder.read_range(name, 0, 1),
+            lambda: folder.size(name),
+        ]
+        if name:  # the empty prefix is the folder itself
+            calls += [lambda: list(folder.names(name)), lambda: folder.folders(name)]
+        for call in calls:
+            with pytest.raises(ConfigError, match="is not a name inside a cache"):
+                call()
+
+
+class WriteContract(ReadContract):
+    """Files that are made once, by whoever comes first."""
+
+    @pytest.fixture
+    def fill(self, folder: Location) -> Callable[[Files], None]:
+        def put(files: Files) -> None:
+            for name, data in files.items():
+                assert folder.create(name, data)
+
+        return put
+
+    @pytest.fixture(autouse=True)
+    def nothing_left_over(self, folder: Location, raw: Callable[[], set[str]]) -> Iterator[None]:
+        yield
+        assert raw() == set(folder.names())
+
+    def test_what_was_written_is_there_at_once(self, folder: Location) -> None:
+        for number in range(20):
+            name, data = f"a/{number}", bytes([number]) * (number + 1)
+            assert folder.create(name, data)
+            assert folder.read(name) == data
+            assert folder.size(name) == len(data)
+            assert name in set(folder.names("a"))
+
+    def test_create_never_overwrites(self, folder: Location) -> None:
+        assert folder.create("a/b", b"first")
+        assert not folder.create("a/b", b"second")
+        assert not folder.create("a/b", b"first and more")
+        assert folder.read("a/b") == b"first"
+
+    def test_create_of_what_stands_there_already_succeeds(self, folder: Location) -> None:
+        assert folder.create("a/b", b"same")
+        assert folder.create("a/b", b"same")
+        assert folder.read("a/b") == b"same"
+
+    def test_a_file_of_many_megabytes_is_created_once_too(self, folder: Location) -> None:
+        data = bytes(range(256)) * (24 << 10)  # 6 MiB: above the size at which clients begin to upload in parts
+        assert folder.create("big", data)
+        assert not folder.create("big", data[:-1] + b"\0")
+        assert folder.read("big") == data
+
+    def test_concurrent_creates_have_one_winner(self, folder: Location) -> None:
+        names = [f"race/{number}" for number in range(5)]
+        start = threading.Barrier(THREADS)
+
+        def create_all(writer: int) -> list[bool]:
+            start.wait()
+            return [folder.create(name, f"{writer} wrote {name}".encode() * 100) for name in names]
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            won = list(pool.map(create_all, range(THREADS)))
+        for column, name in enumerate(names):
+            winners = [writer for writer in range(THREADS) if won[writer][column]]
+            assert len(winners) == 1
+            assert folder.read(name) == f"{winners[0]} wrote {name}".encode() * 100
+
+    def test_concurrent_creates_of_equal_bytes_all_succeed(self, folder: Location) -> None:
+        start = threading.Barrier(THREADS)
+
+        def create(_: int) -> bool:
+            start.wait()
+            return folder.create("race/equal", b"the same for all")
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            assert all(pool.map(create, range(THREADS)))
+        assert folder.read("race/equal") == b"the same for all"
+
+    def test_replace_takes_the_place_of_whatever_is_there(self, folder: Location) -> None:
+        folder.replace("a/b", b"from nothing")
+        assert folder.read("a/b") == b"from nothing"
+        folder.replace("a/b", b"anew")
+        assert folder.read("a/b") == b"anew"
+        assert not folder.create("a/b", b"later")
+
+    def test_deleted_is_gone_and_can_be_made_again(self, folder: Location) -> None:
+        folder.create("a/b", b"first")
+        folder.delete("a/b")
+        folder.delete("a/b")
+        folder.delete("nowhere/nothing")
+        assert folder.read("a/b") is None
+        assert list(folder.names()) == []
+        assert folder.create("a/b", b"second")
+        assert folder.read("a/b") == b"second"
+
+    @pytest.mark.parametrize("name", OUTSIDE)
+    def test_nothing_is_written_outside_the_folder(self, folder: Location, name: str) -> None:
+        for call in (
+            lambda: folder.create(name, b"x"),
+            lambda: folder.replace(name, b"x"),
+            lambda: folder.delete(name),
+        ):
+            with pytest.raises(ConfigError, match="is not a name inside a cache"):
+                call()

@@ -1,0 +1,95 @@
+"""Names to specs: pure data, quick, and helpful when a name or a size is wrong."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from unic_cache.errors import TeacherError
+from unic_cache.teachers.catalog import CATALOG, TeacherSpec, folder, resolve
+
+
+def test_catalog_holds_the_four_unic_teachers_and_the_two_of_the_demo():
+    assert list(CATALOG) == ["dino", "deit3", "ibot", "dbot-ft", "efficientnet-lite0", "vit-s-saliency"]
+
+
+@pytest.mark.parametrize("name", [*CATALOG, "dino@448", "timm:test_vit", "timm:test_resnet@96"])
+def test_spec_survives_the_trip_through_json(name):
+    spec = dataclasses.replace(resolve(name), cls_dim=7, patch_dim=5, grid=(3, 3), weights_sha256="ab")
+    assert TeacherSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_json_with_other_fields_is_refused():
+    data = CATALOG["dino"].to_json()
+    del data["mean"]
+    with pytest.raises(TeacherError, match=r"unknown fields \['colour'\], absent fields \['mean'\]"):
+        TeacherSpec.from_json({**data, "colour": "red"})
+
+
+def test_size_suffix_changes_name_input_and_model_size_and_nothing_else():
+    small, own = resolve("dino@96"), CATALOG["dino"]
+    assert (small.name, small.input_size, dict(small.arch_options)["img_size"]) == ("dino@96", 96, 96)
+    assert dataclasses.replace(small, name="dino", input_size=224, arch_options=own.arch_options) == own
+
+
+def test_own_size_as_suffix_is_the_plain_teacher():
+    assert resolve("dino@224") == CATALOG["dino"]
+    assert resolve("timm:test_vit@160") == resolve("timm:test_vit")
+
+
+def test_folder_is_a_plain_name():
+    assert folder("timm:resnet18.a1_in1k@128") == "timm.resnet18.a1_in1k@128"
+    assert folder("dbot-ft") == "dbot-ft"
+
+
+def test_unic_token_rules():
+    rules = {name: (CATALOG[name].cls_rule, CATALOG[name].patch_rule) for name in ("dino", "deit3", "ibot", "dbot-ft")}
+    assert rules == {
+        "dino": ("norm-cls", "norm-patch"),
+        "deit3": ("norm-cls", "norm-patch"),
+        "ibot": ("norm-cls", "norm-patch"),
+        "dbot-ft": ("fc-norm-mean", "raw-patch"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dinoo", r"no teacher is called 'dinoo'; did you mean dino\?"),
+        ("zzz", r"no teacher is called 'zzz'; choose from dino, deit3, .* Any timm model is timm:NAME"),
+        ("timm:resnet19", r"has no model 'resnet19'; close names: timm:resnet18"),
+        ("timm:qqqqqqqqqq", r"has no model 'qqqqqqqqqq'; timm.list_models\(\) has all"),
+        ("timm:resnet18.nobody", r"has no model 'resnet18.nobody'; close names: timm:"),
+        ("dino@", r"after '@' comes the input size in px, as in dino@224"),
+        ("dino@big", r"after '@' comes the input size in px"),
+        ("dino@225", r"teacher dino@225: .* 225 px is no multiple of the patch size 16 px; .*: 224 or 240"),
+        ("vit-s-saliency@100", r"no multiple of the patch size 14 px; .*: 98 or 112"),
+        ("dino@8", r"8 px is no multiple of the patch size 16 px; .*: 16 "),
+        ("dino@0", r"0 px is no multiple"),
+        ("timm:test_resnet@100", r"100 px is no multiple of the patch size 16 px; .*: 96 or 112"),
+        (
+            "timm:xception41",
+            r"299 px is no multiple of the patch size 16 px; .*: 288 or 304 \(say timm:xception41@SIZE",
+        ),
+        ("timm:crossvit_9_240", r"timm:crossvit_9_240: .* choose another model"),
+        ("timm:deepseek_vit_412m", r"neither one sequence of patch tokens nor a map with 16 px a cell"),
+        ("timm:vgg11_bn@16", r"timm cannot run vgg11_bn.* at 16 px"),
+    ],
+)
+def test_wrong_names_and_sizes_say_what_would_do(name, message):
+    with pytest.raises(TeacherError, match=message):
+        resolve(name)
+
+
+@pytest.mark.parametrize("field", ["cls_rule", "patch_rule", "position_rule"])
+def test_unknown_rule_is_refused(field):
+    with pytest.raises(TeacherError, match=r"teacher dino: .* rule 'best' is unknown; choose from"):
+        dataclasses.replace(CATALOG["dino"], **{field: "best"})
+
+
+def test_listing_the_teachers_imports_neither_torch_nor_timm():
+    code = "import sys, unic_cache.teachers.catalog; print(sorted({'torch', 'timm', 'onnx'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,230 @@
+"""Local folders: the contract, power cuts and kills after every call, a failure of every call, odd file systems."""
+
+import errno
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.disk import LOST, Disk, Files, lay_out, tree
+from tests.location_contract import WriteContract
+from unic_cache.errors import CacheError, ConfigError
+from unic_cache.location import LocalFolder, Location, open_location
+
+CACHE = "above/cache"
+DATA, FEATURES = "t/features.zarr/000000/unic-224-0-000/c.0.0", bytes(range(256)) * 9
+RECORD, VOUCHER = "t/commits/000000/unic-224-0-000/000000.json", b'{"rows": 3}'
+FINISHED = {f"{CACHE}/{DATA}": FEATURES, f"{CACHE}/{RECORD}": VOUCHER}
+
+
+class TestLocalFolder(WriteContract):
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> LocalFolder:
+        return LocalFolder(tmp_path / "not" / "yet" / "there")
+
+    @pytest.fixture
+    def raw(self, folder: LocalFolder) -> Callable[[], set[str]]:
+        return lambda: set(tree(folder.path))
+
+    def test_a_folder_is_no_file(self, folder: Location) -> None:
+        folder.create("a/b", b"")
+        assert folder.read("a") is None
+        assert folder.size("a") is None
+
+    def test_it_travels_to_a_spawned_worker(self, folder: Location) -> None:
+        folder.create("a/b", b"data")
+        assert pickle.loads(pickle.dumps(folder)).read("a/b") == b"data"
+
+
+def commit(folder: LocalFolder) -> None:
+    """What a writer does: data first, record last."""
+    assert folder.create(DATA, FEATURES)
+    assert folder.create(RECORD, VOUCHER)
+
+
+def replace_and_commit(folder: LocalFolder) -> None:
+    folder.replace(DATA, FEATURES)
+    assert folder.create(RECORD, VOUCHER)
+
+
+def commit_and_repair(folder: LocalFolder) -> None:
+    commit(folder)
+    folder.delete(RECORD)
+    folder.delete(DATA)
+    commit(folder)
+
+
+WORKS = [commit, replace_and_commit, commit_and_repair]
+
+
+def check_whole(files: Files) -> None:
+    """No name stands for part of a file, and no record for data that is not there."""
+    named = {name: data for name, data in files.items() if ".tmp-" not in name}
+    assert named.items() <= FINISHED.items()
+    assert f"{CACHE}/{DATA}" in named or f"{CACHE}/{RECORD}" not in named
+
+
+def check_finishing(files: Files, root: Path) -> None:
+    """The same worker, started again on what is left, ends with just what it should."""
+    lay_out(files, root)
+    folder = LocalFolder(root / CACHE)
+    folder.remove_leftovers()
+    commit(folder)
+    assert tree(root) == FINISHED
+
+
+@pytest.mark.parametrize("work", WORKS)
+def test_power_cut_or_kill_after_any_call_is_made_good(tmp_path: Path, work: Callable[[LocalFolder], None]) -> None:
+    disk = Disk(tmp_path / "disk")
+    with disk.watch():
+        work(LocalFolder(disk.root / CACHE))
+    assert len(disk.instants) > 40
+    for number, instant in enumerate(disk.instants):
+        for left in (instant.killed, instant.cut):
+            check_whole(left)
+        check_finishing(instant.killed, tmp_path / f"killed-{number}")
+        check_finishing(instant.cut, tmp_path / f"cut-{number}")
+    assert disk.instants[-1].killed == disk.instants[-1].cut == FINISHED
+
+
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "ordered"), OSError(errno.ENOSPC, "ordered"), KeyboardInterrupt()]
+)
+def test_failure_of_any_call_leaves_the_whole_file_or_nothing(
+    tmp_path: Path, work: Callable[[LocalFolder], None], error: BaseException
+) -> None:
+    number = 0
+    while True:
+        disk = Disk(tmp_path / f"disk-{number}")
+        disk.fail(number, error)
+        with disk.watch():
+            try:
+                work(LocalFolder(disk.root / CACHE))
+            except type(error):
+                assert disk.failed
+            check_whole(tree(disk.root))
+            assert sum(".tmp-" in name for name in tree(disk.root)) <= (disk.failed == "unlink")
+            if not disk.failed:
+                break
+            commit(LocalFolder(disk.root / CACHE))
+        assert disk.instants[-1].cut.items() >= FINISHED.items()
+        check_finishing({}, disk.root)
+        number += 1
+    assert number > 40
+
+
+def test_power_cut_forgets_what_was_not_synced(tmp_path: Path) -> None:
+    """The model itself: a naive writer loses its file, or its file's bytes, or the way to it."""
+    disk = Disk(tmp_path / "disk")
+    with disk.watch():
+        naive = disk.root / "a" / "naive"
+        os.mkdir(naive.parent)
+        naive.write_bytes(b"data")
+        os.link(naive, disk.root / "second")
+        assert disk.instants[-1].cut == {}
+        for folder in (naive.parent, disk.root):
+            descriptor = os.open(folder, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+        assert disk.instants[-1].cut == {"a/naive": LOST, "second": LOST}
+
+
+def test_folders_that_another_made_and_never_synced_become_durable(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "disk")
+    with disk.watch():
+        (disk.root / CACHE / DATA).parent.mkdir(parents=True)
+        LocalFolder(disk.root / CACHE).create(DATA, FEATURES)
+        assert disk.instants[-1].cut == {f"{CACHE}/{DATA}": FEATURES}
+
+
+@pytest.mark.parametrize("ours", [FEATURES, b"others"])
+def test_file_that_another_made_and_never_synced_becomes_durable(tmp_path: Path, ours: bytes) -> None:
+    disk = Disk(tmp_path / "disk")
+    with disk.watch():
+        lay_out({f"{CACHE}/{DATA}": FEATURES}, disk.root)
+        assert LocalFolder(disk.root / CACHE).create(DATA, ours) == (ours == FEATURES)
+        assert disk.instants[-1].cut == {f"{CACHE}/{DATA}": FEATURES}
+
+
+@pytest.mark.parametrize("lie", [FileExistsError(errno.EEXIST, "lie"), OSError(errno.EIO, "lie")])
+def test_link_that_was_made_but_reported_as_failed_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lie: OSError
+) -> None:
+    real = os.link
+
+    def link(source: Path, target: Path) -> None:
+        real(source, target)
+        raise lie
+
+    monkeypatch.setattr(os, "link", link)
+    folder = LocalFolder(tmp_path)
+    assert folder.create("a/b", b"data")
+    assert tree(tmp_path) == {"a/b": b"data"}
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_file_system_without_links_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(CacheError, match=r"a: this file system makes no hard links \(.*put the cache on another one"):
+        LocalFolder(tmp_path).create("a/b", b"data")
+    assert tree(tmp_path) == {}
+
+
+def test_worker_whose_twin_removes_its_temporary_file_writes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, twin = os.link, LocalFolder(tmp_path)
+    removed: list[int] = []
+
+    def link(source: Path, target: Path) -> None:
+        if not removed:
+            removed.append(twin.remove_leftovers())
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    assert LocalFolder(tmp_path).create("a/b", b"data")
+    assert removed == [1]
+    assert tree(tmp_path) == {"a/b": b"data"}
+
+
+def test_left_overs_are_removed_by_the_same_worker_alone(tmp_path: Path) -> None:
+    lay_out({"a/.tmp-1-x": b"", "a/b/.tmp-1-y": b"", "a/.tmp-11-x": b"", "a/.tmp-0-x": b"", "a/c": b""}, tmp_path)
+    folder = LocalFolder(tmp_path, worker=1)
+    assert list(folder.names()) == ["a/c"]
+    assert folder.remove_leftovers() == 2
+    assert set(tree(tmp_path)) == {"a/.tmp-11-x", "a/.tmp-0-x", "a/c"}
+
+
+def test_folder_that_cannot_be_listed_is_an_error_and_not_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_out({"a/b": b""}, tmp_path)
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("/a"):
+            raise PermissionError(errno.EACCES, "ordered", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(PermissionError, match="ordered"):
+        list(LocalFolder(tmp_path).names())
+
+
+def test_a_path_and_a_file_url_are_local_folders(tmp_path: Path) -> None:
+    for where in (tmp_path, str(tmp_path), f"file://{tmp_path}"):
+        folder = open_location(where, worker=3)
+        assert isinstance(folder, LocalFolder)
+        assert isinstance(folder, Location)
+        assert (folder.path, folder.worker, folder.url) == (tmp_path, 3, str(tmp_path))
+
+
+def test_unknown_scheme_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"azure://c/x: no store for azure:// is known; use a path, s3://, gs://"):
+        open_location("azure://c/x")

@@ -1,0 +1,252 @@
+"""Object stores against the contract, and against servers that fail in every way that can be ordered."""
+
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import obstore
+import pytest
+from obstore.store import GCSStore, MemoryStore
+
+from tests.location_contract import WriteContract
+from tests.object_server import ObjectServer
+from unic_cache import object_store, outages
+from unic_cache.errors import CacheError
+from unic_cache.location import Location, open_location
+from unic_cache.object_store import ObjectFolder
+from unic_cache.web_folder import WebFolder
+
+CALLS: dict[str, Callable[[Location], object]] = {
+    "read": lambda folder: folder.read("a/there"),
+    "read_range": lambda folder: folder.read_range("a/there", 1, 2),
+    "size": lambda folder: folder.size("a/there"),
+    "create": lambda folder: folder.create("a/new", b"new"),
+    "replace": lambda folder: folder.replace("a/new", b"new"),
+    "delete": lambda folder: folder.delete("a/there"),
+    "names": lambda folder: list(folder.names()),
+    "folders": lambda folder: folder.folders(),
+}
+ANSWERS = {
+    "read": b"there",
+    "read_range": b"he",
+    "size": 5,
+    "create": True,
+    "replace": None,
+    "delete": None,
+    "names": ["a/there", "b", "c"],
+    "folders": ["a"],
+}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectServer]:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(outages, "FIRST_PAUSE", 0.001)
+    with ObjectServer() as running:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        yield running
+
+
+@pytest.fixture
+def filled(server: ObjectServer) -> ObjectFolder:
+    server.objects.update({"pre/a/there": b"there", "pre/b": b"", "pre/c": b"", "else/where": b""})
+    return ObjectFolder("s3://bucket/pre")
+
+
+class TestMemory(WriteContract):
+    """obstore's own store in memory, the reference."""
+
+    @pytest.fixture
+    def folder(self) -> ObjectFolder:
+        return ObjectFolder("memory://", MemoryStore())
+
+    @pytest.fixture
+    def raw(self, folder: ObjectFolder) -> Callable[[], set[str]]:
+        return lambda: {entry["path"] for page in obstore.list(folder._open()) for entry in page}
+
+
+class TestS3(WriteContract):
+    @pytest.fixture
+    def folder(self, server: ObjectServer) -> Location:
+        return open_location("s3://bucket/a/prefix/")
+
+    @pytest.fixture
+    def raw(self, server: ObjectServer) -> Callable[[], set[str]]:
+        return lambda: {key.removeprefix("a/prefix/") for key in server.objects}
+
+
+class TestGoogle(WriteContract):
+    @pytest.fixture
+    def folder(self, server: ObjectServer) -> Location:
+        key = {"client_email": "", "private_key": "", "private_key_id": "", "disable_oauth": True}
+        store = GCSStore(
+            "bucket",
+            prefix="a/prefix",
+            service_account_key=json.dumps({**key, "gcs_base_url": server.endpoint}),
+            client_options={"allow_http": True},
+            retry_config=object_store.NO_RETRIES,
+        )
+        return ObjectFolder("gs://bucket/a/prefix", store)
+
+    @pytest.fixture
+    def raw(self, server: ObjectServer) -> Callable[[], set[str]]:
+        return lambda: {key.removeprefix("a/prefix/") for key in server.objects}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("fault", [408, 429, 500, 502, 503, 504, "drop", "lose"])
+def test_trouble_that_passes_is_outlived(
+    filled: ObjectFolder, server: ObjectServer, call: str, fault: int | str
+) -> None:
+    server.faults.extend([fault] * 4)
+    assert CALLS[call](filled) == ANSWERS[call]
+    assert not server.faults
+
+
+def test_create_whose_answer_was_lost_meets_its_own_first_try(filled: ObjectFolder, server: ObjectServer) -> None:
+    server.faults.append("lose")
+    assert filled.create("a/new", b"mine")
+    assert server.asked[:3] == ["PUT /bucket/pre/a/new", "PUT /bucket/pre/a/new", "GET /bucket/pre/a/new"]
+    server.faults.append("lose")
+    assert not filled.create("a/there", b"mine")
+    assert server.objects["pre/a/there"] == b"there"
+
+
+def test_create_in_conflict_with_one_under_way_is_tried_again(filled: ObjectFolder, server: ObjectServer) -> None:
+    server.faults.extend([409, 404, 409])
+    assert filled.create("a/new", b"mine")
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("status", [400, 401, 403])
+def test_refusal_is_told_at_once(filled: ObjectFolder, server: ObjectServer, call: str, status: int) -> None:
+    server.faults.extend([status] * 2)
+    with pytest.raises(CacheError, match=rf"^s3://bucket/pre\S*: the server answered {status} ") as caught:
+        CALLS[call](filled)
+    assert len(server.asked) <= 2
+    assert ("AWS_SECRET_ACCESS_KEY" in str(caught.value)) == (status != 400)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_missing_bucket_is_told_at_once(server: ObjectServer, call: str) -> None:
+    with pytest.raises(CacheError, match=r"s3://lost/pre.*\(NoSuchBucket\); make the bucket or correct the URL"):
+        CALLS[call](ObjectFolder("s3://lost/pre"))
+    assert len(server.asked) <= 2
+
+
+def test_wrong_region_is_told_at_once(filled: ObjectFolder, server: ObjectServer) -> None:
+    server.faults.append(301)
+    with pytest.raises(CacheError, match="set AWS_REGION to the bucket's region"):
+        filled.read("a/there")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_server_that_stays_away_is_told_in_the_end(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    monkeypatch.setattr(outages, "PATIENCE", 0.05)
+    monkeypatch.setattr(outages, "QUIET", 0.01)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    told = r"s3://bucket/pre.*Connection refused\); see that AWS_ENDPOINT_URL is right"
+    with caplog.at_level(logging.WARNING), pytest.raises(CacheError, match=told):
+        CALLS[call](ObjectFolder("s3://bucket/pre"))
+    assert len(caplog.records) == 1
+    assert "trying again for another" in caplog.text
+
+
+def test_missing_credentials_are_told_soon(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outages, "LOGIN_PATIENCE", 0.05)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(CacheError, match=r"s3://bucket/pre/x: .*set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        ObjectFolder("s3://bucket/pre").read("x")
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "localhost:9000", "ftp://host"])
+def test_endpoint_that_is_no_url_is_told(server: ObjectServer, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(CacheError, match=f"AWS_ENDPOINT_URL='{endpoint}' is no URL; write it as https://HOST"):
+        ObjectFolder("s3://bucket/pre").read("x")
+
+
+def test_settings_that_cannot_be_read_are_told(server: ObjectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "maybe")
+    with pytest.raises(CacheError, match=r's3://bucket/pre cannot be opened: .*failed to parse "maybe" as boolean'):
+        ObjectFolder("s3://bucket/pre").read("x")
+    with pytest.raises(CacheError, match="s3: cannot be opened"):
+        ObjectFolder("s3://").read("x")
+
+
+def test_server_that_lets_a_name_be_created_twice_is_refused(filled: ObjectFolder, server: ObjectServer) -> None:
+    server.honours_create_only = False
+    with pytest.raises(CacheError, match=r"a/new: the server let this object be created twice.*If-None-Match"):
+        filled.create("a/new", b"new")
+    assert server.objects["pre/a/new"] == b"new"
+
+
+def test_nothing_is_opened_before_it_is_used() -> None:
+    kinds = {
+        "s3://bucket/x": ObjectFolder,
+        "gs://bucket/x": ObjectFolder,
+        "https://h/x": WebFolder,
+        "http://h/x": WebFolder,
+    }
+    for url, kind in kinds.items():
+        folder = open_location(url)
+        assert type(folder) is kind
+        assert isinstance(folder, Location)
+        assert isinstance(folder, ObjectFolder)
+        assert folder._store is None
+        assert folder.url == url
+        assert repr(folder) == f"{kind.__name__}('{url}')"
+
+
+def test_a_folder_travels_to_a_spawned_worker_and_is_opened_there(filled: ObjectFolder) -> None:
+    assert filled.read("a/there") == b"there"
+    travelled = pickle.loads(pickle.dumps(filled))
+    assert travelled._store is None
+    assert travelled.read("a/there") == b"there"
+
+
+FORKS = """
+import os, signal, sys
+from obstore.store import MemoryStore
+from unic_cache.object_store import ObjectFolder
+
+folder = ObjectFolder("memory://", MemoryStore())
+if sys.argv[1] == "used":
+    folder.create("x", b"x")
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    print("create", folder.create("y", b"y"))
+    sys.exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("before", ["used", "unused"])
+def test_fork_after_use_is_an_error_and_not_a_hang(before: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, before]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if before == "unused":
+        assert (done.returncode, done.stdout) == (0, "create True\n")
+    else:
+        assert done.returncode == 1
+        assert "forked from one that had used an object store already" in done.stderr
+        assert "start workers by spawn or forkserver" in done.stderr
+
+
+def test_obstore_is_loaded_only_for_urls() -> None:
+    script = (
+        "import sys; from unic_cache.location import open_location as o; o('x'); assert 'obstore' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,223 @@
+"""`unic-cache shard`: folders and CSVs to shards, the same bytes each time, and what it refuses."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+from pipelines.shard import run
+from unic_cache.config import ShardConfig
+from unic_cache.errors import ConfigError, ImageError
+from unic_cache.views.decode import decode
+from unic_cache.views.index import Segment
+from unic_cache.views.listing import list_images
+from unic_cache.views.shards import OpenShard, describe, expand, scan
+
+DEMO = Path(__file__).parent / "data" / "noto-emoji"
+
+
+def save(path: Path, level: int = 0, mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (6, 5), level if mode == "L" else (level, 0, 9)).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    for name in ("zebra", "ant"):
+        for number in range(5):
+            save(root / name / f"img {number}.png", 10 * number)
+    save(root / "ant" / "deeper" / "grey.png", 200, "L")
+    (root / "ant" / "notes.txt").write_text("no image")
+    save(root / "ant" / ".hidden.png")
+    return root
+
+
+def config(images: Path, out: Path, per_shard: int = 4, **more: object) -> ShardConfig:
+    return ShardConfig(str(images), str(out), per_shard=per_shard, **more)  # type: ignore[arg-type]
+
+
+def samples(out: Path) -> dict[str, dict[str, bytes]]:
+    """What WebDataset reads, in its order."""
+    found = {}
+    for path in sorted(out.glob("*.tar")):
+        with path.open("rb") as file:
+            members = ({**member, "__url__": path.name} for member in tar_file_iterator(file))
+            found.update({sample["__key__"]: sample for sample in group_by_keys(members)})
+    return found
+
+
+def test_a_folder_of_classes_becomes_shards_that_webdataset_reads(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    summary = run(config(photos, out))
+    assert (summary.images, summary.shards, summary.classes, summary.skipped) == (11, 3, 2, 0)
+    found = samples(out)
+    assert sorted(found) == sorted(
+        [f"{name}_img-{number}" for name in ("ant", "zebra") for number in range(5)] + ["ant_grey"]
+    )
+    assert {key: sample["cls"] for key, sample in found.items()} == {
+        key: b"0" if key.startswith("ant") else b"1" for key in found
+    }
+    assert found["ant_img-3"]["png"] == (photos / "ant" / "img 3.png").read_bytes()
+    assert np.asarray(Image.open(io.BytesIO(found["ant_grey"]["png"]))).tolist() == [[[200] * 3] * 6] * 5
+    assert json.loads((out / "classes.json").read_text()) == {"0": "ant", "1": "zebra"}
+    assert sorted(path.name for path in out.iterdir()) == [
+        "000000.tar", "000001.tar", "000002.tar", "classes.json", "index.json",
+    ]  # fmt: skip
+
+
+def test_the_index_is_what_a_scan_finds(photos: Path, tmp_path: Path) -> None:
+    run(config(photos, tmp_path / "out"))
+    segment = Segment.from_json((tmp_path / "out" / "index.json").read_bytes(), "index.json")
+    assert segment.shards == tuple(scan(path) for path in expand(f"{tmp_path}/out/*.tar"))
+    assert [shard.rows for shard in segment.shards] == [4, 4, 3]
+
+
+def test_two_runs_give_the_same_bytes(photos: Path, tmp_path: Path) -> None:
+    for out in ("one", "two"):
+        run(config(photos, tmp_path / out))
+    one = {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()}
+    assert one == {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()}
+    assert len(one) == 5
+
+
+def test_another_seed_is_another_order_of_the_same_samples(photos: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run(config(photos, tmp_path / str(seed), seed=seed))
+    zero, one = samples(tmp_path / "0"), samples(tmp_path / "1")
+    assert list(zero) != list(one)
+    assert {key: sample["png"] for key, sample in zero.items()} == {key: sample["png"] for key, sample in one.items()}
+    assert [key[0] for key in zero] != sorted(key[0] for key in zero)
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    for number in range(3):
+        save(tmp_path / "flat" / f"{number}.jpg")
+    summary = run(config(tmp_path / "flat", tmp_path / "out"))
+    assert (summary.images, summary.classes) == (3, 0)
+    assert describe(expand(f"{tmp_path}/out/*.tar"))[0].labels == (None, None, None)
+    assert not (tmp_path / "out" / "classes.json").exists()
+
+
+@pytest.mark.parametrize("header", ["path,label\n", ""])
+def test_a_csv_keeps_integer_labels(tmp_path: Path, header: str) -> None:
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "b.png")
+    (tmp_path / "in" / "list.csv").write_text(f"{header}a.png,907\n../b.png, 3\n")
+    assert run(config(tmp_path / "in" / "list.csv", tmp_path / "out")).classes == 0
+    assert {key: sample["cls"] for key, sample in samples(tmp_path / "out").items()} == {"a": b"907", "b": b"3"}
+
+
+def test_a_csv_numbers_names_in_sorted_order(tmp_path: Path) -> None:
+    for name in "abc":
+        save(tmp_path / f"{name}.png")
+    (tmp_path / "list.csv").write_text('a.png,tench\nb.png,"ant, red"\nc.png,tench\n')
+    listing = list_images(str(tmp_path / "list.csv"))
+    assert listing.classes == ("ant, red", "tench")
+    assert [(sample.key, sample.label) for sample in listing.samples] == [
+        ("tench_a", 1), ("ant--red_b", 0), ("tench_c", 1),
+    ]  # fmt: skip
+
+
+def test_a_csv_of_paths_alone_has_no_labels(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_text("path\na.png\n")
+    assert [sample.label for sample in list_images(str(tmp_path / "list.csv")).samples] == [None]
+
+
+def test_keys_are_safe_unique_and_not_too_long(tmp_path: Path) -> None:
+    for name in ("a b.png", "a.b.png", "a-b.jpg", "n0_7.png", "ünï.png", "x" * 200 + ".png", "UP.PNG"):
+        save(tmp_path / "n0" / name)
+    keys = [sample.key for sample in list_images(str(tmp_path)).samples]
+    assert len(set(keys)) == len(keys) == 7
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,90}", key) for key in keys)
+    assert {"n0_a-b", "n0_a-b-2", "n0_a-b-3", "n0_7", "n0_UP"} < set(keys)
+
+
+def test_a_bad_image_is_reported_and_left_out(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "zebra" / "img 2.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    summary = run(config(photos, tmp_path / "out"))
+    assert summary.images == 10
+    assert summary.skipped == 1
+    assert "header cannot be read" in summary.bad[str(photos / "zebra" / "img 2.png")]
+    assert "zebra_img-2" not in samples(tmp_path / "out")
+
+
+def test_strict_stops_at_a_bad_image_and_leaves_no_index(photos: Path, tmp_path: Path) -> None:
+    (photos / "zebra" / "img 2.png").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"img 2.png: not an image that is read here .*leave --strict out"):
+        run(config(photos, tmp_path / "out", strict=True))
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
+def test_only_bad_images_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(ImageError, match=r"none of the 1 images in .* can be decoded; the first: not an image"):
+        run(config(tmp_path / "in", tmp_path / "out"))
+
+
+def test_shards_are_never_overwritten(photos: Path, tmp_path: Path) -> None:
+    run(config(photos, tmp_path / "out"))
+    before = (tmp_path / "out" / "000000.tar").read_bytes()
+    with pytest.raises(ConfigError, match=r"out already holds 000000.tar; choose another folder, or delete this one"):
+        run(config(photos, tmp_path / "out", seed=5))
+    assert (tmp_path / "out" / "000000.tar").read_bytes() == before
+
+
+def test_a_killed_runs_hidden_file_is_no_shard_and_no_hindrance(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".tmp-000000.tar").write_bytes(b"half")
+    run(config(photos, tmp_path / "out"))
+    assert list((tmp_path / "out").glob(".tmp*")) == []
+
+
+def test_missing_and_empty_inputs_say_so(tmp_path: Path) -> None:
+    (tmp_path / "empty" / "class").mkdir(parents=True)
+    (tmp_path / "file.txt").write_text("")
+    save(tmp_path / "mixed" / "class" / "a.png")
+    save(tmp_path / "mixed" / "loose.png")
+    (tmp_path / "none.csv").write_text("path,label\n")
+    (tmp_path / "gone.csv").write_text("path,label\nfile.txt,1\ngone.png,2\n")
+    (tmp_path / "odd.csv").write_text("file.txt,1\nfile.txt\n")
+    for source, message in [
+        ("nowhere", "no folder or .csv at .*nowhere; check the path"),
+        ("file.txt", "file.txt is neither a folder nor a .csv of path,label"),
+        ("empty", "no images in .*empty; an image's name ends in jpg"),
+        ("mixed", "has class folders and images beside them, such as loose.png"),
+        ("none.csv", "no images in .*none.csv"),
+        ("gone.csv", "gone.csv, line 3: no file at gone.png; paths are relative to the CSV"),
+        ("odd.csv", "odd.csv, line 2: expected path,label and found 'file.txt'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            run(config(tmp_path / source, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match=r"file.txt is a file; choose a folder for the shards"):
+        run(config(tmp_path / "mixed" / "class", tmp_path / "file.txt"))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_demo_shards_are_whole_and_balanced(split: str) -> None:
+    paths = expand(f"{DEMO}/{split}/*.tar")
+    entries = describe(paths)
+    assert entries == tuple(scan(path) for path in paths)
+    counts = np.bincount([label for entry in entries for label in entry.labels if label is not None])
+    assert len(counts) == len(json.loads((DEMO / split / "classes.json").read_text())) == 9
+    assert counts.min() > 0.9 * counts.max()
+    with OpenShard(paths[0], entries[0]) as shard:
+        assert decode(shard.read(0)).size == (64, 64)
+
+
+def test_demo_splits_share_their_classes_and_no_image() -> None:
+    keys = [
+        {key for entry in describe(expand(f"{DEMO}/{split}/*.tar")) for key in entry.keys}
+        for split in ("train", "test")
+    ]
+    assert not keys[0] & keys[1]
+    assert (DEMO / "train" / "classes.json").read_bytes() == (DEMO / "test" / "classes.json").read_bytes()

@@ -1,0 +1,183 @@
+"""The public reader: a cache as its teachers, views and shards, and any row of it as standardized features.
+
+    cache = unic_cache.open_cache("cache")
+    teacher = cache.teachers["dino"]
+    unit = cache.unit(0, 3, "unic-224-0-000")          # tar 3 of segment 0 under view 0
+    record = teacher.record(unit)                      # what is committed, or None
+    features = teacher.features(record, [0, 1, 2])     # {"cls": (3, D), "patch": (3, T, Dp)}, standardized float32
+
+Everything that is read is checked against the record that vouches for it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unic_cache.config import Views
+from unic_cache.errors import CacheError
+from unic_cache.location import Location, open_location
+from unic_cache.store.calibrate import Calibration
+from unic_cache.store.codec import FeatureCodec
+from unic_cache.store.commit import CommitRecord, Unit
+from unic_cache.store.layout import RESERVED, VIEWS_MEMBER, Extent
+from unic_cache.store.member import Member
+from unic_cache.store.reader import RowReader, Rows
+from unic_cache.views.index import Segment, ShardEntry, read_segments
+
+RECORDS_KEPT = 1024
+
+
+class CachedTeacher:
+    """One teacher's kept features."""
+
+    def __init__(self, member: Member, calibration: Calibration, calibration_crc: int) -> None:
+        if member.codec is None:
+            raise CacheError(f"{member.location.url}/{member.folder} holds pixels, not features")
+        self.member = member
+        self.name = str(member.spec["teacher"]["name"])
+        self.codec: FeatureCodec = member.codec
+        self.calibration = calibration
+        self._calibration_crc = calibration_crc
+        self._rows = RowReader(member)
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """What spec.json says of the teacher: weights, rules, codec, licence, versions."""
+        return self.member.spec
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch tokens; (1, 1) where there are none."""
+        height, width = self.spec["features"]["grid"] or (1, 1)
+        return int(height), int(width)
+
+    def record(self, unit: Unit) -> CommitRecord | None:
+        """The unit's commit record, or None. CacheError if it was made with another calibration."""
+        record = self.member.record(unit)
+        if record is not None and record.calibration != self._calibration_crc:
+            raise CacheError(
+                f"{record.name} was made with a calibration of checksum {record.calibration}, but "
+                f"{self.member.calibration_name} has {self._calibration_crc}: two caches were mixed; keep them apart"
+            )
+        return record
+
+    def parts(self, record: CommitRecord, rows: Sequence[int]) -> dict[str, Rows]:
+        """The kept arrays' rows as they are stored, array name -> (len(rows), ...), checked."""
+        return self._rows.read(record, rows)
+
+    def features(self, record: CommitRecord, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Standardized float32 {"cls": (n, D), "patch": (n, T, Dp)} of the rows asked, in the order asked."""
+        parts = self.parts(record, rows)
+        return self.codec.decode({name: torch.from_numpy(array) for name, array in parts.items()})
+
+
+class Cache:
+    """A cache as it stood when it was opened. Its files never change; names may be added meanwhile."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self.segments: tuple[Segment, ...] = read_segments(location)
+        self._places = {
+            entry.name: (segment.number, shard)
+            for segment in self.segments
+            for shard, entry in enumerate(segment.shards)
+        }
+        self.teachers: dict[str, CachedTeacher] = {}
+        for folder in location.folders():
+            if folder in RESERVED:
+                continue
+            member = Member.open(location, folder)
+            calibration = None if member is None else member.calibration()
+            if member is not None and calibration is not None:
+                teacher = CachedTeacher(member, *calibration)
+                self.teachers[teacher.name] = teacher
+        self.pixels = Member.open(location, VIEWS_MEMBER)
+        self._pixel_records: dict[Unit, CommitRecord] = {}
+        self._pixel_rows = None if self.pixels is None else RowReader(self.pixels)
+
+    def teacher(self, name: str) -> CachedTeacher:
+        """The teacher of that name; CacheError listing the others where there is none."""
+        if name not in self.teachers:
+            known = ", ".join(self.teachers) or "no teacher at all"
+            raise CacheError(
+                f"{self.location.url} has no teacher {name!r}; it has {known}. "
+                f"Make it with `unic-cache extract --teacher {name} --cache {self.location.url}`"
+            )
+        return self.teachers[name]
+
+    def unit(self, segment: int, shard: int, view: str) -> Unit:
+        """Tar number `shard` of a segment under a view, such as 'unic-224-0-003'."""
+        entry = self.entry(segment, shard)
+        return Unit(segment, self.extent(segment), shard, entry.name, entry.rows, view)
+
+    def entry(self, segment: int, shard: int) -> ShardEntry:
+        """What the index says of a tar."""
+        return self.segments[segment].shards[shard]
+
+    def place(self, name: str, keys: Sequence[int]) -> tuple[int, int]:
+        """(segment, number) of the tar of that name. CacheError unless the cache was made with these very samples."""
+        places = self.shards()
+        if name not in places:
+            raise CacheError(
+                f"{self.location.url} was not made with shard {name}; extract it first, or leave it out of the pattern"
+            )
+        entry = self.entry(*places[name])
+        if tuple(entry.keys) != tuple(keys):
+            row = next(
+                (i for i, (a, b) in enumerate(zip(entry.keys, keys, strict=False)) if a != b),
+                min(entry.rows, len(keys)),
+            )
+            raise CacheError(
+                f"{self.location.url} was made with other shards: {name} has {len(keys)} samples here and {entry.rows} "
+                f"there, and they differ from row {row} on; give the shards that it was made with"
+            )
+        return places[name]
+
+    def extent(self, segment: int) -> Extent:
+        """The leading axes of a segment's arrays."""
+        return Extent(len(self.segments[segment].shards), self.segments[segment].rows)
+
+    def shards(self) -> dict[str, tuple[int, int]]:
+        """Every tar's name -> (segment, number in the segment), in order."""
+        return self._places
+
+    def committed(self, member: Member) -> Iterator[tuple[str, int, set[int]]]:
+        """(view, segment, tars with a record) of a member, for every view that it has."""
+        for segment in self.segments:
+            for view in self.location.folders(f"{member.folder}/commits/{segment.number:06d}"):
+                yield view, segment.number, member.committed(segment.number, view)
+
+    def view_numbers(self, member: Member, views: Views) -> list[int]:
+        """The numbers of the views that a member has at least one committed tar of."""
+        parsed = [Views.parse(view) for view, _, tars in self.committed(member) if tars]
+        return sorted({number for found, number in parsed if found == views})
+
+    def pixel_record(self, unit: Unit) -> CommitRecord | None:
+        """The record of a unit's kept pixels, or None. The records seen last are remembered."""
+        if self.pixels is None:
+            return None
+        if unit not in self._pixel_records:
+            record = self.pixels.record(unit)
+            if record is None:
+                return None
+            self._pixel_records[unit] = record
+            if len(self._pixel_records) > RECORDS_KEPT:
+                self._pixel_records.pop(next(iter(self._pixel_records)))
+        return self._pixel_records[unit]
+
+    def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: Rows) -> None:
+        """Kept views, uint8 (len(rows), H, W, 3), into `out`, checked."""
+        if self.pixels is None or self._pixel_rows is None:
+            raise CacheError(f"{self.location.url} keeps no pixels; extract with --keep-views")
+        self._pixel_rows.read_into(record, self.pixels.arrays[0], rows, out)
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Open a cache for reading. CacheError where there is none, or none that this release reads."""
+    cache = Cache(open_location(path))
+    if not cache.segments:
+        raise CacheError(f"{path}: no cache is here (index/000000.json is missing); make one with `unic-cache extract`")
+    return cache

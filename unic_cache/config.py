@@ -1,0 +1,237 @@
+"""One frozen dataclass per stage: checked when made, saved as JSON beside what the stage made.
+
+The comment behind a field gives its unit or its meaning; the command line's flags are the same names with dashes.
+"""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from unic_cache.errors import ConfigError
+
+RECIPES = ("unic", "light", "center")
+CODECS = ("f16", "int8")
+DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = ("no", "bf16", "fp16")
+NORMALIZATIONS = ("batch", "image")
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views: view `number` of an image is a pure function of (recipe, size, seed, the image's key, number)."""
+
+    recipe: str = "unic"
+    size: int = 224  # pixels, height and width
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ConfigError(f"recipe {self.recipe!r} is unknown; choose from {', '.join(RECIPES)}")
+        if not 16 <= self.size <= 4096:
+            raise ConfigError(f"a view size of {self.size} px is out of bounds; choose 16 to 4096")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed {self.seed} is out of bounds; choose 0 to 2**63 - 1")
+
+    def name(self, number: int) -> str:
+        """The view's folder in a store, such as 'unic-224-0-003'."""
+        return f"{self.recipe}-{self.size}-{self.seed}-{number:03d}"
+
+    @classmethod
+    def parse(cls, name: str) -> tuple[Self, int]:
+        """The inverse of `name`."""
+        try:
+            recipe, size, seed, number = name.split("-")
+            return cls(recipe, int(size), int(seed)), int(number)
+        except ValueError as error:
+            raise ConfigError(f"{name!r} is not a view's name, such as 'unic-224-0-003'") from error
+
+
+class _Saved:
+    """JSON round trip of a stage's dataclass."""
+
+    stage: ClassVar[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-ready dict; `from_json` gives an equal config back."""
+        return {"stage": self.stage, **dataclasses.asdict(self)}  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The config that `to_json` described. ConfigError on another stage or unknown fields."""
+        fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(data) - fields - {"stage"})
+        if data.get("stage") != cls.stage or unknown:
+            raise ConfigError(
+                f"not a config of `unic-cache {cls.stage}`: {json.dumps(data)[:200]} (unknown: {unknown})"
+            )
+        return cls(**{name: _frozen(value) for name, value in data.items() if name != "stage"})
+
+
+@dataclass(frozen=True)
+class ShardConfig(_Saved):
+    """`unic-cache shard`: an image folder or a CSV of path,label to WebDataset shards."""
+
+    stage: ClassVar[str] = "shard"
+    images: str  # a folder with one sub-folder a class, or a .csv whose columns are path,label
+    out: str
+    per_shard: int = 1000  # images
+    prefix: str = ""  # of the tars' names; a cache tells shards apart by name
+    seed: int = 0  # of the shuffle
+    strict: bool = False  # stop at the first bad image
+
+    def __post_init__(self) -> None:
+        _at_least("per-shard", self.per_shard, 1)
+        if not re.fullmatch(r"[A-Za-z0-9_@+-]*", self.prefix):
+            raise ConfigError(f"prefix {self.prefix!r} must be of letters, digits, '_', '@', '+' and '-'")
+
+
+@dataclass(frozen=True)
+class ExtractConfig(_Saved):
+    """`unic-cache extract`: shards and teachers to a cache."""
+
+    stage: ClassVar[str] = "extract"
+    teachers: tuple[str, ...]
+    weights: tuple[tuple[str, str], ...] = ()  # (teacher, file); teacher "" is the only one named
+    shards: str | None = None  # None: the views that the cache keeps, or else shards/*.tar
+    cache: str = "cache"
+    views: int = 4  # views of each image
+    recipe: str = "unic"
+    size: int = 224  # pixels of a view
+    seed: int = 0
+    codec: str = "f16"
+    batch_size: int = 64  # images; part of what makes features equal to the bit
+    device: str = "auto"
+    dtype: str = "float32"  # of the teacher's arithmetic
+    keep_views: bool = False
+    strict: bool = False
+    calibration_images: int = 5120
+    threads: int = 0  # that decode; 0 is one a core
+    worker_index: int = 0
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        Views(self.recipe, self.size, self.seed)
+        if not self.teachers and not self.keep_views:
+            raise ConfigError(
+                "no teacher: name at least one with --teacher, or keep the pixels alone with --keep-views"
+            )
+        _choice("codec", self.codec, CODECS)
+        _choice("dtype", self.dtype, DTYPES)
+        for name, value in (("views", self.views), ("batch-size", self.batch_size), ("num-workers", self.num_workers)):
+            _at_least(name, value, 1)
+        _at_least("calibration-images", self.calibration_images, 10)
+        if not 0 <= self.worker_index < self.num_workers:
+            raise ConfigError(f"worker-index {self.worker_index} is not one of 0 to {self.num_workers - 1}")
+
+
+@dataclass(frozen=True)
+class DistillConfig(_Saved):
+    """`unic-cache distill`: a cache to a student."""
+
+    stage: ClassVar[str] = "distill"
+    cache: str = "cache"
+    shards: str | None = None  # None: the views that the cache keeps, or else shards/*.tar
+    out: str = "runs/student"
+    student: str = "vit_base_patch16_224"
+    img_size: int | None = None  # pixels; None is the timm model's own
+    patch_size: int | None = None  # pixels
+    init: str | None = None  # a file or a timm name with pretrained weights; None is random
+    teachers: tuple[str, ...] = ()  # none is all in the cache
+    recipe: str = "unic"
+    size: int | None = None  # pixels of the views; None is the only size in the cache
+    view_seed: int | None = None  # None is the only seed in the cache
+    views: int | None = None  # how many of the cached views to cycle through; None is all
+    epochs: float = 200.0
+    steps: int | None = None  # instead of epochs
+    batch_size: int = 512  # images a step, over all processes
+    lr: float | None = None  # None is 3e-4 * batch_size / 256
+    warmup: float = 0.05  # share of the steps
+    min_lr: float = 1e-6
+    weight_decay: float = 0.03
+    drop_path: float = 0.1
+    drop_teacher: float = 0.5  # probability
+    normalization: str = "batch"
+    precision: str = "no"
+    seed: int = 0
+    resume: bool = False
+    val_shards: str | None = None
+    eval_every: int = 1000  # steps
+    log_every: int = 10  # steps
+    save_every: int = 1000  # steps
+    tracker: str = "tensorboard"
+    threads: int = 0  # that decode; 0 is one a core
+    pixel_tolerance: int = 0  # levels of 255
+
+    def __post_init__(self) -> None:
+        _choice("recipe", self.recipe, RECIPES)
+        if self.recipe == "center":
+            raise ConfigError("recipe 'center' is for evaluation and is never trained on; choose unic or light")
+        _choice("normalization", self.normalization, NORMALIZATIONS)
+        _choice("precision", self.precision, PRECISIONS)
+        _choice("tracker", self.tracker, ("tensorboard", "none"))
+        for name, value in (
+            ("batch-size", self.batch_size),
+            ("eval-every", self.eval_every),
+            ("log-every", self.log_every),
+            ("save-every", self.save_every),
+            ("steps", 1 if self.steps is None else self.steps),
+            ("views", 1 if self.views is None else self.views),
+        ):
+            _at_least(name, value, 1)
+        for name, share in (
+            ("warmup", self.warmup),
+            ("drop-path", self.drop_path),
+            ("drop-teacher", self.drop_teacher),
+        ):
+            if not 0 <= share < 1:
+                raise ConfigError(f"{name} {share} is out of bounds; choose 0 to below 1")
+        if self.epochs <= 0:
+            raise ConfigError(f"epochs {self.epochs} is out of bounds; choose more than 0")
+        _at_least("pixel-tolerance", self.pixel_tolerance, 0)
+
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up: UNIC's 3e-4 for each 256 images of a batch, unless `lr` says otherwise."""
+        return 3e-4 * self.batch_size / 256 if self.lr is None else self.lr
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(_Saved):
+    """`unic-cache evaluate`: k-NN of a student, a random student and the cached teachers."""
+
+    stage: ClassVar[str] = "evaluate"
+    encoder: str  # a run's folder, or the safetensors file in it
+    shards: str | None = None  # leave-one-out on these
+    train: str | None = None
+    test: str | None = None
+    cache: str | None = None  # None leaves the teachers out
+    size: int | None = None  # pixels of the `center` views; None is the cache's, or the student's own
+    neighbours: tuple[int, ...] = (10, 20, 100, 200)
+    k: int = 20  # the k of the table
+    temperature: float = 0.07
+    bootstrap: int = 1000  # resamples of the test images
+    seed: int = 0
+    batch_size: int = 64
+    device: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.shards is None) == (self.train is None) or (self.train is None) != (self.test is None):
+            raise ConfigError("say --shards PATTERN (leave-one-out), or both --train PATTERN and --test PATTERN")
+        _at_least("k", self.k, 1)
+        _at_least("bootstrap", self.bootstrap, 100)
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} {value!r} is unknown; choose from {', '.join(choices)}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name} {value} is out of bounds; choose {least} or more")
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(part) for part in value) if isinstance(value, list) else value

@@ -1,0 +1,45 @@
+"""Randomness as an argument: every draw is a pure function of integers.
+
+The raw Philox stream is stable across numpy versions and machines (numpy's *distributions* are not), so only raw
+words are taken from it and everything else is our own arithmetic.
+"""
+
+from enum import IntEnum
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Words: TypeAlias = npt.NDArray[np.uint64]
+
+
+class Purpose(IntEnum):
+    """What a stream of words is for; streams of different purposes never overlap."""
+
+    VIEW = 1
+    ORDER = 2
+    DROP_TEACHER = 3
+    TORCH = 4
+    SHARD = 5
+    BOOTSTRAP = 6
+    TOKENS = 7
+
+
+def words(purpose: Purpose, seed: int, a: int, b: int, count: int) -> Words:
+    """`count` uint64 words of the Philox4x64 stream with key (seed, a * 2**32 + b) and counter (0, 0, 0, purpose).
+
+    `seed` is below 2**64, `a` and `b` are below 2**32; none of them is ever added to another.
+    """
+    key = np.array([seed, (a << 32) | b], dtype=np.uint64)
+    counter = np.array([0, 0, 0, purpose], dtype=np.uint64)
+    return np.asarray(np.random.Philox(key=key, counter=counter).random_raw(count), dtype=np.uint64)
+
+
+def uniforms(raw: Words) -> npt.NDArray[np.float64]:
+    """Words as float64 in [0, 1): the upper 53 bits, exactly."""
+    return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(raw: Words) -> npt.NDArray[np.int64]:
+    """The order that sorts the words: a random permutation of range(len(raw))."""
+    return np.argsort(raw, kind="stable").astype(np.int64)

@@ -1,0 +1,248 @@
+"""Where files live: the one type that every path argument becomes.
+
+A `Location` is a folder of write-once files. Names are relative, use "/", and cannot leave the folder.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from unic_cache.errors import CacheError, ConfigError
+
+NAME = re.compile(r"[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*")
+
+
+def checked(name: str) -> str:
+    """`name` if it is a plain relative path below the folder; ValueError otherwise, so that no data names a path."""
+    if not NAME.fullmatch(name) or any(part in {".", ".."} for part in name.split("/")):
+        raise ConfigError(
+            f"{name!r} is not a name inside a cache: use letters, digits, '.', '_', '@', '+', '-' and '/'"
+        )
+    return name
+
+
+@runtime_checkable
+class Location(Protocol):
+    """A folder of files, each created once. All methods may be called from several threads."""
+
+    url: str
+
+    def read(self, name: str) -> bytes | None:
+        """The whole file, or None where there is none."""
+        ...
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size), fewer at the file's end. FileNotFoundError where there is no file."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """The file's size in bytes, or None where there is none."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write `data` durably and all at once as a new file; True where just these bytes now stand under the name.
+
+        False, and nothing changed, where other bytes do. What stands there is durable in both cases.
+        """
+        ...
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write `data` durably and all at once, whatever was there: only for what no commit record vouches for."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove a file; no error where there is none."""
+        ...
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """The names below the folder `prefix`, sorted; temporary files are not among them."""
+        ...
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """The names of the folders directly inside the folder `prefix`, sorted."""
+        ...
+
+
+class LocalFolder:
+    """A `Location` on a local or network file system.
+
+    A file appears by link(2) (or rename, to replace) from a temporary file in the same folder that was fsynced before;
+    the folder is fsynced after, and once each folder above it, whoever made it: a file is only as durable as the path
+    to it. Temporary names carry the writer's index, so that the same worker can remove its own left-overs when it
+    starts again, and nobody else does. A call that raises leaves the whole file or nothing.
+    """
+
+    def __init__(self, path: str | Path, worker: int = 0) -> None:
+        self.path = Path(path)
+        self.url = str(path)
+        self.worker = worker
+        self._durable: set[Path] = set()
+
+    def __repr__(self) -> str:
+        return f"LocalFolder({self.url!r})"
+
+    def read(self, name: str) -> bytes | None:
+        """One open and read."""
+        try:
+            return (self.path / checked(name)).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """One pread(2)."""
+        path = self.path / checked(name)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except NotADirectoryError as error:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+        try:
+            return os.pread(descriptor, size, offset)
+        finally:
+            os.close(descriptor)
+
+    def size(self, name: str) -> int | None:
+        """One stat(2)."""
+        try:
+            status = (self.path / checked(name)).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def create(self, name: str, data: bytes) -> bool:
+        """One link(2) of what is durable already."""
+        target = self.path / checked(name)
+        while not os.path.lexists(target):
+            with self._temporary(target, data) as temporary:
+                if _link(temporary, target):
+                    _sync(target.parent)
+                    return True
+        self._make_durable(target.parent)
+        _sync(target)
+        _sync(target.parent)
+        return target.read_bytes() == data
+
+    def replace(self, name: str, data: bytes) -> None:
+        """One rename(2) of what is durable already."""
+        target = self.path / checked(name)
+        with self._temporary(target, data) as temporary:
+            temporary.rename(target)
+            _sync(target.parent)
+
+    def delete(self, name: str) -> None:
+        """One unlink(2), made durable."""
+        target = self.path / checked(name)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            target.unlink()
+            _sync(target.parent)
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """One walk."""
+        root = self.path / checked(prefix) if prefix else self.path
+        found = [
+            os.path.join(folder, file)
+            for folder, _, files in os.walk(root, onerror=_raise_unless_missing)
+            for file in files
+            if not file.startswith(".tmp-")
+        ]
+        yield from sorted(os.path.relpath(path, self.path).replace(os.sep, "/") for path in found)
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """One listing."""
+        root = self.path / checked(prefix) if prefix else self.path
+        try:
+            with os.scandir(root) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def remove_leftovers(self) -> int:
+        """Delete the temporary files that a killed worker with this index left; how many there were."""
+        found = [path for path in self.path.rglob(f".tmp-{self.worker}-*") if path.is_file()]
+        for path in found:
+            path.unlink(missing_ok=True)
+        return len(found)
+
+    @contextlib.contextmanager
+    def _temporary(self, target: Path, data: bytes) -> Iterator[Path]:
+        """`data`, durable in a file beside `target` that nobody looks at; gone afterwards."""
+        self._make_durable(target.parent)
+        temporary = target.parent / f".tmp-{self.worker}-{secrets.token_hex(8)}"
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _make_durable(self, folder: Path) -> None:
+        if folder in self._durable and folder.is_dir():
+            return
+        if folder.parent != folder:
+            self._make_durable(folder.parent)
+            folder.mkdir(exist_ok=True)
+            _sync(folder.parent)
+        self._durable.add(folder)
+
+
+def open_location(where: str | Path, worker: int = 0) -> Location:
+    """A path or a URL as a `Location`; the folder need not exist yet."""
+    text = str(where)
+    scheme = re.match(r"([a-z0-9]+)://", text)
+    if scheme is None or scheme[1] == "file":
+        return LocalFolder(text.removeprefix("file://"), worker)
+    if scheme[1] in {"s3", "gs"}:
+        from unic_cache.object_store import ObjectFolder
+
+        return ObjectFolder(text)
+    if scheme[1] in {"http", "https"}:
+        from unic_cache.web_folder import WebFolder
+
+        return WebFolder(text)
+    raise ConfigError(f"{text}: no store for {scheme[1]}:// is known; use a path, s3://, gs://, or https:// to read")
+
+
+def _link(temporary: Path, target: Path) -> bool:
+    """Give `temporary` its second name; False where `target` is taken, or `temporary` was taken away, by another.
+
+    On NFS the answer to a link that was made can be lost and the repeated request refused: the link count tells.
+    """
+    try:
+        os.link(temporary, target)
+    except OSError as error:
+        with contextlib.suppress(FileNotFoundError):
+            if temporary.stat().st_nlink == 2:
+                return True
+        if error.errno in {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP}:
+            raise CacheError(
+                f"{target.parent}: this file system makes no hard links ({error.strerror}), without which no file can "
+                "be created once and for all; put the cache on another one"
+            ) from error
+        if isinstance(error, FileExistsError | FileNotFoundError):
+            return False
+        raise
+    return True
+
+
+def _sync(path: Path) -> None:
+    """fsync a file, or the entries of a folder; a folder that may not be read is taken to be durable."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error

@@ -1,0 +1,149 @@
+"""Commit records: written last, they say what is in a store and what it must read as.
+
+A record vouches for one tar under one view. It is JSON with sorted keys, without time or host, so equal work gives
+equal bytes. Nothing that no record vouches for is ever read.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from unic_cache.errors import CacheError
+from unic_cache.store.layout import FORMAT, ArraySpec, Extent, commit_name, object_name
+
+Crcs = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The unit of work: one tar (number `shard` of its segment, called `name`) under one view."""
+
+    segment: int
+    extent: Extent
+    shard: int
+    name: str
+    rows: int
+    view: str
+
+    def __str__(self) -> str:
+        return f"view {self.view} of shard {self.name}"
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """What is kept of one unit. `crcs` and `pixels` have one checksum for each of the unit's rows."""
+
+    member: str
+    unit: Unit
+    bad: Mapping[int, str]  # row -> why its image could not be used; such a row is zeros and never trained on
+    sizes: Mapping[str, int]  # object name -> bytes
+    crcs: Mapping[str, Crcs]  # array name -> crc32c of each row
+    pixels: Crcs  # crc32c of each row's view, 0 where bad
+    calibration: int | None  # crc32c of the calibration used; None for kept pixels
+
+    @property
+    def name(self) -> str:
+        """Where the record stands in the cache."""
+        return commit_name(self.member, self.unit.segment, self.unit.view, self.unit.shard)
+
+    @property
+    def bytes_kept(self) -> int:
+        """Bytes of the objects that the record vouches for."""
+        return sum(self.sizes.values())
+
+    def good_rows(self) -> npt.NDArray[np.int64]:
+        """The rows that may be trained on, ascending."""
+        return np.setdiff1d(np.arange(self.unit.rows), np.fromiter(self.bad, np.int64, len(self.bad)))
+
+    @property
+    def checksum(self) -> int:
+        """crc32c of the record's content."""
+        return int(crc32c(_json(self._body())))
+
+    def to_bytes(self) -> bytes:
+        """The record's file. Its last check is `self`, the crc32c of the rest."""
+        return _json({**self._body(), "self": self.checksum})
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "member": self.member,
+            "segment": self.unit.segment,
+            "view": self.unit.view,
+            "shard": self.unit.shard,
+            "name": self.unit.name,
+            "rows": self.unit.rows,
+            "bad": {str(row): reason for row, reason in self.bad.items()},
+            "objects": dict(self.sizes),
+            "crc32c": {array: crcs.tolist() for array, crcs in self.crcs.items()},
+            "pixels": self.pixels.tolist(),
+            "calibration": self.calibration,
+        }
+
+
+def parse_record(data: bytes, member: str, unit: Unit, arrays: tuple[ArraySpec, ...]) -> CommitRecord:
+    """The record of `unit`, checked against its own checksum and against what the unit and the arrays demand."""
+    where = commit_name(member, unit.segment, unit.view, unit.shard)
+    try:
+        body = json.loads(data)
+        own = body.pop("self")
+        if own != crc32c(_json(body)):
+            raise CacheError(f"{where}: its checksum does not fit its content; run `unic-cache repair`")
+        _check_identity(where, body, member, unit)
+        record = CommitRecord(
+            member,
+            unit,
+            {int(row): str(reason) for row, reason in body["bad"].items()},
+            {str(name): int(size) for name, size in body["objects"].items()},
+            {str(name): _crcs(where, values, unit.rows) for name, values in body["crc32c"].items()},
+            _crcs(where, body["pixels"], unit.rows),
+            None if body["calibration"] is None else int(body["calibration"]),
+        )
+    except CacheError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CacheError(f"{where}: not a commit record ({error!r:.200}); run `unic-cache repair`") from error
+    expected = {
+        object_name(member, unit.segment, unit.view, array, unit.shard, part)
+        for array in arrays
+        for part in range(unit.extent.objects(unit.rows))
+    }
+    if set(record.sizes) != expected or set(record.crcs) != {array.name for array in arrays}:
+        raise CacheError(
+            f"{where}: vouches for {sorted(record.crcs)} in {len(record.sizes)} objects, but the spec asks for "
+            f"{sorted(array.name for array in arrays)} in {len(expected)}; run `unic-cache repair`"
+        )
+    if any(not 0 <= row < unit.rows for row in record.bad):
+        raise CacheError(f"{where}: names bad rows outside of 0 to {unit.rows - 1}; run `unic-cache repair`")
+    return record
+
+
+def _check_identity(where: str, body: dict[str, Any], member: str, unit: Unit) -> None:
+    expected = {
+        "format": FORMAT,
+        "member": member,
+        "segment": unit.segment,
+        "view": unit.view,
+        "shard": unit.shard,
+        "name": unit.name,
+        "rows": unit.rows,
+    }
+    for key, value in expected.items():
+        if body[key] != value:
+            raise CacheError(f"{where}: says {key} {body[key]!r:.80}, but stands where {key} is {value!r}")
+
+
+def _crcs(where: str, values: Any, rows: int) -> Crcs:
+    crcs = np.asarray(values, dtype=np.int64)
+    if crcs.shape != (rows,) or (crcs < 0).any() or (crcs >= 2**32).any():
+        raise CacheError(f"{where}: a list of checksums does not have one 32-bit number for each of {rows} rows")
+    return crcs.astype(np.uint32)
+
+
+def _json(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()

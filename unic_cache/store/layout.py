@@ -1,0 +1,158 @@
+"""Store format 1: the names, shapes and types of everything that a cache holds. The one table of the disk format.
+
+    index/000000.json                                         a segment: shards in order, keys, member offsets
+    probe/RECIPE-SIZE-SEED.npz                                pixels of a few views, to tell one decoder from another
+    TEACHER/spec.json                                         what the features are and how they were made
+    TEACHER/calibration.npz                                   mean and std of each token type
+    TEACHER/features.zarr/SEGMENT/VIEW/ARRAY/zarr.json        plain Zarr v3 metadata
+    TEACHER/features.zarr/SEGMENT/VIEW/ARRAY/c.S.K.0...       shard S's rows [K * 1024, (K + 1) * 1024)
+    TEACHER/commits/SEGMENT/VIEW/S.json                       written last: what is here and what it must read as
+
+SEGMENT and S are six digits (S without leading zeros in a chunk key), VIEW is recipe-size-seed-number. The pixels that
+`--keep-views` keeps are the member `views` with one array, `rgb`, by the same rules. Every array is (S, n, ...): S the
+tars of the segment, n the rows of its longest tar rounded up to whole chunks. Row = position in the tar.
+
+Letters: S tars, n rows, T patch tokens, D channels, H and W pixels.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache as memoize
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
+
+from unic_cache.errors import CacheError
+
+FORMAT = 1
+CHUNK_ROWS = 32
+SHARD_ROWS = 1024
+VIEWS_MEMBER = "views"
+RESERVED = frozenset({"index", "probe", VIEWS_MEMBER})
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a member: its name, the shape of one row, and its numpy dtype's name."""
+
+    name: str
+    row: tuple[int, ...]
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row before any byte codec."""
+        return int(np.prod(self.row, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The two leading axes of a segment's arrays: how many tars, and the rows of the longest one."""
+
+    shards: int
+    rows: int
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows rounded up to whole chunks: the second axis of the arrays."""
+        return -(-max(self.rows, 1) // CHUNK_ROWS) * CHUNK_ROWS
+
+    @property
+    def object_rows(self) -> int:
+        """Rows that one Zarr shard, one object of the store, holds at most."""
+        return min(SHARD_ROWS, self.padded_rows)
+
+    def objects(self, rows: int) -> int:
+        """How many objects of one array hold the first `rows` rows of a tar."""
+        return -(-rows // self.object_rows)
+
+
+def pixel_arrays(size: int) -> tuple[ArraySpec, ...]:
+    """The arrays of the member `views`: uint8 (S, n, H, W, 3)."""
+    return (ArraySpec("rgb", (size, size, 3), "uint8"),)
+
+
+def view_folder(member: str, segment: int, view: str) -> str:
+    """The Zarr group that holds a member's arrays for one segment and one view."""
+    return f"{member}/features.zarr/{segment:06d}/{view}"
+
+
+def object_name(member: str, segment: int, view: str, array: ArraySpec, shard: int, part: int) -> str:
+    """The object with rows [part * object_rows, ...) of tar number `shard`."""
+    return f"{view_folder(member, segment, view)}/{array.name}/c.{shard}.{part}" + ".0" * len(array.row)
+
+
+def commit_folder(member: str, segment: int, view: str) -> str:
+    """Where the commit records of one view stand."""
+    return f"{member}/commits/{segment:06d}/{view}"
+
+
+def commit_name(member: str, segment: int, view: str, shard: int) -> str:
+    """The commit record of tar number `shard`."""
+    return f"{commit_folder(member, segment, view)}/{shard:06d}.json"
+
+
+def create_zarr(store: MemoryStore, path: str, array: ArraySpec, extent: Extent) -> zarr.Array[Any]:
+    """The array as stock zarr makes it: sharded, "." in chunk keys, no byte codec, empty chunks written."""
+    tail = array.row
+    return zarr.create_array(
+        store,
+        name=path,
+        shape=(extent.shards, extent.padded_rows, *tail),
+        shards=(1, extent.object_rows, *tail),
+        chunks=(1, CHUNK_ROWS, *tail),
+        dtype=array.dtype,
+        compressors=None,
+        filters=None,
+        fill_value=0,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        config={"write_empty_chunks": True},
+    )
+
+
+def memory_objects(store: MemoryStore) -> dict[str, bytes]:
+    """Every object of an in-memory Zarr store by its name."""
+    prototype = default_buffer_prototype()
+
+    async def collect() -> dict[str, bytes]:
+        found = {}
+        async for name in store.list():
+            buffer = await store.get(name, prototype)
+            if buffer is not None:
+                found[name] = buffer.to_bytes()
+        return found
+
+    return asyncio.run(collect())
+
+
+@memoize
+def metadata_objects(
+    member: str, segment: int, view: str, arrays: tuple[ArraySpec, ...], extent: Extent
+) -> Mapping[str, bytes]:
+    """The zarr.json files of one view: the arrays and every group above them, name -> bytes."""
+    store = MemoryStore()
+    folder = view_folder(member, segment, view).removeprefix(f"{member}/features.zarr/")
+    for array in arrays:
+        create_zarr(store, f"{folder}/{array.name}", array, extent)
+    return {f"{member}/features.zarr/{name}": data for name, data in memory_objects(store).items()}
+
+
+def check_metadata(where: str, found: bytes, expected: bytes) -> None:
+    """CacheError unless two zarr.json describe the same array; keys that a zarr release adds do not matter."""
+    want = json.loads(expected)
+    try:
+        have = json.loads(found)
+        different = [key for key in want if have.get(key) != want[key]]
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CacheError(f"{where}: not the JSON of a Zarr array ({error}); run `unic-cache repair`") from error
+    if different:
+        key = different[0]
+        raise CacheError(
+            f"{where}: {key} is {json.dumps(have.get(key))[:200]}, but this cache needs {json.dumps(want[key])[:200]}; "
+            "the file was changed after it was made, or made by other settings"
+        )

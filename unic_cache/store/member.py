@@ -1,0 +1,133 @@
+"""One member of a cache: a teacher's folder, or the kept pixels. What its files mean, and which units are committed."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from crc32c import crc32c
+
+from unic_cache.errors import CacheError
+from unic_cache.location import Location
+from unic_cache.store.calibrate import Calibration
+from unic_cache.store.codec import PATCH_CODECS, FeatureCodec
+from unic_cache.store.commit import CommitRecord, Unit, parse_record
+from unic_cache.store.layout import FORMAT, VIEWS_MEMBER, ArraySpec, commit_folder, commit_name, pixel_arrays
+
+LIMIT_ROW_BYTES = 2**28  # of one row of one array: what a hostile spec may make us allocate
+
+
+class Member:
+    """A member's folder name, its spec (plain JSON data) and the arrays that the spec implies."""
+
+    def __init__(self, location: Location, folder: str, spec: Mapping[str, Any]) -> None:
+        self.location = location
+        self.folder = folder
+        self.spec = spec
+        self.codec: FeatureCodec | None = None
+        self.arrays: tuple[ArraySpec, ...]
+        where = f"{location.url}/{folder}/spec.json"
+        try:
+            if spec["format"] != FORMAT:
+                raise CacheError(f"{where}: format {spec['format']!r:.20}, but this release reads format {FORMAT}")
+            if folder == VIEWS_MEMBER:
+                self.arrays = pixel_arrays(_bounded(spec["size"]))
+            else:
+                self.codec = _feature_codec(spec)
+                self.arrays = self.codec.arrays
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, CacheError):
+                raise
+            raise CacheError(f"{where}: not a spec that this release reads ({error!r:.200})") from error
+        if not self.arrays or any(array.row_bytes > LIMIT_ROW_BYTES for array in self.arrays):
+            raise CacheError(f"{where}: describes rows of no or over {LIMIT_ROW_BYTES} bytes; refused")
+
+    @classmethod
+    def open(cls, location: Location, folder: str) -> Self | None:
+        """The member as its spec.json describes it, or None where there is no such member."""
+        data = location.read(f"{folder}/spec.json")
+        if data is None:
+            return None
+        try:
+            spec = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise CacheError(f"{location.url}/{folder}/spec.json: not JSON ({error})") from error
+        return cls(location, folder, spec)
+
+    @classmethod
+    def ensure(cls, location: Location, folder: str, spec: Mapping[str, Any]) -> Self:
+        """Create spec.json, or open the one that stands there if it says the same.
+
+        `versions`, `batch_size` and `device` may differ, since they move features within tolerance only, and so may
+        `provenance`: where the same weights came from.
+        """
+        wanted = cls(location, folder, spec)
+        location.create(f"{folder}/spec.json", (json.dumps(spec, sort_keys=True, indent=1) + "\n").encode())
+        found = cls.open(location, folder)
+        if found is None:
+            raise CacheError(f"{location.url}/{folder}/spec.json vanished while it was read; start again")
+        free = {"versions", "batch_size", "device", "provenance"}
+        for key in sorted((set(spec) | set(found.spec)) - free):
+            mine, theirs = _plain(wanted.spec.get(key)), found.spec.get(key)
+            if mine != theirs:
+                raise CacheError(
+                    f"{location.url}/{folder} was made with {_difference(key, theirs, mine)}; "
+                    "use the same settings, or another --cache"
+                )
+        return found
+
+    @property
+    def calibration_name(self) -> str:
+        """Where the calibration stands in the cache."""
+        return f"{self.folder}/calibration.npz"
+
+    def calibration(self) -> tuple[Calibration, int] | None:
+        """The calibration and its crc32c, or None before it is made."""
+        data = self.location.read(self.calibration_name)
+        if data is None:
+            return None
+        calibration = Calibration.from_bytes(data, f"{self.location.url}/{self.calibration_name}")
+        return calibration, crc32c(data)
+
+    def is_committed(self, unit: Unit) -> bool:
+        """Whether a record stands for the unit (its content is checked when it is read)."""
+        return self.location.size(commit_name(self.folder, unit.segment, unit.view, unit.shard)) is not None
+
+    def committed(self, segment: int, view: str) -> set[int]:
+        """The tars of a segment that have a record under a view."""
+        names = self.location.names(commit_folder(self.folder, segment, view))
+        stems = [name.rpartition("/")[2].removesuffix(".json") for name in names if name.endswith(".json")]
+        return {int(stem) for stem in stems if stem.isdigit()}
+
+    def record(self, unit: Unit) -> CommitRecord | None:
+        """The unit's commit record, checked; None where there is none."""
+        data = self.location.read(commit_name(self.folder, unit.segment, unit.view, unit.shard))
+        return None if data is None else parse_record(data, self.folder, unit, self.arrays)
+
+
+def _feature_codec(spec: Mapping[str, Any]) -> FeatureCodec:
+    name, dims = spec["codec"], spec["features"]
+    if name not in PATCH_CODECS:
+        raise CacheError(f"codec {name!r:.40} is unknown to this release; it knows {', '.join(PATCH_CODECS)}")
+    cls_dim = None if dims["cls_dim"] is None else _bounded(dims["cls_dim"])
+    patch_dim = None if dims["patch_dim"] is None else _bounded(dims["patch_dim"])
+    height, width = (_bounded(side) for side in dims["grid"] or (1, 1))
+    return FeatureCodec(name, cls_dim, height * width, patch_dim)
+
+
+def _bounded(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 2**20:
+        raise ValueError(f"{value!r:.40} is not a size between 1 and 2**20")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _difference(key: str, theirs: Any, mine: Any) -> str:
+    """The first leaf in which two JSON values differ, as 'key THEIRS, not MINE'."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        for part in sorted(set(theirs) | set(mine)):
+            if theirs.get(part) != mine.get(part):
+                return _difference(f"{key}.{part}", theirs.get(part), mine.get(part))
+    return f"{key} {json.dumps(theirs):.200}, not {json.dumps(mine):.200}"

@@ -1,0 +1,84 @@
+"""The exported encoder: one safetensors file that timm loads as it is.
+
+| part | content |
+|---|---|
+| tensors | the state dict of timm's model with num_classes=0, float32, under timm's names |
+| header metadata `unic_cache` | JSON, sorted keys: `format` 1, `spec` (EncoderSpec), `provenance` (how it was made) |
+
+The same weights, spec and provenance give the same bytes.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.models.vision_transformer import VisionTransformer
+
+from unic_cache.errors import ConfigError
+from unic_cache.location import LocalFolder
+from unic_cache.student.backbone import EncoderSpec, build_encoder
+from unic_cache.student.weights import fit_weights
+
+FORMAT = 1
+ENCODER_FILE = "encoder.safetensors"  # in a run's folder
+METADATA = "unic_cache"
+
+
+def save_encoder(
+    path: str | Path, encoder: VisionTransformer, spec: EncoderSpec, provenance: Mapping[str, Any]
+) -> None:
+    """Write the file all at once, over an older one. `provenance` is JSON-ready: teachers, cache, steps, versions."""
+    tensors = {
+        name: value.detach().to("cpu", torch.float32).contiguous() for name, value in encoder.state_dict().items()
+    }
+    metadata = {"format": FORMAT, "spec": spec.to_json(), "provenance": dict(provenance)}
+    data = safetensors.torch.save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
+    target = Path(path)
+    LocalFolder(target.parent).replace(target.name, data)
+
+
+def load_encoder(path: str | Path) -> tuple[VisionTransformer, EncoderSpec, dict[str, Any]]:
+    """(encoder in evaluation mode, spec, provenance) of a file, or of the run's folder that holds it.
+
+    ConfigError where there is no file, where it is broken, not ours, of another format, or its tensors do not fit.
+    """
+    file = Path(path) / ENCODER_FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{file}: there is no such file; `unic-cache distill --out DIR` makes DIR/{ENCODER_FILE}")
+    try:
+        with safe_open(file, "pt") as opened:
+            header = (opened.metadata() or {}).get(METADATA)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ConfigError(f"{file}: not a whole safetensors file ({error}); export or copy it again") from error
+    metadata = _metadata(file, header)
+    spec = EncoderSpec.from_json(metadata["spec"])
+    encoder = build_encoder(spec, seed=0)
+    fit_weights(encoder, tensors, str(file))
+    return encoder.eval(), spec, dict(metadata["provenance"])
+
+
+def timm_line(spec: EncoderSpec, path: str | Path) -> str:
+    """Python that makes the exported encoder with timm alone (after `import timm`), sizes included."""
+    return (
+        f"timm.create_model({spec.name!r}, num_classes=0, img_size={spec.img_size}, patch_size={spec.patch_size}, "
+        f"checkpoint_path={str(path)!r})"
+    )
+
+
+def _metadata(file: Path, header: str | None) -> dict[str, Any]:
+    try:
+        metadata = json.loads(header or "null")
+    except json.JSONDecodeError:
+        metadata = None
+    if not isinstance(metadata, dict) or not {"format", "spec", "provenance"} <= set(metadata):
+        raise ConfigError(f"{file}: a safetensors file, but not an encoder that `unic-cache distill` exported")
+    if metadata["format"] != FORMAT:
+        raise ConfigError(
+            f"{file}: exported in format {metadata['format']}, and this unic-cache reads format {FORMAT}; upgrade it"
+        )
+    return metadata

@@ -1,0 +1,37 @@
+"""UNIC's optimiser and its schedule: AdamW, linear warm-up, cosine to a floor."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+BETAS = (0.9, 0.99)
+EPSILON = 1e-8
+
+
+def learning_rate(step: int, total: int, warmup: int, peak: float, minimum: float) -> float:
+    """The rate of step `step` in 0 .. total - 1.
+
+    With t = step + 1 it is peak * t / warmup up to t = warmup, then
+    minimum + (peak - minimum) (1 + cos(pi (t - warmup) / (total - warmup))) / 2: no step is wasted at rate 0, and the
+    last one runs at `minimum`. `total` and `warmup` count steps.
+    """
+    done = step + 1
+    if done <= warmup:
+        return peak * done / warmup
+    share = min(1.0, (done - warmup) / (total - warmup))
+    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """What trains, in two groups: decayed (class and position tokens too), and not (1-D parameters and biases)."""
+    trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
+    plain = [value for name, value in trained if value.ndim < 2 or name.endswith(".bias")]
+    decayed = [value for name, value in trained if value.ndim >= 2 and not name.endswith(".bias")]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def optimizer(module: nn.Module, peak: float, weight_decay: float) -> torch.optim.AdamW:
+    """UNIC's AdamW over what trains in `module`; before each step the caller sets the rate by `learning_rate`."""
+    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=peak, betas=BETAS, eps=EPSILON)

