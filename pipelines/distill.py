@@ -154,9 +154,7 @@ def begin(config: DistillConfig, out: Path) -> Snapshot | None:
     different = [key for key in now if key not in FREE_ON_RESUME and now[key] != before.get(key)]
     if different:
         key = different[0]
-        raise ConfigError(
-            f"{out}: the run began with {key} {before.get(key)!r}, now it is {now[key]!r}; keep it to resume"
-        )
+        raise ConfigError(f"{out}: began with {key} {before.get(key)!r}, not {now[key]!r}; keep it to resume")
     return Snapshot.load(out)
 
 
@@ -219,6 +217,6 @@ def describe(config: DistillConfig, data: TrainingSet) -> dict[str, Any]:
         },
         "views": {**dataclasses.asdict(data.snapshot.views), "numbers": list(data.snapshot.numbers)},
         "images": len(data.train),
-        "config": {key: value for key, value in config.to_json().items() if key not in {"cache", "shards", "out"}},
+        "config": {key: value for key, value in config.to_json().items() if key not in FREE_ON_RESUME},
         "versions": versions(),
     }

@@ -80,7 +80,8 @@ def show(report: Mapping[str, Any]) -> None:
         members[VIEWS_MEMBER] = report["kept_views"]
     table = Table()
     for heading in ("teacher", "codec", "view", "shards", "bad", "MB", "bytes/image", "fidelity"):
-        table.add_column(heading, justify="left" if heading in {"teacher", "codec", "view"} else "right")
+        words = heading in {"teacher", "codec", "view"}
+        table.add_column(heading, justify="left" if words else "right", no_wrap=words)
     for name, member in members.items():
         fidelity = " ".join(f"{k} {v:.4f}" for k, v in member.get("calibration", {}).get("fidelity", {}).items())
         for view, state in member["views"].items() or {"none yet": None}.items():

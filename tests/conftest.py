@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
 from webdataset import TarWriter
@@ -67,6 +68,13 @@ def make_shards(folder: Path, rows: tuple[int, ...], first: int = 0, name: str =
         write_tar(folder / f"{name.format(shard)}.tar", samples)
         number += count
     return Shards(folder, rows)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Accelerate keeps one state a process; each test begins without."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -119,9 +119,10 @@ class LocalFolder:
         target = self.path / checked(name)
         while not os.path.lexists(target):
             with self._temporary(target, data) as temporary:
-                if _link(temporary, target):
-                    _sync(target.parent)
-                    return True
+                linked = _link(temporary, target)
+            if linked:
+                _sync(target.parent)
+                return True
         self._make_durable(target.parent)
         _sync(target)
         _sync(target.parent)
@@ -132,7 +133,7 @@ class LocalFolder:
         target = self.path / checked(name)
         with self._temporary(target, data) as temporary:
             temporary.rename(target)
-            _sync(target.parent)
+        _sync(target.parent)
 
     def delete(self, name: str) -> None:
         """One unlink(2), made durable."""

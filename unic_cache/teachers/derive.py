@@ -19,6 +19,8 @@ from unic_cache.errors import TeacherError
 from unic_cache.teachers.spec import Option, TeacherSpec
 from unic_cache.teachers.tokens import is_identity, prefix_tokens, reductions, stride16_index, tokens
 
+CANNOT = (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError)  # what timm's models raise
+
 
 def derive(name: str, size: int | None) -> TeacherSpec:
     """The spec of timm's model `name` at inputs of `size` px (None: its own size).
@@ -77,7 +79,7 @@ def _dry_run(name: str, arch: str, size: int, options: dict[str, Option]) -> tup
         model = meta_model(arch, options)
         with torch.inference_mode():
             features = model.forward_features(torch.empty(1, 3, size, size, device="meta"))
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except CANNOT as error:
         raise TeacherError(f"teacher timm:{name}: timm cannot run {arch} at {size} px: {error}") from error
     return model, features
 
@@ -100,8 +102,11 @@ def _rules(name: str, model: Any, features: Any) -> tuple[int, str, str]:
 def _check_grid(spec: TeacherSpec) -> None:
     name = spec.name.removeprefix("timm:").partition("@")[0]
     model, _ = _dry_run(name, spec.arch, spec.input_size, dict(spec.arch_options))
-    with torch.inference_mode():
-        patch_BTD = tokens(model, torch.empty(1, 3, spec.input_size, spec.input_size, device="meta"), spec)["patch"]
+    try:
+        with torch.inference_mode():
+            patch_BTD = tokens(model, torch.empty(1, 3, spec.input_size, spec.input_size, device="meta"), spec)["patch"]
+    except CANNOT as error:
+        raise TeacherError(f"teacher {spec.name}: timm's {spec.arch} does not give its tokens: {error}") from error
     side = spec.input_size // spec.stride
     if patch_BTD.ndim != 3 or patch_BTD.shape[1] != side * side:
         raise TeacherError(

@@ -1,0 +1,363 @@
+"""Stage two end to end on tiny real models: exact resume, exports, refusals, two machines."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from pipelines import distill, extract
+from pipelines.checkpoint import FILE as CHECKPOINT
+from tests.conftest import CNN, VIT, make_shards, tree
+from unic_cache.cache import open_cache
+from unic_cache.config import DistillConfig
+from unic_cache.errors import CacheError, ConfigError, UnicCacheError
+from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spec, prepare
+from unic_cache.student.export import load_encoder
+from unic_cache.student.ladder import Ladder, Student, TargetSpec
+from unic_cache.student.loss import distillation_loss, drop_uniforms
+
+
+@pytest.fixture
+def training(shards, cache_folder, tmp_path):
+    """Keyword arguments of a DistillConfig on the shared cache."""
+
+    def make(**changes) -> DistillConfig:
+        return DistillConfig(
+            **{
+                "cache": str(cache_folder),
+                "shards": shards.pattern,
+                "out": str(tmp_path / "run"),
+                "student": "test_vit",
+                "img_size": 32,
+                "patch_size": 16,
+                "steps": 6,
+                "batch_size": 8,
+                "lr": 1e-3,
+                "log_every": 2,
+                "save_every": 100,
+                "tracker": "none",
+                "threads": 2,
+                **changes,
+            }
+        )
+
+    return make
+
+
+def log_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(out: Path) -> list[dict]:
+    return [{key: record[key] for key in ("kind", "step", "loss", "teachers")} for record in log_of(out)]
+
+
+class StopAfter:
+    """Asks the run to stop once a given number of steps is done, as a signal would."""
+
+    def __init__(self, monkeypatch, steps: int) -> None:
+        honest, calls = distill.set_rate, iter(range(1, 1000))
+
+        def counted(*arguments):
+            if next(calls) == steps:
+                signal.raise_signal(signal.SIGTERM)
+            return honest(*arguments)
+
+        monkeypatch.setattr(distill, "set_rate", counted)
+
+
+def test_stopped_and_resumed_equals_never_stopped(training, tmp_path, monkeypatch):
+    whole = distill.run(training(out=str(tmp_path / "whole"), steps=9))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stopped after step 4 of 9"):
+        StopAfter(patch, 4)
+        distill.run(training(out=str(tmp_path / "parts"), steps=9))
+    resumed = distill.run(training(out=str(tmp_path / "parts"), steps=9, resume=True))
+    assert resumed.loss == whole.loss
+    for file in (CHECKPOINT, "encoder.safetensors"):
+        one, other = (load_file(tmp_path / folder / file) for folder in ("whole", "parts"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one), file
+    assert losses_of(tmp_path / "whole")[-2:] == losses_of(tmp_path / "parts")[-2:]
+
+
+def test_order_views_and_losses_do_not_depend_on_threads(training, tmp_path):
+    for threads in (1, 3):
+        distill.run(training(out=str(tmp_path / str(threads)), threads=threads))
+    one, three = (load_file(tmp_path / name / "encoder.safetensors") for name in ("1", "3"))
+    assert all(torch.equal(one[name], three[name]) for name in one)
+
+
+def test_the_first_losses_are_those_of_a_loop_without_any_stream(training, tmp_path, cache, shards):
+    """One step by hand: rows read one by one, targets decoded alone, the same modules called in plain order."""
+    from tests.test_extract import views_of
+    from unic_cache.stream import Order, usable_rows
+
+    config = training(steps=1, log_every=1, drop_path=0.0, out=str(tmp_path / "one"))
+    distill.run(config)
+    teachers = [cache.teachers[name] for name in sorted(cache.teachers)]
+    from unic_cache.config import Views
+
+    rows, _ = usable_rows(cache, teachers, Views("unic", 32, 0), (0, 1), ["000000", "000001", "000002"])
+    wanted = Order(rows, (0, 1), config.seed).samples(0, 8)
+    views = np.stack([views_of(shards, item.shard, item.number)[item.row] for item in wanted])
+    targets = {}
+    for teacher in teachers:
+        found = [
+            teacher.features(teacher.record(cache.unit(0, item.shard, f"unic-32-0-{item.number:03d}")), [item.row])
+            for item in wanted
+        ]
+        targets[teacher.name] = {kind: torch.cat([one[kind] for one in found]) for kind in ("cls", "patch")}
+    spec = encoder_spec("test_vit", 32, 16, 0.0)
+    encoder = build_encoder(spec, 0)
+    dims = {t.name: TargetSpec(t.codec.cls_dim, t.codec.patch_dim, t.grid) for t in teachers}
+    student = Student(encoder, Ladder(64, 6, dims, 0))
+    images = prepare(torch.from_numpy(views), spec)
+    assert len(block_tokens(encoder, images)) == 6
+    terms = distillation_loss(student(images), targets, drop_uniforms(0, 0, 0, 8, 2), 0.5, "batch")
+    (record,) = log_of(tmp_path / "one")
+    assert record["loss"] == pytest.approx(terms.loss.item(), abs=1e-6)
+    for name in targets:
+        assert record["teachers"][name]["patch"] == pytest.approx(terms.means[name]["patch"].item(), abs=1e-6)
+
+
+def test_the_student_learns(training, tmp_path):
+    distill.run(training(steps=60, batch_size=16, lr=3e-3, log_every=10))
+    records = log_of(tmp_path / "run")
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
+
+
+def test_log_holds_losses_coefficients_leaders_speed_and_waiting(training, tmp_path):
+    config = training(val_shards=training().shards.replace("*", "000002"), eval_every=3)
+    distill.run(config)
+    records = log_of(tmp_path / "run")
+    assert [(record["kind"], record["step"]) for record in records] == [
+        ("train", 2),
+        ("val", 3),
+        ("train", 4),
+        ("train", 6),
+        ("val", 6),
+    ]
+    train = records[0]
+    assert {"lr", "loss", "images_per_second", "waiting"} <= set(train)
+    assert set(train["teachers"]) == {VIT, CNN}
+    assert sum(teacher["top"] for teacher in train["teachers"].values()) == pytest.approx(1)
+    for record in records:
+        for teacher in record["teachers"].values():
+            assert set(teacher) == {"cls", "patch", "coefficient", "top"}
+    assert all(teacher["coefficient"] == 1 for teacher in records[-1]["teachers"].values())
+    snapshot = json.loads((tmp_path / "run/snapshot.json").read_text())
+    assert snapshot["val"] == ["000002"]
+    assert "000002" not in snapshot["train"]
+    assert (tmp_path / "run/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_printed_timm_line_gives_the_same_output(training, tmp_path):
+    done = distill.run(training())
+    encoder, spec, provenance = load_encoder(tmp_path / "run")
+    images = torch.randn(3, 3, 32, 32)
+    loaded = eval(done.timm_line, {"timm": timm}).eval()  # the line is what a user pastes
+    with torch.inference_mode():
+        assert (loaded(images) - encoder(images)).abs().max() < 1e-6
+    assert spec.patch_size == 16
+    assert set(provenance["teachers"]) == {VIT, CNN}
+    assert provenance["steps"] == 6
+
+
+def test_teachers_can_be_chosen_and_are_all_by_default(training, tmp_path):
+    distill.run(training(teachers=(CNN,)))
+    assert set(log_of(tmp_path / "run")[0]["teachers"]) == {CNN}
+
+
+@pytest.mark.parametrize("normalization", ["batch", "image"])
+def test_both_normalizations_train(training, tmp_path, normalization):
+    assert distill.run(training(normalization=normalization, steps=2)).loss > 0
+
+
+def test_bf16_trains(training):
+    assert distill.run(training(precision="bf16", steps=2)).loss > 0
+
+
+def test_epochs_become_steps_and_cycle_through_the_views(training, tmp_path):
+    done = distill.run(training(steps=None, epochs=1.5))
+    assert done.steps == round(1.5 * 82 / 8)
+
+
+class TestTwoMachines:
+    def test_the_cache_and_own_shards_elsewhere_train_the_same_student(self, training, tmp_path, cache_folder, shards):
+        here = distill.run(training())
+        shutil.copytree(cache_folder, tmp_path / "elsewhere/cache")
+        shutil.copytree(shards.folder, tmp_path / "elsewhere/tars")
+        there = distill.run(
+            training(
+                cache=str(tmp_path / "elsewhere/cache"),
+                shards=str(tmp_path / "elsewhere/tars/*.tar"),
+                out=str(tmp_path / "elsewhere/run"),
+            )
+        )
+        assert here.encoder.read_bytes() == there.encoder.read_bytes()
+
+    def test_kept_views_need_no_shards_at_all(self, training, tmp_path, settings):
+        growing = make_shards(tmp_path / "tars", (20, 9))
+        config = settings(tmp_path / "cache", shards=growing.pattern, keep_views=True)
+        extract.run(config)
+        with_tars = distill.run(training(cache=config.cache, shards=growing.pattern, out=str(tmp_path / "with")))
+        shutil.rmtree(growing.folder)
+        without = distill.run(training(cache=config.cache, shards=None, out=str(tmp_path / "without")))
+        assert load_tensors(with_tars.encoder) == load_tensors(without.encoder)
+        held_out = training(cache=config.cache, shards=None, val_shards="{000001..000001}.tar", out=str(tmp_path / "v"))
+        distill.run(held_out)
+        assert json.loads((tmp_path / "v/snapshot.json").read_text())["val"] == ["000001"]
+
+    def test_a_run_keeps_its_snapshot_while_the_cache_grows(
+        self, training, tmp_path, settings, cache_folder, monkeypatch
+    ):
+        folder = tmp_path / "cache"
+        shutil.copytree(cache_folder, folder)
+        whole = distill.run(training(cache=str(folder), out=str(tmp_path / "whole"), steps=20))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            StopAfter(patch, 11)
+            distill.run(training(cache=str(folder), out=str(tmp_path / "parts"), steps=20))
+        extract.run(settings(folder, views=3))
+        resumed = distill.run(training(cache=str(folder), out=str(tmp_path / "parts"), steps=20, resume=True))
+        assert whole.encoder.read_bytes() == resumed.encoder.read_bytes()
+
+
+def load_tensors(path: Path) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in load_file(path).items()}
+
+
+def test_processes_share_the_world_batch(training, tmp_path, shards, cache_folder):
+    """Two processes under accelerate see the very samples, views and dropped teachers of one world batch."""
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module", "cli", "distill"]
+    flags = {
+        "cache": cache_folder, "shards": shards.pattern, "out": tmp_path / "two", "student": "test_vit", "img-size": 32,
+        "patch-size": 16, "steps": 4, "batch-size": 8, "lr": 1e-3, "log-every": 4, "tracker": "none", "threads": 1,
+        "drop-path": 0.0, "drop-teacher": 0.0,
+    }  # fmt: skip
+    for name, value in flags.items():
+        command += [f"--{name}", str(value)]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one = distill.run(training(out=str(tmp_path / "one"), steps=4, log_every=4, drop_path=0.0, drop_teacher=0.0))
+    assert log_of(tmp_path / "two")[-1]["loss"] == pytest.approx(one.loss, abs=2e-5)
+    tensors, others = (load_file(tmp_path / name / "encoder.safetensors") for name in ("one", "two"))
+    assert max((tensors[name] - others[name]).abs().max().item() for name in tensors) < 1e-3
+
+
+class TestRefusals:
+    def test_of_an_uncommitted_shard(self, training, tmp_path, cache_folder):
+        shutil.copytree(cache_folder, tmp_path / "cache")
+        folder = open_cache(cache_folder).teachers[VIT].member.folder
+        (tmp_path / "cache" / folder / "commits/000000/unic-32-0-001/000001.json").unlink()
+        message = rf"{VIT} has no view unic-32-0-001 of shard 000001: .*run the same `unic-cache extract` again"
+        with pytest.raises(CacheError, match=message):
+            distill.run(training(cache=str(tmp_path / "cache")))
+
+    def test_of_a_flipped_byte_name_teacher_view_shard_and_row(self, training, tmp_path, cache_folder):
+        shutil.copytree(cache_folder, tmp_path / "cache")
+        folder = tmp_path / "cache" / open_cache(cache_folder).teachers[VIT].member.folder
+        path = folder / "features.zarr/000000/unic-32-0-000/patch/c.0.0.0.0"
+        data = bytearray(path.read_bytes())
+        data[20 * 4 * 64 * 2 + 5] ^= 1
+        path.write_bytes(bytes(data))
+        message = r"timm\.test_vit@32, view unic-32-0-000 of shard 000000, patch, rows 20: their bytes are not the ones"
+        with pytest.raises(CacheError, match=message):
+            distill.run(training(cache=str(tmp_path / "cache"), steps=20))
+
+    def test_of_other_pixels_name_shard_and_row(self, training, tmp_path, shards):
+        folder = tmp_path / "tars"
+        shutil.copytree(shards.folder, folder)
+        path = folder / "000001.tar"
+        from tests.conftest import picture, png, write_tar
+
+        samples = [(f"image{n:05d}", png(picture(n)), n % 3) for n in range(37, 77)]
+        samples[11] = (samples[11][0], png(picture(7)), 0)
+        write_tar(path, samples)
+        message = r"shard 000001, row 11: the pixels have checksum [0-9a-f]{8} here, but the teachers saw [0-9a-f]{8}"
+        with pytest.raises(CacheError, match=message):
+            distill.run(training(shards=str(folder / "*.tar"), steps=20))
+
+    def test_of_other_decoders_unless_a_tolerance_is_given(self, training, tmp_path, monkeypatch):
+        from unic_cache.views.augment import make_view
+
+        monkeypatch.setattr("unic_cache.sources.make_view", lambda *a: make_view(*a) ^ np.uint8(1))
+        with pytest.raises(CacheError, match=r"differ by up to 1 levels of 255.*--pixel-tolerance 1"):
+            distill.run(training())
+        distill.run(training(pixel_tolerance=1, steps=2))
+        kept = json.loads((tmp_path / "run/config.json").read_text())["pixel_difference"]
+        assert kept["largest"] == 1
+        assert kept["images"] > 0
+
+    def test_of_other_shards(self, training, tmp_path):
+        other = make_shards(tmp_path / "other", (37,), first=700)
+        with pytest.raises(CacheError, match=r"made with other shards: 000000 .*row 0"):
+            distill.run(training(shards=other.pattern))
+
+    def test_of_shards_that_are_not_in_the_cache(self, training, tmp_path):
+        other = make_shards(tmp_path / "other", (5,), name="new-{:02d}")
+        with pytest.raises(CacheError, match="was not made with shard new-00"):
+            distill.run(training(shards=other.pattern))
+
+    def test_of_a_view_that_is_not_there(self, training):
+        with pytest.raises(CacheError, match=r"3 views are asked for, but only 2 are there.*extract --views 3"):
+            distill.run(training(views=3))
+
+    def test_of_a_recipe_that_is_not_there_list_what_is(self, training):
+        with pytest.raises(CacheError, match=r"fit recipe light.*center \(size 32, seed 0\), unic \(size 32, seed 0\)"):
+            distill.run(training(recipe="light"))
+
+    def test_of_a_teacher_that_is_not_there_list_the_others(self, training):
+        with pytest.raises(CacheError, match=f"no teacher 'dino'; it has {CNN}, {VIT}"):
+            distill.run(training(teachers=("dino",)))
+
+    def test_of_a_folder_without_a_cache(self, training, tmp_path):
+        with pytest.raises(CacheError, match=r"no cache is here .*make one with `unic-cache extract`"):
+            distill.run(training(cache=str(tmp_path / "nothing")))
+
+    def test_of_an_image_size_that_the_patch_size_does_not_divide(self, training):
+        with pytest.raises(ConfigError, match=r"30 px cannot be cut into patches of 16 px"):
+            distill.run(training(img_size=30))
+
+    def test_of_a_folder_that_holds_a_run(self, training):
+        distill.run(training(steps=1))
+        with pytest.raises(ConfigError, match="holds a run already; go on with --resume"):
+            distill.run(training(steps=1))
+
+    def test_of_resuming_with_other_settings_name_both(self, training):
+        distill.run(training(steps=1))
+        with pytest.raises(ConfigError, match=r"began with lr 0.001, not 0.5"):
+            distill.run(training(steps=1, lr=0.5, resume=True))
+
+    def test_of_resuming_nothing(self, training):
+        with pytest.raises(ConfigError, match="no run to resume here"):
+            distill.run(training(resume=True))
+
+    def test_of_divergence_say_what_to_change(self, training):
+        with pytest.raises(UnicCacheError, match=r"the loss is (nan|inf) at step \d+.*Lower --lr"):
+            distill.run(training(lr=1e30, steps=8, warmup=0.0))
+
+    def test_of_a_mixed_cache(self, training, tmp_path, cache_folder):
+        shutil.copytree(cache_folder, tmp_path / "cache")
+        folder = tmp_path / "cache" / open_cache(cache_folder).teachers[VIT].member.folder
+        calibration = open_cache(cache_folder).teachers[VIT].calibration
+        moved = dataclasses.replace(calibration, mean={kind: values + 1 for kind, values in calibration.mean.items()})
+        (folder / "calibration.npz").write_bytes(moved.to_bytes())
+        with pytest.raises(
+            CacheError, match=r"made with a calibration of checksum \d+, but .* has \d+: two caches were"
+        ):
+            distill.run(training(cache=str(tmp_path / "cache")))
+
+    def test_never_touch_the_cache(self, training, cache_folder):
+        before = tree(cache_folder)
+        distill.run(training(steps=2))
+        assert tree(cache_folder) == before
