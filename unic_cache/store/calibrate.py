@@ -97,9 +97,9 @@ class Calibration:
         except (KeyError, ValueError, TypeError) as error:
             raise CacheError(f"{where}: not a calibration ({error})") from error
         for kind in kinds:
-            both = np.stack([found.mean[kind], found.std[kind]]) if found.mean[kind].ndim == 1 else np.array([np.nan])
-            if not np.isfinite(both).all():
-                raise CacheError(f"{where}: the {kind} statistics are not finite vectors")
+            mean, std = found.mean[kind], found.std[kind]
+            if mean.ndim != 1 or mean.shape != std.shape or not np.isfinite([mean, std]).all():
+                raise CacheError(f"{where}: the {kind} statistics are not finite vectors of one length")
         return found
 
     def _scale(self, kind: str, like: Tensor) -> Tensor:

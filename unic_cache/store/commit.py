@@ -98,7 +98,7 @@ def parse_record(data: bytes, member: str, unit: Unit, arrays: tuple[ArraySpec, 
         record = CommitRecord(
             member,
             unit,
-            {int(row): str(reason) for row, reason in body["bad"].items()},
+            {int(row): _text(reason) for row, reason in body["bad"].items()},
             {str(name): int(size) for name, size in body["objects"].items()},
             {str(name): _crcs(where, values, unit.rows) for name, values in body["crc32c"].items()},
             _crcs(where, body["pixels"], unit.rows),
@@ -143,6 +143,12 @@ def _crcs(where: str, values: Any, rows: int) -> Crcs:
     if crcs.shape != (rows,) or (crcs < 0).any() or (crcs >= 2**32).any():
         raise CacheError(f"{where}: a list of checksums does not have one 32-bit number for each of {rows} rows")
     return crcs.astype(np.uint32)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is not a text")
+    return value
 
 
 def _json(body: dict[str, Any]) -> bytes:

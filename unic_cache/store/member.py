@@ -28,15 +28,15 @@ class Member:
         where = f"{location.url}/{folder}/spec.json"
         try:
             if spec["format"] != FORMAT:
-                raise CacheError(f"{where}: format {spec['format']!r:.20}, but this release reads format {FORMAT}")
+                raise CacheError(f"format {spec['format']!r:.20}, but this release reads format {FORMAT}; upgrade it")
             if folder == VIEWS_MEMBER:
                 self.arrays = pixel_arrays(_bounded(spec["size"]))
             else:
                 self.codec = _feature_codec(spec)
                 self.arrays = self.codec.arrays
+        except CacheError as error:
+            raise CacheError(f"{where}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
-            if isinstance(error, CacheError):
-                raise
             raise CacheError(f"{where}: not a spec that this release reads ({error!r:.200})") from error
         if not self.arrays or any(array.row_bytes > LIMIT_ROW_BYTES for array in self.arrays):
             raise CacheError(f"{where}: describes rows of no or over {LIMIT_ROW_BYTES} bytes; refused")
@@ -106,7 +106,7 @@ class Member:
 
 def _feature_codec(spec: Mapping[str, Any]) -> FeatureCodec:
     name, dims = spec["codec"], spec["features"]
-    if name not in PATCH_CODECS:
+    if not isinstance(name, str) or name not in PATCH_CODECS:
         raise CacheError(f"codec {name!r:.40} is unknown to this release; it knows {', '.join(PATCH_CODECS)}")
     cls_dim = None if dims["cls_dim"] is None else _bounded(dims["cls_dim"])
     patch_dim = None if dims["patch_dim"] is None else _bounded(dims["patch_dim"])

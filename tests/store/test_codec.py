@@ -1,0 +1,127 @@
+"""Codecs against numpy, calibration against the whole sample at once."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from unic_cache.errors import CacheError
+from unic_cache.store.calibrate import Calibration, Calibrator, load_npz, save_npz
+from unic_cache.store.codec import FeatureCodec, Int8
+
+TOKENS = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.floats(-1000, 1000, width=32))
+
+
+@given(TOKENS)
+@settings(deadline=None, max_examples=60)
+def test_int8_errs_by_half_a_step_of_each_token_at_most(tokens):
+    parts = Int8().encode(torch.from_numpy(tokens))
+    decoded = Int8().decode(parts).numpy()
+    largest = np.abs(tokens).max(axis=-1, keepdims=True)
+    step = parts["patch_scale"].float().numpy()[..., None]
+    slack = 127 * np.abs(step - largest / 127)  # the scale itself is rounded to float16
+    assert (np.abs(decoded - tokens) <= step / 2 + slack + 1e-6).all()
+    assert parts["patch"].dtype == torch.int8
+
+
+def test_int8_is_the_naive_loop():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, 3, 5, generator=generator)
+    parts = Int8().encode(tokens)
+    for image in range(2):
+        for token in range(3):
+            values = tokens[image, token].numpy()
+            scale = np.float16(np.abs(values).max() / np.float32(127))
+            assert parts["patch_scale"][image, token].item() == scale
+            codes = [int(np.clip(np.round(value / np.float32(scale)), -127, 127)) for value in values]
+            assert parts["patch"][image, token].tolist() == codes
+
+
+def test_f16_rounds_to_the_nearest_and_clamps():
+    codec = FeatureCodec("f16", 2, 1, 2)
+    features = {"cls": torch.tensor([[1e9, -1e9]]), "patch": torch.tensor([[[0.1, 65504.0]]])}
+    parts = codec.encode(features)
+    assert parts["cls"].tolist() == [[65504.0, -65504.0]]
+    assert parts["patch"][0, 0, 0].item() == np.float16(0.1)
+
+
+@pytest.mark.parametrize("missing", ["cls", "patch"])
+def test_a_teacher_may_lack_a_token_type(missing):
+    codec = FeatureCodec("int8", None if missing == "cls" else 4, 3, None if missing == "patch" else 4)
+    features = {"cls": torch.randn(2, 4), "patch": torch.randn(2, 3, 4)}
+    del features[missing]
+    assert codec.decode(codec.encode(features)).keys() == features.keys()
+    assert missing not in {array.name for array in codec.arrays}
+
+
+class TestCalibration:
+    @pytest.fixture
+    def tokens(self):
+        generator = torch.Generator().manual_seed(1)
+        return {
+            "cls": 3 * torch.randn(50, 4, generator=generator) + 7,
+            "patch": 0.1 * torch.randn(50, 9, 6, generator=generator) - 2,
+        }
+
+    def test_is_the_mean_and_std_of_all_images_but_every_fifth(self, tokens):
+        calibrator = Calibrator()
+        for start in range(0, 50, 8):
+            calibrator.update({kind: values[start : start + 8] for kind, values in tokens.items()})
+        found = calibrator.calibration(FeatureCodec("f16", 4, 9, 6))
+        used = [image for image in range(50) if image % 5 != 4]
+        for kind, values in tokens.items():
+            flat = values[used].double().numpy().reshape(-1, values.shape[-1])
+            assert np.allclose(found.mean[kind], flat.mean(axis=0), rtol=1e-12, atol=1e-12)
+            assert np.allclose(found.std[kind], flat.std(axis=0, ddof=1), rtol=1e-12)
+        assert 0.999999 < min(found.fidelity.values()) <= 1
+
+    def test_standardizes_and_back(self, tokens):
+        calibrator = Calibrator()
+        calibrator.update(tokens)
+        found = calibrator.calibration(FeatureCodec("f16", 4, 9, 6))
+        standardized = found.standardize(tokens)
+        assert standardized["patch"].mean().abs() < 0.1
+        back = found.destandardize(standardized)
+        assert all((back[kind] - tokens[kind]).abs().max() < 1e-5 for kind in tokens)
+
+    def test_a_dead_channel_gives_zeros_not_infinity(self):
+        calibration = Calibration({"cls": np.array([2.0, 0.0])}, {"cls": np.array([0.0, 1.0])}, {})
+        assert calibration.standardize({"cls": torch.tensor([[2.0, 5.0]])})["cls"].tolist() == [[0.0, 5.0]]
+
+    def test_round_trips_through_bytes_that_are_the_same_each_time(self, tokens):
+        calibrator = Calibrator()
+        calibrator.update(tokens)
+        found = calibrator.calibration(FeatureCodec("int8", 4, 9, 6))
+        data = found.to_bytes()
+        again = Calibration.from_bytes(data, "here")
+        assert again.to_bytes() == data
+        assert again.fidelity == found.fidelity
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            (b"", "not a readable .npz"),
+            (b"PK\x03\x04 nonsense", "not a readable .npz"),
+            (save_npz({"cls_mean": np.ones(3)}), "not a calibration"),
+            (save_npz({"cls_mean": np.ones(3), "cls_std": np.full(3, np.nan)}), "not finite vectors"),
+            (save_npz({"cls_mean": np.ones((2, 2)), "cls_std": np.ones((2, 2))}), "not finite vectors"),
+            (save_npz({"cls_mean": np.ones(3), "cls_std": np.ones(4)}), "of one length"),
+        ],
+    )
+    def test_refuses_bytes_that_are_none(self, data, message):
+        with pytest.raises(CacheError, match=f"somewhere.*{message}"):
+            Calibration.from_bytes(data, "somewhere")
+
+    def test_an_npz_that_unpacks_without_bound_is_refused(self):
+        import io
+        import zipfile
+
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("cls_mean.npy", bytes(50_000_000))
+        with pytest.raises(CacheError, match="compressed members; refused"):
+            load_npz(buffer.getvalue(), "bomb")
+        with pytest.raises(CacheError, match="over 10 bytes|more than 10 bytes"):
+            load_npz(save_npz({"a": np.zeros(100)}), "bomb", limit=10)

@@ -1,0 +1,103 @@
+"""k-NN through the whole pipeline against features taken directly, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import evaluate, extract
+from tests.conftest import CNN, VIT, make_shards, picture, png, write_tar
+from unic_cache.config import EvaluateConfig, Views
+from unic_cache.errors import CacheError, ConfigError, ShardError
+from unic_cache.evaluate.knn import knn, knn_leave_one_out
+from unic_cache.student.backbone import build_encoder, embed, encoder_spec, prepare
+from unic_cache.student.export import save_encoder
+from unic_cache.teachers.catalog import resolve
+from unic_cache.teachers.model import load_teacher
+from unic_cache.views.augment import make_view
+from unic_cache.views.decode import decode
+from unic_cache.views.shards import OpenShard, describe
+
+
+@pytest.fixture(scope="module")
+def encoder_file(tmp_path_factory):
+    """A student that is not the random one of seed 0."""
+    spec = encoder_spec("test_vit", 32, 16)
+    path = tmp_path_factory.mktemp("student") / "encoder.safetensors"
+    save_encoder(path, build_encoder(spec, 5), spec, {})
+    return path
+
+
+def centered(paths: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    views, labels = [], []
+    for path, entry in zip(paths, describe(paths), strict=True):
+        with OpenShard(path, entry) as tar:
+            views += [make_view(decode(tar.read(row)), Views("center", 32, 0), 0, 0) for row in range(entry.rows)]
+        labels += entry.labels
+    return torch.from_numpy(np.stack(views)), torch.tensor(labels)
+
+
+def test_leave_one_out_equals_features_taken_directly(cache_folder, shards, encoder_file, weights):
+    result = evaluate.run(EvaluateConfig(str(encoder_file), shards=shards.pattern, cache=str(cache_folder), k=5))
+    views_BHWC, labels = centered(sorted(str(path) for path in shards.folder.glob("*.tar")))
+    direct = {}
+    for name in (VIT, CNN):
+        direct[name] = load_teacher(resolve(name), str(weights[name]))(views_BHWC)["cls"]
+    spec = encoder_spec("test_vit", 32, 16, 0.0)
+    with torch.inference_mode():
+        for name, seed in (("student", 5), ("random student", 0)):
+            direct[name] = embed(build_encoder(spec, seed).eval(), prepare(views_BHWC, spec))
+    found = {encoder.name: encoder for encoder in result.encoders}
+    assert list(found) == [CNN, VIT, "random student", "student"]
+    for name, features in direct.items():
+        expected = knn_leave_one_out(features, labels, [5])[5].mean()
+        assert found[name].accuracy[5].mean == pytest.approx(expected, abs=1.01 / len(labels)), name
+        assert found[name].accuracy[5].low <= found[name].accuracy[5].mean <= found[name].accuracy[5].high
+    assert found["random student"].over_random is None
+    assert found["student"].over_random.mean == pytest.approx(
+        found["student"].accuracy[5].mean - found["random student"].accuracy[5].mean
+    )
+
+
+def test_test_images_are_asked_and_train_images_answer(cache_folder, shards, encoder_file):
+    first, second = (str(shards.folder / name) for name in ("000000.tar", "000001.tar"))
+    result = evaluate.run(EvaluateConfig(str(encoder_file), train=first, test=second, k=3))
+    assert result.images == 40
+    (train, train_labels), (test, test_labels) = centered([first]), centered([second])
+    spec = encoder_spec("test_vit", 32, 16)
+    encoder = build_encoder(spec, 5).eval()
+    with torch.inference_mode():
+        features = [embed(encoder, prepare(views, spec)) for views in (train, test)]
+    expected = knn(features[0], train_labels, features[1], test_labels, [3])[3].mean()
+    assert result.encoders[-1].accuracy[3].mean == pytest.approx(expected)
+
+
+def test_a_cache_without_a_center_view_is_told(tmp_path, settings, shards, encoder_file):
+    extract.run(settings(tmp_path / "cache", views=1))
+    with pytest.raises(CacheError, match="has no px center views.*extract --recipe center --views 1"):
+        evaluate.run(EvaluateConfig(str(encoder_file), shards=shards.pattern, cache=str(tmp_path / "cache")))
+
+
+def test_shards_without_labels_are_told(tmp_path, encoder_file):
+    write_tar(tmp_path / "tars/000000.tar", [(f"image{n}", png(picture(n)), None) for n in range(3)])
+    with pytest.raises(ShardError, match=r"0 images have a label.*`\.cls` members of two classes"):
+        evaluate.run(EvaluateConfig(str(encoder_file), shards=str(tmp_path / "tars/*.tar")))
+
+
+def test_a_bad_image_is_told(tmp_path, encoder_file):
+    samples = [(f"image{n}", png(picture(n)), n % 2) for n in range(6)]
+    samples[4] = ("broken", b"nothing", 0)
+    path = write_tar(tmp_path / "tars/000000.tar", samples)
+    with pytest.raises(ShardError, match=f"{path}, row 4: .*needs every labelled image"):
+        evaluate.run(EvaluateConfig(str(encoder_file), shards=str(path)))
+
+
+def test_shards_that_the_cache_does_not_know_are_told(tmp_path, cache_folder, encoder_file):
+    other = make_shards(tmp_path / "other", (9,), name="new-{:d}")
+    with pytest.raises(CacheError, match="was not made with shard new-0"):
+        evaluate.run(EvaluateConfig(str(encoder_file), shards=other.pattern, cache=str(cache_folder)))
+
+
+@pytest.mark.parametrize("sets", [{}, {"shards": "a", "train": "b", "test": "c"}, {"train": "b"}])
+def test_one_set_or_two_must_be_said(sets):
+    with pytest.raises(ConfigError, match="leave-one-out"):
+        EvaluateConfig("run", **sets)

@@ -1,0 +1,83 @@
+"""What the documents say is true of the code: commands parse, files are listed, snippets run."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import torch
+
+import cli
+import unic_cache
+from tests.conftest import VIT
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[str]:
+    """Every `unic-cache ...` line in a document's code blocks and in the commands' own examples."""
+    found = []
+    for document in DOCUMENTS:
+        for block in re.findall(r"```(?:sh|console|)\n(.*?)```", document.read_text(), re.DOTALL):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?unic-cache [a-z]", line)]
+    for command in cli.main.commands.values():
+        found += [line.strip() for line in command.examples.strip().splitlines() if line.strip().startswith("unic-cache")]
+    return found
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_shown_parses(line):
+    words = shlex.split(line.partition(" #")[0].partition(" | ")[0])[1:]
+    command = cli.main.commands[words[0]]
+    with click.Context(command) as context:
+        command.parse_args(context, list(words[1:]))
+
+
+def test_the_tree_lists_every_module():
+    text = (ROOT / "README.md").read_text()
+    tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in tracked.splitlines():
+        if name.startswith(("unic_cache/", "pipelines/")) and not name.endswith("__init__.py"):
+            assert Path(name).name in text, name
+
+
+def test_the_two_commands_are_there():
+    text = (ROOT / "README.md").read_text()
+    assert "make demo" in text
+    assert "make test" in text
+    makefile = (ROOT / "Makefile").read_text()
+    assert {"setup", "demo", "test", "lint"} <= set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
+
+
+def test_every_command_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in text or f"unic-cache {name}" in text for name in cli.main.commands)
+
+
+def test_links_between_documents_lead_somewhere():
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_numpy_lines_of_the_format_give_the_readers_values(cache_folder, cache):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/FORMAT.md").read_text(), re.DOTALL)[1]
+    teacher = cache.teachers[VIT]
+    scope = {"cache": cache_folder, "teacher": teacher.member.folder, "view": "unic-32-0-000"}
+    exec(code, scope)
+    record = teacher.record(cache.unit(0, 0, "unic-32-0-000"))
+    features = teacher.features(record, range(32))
+    own = teacher.calibration.destandardize(features)
+    for kind in ("cls", "patch"):
+        assert np.array_equal(scope[kind], features[kind].numpy())
+        assert torch.allclose(torch.from_numpy(scope["own"][kind]).float(), own[kind], atol=1e-5)
+
+
+def test_the_public_reader_is_the_one_that_distill_uses(cache_folder):
+    cache = unic_cache.open_cache(cache_folder)
+    assert set(cache.teachers) == set(unic_cache.open_cache(str(cache_folder)).teachers)
