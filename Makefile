@@ -30,7 +30,7 @@ demo: $(READY)
 	$(EXTRACT) --shards '$(SETS)/*/*.tar' --views 1 --recipe center
 	$(UNIC) inspect $(CACHE)
 	$(UNIC) distill --cache $(CACHE) --shards '$(SETS)/train/*.tar' --val-shards '$(SETS)/test/*.tar' --out $(DEMO)/student \
-		--student vit_tiny_patch16_224 --img-size 64 --patch-size 8 --batch-size 32 --steps 200 --lr 1e-3 --eval-every 100
+		--student vit_tiny_patch16_224 --img-size 64 --patch-size 8 --batch-size 16 --steps 400 --lr 1e-3 --eval-every 200
 	@echo "loss curve: $(DEMO)/student/loss.png"
 	$(UNIC) evaluate --encoder $(DEMO)/student --train '$(SETS)/train/*.tar' --test '$(SETS)/test/*.tar' --cache $(CACHE)
 

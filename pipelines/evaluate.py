@@ -67,7 +67,7 @@ class Result:
 
     def table(self) -> Any:
         """The table of one k."""
-        rows = [Row(found.name, found.kind, found.dim, found.accuracy[self.k]) for found in self.encoders]
+        rows = [Row(e.name, e.kind, e.dim, e.accuracy[self.k], e.over_random) for e in self.encoders]
         return result_table(rows, f"weighted {self.k}-NN, {self.images} test images, {self.classes} classes")
 
 

@@ -7,7 +7,8 @@ Run again it makes only what is missing: more views, more teachers, appended tar
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -75,7 +76,7 @@ def run(config: ExtractConfig) -> Summary:
     cache = Cache(location)
     tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
 
-    with thread_pool(config.threads) as pool, ThreadPoolExecutor(1, "writer") as writing:
+    with thread_pool(config.threads) as pool, ThreadPoolExecutor(1, "writer") as writing, dropped(pool, writing):
         pixels = Pixels(KeptPixels(views, cache, pool), ShardPixels(views, tars, pool))
         settle_probe(cache, views, pixels.decoded, lambda item: (item.segment, item.shard) in tars)
         calibrate(config, cache, pixels, teachers, members, device)
@@ -101,6 +102,17 @@ def run(config: ExtractConfig) -> Summary:
                 progress.note(f"{summary.bytes / 1e6:,.0f} MB kept")
             summary.bytes += sum(future.result() for future in written)
     return summary
+
+
+@contextmanager
+def dropped(*executors: Executor) -> Iterator[None]:
+    """After an error or a signal what was not begun is dropped: the process ends when the work in hand is done."""
+    try:
+        yield
+    except BaseException:
+        for executor in executors:
+            executor.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 class UnitRows:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unic_cache.cache import Cache, open_cache
-from unic_cache.store.layout import VIEWS_MEMBER
+from unic_cache.store.layout import VIEWS_MEMBER, ArraySpec
 from unic_cache.store.member import Member
 
 
@@ -23,7 +23,7 @@ def run(path: str) -> dict[str, Any]:
                 "fidelity": dict(teacher.calibration.fidelity),
             },
             "bytes_per_image": sum(array.row_bytes for array in teacher.member.arrays),
-            "bytes_per_token": {array.name: array.row_bytes / tokens(array.row) for array in teacher.member.arrays},
+            "bytes_per_token": {array.name: array.row_bytes / tokens(array) for array in teacher.member.arrays},
             "views": views_of(cache, teacher.member),
         }
         for name, teacher in cache.teachers.items()
@@ -45,55 +45,57 @@ def run(path: str) -> dict[str, Any]:
 
 
 def views_of(cache: Cache, member: Member) -> dict[str, Any]:
-    """For each view of a member: shards done and missing, images, bad images, bytes kept."""
+    """For each view of a member: shards done and missing over all segments, images, bad images, bytes kept."""
+    there = {(view, segment): tars for view, segment, tars in cache.committed(member)}
     found: dict[str, Any] = {}
-    for view, segment, tars in cache.committed(member):
-        state = found.setdefault(view, {"done": 0, "missing": [], "images": 0, "bad": 0, "bytes": 0})
-        for shard, entry in enumerate(cache.segments[segment].shards):
-            record = member.record(cache.unit(segment, shard, view)) if shard in tars else None
+    for view in sorted({view for view, _ in there}):
+        state: dict[str, Any] = {"done": 0, "missing": [], "images": 0, "bad": 0, "bytes": 0}
+        for name, (segment, shard) in cache.shards().items():
+            unit = cache.unit(segment, shard, view)
+            record = member.record(unit) if shard in there.get((view, segment), ()) else None
             if record is None:
-                state["missing"].append(entry.name)
+                state["missing"].append(name)
                 continue
             state["done"] += 1
-            state["images"] += entry.rows
+            state["images"] += unit.rows
             state["bad"] += len(record.bad)
             state["bytes"] += record.bytes_kept
-    for state in found.values():
-        shards = sum(len(segment.shards) for segment in cache.segments)
-        state["shards"] = shards
+        found[view] = state
     return found
 
 
-def tokens(row: tuple[int, ...]) -> int:
-    """Tokens in one image's row of an array: T of (T, D) and of (T,), 1 of (D,) CLS channels."""
-    return row[0] if len(row) == 2 else 1
+def tokens(array: ArraySpec) -> int:
+    """Tokens in one image's row of an array: the T of (T, D) and of (T,), one of CLS."""
+    return 1 if array.name == "cls" else array.row[0]
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """The report as tables."""
-    console = Console()
+    """The report for people: a paragraph and a table of views for each member, within 80 columns."""
+    console = Console(highlight=False)
     images = sum(segment["images"] for segment in report["segments"])
     shards = sum(segment["shards"] for segment in report["segments"])
     console.print(f"{report['cache']}: {images:,} images in {shards} shards, {len(report['segments'])} segment(s)")
-    members = dict(report["teachers"])
+    for name, teacher in report["teachers"].items():
+        each = ", ".join(f"{array} {size:,.0f}" for array, size in teacher["bytes_per_token"].items())
+        fidelity = ", ".join(f"{kind} {value:.5f}" for kind, value in teacher["calibration"]["fidelity"].items())
+        console.print(f"\n[bold]{name}[/]  codec {teacher['codec']}, {teacher['bytes_per_image']:,} bytes an image")
+        console.print(f"  bytes a token: {each}; fidelity (cosine): {fidelity}")
+        console.print(view_table(teacher["views"]))
     if "kept_views" in report:
-        members[VIEWS_MEMBER] = report["kept_views"]
-    table = Table()
-    for heading in ("teacher", "codec", "view", "shards", "bad", "MB", "bytes/image", "fidelity"):
-        words = heading in {"teacher", "codec", "view"}
-        table.add_column(heading, justify="left" if words else "right", no_wrap=words)
-    for name, member in members.items():
-        fidelity = " ".join(f"{k} {v:.4f}" for k, v in member.get("calibration", {}).get("fidelity", {}).items())
-        for view, state in member["views"].items() or {"none yet": None}.items():
-            done = "" if state is None else f"{state['done']}/{state['shards']}"
-            table.add_row(
-                name,
-                member.get("codec", "uint8"),
-                view,
-                done,
-                "" if state is None else str(state["bad"]),
-                "" if state is None else f"{state['bytes'] / 1e6:,.1f}",
-                f"{member['bytes_per_image']:,}",
-                fidelity,
-            )
-    console.print(table)
+        console.print(f"\n[bold]{VIEWS_MEMBER}[/]  pixels, {report['kept_views']['bytes_per_image']:,} bytes an image")
+        console.print(view_table(report["kept_views"]["views"]))
+
+
+def view_table(views: Mapping[str, Any]) -> Table:
+    """One line a view: shards done of all, the first that are missing, bad images, megabytes."""
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("view", "shards", "missing", "bad", "MB"):
+        table.add_column(
+            heading, justify="left" if heading in {"view", "missing"} else "right", no_wrap=heading == "view"
+        )
+    for view, state in views.items():
+        missing = state["missing"]
+        named = ", ".join(missing[:2]) + (f" and {len(missing) - 2} more" if len(missing) > 2 else "")
+        done = f"{state['done']}/{state['done'] + len(missing)}"
+        table.add_row(view, done, named, str(state["bad"]), f"{state['bytes'] / 1e6:,.1f}")
+    return table

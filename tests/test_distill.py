@@ -77,9 +77,10 @@ class StopAfter:
 
 def test_stopped_and_resumed_equals_never_stopped(training, tmp_path, monkeypatch):
     whole = distill.run(training(out=str(tmp_path / "whole"), steps=9))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="stopped after step 4 of 9"):
-        StopAfter(patch, 4)
+    StopAfter(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 4 of 9"):
         distill.run(training(out=str(tmp_path / "parts"), steps=9))
+    monkeypatch.undo()
     resumed = distill.run(training(out=str(tmp_path / "parts"), steps=9, resume=True))
     assert resumed.loss == whole.loss
     for file in (CHECKPOINT, "encoder.safetensors"):
@@ -223,9 +224,10 @@ class TestTwoMachines:
         folder = tmp_path / "cache"
         shutil.copytree(cache_folder, folder)
         whole = distill.run(training(cache=str(folder), out=str(tmp_path / "whole"), steps=20))
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            StopAfter(patch, 11)
+        StopAfter(monkeypatch, 11)
+        with pytest.raises(KeyboardInterrupt):
             distill.run(training(cache=str(folder), out=str(tmp_path / "parts"), steps=20))
+        monkeypatch.undo()
         extract.run(settings(folder, views=3))
         resumed = distill.run(training(cache=str(folder), out=str(tmp_path / "parts"), steps=20, resume=True))
         assert whole.encoder.read_bytes() == resumed.encoder.read_bytes()

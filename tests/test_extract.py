@@ -135,15 +135,16 @@ def test_more_views_more_teachers_and_appended_tars_leave_every_old_byte(tmp_pat
             assert teacher.features(record, range(6))["patch"].isfinite().all()
 
 
-def test_an_interrupted_unit_adopts_what_an_other_writer_left(tmp_path, settings, cache_folder):
-    """Data objects without a record: kept when they decode to our rows, replaced when they do not."""
+def uncommit(cache: Path, shard: int) -> Path:
+    """Remove a unit's record, as if its writer had died just before; the folder of its view's arrays."""
+    folder = cache / open_cache(cache).teachers[VIT].member.folder
+    (folder / "commits/000000" / NAME / f"{shard:06d}.json").unlink()
+    return folder / "features.zarr/000000" / NAME
+
+
+def test_an_interrupted_unit_adopts_what_another_machine_left(tmp_path, settings, cache_folder):
     shutil.copytree(cache_folder, tmp_path / "cache")
-    folder = tmp_path / "cache" / open_cache(cache_folder).teachers[VIT].member.folder
-    (folder / "commits/000000" / NAME / "000000.json").unlink()
-    (folder / "commits/000000" / NAME / "000001.json").unlink()
-    spoiled = folder / "features.zarr/000000" / NAME / "patch/c.1.0.0.0"
-    spoiled.write_bytes(b"half a shard")
-    nudged = folder / "features.zarr/000000" / NAME / "cls/c.0.0.0"
+    nudged = uncommit(tmp_path / "cache", 0) / "cls/c.0.0.0"
     rows = np.frombuffer(nudged.read_bytes()[: 37 * 128], np.float16).copy()
     rows[5] = np.nextafter(rows[5], np.float16(10))
     foreign = rows.tobytes() + nudged.read_bytes()[rows.nbytes :]
@@ -154,9 +155,20 @@ def test_an_interrupted_unit_adopts_what_an_other_writer_left(tmp_path, settings
     teacher = cache.teachers[VIT]
     kept = teacher.parts(teacher.record(cache.unit(0, 0, NAME)), range(37))["cls"]
     assert kept.tobytes() == rows.tobytes()
-    clean = tree(cache_folder)
-    name = str(spoiled.relative_to(tmp_path / "cache"))
-    assert spoiled.read_bytes() == clean[name]
+
+
+def test_what_is_not_ours_under_an_uncommitted_name_is_reported_and_left_alone(tmp_path, settings, cache_folder):
+    shutil.copytree(cache_folder, tmp_path / "cache")
+    spoiled = uncommit(tmp_path / "cache", 1) / "patch/c.1.0.0.0"
+    spoiled.write_bytes(b"half a shard")
+    before = tree(tmp_path / "cache")
+    message = r"test_vit@32, view unic-32-0-000 of shard 000001: what stands there is not .* run `unic-cache repair`"
+    with pytest.raises(CacheError, match=message):
+        extract.run(settings(tmp_path / "cache"))
+    assert tree(tmp_path / "cache") == before
+    spoiled.unlink()
+    extract.run(settings(tmp_path / "cache"))
+    assert tree(tmp_path / "cache") == tree(cache_folder)
 
 
 @pytest.mark.parametrize("codec", ["f16", "int8"])

@@ -26,7 +26,9 @@ def commands() -> list[str]:
             lines = block.replace("\\\n", " ").splitlines()
             found += [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?unic-cache [a-z]", line)]
     for command in cli.main.commands.values():
-        found += [line.strip() for line in command.examples.strip().splitlines() if line.strip().startswith("unic-cache")]
+        found += [
+            line.strip() for line in command.examples.strip().splitlines() if line.strip().startswith("unic-cache")
+        ]
     return found
 
 

@@ -1,5 +1,7 @@
 """The order of samples: a permutation, well mixed, few shards at a time, a function of integers."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,7 +67,7 @@ def test_processes_split_a_world_batch_into_consecutive_parts(processes):
     order = Order(rows_of([16, 16]), (0,), seed=0)
     local = 8 // processes
     joined = [order.samples(8 + rank * local, 8 + (rank + 1) * local) for rank in range(processes)]
-    assert sum(joined, []) == order.samples(8, 16)
+    assert list(chain.from_iterable(joined)) == order.samples(8, 16)
 
 
 def test_groups_are_by_tar_and_view_in_row_order():

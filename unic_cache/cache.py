@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unic_cache.config import Views
-from unic_cache.errors import CacheError
+from unic_cache.errors import BrokenError, CacheError
 from unic_cache.location import Location, open_location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codec import FeatureCodec
@@ -55,18 +55,21 @@ class CachedTeacher:
         return int(height), int(width)
 
     def record(self, unit: Unit) -> CommitRecord | None:
-        """The unit's commit record, or None. CacheError if it was made with another calibration."""
+        """The unit's commit record, or None. BrokenError if it is unreadable or was made with another calibration."""
         record = self.member.record(unit)
         if record is not None and record.calibration != self._calibration_crc:
-            raise CacheError(
+            raise BrokenError(
                 f"{record.name} was made with a calibration of checksum {record.calibration}, but "
                 f"{self.member.calibration_name} has {self._calibration_crc}: two caches were mixed; keep them apart"
             )
         return record
 
-    def parts(self, record: CommitRecord, rows: Sequence[int]) -> dict[str, Rows]:
-        """The kept arrays' rows as they are stored, array name -> (len(rows), ...), checked."""
-        return self._rows.read(record, rows)
+    def parts(self, record: CommitRecord, rows: Sequence[int], broken: set[int] | None = None) -> dict[str, Rows]:
+        """The kept arrays' rows as they are stored, array name -> (len(rows), ...), checked.
+
+        BrokenError on rows that are not what was committed; where a set is given they are added to it, and are zeros.
+        """
+        return self._rows.read(record, rows, broken)
 
     def features(self, record: CommitRecord, rows: Sequence[int]) -> dict[str, Tensor]:
         """Standardized float32 {"cls": (n, D), "patch": (n, T, Dp)} of the rows asked, in the order asked."""
@@ -168,11 +171,11 @@ class Cache:
                 self._pixel_records.pop(next(iter(self._pixel_records)))
         return self._pixel_records[unit]
 
-    def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: Rows) -> None:
-        """Kept views, uint8 (len(rows), H, W, 3), into `out`, checked."""
+    def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: Rows, broken: set[int] | None = None) -> None:
+        """Kept views, uint8 (len(rows), H, W, 3), into `out`, checked as in `CachedTeacher.parts`."""
         if self.pixels is None or self._pixel_rows is None:
             raise CacheError(f"{self.location.url} keeps no pixels; extract with --keep-views")
-        self._pixel_rows.read_into(record, self.pixels.arrays[0], rows, out)
+        self._pixel_rows.read_into(record, self.pixels.arrays[0], rows, out, broken)
 
 
 def open_cache(path: str | Path) -> Cache:

@@ -23,3 +23,7 @@ class TeacherError(UnicCacheError):
 
 class CacheError(UnicCacheError):
     """A cache lacks what is asked of it, contradicts what is asked of it, or is broken."""
+
+
+class BrokenError(CacheError):
+    """Rows that were committed are missing or are not what was committed: what `--skip-broken` goes on without."""

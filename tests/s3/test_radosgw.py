@@ -77,11 +77,11 @@ def test_a_minute_without_the_gateway_is_outlived(gateway: Gateway, bucket: str)
             assert folder.read_range(name, 3, 50) == data[3:53]
             assert folder.size(name) == len(data)
             assert name in set(folder.names(str(caller)))
-            longest[caller] = max(longest[caller], time.monotonic() - began)
             if number % 3 == 2:
                 folder.delete(name)
             else:
                 done[caller].append(name)
+            longest[caller] = max(longest[caller], time.monotonic() - began)
             number += 1
 
     def guarded(caller: int) -> None:

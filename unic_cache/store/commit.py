@@ -14,7 +14,7 @@ import numpy.typing as npt
 from crc32c import crc32c
 
 from unic_cache.errors import CacheError
-from unic_cache.store.layout import FORMAT, ArraySpec, Extent, commit_name, object_name
+from unic_cache.store.layout import FORMAT, ArraySpec, Extent, commit_name, object_bytes, object_name
 
 Crcs = npt.NDArray[np.uint32]
 
@@ -109,15 +109,19 @@ def parse_record(data: bytes, member: str, unit: Unit, arrays: tuple[ArraySpec, 
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CacheError(f"{where}: not a commit record ({error!r:.200}); run `unic-cache repair`") from error
     expected = {
-        object_name(member, unit.segment, unit.view, array, unit.shard, part)
+        object_name(member, unit.segment, unit.view, array, unit.shard, part): object_bytes(
+            array, unit.extent, unit.rows, part
+        )
         for array in arrays
         for part in range(unit.extent.objects(unit.rows))
     }
-    if set(record.sizes) != expected or set(record.crcs) != {array.name for array in arrays}:
+    if set(record.sizes) != set(expected) or set(record.crcs) != {array.name for array in arrays}:
         raise CacheError(
             f"{where}: vouches for {sorted(record.crcs)} in {len(record.sizes)} objects, but the spec asks for "
             f"{sorted(array.name for array in arrays)} in {len(expected)}; run `unic-cache repair`"
         )
+    if record.sizes != expected:
+        raise CacheError(f"{where}: its sizes of objects are not those of {unit.rows} rows; run `unic-cache repair`")
     if any(not 0 <= row < unit.rows for row in record.bad):
         raise CacheError(f"{where}: names bad rows outside of 0 to {unit.rows - 1}; run `unic-cache repair`")
     return record

@@ -72,6 +72,17 @@ class Extent:
         return -(-rows // self.object_rows)
 
 
+def object_bytes(array: ArraySpec, extent: Extent, rows: int, part: int) -> int:
+    """The size of an object of a tar of `rows` rows: its whole chunks, and Zarr's index of 16 bytes a chunk and a crc."""
+    held = min(extent.object_rows, rows - part * extent.object_rows)
+    return -(-held // CHUNK_ROWS) * CHUNK_ROWS * array.row_bytes + index_bytes(extent)
+
+
+def index_bytes(extent: Extent) -> int:
+    """The size of the index at an object's end."""
+    return 16 * (extent.object_rows // CHUNK_ROWS) + 4
+
+
 def pixel_arrays(size: int) -> tuple[ArraySpec, ...]:
     """The arrays of the member `views`: uint8 (S, n, H, W, 3)."""
     return (ArraySpec("rgb", (size, size, 3), "uint8"),)

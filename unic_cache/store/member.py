@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from crc32c import crc32c
 
-from unic_cache.errors import CacheError
+from unic_cache.errors import BrokenError, CacheError
 from unic_cache.location import Location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codec import PATCH_CODECS, FeatureCodec
@@ -14,6 +14,7 @@ from unic_cache.store.commit import CommitRecord, Unit, parse_record
 from unic_cache.store.layout import FORMAT, VIEWS_MEMBER, ArraySpec, commit_folder, commit_name, pixel_arrays
 
 LIMIT_ROW_BYTES = 2**28  # of one row of one array: what a hostile spec may make us allocate
+LIMIT_SPEC_BYTES = 2**20
 
 
 class Member:
@@ -44,14 +45,19 @@ class Member:
     @classmethod
     def open(cls, location: Location, folder: str) -> Self | None:
         """The member as its spec.json describes it, or None where there is no such member."""
-        data = location.read(f"{folder}/spec.json")
+        where = f"{location.url}/{folder}/spec.json"
+        data = read_within(location, f"{folder}/spec.json", LIMIT_SPEC_BYTES)
         if data is None:
             return None
         try:
             spec = json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise CacheError(f"{location.url}/{folder}/spec.json: not JSON ({error})") from error
-        return cls(location, folder, spec)
+            own = spec.pop("self", None)
+        except (ValueError, RecursionError, AttributeError, TypeError) as error:
+            raise CacheError(f"{where}: not the JSON of a spec ({error})") from error
+        member = cls(location, folder, spec)
+        if own is not None and own != _checksum(spec):
+            raise CacheError(f"{where}: its checksum does not fit its content; put back a copy of it")
+        return member
 
     @classmethod
     def ensure(cls, location: Location, folder: str, spec: Mapping[str, Any]) -> Self:
@@ -61,7 +67,7 @@ class Member:
         `provenance`: where the same weights came from.
         """
         wanted = cls(location, folder, spec)
-        location.create(f"{folder}/spec.json", (json.dumps(spec, sort_keys=True, indent=1) + "\n").encode())
+        location.create(f"{folder}/spec.json", spec_bytes(spec))
         found = cls.open(location, folder)
         if found is None:
             raise CacheError(f"{location.url}/{folder}/spec.json vanished while it was read; start again")
@@ -99,9 +105,41 @@ class Member:
         return {int(stem) for stem in stems if stem.isdigit()}
 
     def record(self, unit: Unit) -> CommitRecord | None:
-        """The unit's commit record, checked; None where there is none."""
-        data = self.location.read(commit_name(self.folder, unit.segment, unit.view, unit.shard))
-        return None if data is None else parse_record(data, self.folder, unit, self.arrays)
+        """The unit's commit record, checked; None where there is none. BrokenError where it does not fit the unit."""
+        data = self.record_bytes(unit)
+        return None if data is None else self.parse(data, unit)
+
+    def record_bytes(self, unit: Unit) -> bytes | None:
+        """The file of the unit's commit record; a longer one than a record can be is refused."""
+        name = commit_name(self.folder, unit.segment, unit.view, unit.shard)
+        return read_within(self.location, name, 2**16 + 2**10 * unit.rows)
+
+    def parse(self, data: bytes, unit: Unit) -> CommitRecord:
+        """What `record_bytes` gave, checked."""
+        try:
+            return parse_record(data, self.folder, unit, self.arrays)
+        except CacheError as error:
+            raise BrokenError(str(error)) from error
+
+
+def read_within(location: Location, name: str, limit: int) -> bytes | None:
+    """A whole small file, or None where there is none; BrokenError where it is larger than what it is can be."""
+    try:
+        data = location.read_range(name, 0, limit + 1)
+    except FileNotFoundError:
+        return None
+    if len(data) > limit:
+        raise BrokenError(f"{location.url}/{name}: over {limit} bytes; refused")
+    return data
+
+
+def spec_bytes(spec: Mapping[str, Any]) -> bytes:
+    """spec.json: sorted keys, and `self`, the crc32c of the rest, so that a changed byte is told."""
+    return (json.dumps({**spec, "self": _checksum(spec)}, sort_keys=True, indent=1) + "\n").encode()
+
+
+def _checksum(spec: Mapping[str, Any]) -> int:
+    return int(crc32c(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()))
 
 
 def _feature_codec(spec: Mapping[str, Any]) -> FeatureCodec:

@@ -1,8 +1,13 @@
 """Writing one unit: data objects first, each created once, the commit record last.
 
-A name that is taken although no record vouches for it was left by a writer that died, or is being written by one that
-works on the same unit. What stands there is adopted when it decodes to our rows (cosine above 0.999), and the record
-then holds *its* checksums; otherwise it is replaced. So any number of writers end with one good copy.
+Nothing that has a name is ever written again: creates are atomic and durable, so a kill leaves whole objects or none,
+and what stands under a name stays. A name that is taken although no record vouches for it was taken by a writer that
+died, or by one that works on the same unit now. What stands there is adopted when it decodes to our rows, and the record
+then holds *its* checksums. So whatever the order of their calls, all writers of a unit see the same bytes, write the
+same record, and end with one good copy.
+
+What does not decode to our rows is no left-over of a kill but a broken disk or another machine's mistake, and is
+reported. Replacing it here would be wrong: between looking and replacing, somebody else may commit it.
 """
 
 from collections.abc import Mapping
@@ -30,7 +35,7 @@ from unic_cache.store.layout import (
 from unic_cache.store.member import Member
 
 Rows = npt.NDArray[np.generic]
-ADOPT_COSINE = 0.999
+ADOPT_DISTANCE = 0.04  # |theirs - ours| / |ours| of any token; the cosine is then above 0.999
 
 
 class UnitWriter:
@@ -45,15 +50,19 @@ class UnitWriter:
         """Keep and commit the arrays of `unit.rows` rows; the record that stands in the cache afterwards.
 
         `parts`: array name -> (rows, ...) in the dtype of the member's arrays, zeros in bad rows. `pixels`: crc32c of
-        each row's view. `bad`: row -> reason. OSError when the store cannot be written.
+        each row's view. `bad`: row -> reason. OSError when the store cannot be written; CacheError when an object that
+        no record vouches for stands in the way.
         """
         self._prepare(unit)
-        encoded = {array.name: self._encode(unit, array, parts[array.name]) for array in self.member.arrays}
-        foreign = [
-            name for objects in encoded.values() for name, data in objects.items() if not self._create(name, data)
-        ]
-        kept = self._adopt(unit, encoded, parts) if foreign else dict(parts)
-        sizes = {name: len(data) for objects in encoded.values() for name, data in objects.items()}
+        kept: dict[str, Rows] = {}
+        sizes: dict[str, int] = {}
+        for array in self.member.arrays:
+            ours = encode_objects(self.member, unit, array, parts[array.name])
+            standing = {name: self._settle(name, data) for name, data in ours.items()}
+            kept[array.name] = parts[array.name] if standing == ours else self._decode(unit, array, standing)
+            sizes |= {name: len(data) for name, data in standing.items()}
+        if any(kept[name] is not parts[name] for name in kept) and not self._agree(kept, parts):
+            raise self._in_the_way(unit)
         record = CommitRecord(
             self.member.folder,
             unit,
@@ -65,10 +74,10 @@ class UnitWriter:
         )
         if self.member.location.create(record.name, record.to_bytes()):
             return record
-        standing = self.member.record(unit)
-        if standing is None:
-            raise CacheError(f"{record.name} vanished while it was read; start again")
-        return standing
+        standing_record = self.member.record(unit)
+        if standing_record is None:
+            raise self._vanished(record.name)
+        return standing_record
 
     def _prepare(self, unit: Unit) -> None:
         """Create the view's zarr.json files, or check those that stand there."""
@@ -81,49 +90,57 @@ class UnitWriter:
                 check_metadata(name, self.member.location.read(name) or b"", data)
         self._prepared.add((unit.segment, unit.view))
 
-    def _encode(self, unit: Unit, array: ArraySpec, rows: Rows) -> dict[str, bytes]:
-        """The unit's objects of one array as zarr writes them."""
-        store = MemoryStore()
-        path = view_folder(self.member.folder, unit.segment, unit.view) + f"/{array.name}"
-        target = create_zarr(store, path, array, unit.extent)
-        step = unit.extent.object_rows
-        for start in range(0, unit.rows, step):
-            target[unit.shard, start : min(start + step, unit.rows)] = rows[start : start + step]
-        return {name: data for name, data in memory_objects(store).items() if not name.endswith("zarr.json")}
+    def _settle(self, name: str, data: bytes) -> bytes:
+        """Create an object; the bytes that stand under its name from now on."""
+        if self.member.location.create(name, data):
+            return data
+        standing = self.member.location.read(name)
+        if standing is None:
+            raise self._vanished(name)
+        return standing
 
-    def _create(self, name: str, data: bytes) -> bool:
-        """Whether our bytes stand at `name` now."""
-        return self.member.location.create(name, data) or self.member.location.read(name) == data
-
-    def _adopt(self, unit: Unit, encoded: dict[str, dict[str, bytes]], parts: Mapping[str, Rows]) -> dict[str, Rows]:
-        """Settle names that others took: keep what decodes to our rows, replace the rest. The rows that then stand."""
-        standing = {
-            array: {name: self.member.location.read(name) or b"" for name in objects}
-            for array, objects in encoded.items()
-        }
-        rows = {
-            array.name: decode_objects(self.member, unit, array, standing[array.name]) for array in self.member.arrays
-        }
-        found = {name: value for name, value in rows.items() if value is not None}
-        if len(found) == len(rows) and self._agree(found, parts):
-            encoded.update(standing)
-            return found
-        for objects in encoded.values():
-            for name, data in objects.items():
-                self.member.location.replace(name, data)
-        return dict(parts)
+    def _decode(self, unit: Unit, array: ArraySpec, standing: Mapping[str, bytes]) -> Rows:
+        rows = decode_objects(self.member, unit, array, standing)
+        if rows is None:
+            raise self._in_the_way(unit)
+        return rows
 
     def _agree(self, found: Mapping[str, Rows], ours: Mapping[str, Rows]) -> bool:
+        """Whether each token is ours, up to what another machine's arithmetic may change."""
         if self.member.codec is None:
             return all(np.array_equal(found[name], ours[name]) for name in ours)
         theirs, mine = (self.member.codec.decode(_tensors(parts)) for parts in (found, ours))
-        return all(_cosine(theirs[kind], mine[kind]) > ADOPT_COSINE for kind in mine)
+        return all(
+            bool(((theirs[kind] - mine[kind]).norm(dim=-1) <= ADOPT_DISTANCE * mine[kind].norm(dim=-1)).all())
+            for kind in mine
+        )
+
+    def _in_the_way(self, unit: Unit) -> CacheError:
+        return CacheError(
+            f"{self.member.location.url}: {self.member.folder}, {unit}: what stands there is not what this machine "
+            "makes, and no commit record vouches for it; stop all extraction into this cache, run `unic-cache repair` "
+            "to have it removed, and extract again"
+        )
+
+    def _vanished(self, name: str) -> CacheError:
+        return CacheError(f"{self.member.location.url}/{name} vanished while it was read; start again")
 
 
 def row_crcs(rows: Rows) -> Crcs:
     """crc32c of the bytes of each row of an array."""
     contiguous = np.ascontiguousarray(rows)
     return np.fromiter((crc32c(row.data) for row in contiguous), np.uint32, len(contiguous))
+
+
+def encode_objects(member: Member, unit: Unit, array: ArraySpec, rows: Rows) -> dict[str, bytes]:
+    """A unit's objects of one array as stock zarr writes them, name -> bytes."""
+    store = MemoryStore()
+    path = view_folder(member.folder, unit.segment, unit.view) + f"/{array.name}"
+    target = create_zarr(store, path, array, unit.extent)
+    step = unit.extent.object_rows
+    for start in range(0, unit.rows, step):
+        target[unit.shard, start : min(start + step, unit.rows)] = rows[start : start + step]
+    return {name: data for name, data in memory_objects(store).items() if not name.endswith("zarr.json")}
 
 
 def decode_objects(member: Member, unit: Unit, array: ArraySpec, objects: Mapping[str, bytes]) -> Rows | None:
@@ -141,9 +158,3 @@ def decode_objects(member: Member, unit: Unit, array: ArraySpec, objects: Mappin
 
 def _tensors(parts: Mapping[str, Rows]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(rows)) for name, rows in parts.items()}
-
-
-def _cosine(left: Tensor, right: Tensor) -> float:
-    both_zero = (left == 0).all(dim=-1) & (right == 0).all(dim=-1)
-    cosine = torch.cosine_similarity(left, right, dim=-1)
-    return float(torch.where(both_zero, torch.ones_like(cosine), cosine).min())

@@ -13,6 +13,7 @@ tars that are appended later make the next segment. The same JSON (as segment 0)
 | `shards[].keys` | crc32 of each sample's key, in the tar's order: a row is a position in this list |
 | `shards[].offsets`, `sizes` | where each sample's image lies in the tar, bytes |
 | `shards[].labels` | each sample's class number, or null |
+| `self` | crc32c of the rest, in a cache alone: who edits the file beside the tars need not know it |
 """
 
 import json
@@ -21,6 +22,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
+
+from crc32c import crc32c
 
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.location import Location
@@ -84,8 +87,15 @@ class Segment:
 
     def to_json(self) -> bytes:
         """Compact JSON of the table above: sorted keys, no time, no host."""
-        data = {"kind": KIND, "format": FORMAT, "number": self.number, "shards": [asdict(one) for one in self.shards]}
-        return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+        return _json(self._body())
+
+    def to_bytes(self) -> bytes:
+        """The file in a cache: `to_json` with `self`, so that a changed byte is told."""
+        return _json({**self._body(), "self": crc32c(self.to_json())})
+
+    def _body(self) -> dict[str, Any]:
+        shards = [asdict(one) for one in self.shards]
+        return {"kind": KIND, "format": FORMAT, "number": self.number, "shards": shards}
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Self:
@@ -107,7 +117,10 @@ class Segment:
         repeated = _repeated(shards)
         if repeated:
             raise CacheError(f"{where} lists the shard {repeated[0]!r} twice")
-        return cls(fields["number"], shards)
+        segment = cls(fields["number"], shards)
+        if parsed.get("self", own := crc32c(segment.to_json())) != own:
+            raise CacheError(f"{where}: its checksum does not fit its content; put back a copy of it")
+        return segment
 
 
 def segment_file(number: int) -> str:
@@ -162,7 +175,7 @@ def extend_index(cache: Location, entries: Sequence[ShardEntry]) -> tuple[Segmen
         if not unknown:
             return segments
         segment = Segment(len(segments), unknown)
-        if cache.create(segment_file(segment.number), segment.to_json()):
+        if cache.create(segment_file(segment.number), segment.to_bytes()):
             return (*segments, segment)
 
 
@@ -177,6 +190,10 @@ def _check_same(cache: Location, cached: ShardEntry, given: ShardEntry) -> None:
         f"{given.rows}; at row {row} the key's crc32 is {first[0]} there and {first[1]} here; "
         "give the shards that the cache was made with, rename these, or choose another cache"
     )
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _repeated(shards: Sequence[ShardEntry]) -> list[str]:
