@@ -13,7 +13,7 @@ CACHE := $(DEMO)/cache
 TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
 EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --codec int8 --calibration-images 512
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-s3 lint clean
 
 setup: $(READY)
 
@@ -36,6 +36,12 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Ceph's object gateway, a real S3 server, started on loopback and stopped again by the tests; needs Debian's packages.
+test-s3: $(READY)
+	command -v radosgw ceph-osd ceph-mon >/dev/null || (apt-get update -q && \
+		apt-get install -q -y --no-install-recommends radosgw ceph-osd ceph-mon)
+	$(BIN)/python -m pytest -m s3 tests/s3
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

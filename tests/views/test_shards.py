@@ -255,7 +255,6 @@ def test_expand_takes_paths_globs_and_braces(tmp_path: Path) -> None:
         ("{root}/{{0..3}}.tar", "no shard at .*/0.tar and 3 more, of 4 that"),
         ("{root}", r"is a folder; say '.*/\*.tar'"),
         ("{root}/{{0..3.tar", "the braces cannot be expanded"),
-        ("s3://bucket/{{0..3}}.tar", "shards are not read from s3://"),
     ],
 )
 def test_expand_says_what_is_missing(tmp_path: Path, pattern: str, message: str) -> None:

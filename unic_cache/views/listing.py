@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unic_cache.errors import ConfigError
-from unic_cache.views.shards import IMAGE_EXTENSIONS
+from unic_cache.views.tars import IMAGE_EXTENSIONS
 
 MAX_KEY = 80  # characters; a plain tar's member name has room for 100
 

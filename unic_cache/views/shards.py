@@ -1,49 +1,44 @@
-"""WebDataset shards as they lie on disk: which samples a tar holds, and their images' bytes.
-
-Only headers are walked: nothing is extracted, no member's name becomes a path, and members other than images and
-`.cls` labels (JSON, text, pickles) are never looked into. WebDataset's own reader ends silently at a tar that was cut
-off; here it is an error.
-"""
+"""Where WebDataset shards lie, on disk or behind a URL: patterns to tars, tars to entries, and images by row."""
 
 import glob
+import io
 import os
 import re
-import tarfile
 import weakref
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, cast
 
 from webdataset.shardlists import expand_urls
-from webdataset.tariterators import base_plus_ext
 
 from unic_cache.errors import CacheError, ShardError
+from unic_cache.location import Location, open_location
 from unic_cache.views.index import KIND, SHARD_NAME, Segment, ShardEntry
+from unic_cache.views.tars import scan_tar, shard_error
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")  # the first present is the image
-
-_BLOCK = 512  # bytes
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+READ_AHEAD = 1 << 20  # bytes of a remote tar that one request brings while its headers are walked
 
 
 def expand(pattern: str) -> tuple[str, ...]:
-    """The tars that a path, a glob or WebDataset's braces name, in order. ShardError where one or all are missing."""
-    scheme = re.match(r"([a-z0-9]+)://", pattern)
-    if scheme is not None and scheme[1] != "file":
-        raise ShardError(f"{pattern}: shards are not read from {scheme[1]}:// here; copy them to a local folder")
+    """The tars that a path or URL, a glob or WebDataset's braces name, in order. ShardError where one is missing.
+
+    In a URL only the last part may be a glob.
+    """
     pattern = pattern.removeprefix("file://")
-    if Path(pattern).is_dir():
-        raise ShardError(f"{pattern} is a folder; say '{pattern.rstrip('/')}/*.tar'")
-    if Path(pattern).is_file():
-        return (pattern,)
+    if not _is_remote(pattern):
+        if Path(pattern).is_dir():
+            raise ShardError(f"{pattern} is a folder; say '{pattern.rstrip('/')}/*.tar'")
+        if Path(pattern).is_file():
+            return (pattern,)
     try:
         parts = [str(part) for part in expand_urls(pattern)]
     except ValueError as error:
         raise ShardError(f"{pattern}: the braces cannot be expanded: {error}") from error
     found = [path for part in parts for path in (_globbed(part) if glob.has_magic(part) else [part])]
-    missing = [path for path in found if not Path(path).is_file()]
+    missing = [path for path in found if tar_size(path) is None]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ShardError(f"no shard at {missing[0]}{more}, of {len(found)} that {pattern!r} names; check the path")
@@ -65,52 +60,50 @@ def describe(paths: Sequence[str]) -> tuple[ShardEntry, ...]:
 
     ShardError where a tar's size is not the one in its index: it was truncated or rewritten.
     """
-    indexes = {folder: _index_beside(folder) for folder in {str(Path(path).parent) for path in paths}}
-    return tuple(_described(path, indexes[str(Path(path).parent)]) for path in paths)
+    indexes = {folder: _index_beside(folder) for folder in {os.path.dirname(path) for path in paths}}
+    return tuple(_described(path, indexes[os.path.dirname(path)]) for path in paths)
 
 
 def scan(path: str) -> ShardEntry:
-    """Index a tar by its headers.
+    """What a tar holds, by its headers: see `tars.scan_tar` for the rules and the errors."""
+    size = tar_size(path)
+    if size is None:
+        raise ShardError(f"no shard at {path}; check the path")
+    with _opened(path, size) as file:
+        return scan_tar(file, size, path, shard_name(path))
 
-    A sample is a run of members with one key, by WebDataset's rule (the name up to the base name's first dot). Its
-    label is its `.cls` member where that is a decimal number, else None. Links, devices and sparse files are left out.
-    ShardError, with the byte where it happened, on a repeated key, a sample without image, no sample at all, a
-    compressed or damaged tar, and a tar that ends early: in a member or before the archive's end mark.
-    """
-    name = shard_name(path)
-    rows: list[tuple[int, int, int, int | None]] = []
-    seen: set[str] = set()
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        for key, members in _samples(file, path, size):
-            first = min(member.offset for member in members.values())
-            if key in seen:
-                raise _error(path, first, f"the key {key!r} comes twice", "give every sample a key of its own")
-            seen.add(key)
-            image = next((members[one] for one in IMAGE_EXTENSIONS if one in members), None)
-            if image is None:
-                held = ", ".join(sorted(members))
-                raise _error(path, first, f"sample {key!r} has no image, only {held}", "add one or remove the sample")
-            crc = zlib.crc32(key.encode("utf-8", "surrogateescape"))
-            rows.append((crc, image.offset_data, image.size, _label(file, members.get("cls"))))
-    if not rows:
-        raise _error(path, 0, "no images", f"an image's name ends in {', '.join(IMAGE_EXTENSIONS)}")
-    keys, offsets, sizes, labels = zip(*rows, strict=True)
-    return ShardEntry(name, size, keys, offsets, sizes, labels)
+
+def tar_size(path: str) -> int | None:
+    """The tar's bytes, or None where there is none."""
+    if _is_remote(path):
+        folder, name = _split(path)
+        return folder.size(name)
+    return Path(path).stat().st_size if Path(path).is_file() else None
 
 
 class OpenShard:
-    """A tar held open to read images by row; `read` may be called from several threads at once."""
+    """A tar to read images from by row; `read` may be called from several threads at once."""
 
     def __init__(self, path: str, entry: ShardEntry) -> None:
         self.path = path
         self.entry = entry
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self._close = weakref.finalize(self, os.close, self._descriptor)
+        self._close: Callable[[], object] = _nothing
+        self._range: Callable[[int, int], bytes]
+        if _is_remote(path):
+            folder, name = _split(path)
+            self._range = partial(folder.read_range, name)
+        else:
+            descriptor = os.open(path.removeprefix("file://"), os.O_RDONLY)
+            self._close = weakref.finalize(self, os.close, descriptor)
+            self._range = partial(_pread, descriptor)
 
     def read(self, row: int) -> bytes:
         """The bytes of the image of sample `row`. ShardError where the tar ends before them."""
-        return self._read(self.entry.offsets[row], self.entry.sizes[row])
+        offset, size = self.entry.offsets[row], self.entry.sizes[row]
+        data = self._range(offset, size)
+        if len(data) < size:
+            raise shard_error(self.path, offset + len(data), "it ends early", "copy it anew")
+        return data
 
     def close(self) -> None:
         """Close the file; `read` fails afterwards. A tar that nothing refers to any more closes by itself."""
@@ -124,26 +117,91 @@ class OpenShard:
     ) -> None:
         self.close()
 
-    def _read(self, offset: int, size: int) -> bytes:
-        data = os.pread(self._descriptor, size, offset)
-        while len(data) < size:
-            more = os.pread(self._descriptor, size - len(data), offset + len(data))
-            if not more:
-                raise _error(self.path, offset + len(data), "it ends early", "copy it anew")
-            data += more
-        return data
+
+class _RemoteTar(io.RawIOBase):
+    """A tar behind a URL as a file: each read is one range request."""
+
+    def __init__(self, folder: Location, name: str, size: int) -> None:
+        self._folder, self._name, self._size, self._at = folder, name, size, 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Costs nothing."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """One request."""
+        count = max(min(len(buffer), self._size - self._at), 0)
+        data = self._folder.read_range(self._name, self._at, count) if count else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def _opened(path: str, size: int) -> BinaryIO:
+    if not _is_remote(path):
+        return open(path, "rb")
+    folder, name = _split(path)
+    return cast("BinaryIO", io.BufferedReader(_RemoteTar(folder, name, size), READ_AHEAD))
+
+
+def _is_remote(path: str) -> bool:
+    return re.match(r"[a-z0-9]+://", path) is not None and not path.startswith("file://")
+
+
+def _split(path: str) -> tuple[Location, str]:
+    folder, _, name = path.rpartition("/")
+    return _folder(folder), name
+
+
+@lru_cache(maxsize=64)
+def _folder(url: str) -> Location:
+    """One connection for all tars of a folder."""
+    return open_location(url)
 
 
 def _globbed(pattern: str) -> list[str]:
     """Sorted, hidden files left out: a tar that is still being written has a hidden name."""
-    return sorted(glob.glob(pattern))  # noqa: PTH207 (Path.glob finds hidden files)
+    if not _is_remote(pattern):
+        return sorted(glob.glob(pattern))  # noqa: PTH207 (Path.glob finds hidden files)
+    folder, _, name = pattern.rpartition("/")
+    if glob.has_magic(folder):
+        raise ShardError(f"{pattern}: in a URL only the last part may be a glob; use braces for folders")
+    names = [found for found in _folder(folder).names() if "/" not in found and not found.startswith(".")]
+    return [f"{folder}/{found}" for found in names if fnmatch(found, name)]
+
+
+def _pread(descriptor: int, offset: int, size: int) -> bytes:
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size:
+        more = os.pread(descriptor, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _nothing() -> None:
+    """Nothing to close."""
 
 
 def _described(path: str, index: dict[str, ShardEntry]) -> ShardEntry:
     entry = index.get(shard_name(path))
     if entry is None:
         return scan(path)
-    size = Path(path).stat().st_size
+    size = tar_size(path)
     if size != entry.size:
         raise ShardError(
             f"{path} has {size} bytes and its index.json says {entry.size}: truncated or rewritten; copy it anew, "
@@ -154,78 +212,11 @@ def _described(path: str, index: dict[str, ShardEntry]) -> ShardEntry:
 
 def _index_beside(folder: str) -> dict[str, ShardEntry]:
     """The shards that `unic-cache shard` listed in the folder; none where its index.json is someone else's."""
-    path = Path(folder) / "index.json"
-    if not path.is_file():
-        return {}
-    data = path.read_bytes()
-    if f'"{KIND}"'.encode() not in data:
+    where = f"{folder}/index.json" if folder else "index.json"
+    data = _folder(folder or ".").read("index.json")
+    if data is None or f'"{KIND}"'.encode() not in data:
         return {}
     try:
-        return {entry.name: entry for entry in Segment.from_json(data, str(path)).shards}
+        return {entry.name: entry for entry in Segment.from_json(data, where).shards}
     except CacheError as error:
         raise ShardError(f"{error}; delete it so that the tars are scanned") from error
-
-
-def _samples(file: BinaryIO, path: str, size: int) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """Runs of members with one key, as (key, {lower-case extension: member})."""
-    current: str | None = None
-    members: dict[str, tarfile.TarInfo] = {}
-    for member in _members(file, path, size):
-        key, extension = base_plus_ext(member.name)
-        if key is None or re.match(r"__[^/]*__($|/)", member.name):
-            continue
-        if key != current and current is not None:
-            yield current, members
-            members = {}
-        current = key
-        if extension.lower() in members:
-            raise _error(path, member.offset, f"the key {key!r} comes twice", "give every sample a key of its own")
-        members[extension.lower()] = member
-    if current is not None:
-        yield current, members
-
-
-def _members(file: BinaryIO, path: str, size: int) -> Iterator[tarfile.TarInfo]:
-    """The plain files of a tar, by its headers alone; ShardError unless it is whole up to its end mark."""
-    with _opened(file, path) as tar:
-        try:
-            for member in tar:
-                if member.offset_data + member.size > size:
-                    raise _error(path, size, f"it ends early, within {member.name!r}", "copy it anew")
-                if member.isreg() and not member.issparse():
-                    yield member
-        except (tarfile.TarError, OverflowError, RecursionError) as error:
-            at = min(tar.offset, size)
-            raise _error(path, at, f"it ends early or is damaged: {error}", "copy it anew") from error
-        file.seek(tar.offset)
-        mark = file.read(_BLOCK)
-    if len(mark) < _BLOCK:
-        raise _error(
-            path, size, "it ends early, before the archive's end mark", "copy it anew or close it by its writer"
-        )
-    if mark.strip(b"\0"):
-        raise _error(path, tar.offset, "a damaged header", "copy it anew")
-
-
-def _opened(file: BinaryIO, path: str) -> tarfile.TarFile:
-    start = file.read(8)
-    for magic, name in _COMPRESSED.items():
-        if start.startswith(magic):
-            remedy = "unpack it to a plain tar, whose members can be read at any place"
-            raise _error(path, 0, f"it is compressed by {name}", remedy)
-    file.seek(0)
-    try:
-        return tarfile.open(fileobj=file, mode="r:")
-    except (tarfile.TarError, OverflowError, RecursionError) as error:
-        raise _error(path, 0, f"it is no tar: {error}", "give the path of a plain tar") from error
-
-
-def _label(file: BinaryIO, member: tarfile.TarInfo | None) -> int | None:
-    if member is None or member.size > 20:
-        return None
-    text = os.pread(file.fileno(), member.size, member.offset_data).strip()
-    return int(text) if re.fullmatch(rb"[0-9]{1,18}", text) else None
-
-
-def _error(path: str, offset: int, what: str, remedy: str) -> ShardError:
-    return ShardError(f"{path}, byte {offset}: {what}; {remedy}")
