@@ -77,6 +77,13 @@ class TestCalibration:
             assert np.allclose(found.std[kind], flat.std(axis=0, ddof=1), rtol=1e-12)
         assert 0.999999 < min(found.fidelity.values()) <= 1
 
+    def test_a_channel_at_rest_in_the_sample_cannot_explode_elsewhere(self):
+        calibrator = Calibrator()
+        calibrator.update({"cls": torch.cat([torch.zeros(40, 1), torch.randn(40, 4)], dim=1)})
+        found = calibrator.calibration(FeatureCodec("f16", 5, 1, None))
+        assert found.std["cls"][0] == pytest.approx(0.01 * np.median(found.std["cls"]), rel=0.5)
+        assert found.standardize({"cls": torch.ones(1, 5)})["cls"].abs().max() < 1000
+
     def test_standardizes_and_back(self, tokens):
         calibrator = Calibrator()
         calibrator.update(tokens)

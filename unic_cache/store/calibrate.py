@@ -25,6 +25,7 @@ from unic_cache.store.codec import FeatureCodec
 
 Floats = npt.NDArray[np.float64]
 STD_GUARD = 1e-6
+STD_FLOOR = 0.01  # of the median channel: a channel that hardly moved in the sample may move elsewhere
 HELD_OUT = 5  # every fifth image measures fidelity and is not part of the statistics
 HELD_OUT_TOKENS = 16  # patch tokens kept of a held-out image
 
@@ -49,8 +50,13 @@ class Moments:
         self.count = total
 
     def std(self) -> Floats:
-        """The unbiased standard deviation of each channel."""
-        return np.sqrt(self.squares / max(self.count - 1, 1))
+        """The unbiased standard deviation of each channel, at least a hundredth of the median channel's.
+
+        UNIC guards by 1e-6 alone; but its statistics follow all the data, and a sample's may hold a channel that rests
+        at zero, whose first stir would then count a million times.
+        """
+        std = np.sqrt(self.squares / max(self.count - 1, 1))
+        return np.maximum(std, STD_FLOOR * np.median(std))
 
 
 @dataclass(frozen=True)
