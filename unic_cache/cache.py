@@ -10,6 +10,7 @@ Everything that is read is checked against the record that vouches for it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class CachedTeacher:
         self.calibration = calibration
         self._calibration_crc = calibration_crc
         self._rows = RowReader(member)
+        self._record = lru_cache(RECORDS_KEPT)(member.record)
 
     @property
     def spec(self) -> Mapping[str, Any]:
@@ -98,7 +100,7 @@ class Cache:
                 teacher = CachedTeacher(member, *calibration)
                 self.teachers[teacher.name] = teacher
         self.pixels = Member.open(location, VIEWS_MEMBER)
-        self._pixel_records: dict[Unit, CommitRecord] = {}
+        self._pixel_record = None if self.pixels is None else lru_cache(RECORDS_KEPT)(self.pixels.record)
         self._pixel_rows = None if self.pixels is None else RowReader(self.pixels)
 
     def teacher(self, name: str) -> CachedTeacher:
@@ -159,17 +161,8 @@ class Cache:
         return sorted({number for found, number in parsed if found == views})
 
     def pixel_record(self, unit: Unit) -> CommitRecord | None:
-        """The record of a unit's kept pixels, or None. The records seen last are remembered."""
-        if self.pixels is None:
-            return None
-        if unit not in self._pixel_records:
-            record = self.pixels.record(unit)
-            if record is None:
-                return None
-            self._pixel_records[unit] = record
-            if len(self._pixel_records) > RECORDS_KEPT:
-                self._pixel_records.pop(next(iter(self._pixel_records)))
-        return self._pixel_records[unit]
+        """The record of a unit's kept pixels, or None; remembered."""
+        return None if self._pixel_record is None else self._pixel_record(unit)
 
     def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: Rows, broken: set[int] | None = None) -> None:
         """Kept views, uint8 (len(rows), H, W, 3), into `out`, checked as in `CachedTeacher.parts`."""

@@ -56,7 +56,7 @@ class Moments:
         at zero, whose first stir would then count a million times.
         """
         std = np.sqrt(self.squares / max(self.count - 1, 1))
-        return np.maximum(std, STD_FLOOR * np.median(std))
+        return np.asarray(np.maximum(std, STD_FLOOR * np.median(std)))
 
 
 @dataclass(frozen=True)
