@@ -57,7 +57,7 @@ class CachedTeacher:
         return int(height), int(width)
 
     def record(self, unit: Unit) -> CommitRecord | None:
-        """The unit's commit record, or None; remembered. BrokenError if it is unreadable or was made with another calibration."""
+        """The unit's commit record, or None; remembered. BrokenError if unreadable or made with another calibration."""
         record = self._record(unit)
         if record is not None and record.calibration != self._calibration_crc:
             raise BrokenError(
