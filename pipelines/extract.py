@@ -21,7 +21,7 @@ from pipelines.progress import Progress
 from pipelines.recorder import BATCHES_AHEAD, Recorder, calibrate, pixel_spec, recorder, teacher_spec
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig, Views
-from unic_cache.errors import ConfigError, ImageError
+from unic_cache.errors import ConfigError, ImageError, ShardError
 from unic_cache.location import LocalFolder, open_location
 from unic_cache.probe import settle_probe
 from unic_cache.sources import Address, KeptPixels, Pixels, ShardPixels, ViewBatch, ahead, thread_pool
@@ -152,10 +152,13 @@ class UnitRows:
 
 
 def given_shards(pattern: str | None, views_are_kept: bool) -> tuple[Sequence[str], Sequence[ShardEntry]]:
-    """The tars to work on: those of the pattern, none where the cache's kept views serve, else shards/*.tar."""
-    if pattern is None and views_are_kept:
-        return (), ()
-    paths = expand(DEFAULT_SHARDS if pattern is None else pattern)
+    """The tars to work on: those of the pattern, else shards/*.tar, else none where the cache keeps the views."""
+    try:
+        paths = expand(DEFAULT_SHARDS if pattern is None else pattern)
+    except ShardError:
+        if pattern is None and views_are_kept:
+            return (), ()
+        raise
     return paths, describe(paths)
 
 
