@@ -1,6 +1,7 @@
 """The command line: flags become a config, a pipeline runs it, and what went wrong becomes one clear line.
 
-Exit codes: 0 done, 1 the input or the cache is not as it must be, 2 the command was not understood, 130 stopped.
+Exit codes: 0 done, 1 the input or the cache is not as it must be, 2 the command was not understood, 3 `verify` found a
+cache that is whole as far as it goes but lacks units, 130 stopped.
 """
 
 import contextlib
@@ -36,7 +37,7 @@ CACHE = click.option("--cache", default="cache", show_default=True, metavar="DIR
 SHARDS = click.option(
     "--shards",
     metavar="PATTERN",
-    help="WebDataset tars: a path, a glob or braces. [default: kept views, or shards/*.tar]",
+    help="WebDataset tars: a path, a glob or braces. [default: shards/*.tar, else kept views]",
 )
 THREADS = click.option("--threads", default=0, show_default="one a core", help="Threads that decode and read.")
 
@@ -223,6 +224,7 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
 @click.option("--save-every", default=1000, show_default=True, help="Steps.")
 @click.option("--tracker", default="tensorboard", show_default=True, type=click.Choice(("tensorboard", "none")))
 @click.option("--pixel-tolerance", default=0, show_default=True, help="Accept views that differ by so many levels.")
+@click.option("--skip-broken", is_flag=True, help="Go on without rows that are not what was committed; count them.")
 @THREADS
 def distill(**flags: Any) -> None:
     """Train one student from the cache and export its encoder for timm."""
@@ -234,6 +236,12 @@ def distill(**flags: Any) -> None:
         click.echo(f"{done.steps} steps, loss {done.loss:.4f}; the encoder is {done.encoder}. Load it with")
         click.echo(f"  {done.timm_line}")
         click.echo(f"It learned from {', '.join(f'{name} ({licence})' for name, licence in done.licences.items())}.")
+        if done.left_out or done.broken:
+            click.echo(
+                f"Broken: {done.left_out} images were left out, and images were skipped {done.broken} times; "
+                f"`unic-cache verify {config.cache}` says which",
+                err=True,
+            )
 
 
 @main.command(
@@ -270,19 +278,73 @@ def evaluate(as_json: bool, **flags: Any) -> None:
             Console().print(result.table())
 
 
-@main.command(cls=Examples, examples="unic-cache inspect cache\nunic-cache inspect cache --json | jq .teachers")
-@click.argument("cache")
+@main.command(
+    cls=Examples,
+    examples="""
+    unic-cache inspect cache
+    unic-cache inspect cache --json | jq .teachers
+    unic-cache inspect runs/student --provenance
+    """,
+)
+@click.argument("cache", metavar="CACHE_OR_ENCODER")
+@click.option("--provenance", is_flag=True, help="Show weights, sources, licences, preprocessing and versions.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def inspect(cache: str, as_json: bool) -> None:
-    """Show what CACHE holds: teachers, views, shards done and missing, bytes, codec, calibration."""
-    with clear_errors():
-        from pipelines import inspect as pipeline
+def inspect(cache: str, provenance: bool, as_json: bool) -> None:
+    """Show what a cache holds: teachers, views, shards done and missing, bytes, codec, calibration.
 
+    With --provenance: what a cache, or an exported student, was made from.
+    """
+    with clear_errors():
+        from pipelines import inspect as contents
+        from pipelines import provenance as origins
+
+        pipeline = origins if provenance else contents
         report = pipeline.run(cache)
         if as_json:
             click.echo(json.dumps(report, indent=1))
         else:
             pipeline.show(report)
+
+
+@main.command(
+    cls=Examples,
+    examples="""
+    unic-cache verify cache
+    unic-cache verify cache --shards 'shards/*.tar' --pixel-check 500
+    unic-cache verify cache --shards 'shards/*.tar' --teacher-check 32 --weights ibot=ibot.pth
+    unic-cache verify cache --json | jq .broken
+    """,
+)
+@click.argument("cache")
+@click.option("--shards", metavar="PATTERN", help="Tars, to make a sample of views again and compare their pixels.")
+@click.option("--pixel-check", type=int, metavar="N", help="Views to make again. [default: 64, with --shards]")
+@click.option("--teacher-check", default=0, metavar="N", help="Images to show to each teacher again. [default: none]")
+@click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights; repeatable.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@THREADS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+def verify(weights: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+    """Read all of CACHE and say whether it is what was committed. Exit code 0: whole, 3: incomplete, 1: broken."""
+    with clear_errors():
+        from pipelines import verify as pipeline
+
+        report = pipeline.run(pipeline.VerifyConfig(weights=tuple(named_file(text) for text in weights), **flags))
+        click.echo(json.dumps(report.to_json(), indent=1) if as_json else "\n".join(report.lines()))
+    sys.exit(report.exit_code)
+
+
+@main.command(cls=Examples, examples="unic-cache repair cache --dry-run\nunic-cache repair cache")
+@click.argument("cache")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@THREADS
+def repair(cache: str, dry_run: bool, threads: int) -> None:
+    """Un-commit what is broken in CACHE, so that `extract` makes it again; stop all extraction into it first."""
+    with clear_errors():
+        from pipelines import repair as pipeline
+
+        done = pipeline.run(cache, dry_run, threads)
+        click.echo("\n".join(done.lines(dry_run)))
+    sys.exit(1 if done.left else 0)
 
 
 @main.command(cls=Examples, examples="unic-cache teachers\nunic-cache teachers --json")

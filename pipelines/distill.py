@@ -40,7 +40,9 @@ from unic_cache.student.schedule import learning_rate, optimizer
 
 CONFIG = "config.json"
 CURVE = "loss.png"
-FREE_ON_RESUME = frozenset({"cache", "shards", "out", "resume", "threads", "log_every", "save_every", "tracker"})
+FREE_ON_RESUME = frozenset(
+    {"cache", "shards", "out", "resume", "threads", "log_every", "save_every", "tracker", "skip_broken"}
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Trained:
     steps: int
     loss: float  # of the last logged steps
     licences: dict[str, str]  # teacher -> licence
+    left_out: int  # images that were not used at all, their records being broken or missing
+    broken: int  # times that an image was skipped since what is kept of it is broken
 
 
 def run(config: DistillConfig) -> Trained:
@@ -84,9 +88,11 @@ def run(config: DistillConfig) -> Trained:
             pool,
             check_pixels=config.pixel_tolerance == 0,
             pin=accelerator.device.type == "cuda",
+            skip_broken=config.skip_broken,
         )
         batches = stream.batches(learner.batches(order, start, total))
         log, meter, clock, loss = RunLog(out, accelerator, start), Meter(accelerator), Clock(), math.nan
+        broken = 0
         with Progress("distill", total * config.batch_size, "images", start * config.batch_size) as bar:
             for done in range(start + 1, total + 1):
                 with clock.waiting():
@@ -96,13 +102,14 @@ def run(config: DistillConfig) -> Trained:
                 accelerator.backward(terms.loss)
                 adamw.step()
                 adamw.zero_grad(set_to_none=True)
-                meter.add(terms)
+                meter.add(terms, float(batch.good_B.any()), batch.broken)
                 bar.advance(config.batch_size)
                 clock.count(config.batch_size)
                 last = done == total
                 if done % config.log_every == 0 or last:
                     values = meter.read()
                     loss = finite(values["loss"], done)
+                    broken += values["broken"]
                     log.write("train", done, {"lr": rate, **values, **clock.read()})
                     bar.note(f"loss {loss:.4f}")
                 if len(data.val) and (done % config.eval_every == 0 or last):
@@ -116,7 +123,8 @@ def run(config: DistillConfig) -> Trained:
         plot_losses(out / LOG, out / CURVE)
     path = out / ENCODER_FILE
     licences = {teacher.name: str(teacher.spec["provenance"]["licence"]) for teacher in data.teachers}
-    return Trained(path, timm_line(spec, path), total, loss, licences)
+    left_out = data.train.left_out + data.val.left_out
+    return Trained(path, timm_line(spec, path), total, loss, licences, left_out, broken)
 
 
 @dataclass(frozen=True)

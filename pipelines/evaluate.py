@@ -23,9 +23,9 @@ from unic_cache.evaluate.knn import Correct, Interval, bootstrap, knn, knn_leave
 from unic_cache.evaluate.report import Row, result_table
 from unic_cache.probe import check_pixels
 from unic_cache.sources import Address, ShardPixels, ahead, thread_pool
-from unic_cache.stream import committed_record
 from unic_cache.student.backbone import EncoderSpec, build_encoder, embed, prepare
 from unic_cache.student.export import load_encoder
+from unic_cache.usable import committed_record
 from unic_cache.views.index import ShardEntry
 from unic_cache.views.shards import describe, expand
 

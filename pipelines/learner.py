@@ -3,6 +3,7 @@
 Letters: B images, H and W pixels, n teachers.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from unic_cache.config import DistillConfig
 from unic_cache.draws import Purpose, words
 from unic_cache.errors import UnicCacheError
 from unic_cache.sources import Address
-from unic_cache.stream import Batch, Order, Rows, Stream
+from unic_cache.stream import Batch, Order, Stream
 from unic_cache.student.backbone import EncoderSpec, prepare
 from unic_cache.student.ladder import TargetSpec
 from unic_cache.student.loss import LossTerms, distillation_loss, drop_uniforms
+from unic_cache.usable import Rows
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,7 @@ class Learner:
         seed, rank = self.config.seed, self.accelerator.process_index
         torch.manual_seed(int(words(Purpose.TORCH, seed, step, rank, 1)[0] >> 1))
         uniforms_Bn = drop_uniforms(seed, step, rank, len(batch.views_BHWC), len(self.teachers))
-        guesses, targets = self._both_sides(batch)
-        drop, normalization = self.config.drop_teacher, self.config.normalization
-        return distillation_loss(guesses, targets, uniforms_Bn.to(self.accelerator.device), drop, normalization)
+        return self._terms(batch, uniforms_Bn, self.config.drop_teacher, self.config.normalization)
 
     @torch.no_grad()
     def validate(self, stream: Stream, rows: Rows, number: int) -> dict[str, Any]:
@@ -63,12 +63,22 @@ class Learner:
         mine = every[self.accelerator.process_index :: self.accelerator.num_processes]
         meter = Meter(self.accelerator)
         for batch in stream.batches(iter(mine)):
-            guesses, targets = self._both_sides(batch)
             count = len(batch.views_BHWC)
-            keep_all = torch.zeros(count, len(self.teachers), device=self.accelerator.device)
-            meter.add(distillation_loss(guesses, targets, keep_all, 0.0, "image"), count)
+            keep_all = torch.zeros(count, len(self.teachers))
+            meter.add(self._terms(batch, keep_all, 0.0, "image"), count - batch.broken, batch.broken)
         self.model.train()
         return meter.read()
+
+    def _terms(self, batch: Batch, uniforms_Bn: Tensor, drop: float, normalization: str) -> LossTerms:
+        """The loss over the good images of a batch; 0, but still a function of the model, where there are none."""
+        guesses, targets = self._both_sides(batch)
+        uniforms_Bn = uniforms_Bn.to(self.accelerator.device)
+        if batch.broken in {0, len(batch.good_B)}:
+            terms = distillation_loss(guesses, targets, uniforms_Bn, drop, normalization)
+            return dataclasses.replace(terms, loss=terms.loss * 0) if batch.broken else terms
+        rows = batch.good_B.nonzero().flatten().to(self.accelerator.device)
+        good = [{name: _rows(side[name], rows) for name in side} for side in (guesses, targets)]
+        return distillation_loss(good[0], good[1], uniforms_Bn[rows], drop, normalization)
 
     def _both_sides(self, batch: Batch) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]:
         """What the student guesses and what the teachers said: {teacher: {"cls": (B, D), "patch": (B, T, Dp)}}."""
@@ -94,6 +104,11 @@ def finite(loss: float, step: int) -> float:
             "bf16; the last checkpoint stands and can be resumed"
         )
     return loss
+
+
+def _rows(tokens: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Some images' tokens."""
+    return {kind: values[rows] for kind, values in tokens.items()}
 
 
 def _to_device(parts: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

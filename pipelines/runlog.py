@@ -24,9 +24,10 @@ class Meter:
         self._names: list[tuple[str, str]] = []
         self._sum: Tensor | None = None
         self._weight = 0.0
+        self._broken = 0
 
-    def add(self, terms: LossTerms, weight: float = 1.0) -> None:
-        """Count one batch, `weight` times."""
+    def add(self, terms: LossTerms, weight: float = 1.0, broken: int = 0) -> None:
+        """Count one batch, `weight` times, and the images of it that were left out as broken."""
         led = [(terms.top == number).float().mean() for number in range(len(terms.means))]
         values: dict[tuple[str, str], Tensor] = {("", "loss"): terms.loss.detach()}
         for number, (name, means) in enumerate(terms.means.items()):
@@ -37,15 +38,19 @@ class Meter:
         vector = torch.stack([value.float() for value in values.values()]) * weight
         self._sum = vector if self._sum is None else self._sum + vector
         self._weight += weight
+        self._broken += broken
 
     def read(self) -> dict[str, Any]:
-        """{"loss", "teachers": {name: {"cls", "patch", "coefficient", "top"}}} since the last read."""
+        """{"loss", "broken", "teachers": {name: {"cls", "patch", "coefficient", "top"}}} since the last read.
+
+        `broken` is a number of images; where nothing but broken ones came, the losses are 0.
+        """
         assert self._sum is not None
-        packed = torch.cat([self._sum, self._sum.new_tensor([self._weight])])
+        packed = torch.cat([self._sum, self._sum.new_tensor([self._broken, self._weight])])
         total = self._accelerator.reduce(packed, "sum")
-        values = (total[:-1] / total[-1]).tolist()
-        self._sum, self._weight = None, 0.0
-        found: dict[str, Any] = {"teachers": {}}
+        values = (total[:-2] / total[-1].clamp(min=1)).tolist()
+        found: dict[str, Any] = {"broken": int(total[-2]), "teachers": {}}
+        self._sum, self._weight, self._broken = None, 0.0, 0
         for (name, kind), value in zip(self._names, values, strict=True):
             if name:
                 found["teachers"].setdefault(name, {})[kind] = value

@@ -17,7 +17,7 @@ from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.probe import PixelDifference, check_pixels
 from unic_cache.sources import KeptPixels, Pixels, ShardPixels
-from unic_cache.stream import Rows, usable_rows
+from unic_cache.usable import Rows, usable_rows
 from unic_cache.views.index import ShardEntry
 
 FILE = "snapshot.json"
@@ -88,8 +88,8 @@ def open_training_set(
     }
     val = resumed.val if resumed else val_names(config, cache, [entry.name for entry in val_entries])
     train = resumed.train if resumed else train_names(config, cache, entries, val)
-    train_rows, records = usable_rows(cache, teachers, views, numbers, train)
-    val_rows, val_records = usable_rows(cache, teachers, views, numbers[:1], val)
+    train_rows, records = usable_rows(cache, teachers, views, numbers, train, config.skip_broken)
+    val_rows, val_records = usable_rows(cache, teachers, views, numbers[:1], val, config.skip_broken)
     snapshot = Snapshot(
         tuple(names),
         views.recipe,
@@ -104,7 +104,7 @@ def open_training_set(
         raise CacheError(f"{cache.location.url}: commit records are not those that the run began with; it cannot go on")
     if not len(train_rows):
         raise CacheError(f"{cache.location.url}: no image of the {len(train)} shards can be trained on")
-    pixels = Pixels(KeptPixels(views, cache, pool), ShardPixels(views, tars, pool))
+    pixels = Pixels(KeptPixels(views, cache, pool, config.skip_broken), ShardPixels(views, tars, pool))
     difference = None
     if tars and not pixels.kept.has(train_rows.address(0, numbers[0])):
         difference = check_pixels(

@@ -106,7 +106,7 @@ def test_the_whole_way_from_a_folder_of_images_to_a_table(run, tmp_path, weights
     )
     done = run("evaluate", "--encoder", out, *common)
     assert done.exit_code == 0
-    for name in (VIT, CNN, "random student", "student", "95% interval"):
+    for name in (VIT, CNN, "random student", "student", "over random (95%)"):
         assert name in done.output
     result = json.loads(run("evaluate", "--encoder", out, *common, "--json").output)
     assert [encoder["kind"] for encoder in result["encoders"]] == ["teacher", "teacher", "random student", "student"]

@@ -100,7 +100,8 @@ def test_order_views_and_losses_do_not_depend_on_threads(training, tmp_path):
 def test_the_first_losses_are_those_of_a_loop_without_any_stream(training, tmp_path, cache, shards):
     """One step by hand: rows read one by one, targets decoded alone, the same modules called in plain order."""
     from tests.test_extract import views_of
-    from unic_cache.stream import Order, usable_rows
+    from unic_cache.stream import Order
+    from unic_cache.usable import usable_rows
 
     config = training(steps=1, log_every=1, drop_path=0.0, out=str(tmp_path / "one"))
     distill.run(config)
@@ -185,6 +186,11 @@ def test_both_normalizations_train(training, tmp_path, normalization):
 
 def test_bf16_trains(training):
     assert distill.run(training(precision="bf16", steps=2)).loss > 0
+
+
+def test_the_tracker_gets_the_log(training, tmp_path):
+    distill.run(training(tracker="tensorboard", steps=2))
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
 def test_epochs_become_steps_and_cycle_through_the_views(training, tmp_path):

@@ -94,7 +94,7 @@ class ExtractConfig(_Saved):
     stage: ClassVar[str] = "extract"
     teachers: tuple[str, ...]
     weights: tuple[tuple[str, str], ...] = ()  # (teacher, file); teacher "" is the only one named
-    shards: str | None = None  # None: the views that the cache keeps, or else shards/*.tar
+    shards: str | None = None  # None: shards/*.tar, or else the views that the cache keeps
     cache: str = "cache"
     views: int = 4  # views of each image
     recipe: str = "unic"
@@ -132,7 +132,7 @@ class DistillConfig(_Saved):
 
     stage: ClassVar[str] = "distill"
     cache: str = "cache"
-    shards: str | None = None  # None: the views that the cache keeps, or else shards/*.tar
+    shards: str | None = None  # None: shards/*.tar, or else the views that the cache keeps
     out: str = "runs/student"
     student: str = "vit_base_patch16_224"
     img_size: int | None = None  # pixels; None is the timm model's own
@@ -163,6 +163,7 @@ class DistillConfig(_Saved):
     tracker: str = "tensorboard"
     threads: int = 0  # that decode; 0 is one a core
     pixel_tolerance: int = 0  # levels of 255
+    skip_broken: bool = False  # go on without rows that are not what was committed
 
     def __post_init__(self) -> None:
         _choice("recipe", self.recipe, RECIPES)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from unic_cache.cache import Cache
 from unic_cache.config import Views
-from unic_cache.errors import CacheError, ImageError
+from unic_cache.errors import BrokenError, CacheError, ImageError
 from unic_cache.store.commit import CommitRecord
 from unic_cache.views.augment import decode, make_view, pixel_crc
 from unic_cache.views.index import ShardEntry
@@ -106,16 +106,25 @@ class ShardPixels:
 
 
 class KeptPixels:
-    """Views read from the cache, for caches made with --keep-views: no tars, no decoding."""
+    """Views read from the cache, for caches made with --keep-views: no tars, no decoding.
 
-    def __init__(self, views: Views, cache: Cache, pool: ThreadPoolExecutor) -> None:
+    Broken ones are an error, or bad as an image is bad where `skip_broken` says so.
+    """
+
+    def __init__(self, views: Views, cache: Cache, pool: ThreadPoolExecutor, skip_broken: bool = False) -> None:
         self.views = views
         self.cache = cache
+        self.skip_broken = skip_broken
         self._pool = pool
 
     def has(self, wanted: Address) -> bool:
-        """Whether the view's pixels are committed."""
-        return self._record(wanted) is not None
+        """Whether the view's pixels are committed, whole or not."""
+        try:
+            return self._record(wanted) is not None
+        except BrokenError:
+            if not self.skip_broken:
+                raise
+            return True
 
     def start(self, wanted: Sequence[Address], size: int) -> Callable[[], ViewBatch]:
         """One task a batch; the rows of one tar are read together."""
@@ -127,14 +136,22 @@ class KeptPixels:
         crcs = np.zeros(len(wanted), dtype=np.uint32)
         bad: dict[int, str] = {}
         for places in by_unit(wanted):
-            record = self._record(wanted[places[0]])
-            assert record is not None
-            rows = [wanted[place].row for place in places]
-            out = np.empty((len(rows), *views_BHWC.shape[1:]), np.uint8)
-            self.cache.read_pixels(record, rows, out)
+            broken: set[int] | None = set() if self.skip_broken else None
+            try:
+                record = self._record(wanted[places[0]])
+                assert record is not None
+                rows = [wanted[place].row for place in places]
+                out = np.empty((len(rows), *views_BHWC.shape[1:]), np.uint8)
+                self.cache.read_pixels(record, rows, out, broken)
+            except BrokenError as error:
+                if broken is None:
+                    raise
+                bad |= dict.fromkeys(places, str(error))
+                continue
             views_BHWC[places] = out
             crcs[places] = record.pixels[rows]
-            bad |= {place: record.bad[row] for place, row in zip(places, rows, strict=True) if row in record.bad}
+            reasons = {**dict.fromkeys(broken or (), "the kept pixels are broken"), **record.bad}
+            bad |= {place: reasons[row] for place, row in zip(places, rows, strict=True) if row in reasons}
         return ViewBatch(views_BHWC, crcs, bad)
 
     def _record(self, wanted: Address) -> CommitRecord | None:

@@ -22,77 +22,14 @@ from torch import Tensor
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import Views
 from unic_cache.draws import Purpose, permutation, words
-from unic_cache.errors import CacheError
+from unic_cache.errors import BrokenError
 from unic_cache.sources import Address, PixelSource, ahead, by_unit
-from unic_cache.store.commit import CommitRecord
 from unic_cache.store.layout import CHUNK_ROWS
+from unic_cache.usable import Ints, Rows, committed_record
 
 OPEN_SHARDS = 8
 MIXED_CHUNKS = 64
 BATCHES_AHEAD = 3
-
-Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows that a run uses, one entry each in parallel: (N,) segment, shard and row."""
-
-    segment: Ints
-    shard: Ints
-    row: Ints
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    def address(self, place: int, number: int) -> Address:
-        """The row at `place` under view `number`."""
-        return Address(int(self.segment[place]), int(self.shard[place]), int(self.row[place]), number)
-
-
-def usable_rows(
-    cache: Cache, teachers: Sequence[CachedTeacher], views: Views, numbers: Sequence[int], shards: Sequence[str]
-) -> tuple[Rows, dict[str, int]]:
-    """Every good row of the shards named, and the checksum of each commit record that vouches for one.
-
-    CacheError where a (teacher, view, shard) is not committed, or two teachers' records of a view disagree on pixels.
-    """
-    places = cache.shards()
-    columns: list[Ints] = []
-    snapshot: dict[str, int] = {}
-    for name in shards:
-        if name not in places:
-            raise CacheError(
-                f"{cache.location.url} was not made with shard {name}; extract it, or leave it out of --shards"
-            )
-        segment, shard = places[name]
-        good = np.arange(cache.entry(segment, shard).rows)
-        for number in numbers:
-            unit = cache.unit(segment, shard, views.name(number))
-            records = [committed_record(cache, teacher, unit.view, segment, shard) for teacher in teachers]
-            for teacher, record in zip(teachers, records, strict=True):
-                if not np.array_equal(record.pixels, records[0].pixels):
-                    raise CacheError(
-                        f"{cache.location.url}: {teachers[0].name} and {teacher.name} saw different pixels in {unit}; "
-                        "two caches were mixed; keep them apart"
-                    )
-                good = np.intersect1d(good, record.good_rows())
-                snapshot[record.name] = record.checksum
-        columns.append(np.stack([np.full(len(good), segment), np.full(len(good), shard), good]))
-    table = np.concatenate(columns, axis=1) if columns else np.zeros((3, 0), np.int64)
-    return Rows(*table), snapshot
-
-
-def committed_record(cache: Cache, teacher: CachedTeacher, view: str, segment: int, shard: int) -> CommitRecord:
-    """The commit record; CacheError where the unit is not committed."""
-    unit = cache.unit(segment, shard, view)
-    record = teacher.record(unit)
-    if record is None:
-        raise CacheError(
-            f"{cache.location.url}: {teacher.name} has no {unit}: it was never extracted, or extraction did not "
-            "finish; run the same `unic-cache extract` again"
-        )
-    return record
 
 
 def epoch_order(rows: Rows, seed: int, epoch: int) -> Ints:
@@ -132,14 +69,27 @@ class Order:
 
 @dataclass(frozen=True)
 class Batch:
-    """Views (B, H, W, 3) uint8, and each teacher's kept arrays by name, (B, ...), as they are stored."""
+    """Views (B, H, W, 3) uint8, and each teacher's kept arrays by name, (B, ...), as they are stored.
+
+    `good_B`, bool on the CPU, is False where something is broken: such an image must not count.
+    """
 
     views_BHWC: Tensor
     parts: Mapping[str, Mapping[str, Tensor]]
+    good_B: Tensor
+
+    @property
+    def broken(self) -> int:
+        """How many of the images must not count."""
+        return len(self.good_B) - int(self.good_B.sum())
 
 
 class Stream:
-    """Batches made ahead of need in the pool's threads, each checked against the commit records."""
+    """Batches made ahead of need in the pool's threads, each checked against the commit records.
+
+    A broken row is an error; with `skip_broken` it keeps its place in the batch, as zeros that `good_B` disowns, so
+    that all others stay what they would be without it.
+    """
 
     def __init__(
         self,
@@ -150,6 +100,7 @@ class Stream:
         pool: ThreadPoolExecutor,
         check_pixels: bool = True,
         pin: bool = False,
+        skip_broken: bool = False,
     ) -> None:
         self.cache = cache
         self.teachers = teachers
@@ -157,17 +108,18 @@ class Stream:
         self.source = source
         self.check_pixels = check_pixels
         self.pin = pin
+        self.skip_broken = skip_broken
         self._pool = pool
 
     def batches(self, wanted: Iterator[list[Address]]) -> Iterator[Batch]:
-        """The batches asked for, in order. CacheError on a broken row or on pixels that the teachers did not see."""
+        """The batches asked for, in order. BrokenError on a broken row or on pixels that the teachers did not see."""
         return ahead(wanted, self._start, BATCHES_AHEAD)
 
     def _start(self, wanted: list[Address]) -> Callable[[], Batch]:
         groups = by_unit(wanted)
         views = self.source.start(wanted, len(wanted))
         out = {teacher.name: self._empty(teacher, len(wanted)) for teacher in self.teachers}
-        tasks: list[Future[npt.NDArray[np.uint32]]] = [
+        tasks: list[Future[tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]]] = [
             self._pool.submit(self._read, teacher, [wanted[place] for place in places], places, out[teacher.name])
             for teacher in self.teachers
             for places in groups
@@ -175,26 +127,36 @@ class Stream:
 
         def finish() -> Batch:
             batch = views()
-            seen = [task.result() for task in tasks]
-            if batch.bad:
+            read = [task.result() for task in tasks]
+            if batch.bad and not self.skip_broken:
                 place, reason = next(iter(batch.bad.items()))
-                raise CacheError(f"{self._place(wanted[place])} was good in extraction, but now: {reason}")
-            for places, crcs in zip(groups * len(self.teachers), seen, strict=True):
-                self._compare(wanted, places, batch.crcs[places], crcs)
-            return Batch(torch.from_numpy(batch.views_BHWC), out)
+                raise BrokenError(f"{self._place(wanted[place])} was good in extraction, but now: {reason}")
+            good_B = np.ones(len(wanted), bool)
+            good_B[list(batch.bad)] = False
+            for places, (crcs, good) in zip(groups * len(self.teachers), read, strict=True):
+                good_B[places] &= good & self._same_pixels(wanted, places, batch.crcs[places], crcs)
+            return Batch(torch.from_numpy(batch.views_BHWC), out, torch.from_numpy(good_B))
 
         return finish
 
     def _read(
         self, teacher: CachedTeacher, wanted: Sequence[Address], places: Sequence[int], out: Mapping[str, Tensor]
-    ) -> npt.NDArray[np.uint32]:
-        """Fill one unit's places of a batch; the checksums of the pixels that the teacher saw."""
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
+        """Fill one unit's places of a batch; the checksums of the pixels that the teacher saw, and which are good."""
         first = wanted[0]
-        record = committed_record(self.cache, teacher, self.views.name(first.number), first.segment, first.shard)
         rows = [item.row for item in wanted]
-        for name, values in teacher.parts(record, rows).items():
-            out[name][torch.tensor(places)] = torch.from_numpy(values)
-        return record.pixels[rows]
+        broken: set[int] | None = set() if self.skip_broken else None
+        try:
+            record = committed_record(self.cache, teacher, self.views.name(first.number), first.segment, first.shard)
+        except BrokenError:
+            if broken is None:
+                raise
+            for values in out.values():
+                values[torch.tensor(places)] = 0
+            return np.zeros(len(rows), np.uint32), np.zeros(len(rows), bool)
+        for name, found in teacher.parts(record, rows, broken).items():
+            out[name][torch.tensor(places)] = torch.from_numpy(found)
+        return record.pixels[rows], np.array([row not in (broken or ()) for row in rows])
 
     def _empty(self, teacher: CachedTeacher, count: int) -> dict[str, Tensor]:
         return {
@@ -202,21 +164,23 @@ class Stream:
             for array in teacher.member.arrays
         }
 
-    def _compare(
+    def _same_pixels(
         self,
         wanted: Sequence[Address],
         places: Sequence[int],
         ours: npt.NDArray[np.uint32],
         theirs: npt.NDArray[np.uint32],
-    ) -> None:
-        different = np.flatnonzero(ours != theirs)
-        if self.check_pixels and len(different):
+    ) -> npt.NDArray[np.bool_]:
+        same: npt.NDArray[np.bool_] = (ours == theirs) | np.bool_(not self.check_pixels)
+        different = np.flatnonzero(~same)
+        if len(different) and not self.skip_broken:
             item = wanted[places[int(different[0])]]
-            raise CacheError(
+            raise BrokenError(
                 f"{self._place(item)}: the pixels have checksum {ours[different[0]]:08x} here, but the teachers saw "
                 f"{theirs[different[0]]:08x}. The image in the tar is another one, or it decodes differently; use the "
                 "tars and the library versions that the cache was made with"
             )
+        return same
 
     def _place(self, item: Address) -> str:
         return f"{self.cache.unit(item.segment, item.shard, self.views.name(item.number))}, row {item.row}"

@@ -73,7 +73,7 @@ class Extent:
 
 
 def object_bytes(array: ArraySpec, extent: Extent, rows: int, part: int) -> int:
-    """The size of an object of a tar of `rows` rows: its whole chunks, and Zarr's index of 16 bytes a chunk and a crc."""
+    """The size of an object of a tar of `rows` rows: whole chunks, then Zarr's index of 16 bytes a chunk and a crc."""
     held = min(extent.object_rows, rows - part * extent.object_rows)
     return -(-held // CHUNK_ROWS) * CHUNK_ROWS * array.row_bytes + index_bytes(extent)
 

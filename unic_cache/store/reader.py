@@ -34,8 +34,8 @@ class RowReader:
     def read(self, record: CommitRecord, rows: Sequence[int], broken: set[int] | None = None) -> dict[str, Rows]:
         """Every array's rows in the order asked: array name -> (len(rows), ...).
 
-        BrokenError where a row's bytes are not those that were committed, naming member, view, shard and rows; or, where
-        a set `broken` is given, such rows are added to it and are zeros.
+        BrokenError where a row's bytes are not those that were committed, naming member, view, shard and rows; or,
+        where a set `broken` is given, such rows are added to it and are zeros.
         """
         out = {a.name: np.empty((len(rows), *a.row), np.dtype(a.dtype)) for a in self.member.arrays}
         for array in self.member.arrays:
@@ -65,7 +65,9 @@ class RowReader:
             row for row, data in zip(rows, flat, strict=True) if row not in lost and crc32c(data.data) != crcs[row]
         ]
         if wrong and broken is None:
-            raise self._broken(record, array, wrong, "their bytes are not the ones that were committed")
+            raise self._broken(
+                record, array, list(dict.fromkeys(wrong)), "their bytes are not the ones that were committed"
+            )
         if broken is not None:
             broken |= lost.union(wrong)
             flat[[place for place, row in enumerate(rows) if row in broken]] = 0

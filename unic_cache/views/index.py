@@ -30,6 +30,7 @@ from unic_cache.location import Location
 
 FORMAT = 1
 KIND = "unic-cache index"
+LIMIT_BYTES = 2**30  # of a segment's file; some twenty million samples
 SHARD_NAME = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*")
 
 
@@ -136,6 +137,8 @@ def read_segments(cache: Location) -> tuple[Segment, ...]:
     segments: list[Segment] = []
     names = [name for name in cache.names("index") if re.fullmatch(r"index/\d{6}\.json", name)]
     for number, name in enumerate(names):
+        if (cache.size(name) or 0) > LIMIT_BYTES:
+            raise CacheError(f"{cache.url}/{name}: over {LIMIT_BYTES} bytes; refused")
         data = cache.read(segment_file(number))
         if data is None:
             raise CacheError(f"{cache.url} has {name} but no {segment_file(number)}; copy the cache's index/ whole")

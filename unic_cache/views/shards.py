@@ -60,8 +60,8 @@ def describe(paths: Sequence[str]) -> tuple[ShardEntry, ...]:
 
     ShardError where a tar's size is not the one in its index: it was truncated or rewritten.
     """
-    indexes = {folder: _index_beside(folder) for folder in {os.path.dirname(path) for path in paths}}
-    return tuple(_described(path, indexes[os.path.dirname(path)]) for path in paths)
+    indexes = {folder: _index_beside(folder) for folder in {_parent(path) for path in paths}}
+    return tuple(_described(path, indexes[_parent(path)]) for path in paths)
 
 
 def scan(path: str) -> ShardEntry:
@@ -191,6 +191,11 @@ def _pread(descriptor: int, offset: int, size: int) -> bytes:
             break
         data += more
     return data
+
+
+def _parent(path: str) -> str:
+    """The folder of a path or URL; "" for a bare name."""
+    return path[: path.rfind("/")] or "/" if "/" in path else ""
 
 
 def _nothing() -> None:

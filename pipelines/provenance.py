@@ -1,0 +1,69 @@
+"""Where a cache's features, or a student, come from: weights, authors, licences, preprocessing, library versions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from unic_cache.cache import open_cache
+from unic_cache.student.export import ENCODER_FILE, load_encoder
+
+SOURCE = ("about", "source", "published", "licence", "weights_file_sha256")
+RULES = ("arch", "arch_options", "input_size", "mean", "std", "cls_rule", "patch_rule", "position_rule")
+RESIZE = "views (uint8) to [0, 1]; where sizes differ bicubic with antialiasing, clamped; then (x - mean) / std"
+MADE_WITH = ("codec", "dtype", "device", "batch_size", "augment", "versions")
+
+
+def run(path: str) -> dict[str, Any]:
+    """JSON-ready: of an exported student (a run's folder, or its file), or else of the cache that is there."""
+    place = Path(path)
+    return of_student(path) if place.is_file() or (place / ENCODER_FILE).is_file() else of_cache(path)
+
+
+def of_cache(path: str) -> dict[str, Any]:
+    """{"cache", "teachers": {name: {"weights_sha256", "preprocessing", ...}}, "kept_views": what made the pixels}."""
+    cache = open_cache(path)
+    report: dict[str, Any] = {"cache": path, "teachers": {}}
+    for name, teacher in cache.teachers.items():
+        spec = teacher.spec
+        report["teachers"][name] = {
+            "weights_sha256": spec["teacher"]["weights_sha256"],
+            **{key: spec["provenance"].get(key) for key in SOURCE},
+            "preprocessing": {"rule": RESIZE, **{key: spec["teacher"].get(key) for key in RULES}},
+            **{key: spec.get(key) for key in MADE_WITH},
+        }
+    if cache.pixels is not None:
+        report["kept_views"] = {key: cache.pixels.spec.get(key) for key in ("size", "augment", "versions")}
+    return report
+
+
+def of_student(path: str) -> dict[str, Any]:
+    """{"encoder", "student", "inherits": {licence: teachers}, and all that `distill` wrote into the file's header}."""
+    _, spec, provenance = load_encoder(path)
+    licences: dict[str, list[str]] = {}
+    for name, teacher in provenance.get("teachers", {}).items():
+        licences.setdefault(str(teacher.get("licence")), []).append(name)
+    return {"encoder": path, "student": spec.to_json(), "inherits": licences, **provenance}
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """The report for people, one line a fact."""
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    for key, value in report.items():
+        if key == "teachers":
+            for name, facts in value.items():
+                console.print(f"\n{name}", style="bold")
+                _lines(console, facts, "  ")
+        else:
+            _lines(console, {key: value}, "")
+
+
+def _lines(console: Console, facts: Mapping[str, Any], indent: str) -> None:
+    for key, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            console.print(f"{indent}{key}")
+            _lines(console, value, f"{indent}  ")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
+            console.print(f"{indent}{key}: {text}")

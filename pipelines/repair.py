@@ -1,0 +1,78 @@
+"""Un-commit what is broken, so that `extract` makes it again.
+
+A broken unit loses its record first and its data then, so that nothing is ever vouched for that is going. What a killed
+run left without a record goes too: it may stand in the way of another machine's. Whole units are never touched, nor is
+what all others hang on: index, spec and calibration.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from pipelines.verify import Report, VerifyConfig
+from pipelines.verify import run as verify
+from unic_cache.location import Location, open_location
+from unic_cache.store.commit import Unit
+from unic_cache.store.member import Member
+from unic_cache.store.verify import BY_HAND, REMOVE, REWRITE, UNCOMMIT, Finding, uncommit
+
+Step = tuple[str, Callable[[], None]]  # what it is called, and how it is done
+
+
+@dataclass
+class Repaired:
+    """What was done, or would be, and what nobody but a person can mend."""
+
+    done: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    to_extract: bool = False  # whether `extract` has something to make
+
+    def lines(self, dry_run: bool) -> list[str]:
+        """For people."""
+        lines = [f"would have {what}" if dry_run else what for what in self.done]
+        lines += [f"cannot be mended here: {what}" for what in self.left]
+        if not lines:
+            lines.append("nothing is broken")
+        if self.to_extract:
+            lines.append("run the same `unic-cache extract` to have what is missing made")
+        return lines
+
+
+def run(cache: str, dry_run: bool = False, threads: int = 0) -> Repaired:
+    """Verify and mend. No extraction into the cache may run meanwhile. CacheError where there is no cache."""
+    report = verify(VerifyConfig(cache, threads=threads))
+    result = Repaired(left=[str(finding) for finding in report.broken if finding.mend == BY_HAND])
+    for what, how in steps(report, open_location(cache)):
+        if not dry_run:
+            how()
+        result.done.append(what)
+    result.to_extract = bool(report.missing or report.probes) or any(
+        one.mend in {UNCOMMIT, REMOVE} for one in report.broken
+    )
+    return result
+
+
+def steps(report: Report, location: Location) -> Iterator[Step]:
+    """What is to be done, each thing once."""
+    seen: set[tuple[str, Unit]] = set()
+    for finding in report.broken:
+        if finding.mend == REWRITE:
+            yield f"wrote {finding.file} anew", partial(location.replace, finding.file, finding.content)
+        if finding.mend == REMOVE:
+            yield f"removed {finding.file}", partial(location.delete, finding.file)
+        if finding.mend == UNCOMMIT and finding.unit and (finding.member, finding.unit) not in seen:
+            seen.add((finding.member, finding.unit))
+            yield f"un-committed {finding.member}, {finding.unit}", partial(_uncommit, location, finding)
+    for unit in report.missing:
+        if unit.data:
+            yield (
+                f"removed what was left of {unit.member.folder}, {unit.unit}",
+                partial(uncommit, unit.member, unit.unit),
+            )
+
+
+def _uncommit(location: Location, finding: Finding) -> None:
+    member = Member.open(location, finding.member)
+    assert member is not None
+    assert finding.unit is not None
+    uncommit(member, finding.unit)

@@ -1,0 +1,193 @@
+"""Whether a cache is what it says it is: every file against what vouches for it, and against the index.
+
+    names -> index, specs, calibrations, probes, zarr.json -> every unit's bytes against its record -> members against
+    each other; and where it is asked for, a sample of views and of answers made anew
+
+Whole means that every byte is as it was committed and that no tar lacks a view that its teacher has begun.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.agreement import Agreement
+from pipelines.foundations import check_calibration, check_probes, read_index, read_members
+from pipelines.progress import Progress
+from pipelines.recheck import ask_again, load_checked, origin, remake_views
+from pipelines.survey import Missing, Survey, survey
+from unic_cache.cache import Cache
+from unic_cache.errors import CacheError, ConfigError
+from unic_cache.location import Location, open_location
+from unic_cache.sources import ahead, thread_pool
+from unic_cache.store.commit import Unit
+from unic_cache.store.member import Member
+from unic_cache.store.verify import Finding, UnitState, check_metadata_file, check_unit
+
+SHOWN = 20
+REMEDIES = {
+    "whole": "",
+    "broken": ": `unic-cache repair` un-commits what `extract` can make again",
+    "incomplete": ": the same `unic-cache extract` goes on with it",
+}
+EXIT_CODES = {"whole": 0, "broken": 1, "incomplete": 3}
+VIEWS_REMADE = 64
+UNITS_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """`unic-cache verify`. It makes nothing, so it is not saved."""
+
+    cache: str
+    shards: str | None = None  # tars to make views again from
+    pixel_check: int | None = None  # views; None is 64 where there are tars
+    teacher_check: int = 0  # images shown to each teacher again
+    weights: tuple[tuple[str, str], ...] = ()  # (teacher, file), as in ExtractConfig
+    device: str = "auto"
+    threads: int = 0  # that read; 0 is one a core
+
+    def __post_init__(self) -> None:
+        if self.pixel_check is not None and (self.shards is None or self.pixel_check < 1):
+            raise ConfigError("pixel-check makes at least one view again, from tars: say --shards PATTERN too")
+        if self.teacher_check < 0:
+            raise ConfigError(f"teacher-check {self.teacher_check} is out of bounds; choose 0 or more")
+
+
+@dataclass
+class Report:
+    """What `verify` found."""
+
+    cache: str
+    broken: list[Finding] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)  # units
+    probes: list[str] = field(default_factory=list)  # that are missing; `extract` makes them
+    foreign: list[str] = field(default_factory=list)
+    units: int = 0  # committed, and read
+    rows: int = 0
+    bytes: int = 0  # of objects
+    seconds: float = 0.0  # that reading them took
+    views: int = 0  # made again
+    cosines: dict[str, float] = field(default_factory=dict)  # teacher -> the lowest of the images asked again
+
+    @property
+    def state(self) -> str:
+        """whole, incomplete (`extract` goes on) or broken (`repair` first)."""
+        if self.broken:
+            return "broken"
+        return "incomplete" if self.missing or self.probes or not self.units else "whole"
+
+    @property
+    def exit_code(self) -> int:
+        """0 whole, 1 broken, 3 incomplete."""
+        return EXIT_CODES[self.state]
+
+    @property
+    def megabytes_per_second(self) -> float:
+        """How fast objects were read and checked."""
+        return self.bytes / 1e6 / max(self.seconds, 1e-9)
+
+    def lines(self) -> list[str]:
+        """For people: what is broken first, the sum last."""
+        lines = [f"broken: {finding}" for finding in _first(self.broken)]
+        lines += [f"missing: {unit}" for unit in (*_first(self.missing), *self.probes)]
+        lines += [f"foreign, and harmless: {name}" for name in _first(self.foreign)]
+        for name, cosine in self.cosines.items():
+            lines.append(f"{name} asked again: cosine {cosine:.6f} or more")
+        if self.views:
+            lines.append(f"{self.views} views made again")
+        rate = f"{self.bytes / 1e6:,.1f} MB in {self.seconds:,.1f} s, {self.megabytes_per_second:,.0f} MB/s"
+        lines.append(f"{self.units} units of {self.rows:,} rows read, {rate}")
+        return [*lines, f"{self.cache} is {self.state}{REMEDIES[self.state]}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`; nothing is left out."""
+        return {
+            "cache": self.cache,
+            "state": self.state,
+            **{key: getattr(self, key) for key in ("units", "rows", "bytes", "seconds", "megabytes_per_second")},
+            "views_remade": self.views,
+            "teacher_cosines": self.cosines,
+            "broken": [finding.to_json() for finding in self.broken],
+            "missing": [*(unit.to_json() for unit in self.missing), *({"file": name} for name in self.probes)],
+            "foreign": self.foreign,
+        }
+
+
+def run(config: VerifyConfig) -> Report:
+    """Check a cache. CacheError where there is none; what is wrong with one is in the report."""
+    location = open_location(config.cache)
+    report = Report(config.cache)
+    names = frozenset(location.names())
+    segments = read_index(location, names, report.broken)
+    members, lost = read_members(location, names, report.broken)
+    if not segments:
+        if not report.broken:
+            raise CacheError(f"{config.cache}: no cache is here (index/000000.json is missing)")
+        return report
+    found = survey(names, segments, members, lost)
+    report.missing, report.foreign = found.missing, found.foreign
+    report.probes = sorted(found.probes - names)
+    with_units = {member.folder for member, _ in found.committed}
+    calibrations = {
+        member.folder: check_calibration(member, member.folder in with_units, report.broken) for member in members
+    }
+    report.broken += check_probes(location, names, segments)
+    with thread_pool(config.threads) as pool:
+        report.broken += check_metadata(pool, found)
+        if not report.broken:
+            recheck(config, location, pool, found, report)
+        read_all(pool, max(UNITS_AHEAD, 2 * config.threads), found, calibrations, report)
+    return report
+
+
+def check_metadata(pool: ThreadPoolExecutor, found: Survey) -> list[Finding]:
+    """Every zarr.json that must stand."""
+    checked = pool.map(lambda item: check_metadata_file(item[1][0], item[0], item[1][1]), found.metadata.items())
+    return [finding for finding in checked if finding is not None]
+
+
+def recheck(config: VerifyConfig, location: Location, pool: ThreadPoolExecutor, found: Survey, report: Report) -> None:
+    """Make views and ask teachers again, as far as the config says. First, since wrong tars or weights end it early."""
+    if config.shards is None and not config.teacher_check:
+        return
+    cache = Cache(location)
+    source = origin(cache, config.shards, pool)
+    loaded = load_checked(cache, config.weights, config.device) if config.teacher_check else {}
+    if config.shards is not None:
+        report.views, different = remake_views(source, found.committed, config.pixel_check or VIEWS_REMADE)
+        report.broken += different
+    for name, (kept, teacher) in loaded.items():
+        units = [unit for member, unit in found.committed if member.folder == kept.member.folder]
+        if units:
+            report.cosines[name], different = ask_again(source, kept, teacher, units, config.teacher_check)
+            report.broken += different
+
+
+def read_all(
+    pool: ThreadPoolExecutor, depth: int, found: Survey, calibrations: Mapping[str, int | None], report: Report
+) -> None:
+    """Read every committed unit whole, `depth` of them begun at once, and compare them with each other."""
+
+    def start(item: tuple[Member, Unit]) -> Callable[[], UnitState]:
+        return pool.submit(check_unit, *item).result
+
+    agreement = Agreement(calibrations)
+    since = time.perf_counter()
+    with Progress("verify", len(found.committed), "units") as progress:
+        for state in ahead(found.committed, start, depth):
+            agreement.add(state)
+            report.broken += state.findings
+            report.units += 1
+            report.rows += state.unit.rows
+            report.bytes += 0 if state.record is None else state.record.bytes_kept
+            report.seconds = time.perf_counter() - since
+            progress.advance(1)
+            progress.note(f"{report.megabytes_per_second:,.0f} MB/s")
+    report.broken += agreement.findings()
+
+
+def _first(items: Sequence[Any]) -> list[str]:
+    rest = [f"... and {len(items) - SHOWN:,} more; --json lists all"] if len(items) > SHOWN else []
+    return [*map(str, items[:SHOWN]), *rest]

@@ -1,0 +1,232 @@
+"""Is what is kept what was committed? Every byte of a unit's objects and of its record, and what `repair` removes.
+
+An object is read once, from its first byte to its last, in pieces of at most 4 MiB. Each byte of it has something to
+agree with, so that no flip goes unseen:
+
+| bytes | must be |
+|---|---|
+| rows of the tar | what the record's crc32c say; a bad image's row is zeros |
+| rows behind them, up to a whole chunk | zeros |
+| the index at the end | its own crc32c; spans that lie side by side from byte 0 up to the index |
+| the record | its own crc32c, and the text that this release writes |
+"""
+
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache as memoize
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from crc32c import crc32c
+
+from unic_cache.errors import BrokenError, CacheError
+from unic_cache.location import Location
+from unic_cache.store.commit import CommitRecord, Crcs, Unit
+from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, check_metadata, commit_name, index_bytes, object_name
+from unic_cache.store.member import Member, read_within
+from unic_cache.store.reader import spelled
+
+PIECE_BYTES = 2**22  # larger ones are slower: each is fresh memory to the kernel
+LIMIT_METADATA_BYTES = 2**20
+
+UNCOMMIT = "un-commit"  # remove the unit's record, then its data
+REWRITE = "rewrite"  # put `content` in its place: it follows from the spec and the index
+REMOVE = "remove"  # nothing was made from it, and `extract` makes it again
+BY_HAND = "by hand"  # all else depends on it, or nobody knows which side is right
+
+ReadBytes = Callable[[int, int], memoryview]  # (offset, size) -> bytes, fewer at the end
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it must be: which file, why, what `repair` does about it, and whose rows are hit."""
+
+    file: str
+    why: str
+    mend: str
+    member: str = ""
+    unit: Unit | None = None
+    array: str = ""
+    rows: tuple[int, ...] = ()
+    content: bytes = b""
+
+    def __str__(self) -> str:
+        array = f", {self.array}" if self.array else ""
+        rows = f", rows {spelled(self.rows)}" if self.rows else ""
+        place = f"{self.member}, {self.unit}{array}{rows}: " if self.unit else ""
+        return f"{place}{self.file}: {self.why}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`; teacher, view and shard are empty where a file belongs to no unit."""
+        unit = {"view": self.unit.view, "shard": self.unit.name} if self.unit else {"view": "", "shard": ""}
+        place = {"file": self.file, "teacher": self.member, **unit, "array": self.array, "rows": list(self.rows)}
+        return {**place, "why": self.why, "mend": self.mend}
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """What became of one unit's check."""
+
+    member: Member
+    unit: Unit
+    record: CommitRecord | None  # None where it is broken
+    findings: tuple[Finding, ...]
+
+    @property
+    def pixels(self) -> int | None:
+        """One checksum for all pixels of the unit, to compare with other members'."""
+        return None if self.record is None else crc32c(self.record.pixels.tobytes())
+
+
+def check_unit(member: Member, unit: Unit) -> UnitState:
+    """Read a committed unit whole and compare it with its record. OSError where the store cannot be read at all."""
+    name = commit_name(member.folder, unit.segment, unit.view, unit.shard)
+
+    def finding(why: str) -> Finding:
+        return Finding(name, why, UNCOMMIT, member.folder, unit)
+
+    try:
+        data = member.record_bytes(unit)
+        record = None if data is None else member.parse(data, unit)
+    except BrokenError as error:
+        return UnitState(member, unit, None, (finding(str(error).removeprefix(f"{name}: ")),))
+    if record is None:
+        return UnitState(member, unit, None, (finding("vanished while it was read"),))
+    found = [finding(why) for why in _contradictions(member, record)]
+    if data != record.to_bytes():
+        found.append(finding("means the same, but is not the text that this release writes"))
+    for array in member.arrays:
+        for part in range(unit.extent.objects(unit.rows)):
+            found += _check_object(member.location, record, array, part)
+    return UnitState(member, unit, record, tuple(found))
+
+
+def check_metadata_file(member: Member, name: str, expected: bytes) -> Finding | None:
+    """A zarr.json against what spec and index say it must be; its text counts where the same zarr release wrote it."""
+    versions = member.spec.get("versions")
+    same_release = isinstance(versions, dict) and versions.get("zarr") == zarr.__version__
+    try:
+        found = read_within(member.location, name, LIMIT_METADATA_BYTES)
+        if found == expected:
+            return None
+        if found is None:
+            why = "is missing"
+        else:
+            check_metadata(name, found, expected)
+            if not same_release:
+                return None
+            why = f"means what it must, but is not the text that zarr {zarr.__version__} writes"
+    except CacheError as error:
+        why = str(error).removeprefix(f"{name}: ")
+    return Finding(name, why, REWRITE, member.folder, content=expected)
+
+
+def uncommit(member: Member, unit: Unit) -> None:
+    """Remove a unit: the record first, so that nothing vouches any more for data that is going. Safe to repeat."""
+    member.location.delete(commit_name(member.folder, unit.segment, unit.view, unit.shard))
+    for name in data_names(member, unit):
+        member.location.delete(name)
+
+
+def data_names(member: Member, unit: Unit) -> list[str]:
+    """The objects that hold a unit's arrays."""
+    parts = range(unit.extent.objects(unit.rows))
+    where = (member.folder, unit.segment, unit.view)
+    return [object_name(*where, array, unit.shard, part) for array in member.arrays for part in parts]
+
+
+def _contradictions(member: Member, record: CommitRecord) -> Iterator[str]:
+    """Why a record that is whole cannot be right."""
+    bad = list(record.bad)
+    if record.pixels[bad].any():
+        yield "has pixel checksums for images that it calls bad"
+    for array in member.arrays:
+        if (record.crcs[array.name][bad] != _zeros_crc(array.row_bytes)).any():
+            yield f"has {array.name} other than zeros for images that it calls bad"
+        good = record.good_rows()
+        if member.codec is None and (record.crcs[array.name][good] != record.pixels[good]).any():
+            yield "vouches for kept pixels that are not those of its pixel checksums"
+
+
+def _check_object(location: Location, record: CommitRecord, array: ArraySpec, part: int) -> Iterator[Finding]:
+    unit = record.unit
+    name = object_name(record.member, unit.segment, unit.view, array, unit.shard, part)
+    first = part * unit.extent.object_rows
+    rows = range(first, min(first + unit.extent.object_rows, unit.rows))
+
+    def finding(why: str, hit: tuple[int, ...] = tuple(rows)) -> Finding:
+        return Finding(name, why, UNCOMMIT, record.member, unit, array.name, hit)
+
+    try:
+        read = _open(location, name, record.sizes[name])
+        index = read(record.sizes[name] - index_bytes(unit.extent), index_bytes(unit.extent) + 1)
+        if len(index) != index_bytes(unit.extent):
+            yield finding(f"has {location.size(name)} bytes instead of {record.sizes[name]}")
+            return
+        chunks = _chunk_order(index, len(rows), array)
+        if chunks is None:
+            yield finding("its index is broken")
+            return
+        expected = np.full(len(chunks) * CHUNK_ROWS, _zeros_crc(array.row_bytes), np.uint32)
+        expected[: len(rows)] = record.crcs[array.name][first : rows.stop]
+        wrong = np.flatnonzero(_row_crcs(read, chunks, array.row_bytes) != expected)
+    except FileNotFoundError:
+        yield finding("is missing")
+        return
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        yield finding(f"cannot be read ({error.strerror})")
+        return
+    if len(inside := wrong[wrong < len(rows)]):
+        yield finding("bytes are not the ones that were committed", tuple((inside + first).tolist()))
+    if len(behind := wrong[wrong >= len(rows)]):
+        yield finding("is not zeros behind the tar's last row", tuple((behind + first).tolist()))
+
+
+def _open(location: Location, name: str, size: int) -> ReadBytes:
+    """How to read an object of `size` bytes: at once where it is small, by ranges otherwise."""
+    if size > PIECE_BYTES:
+        return lambda offset, count: memoryview(location.read_range(name, offset, count))
+    whole = memoryview(location.read_range(name, 0, size + 1))
+    return lambda offset, count: whole[offset : offset + count]
+
+
+def _chunk_order(index: memoryview, rows: int, array: ArraySpec) -> list[int] | None:
+    """The chunks that `rows` rows need, as they follow each other in the object; None where the index says otherwise.
+
+    Chunks beyond are not there: zarr gives them offset and size 2**64 - 1.
+    """
+    if int.from_bytes(index[-4:], "little") != crc32c(index[:-4]):
+        return None
+    spans = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
+    used = -(-rows // CHUNK_ROWS)
+    order = np.argsort(spans[:used, 0], kind="stable")
+    tiled = np.arange(used, dtype=np.uint64) * np.uint64(CHUNK_ROWS * array.row_bytes)
+    sizes_fit = (spans[:used, 1] == CHUNK_ROWS * array.row_bytes).all()
+    if not sizes_fit or (spans[order, 0] != tiled).any() or (spans[used:] != np.iinfo(np.uint64).max).any():
+        return None
+    return [int(chunk) for chunk in order]
+
+
+def _row_crcs(read: ReadBytes, chunks: list[int], row_bytes: int) -> Crcs:
+    """crc32c of every row, those behind the last one too, in the order of the rows."""
+    found: npt.NDArray[np.uint32] = np.zeros(len(chunks) * CHUNK_ROWS, np.uint32)
+    place_of = (np.array(chunks)[:, None] * CHUNK_ROWS + np.arange(CHUNK_ROWS)).ravel()
+    at_once = max(PIECE_BYTES // row_bytes, 1)
+    for start in range(0, len(place_of), at_once):
+        places = place_of[start : start + at_once]
+        piece = read(start * row_bytes, len(places) * row_bytes)
+        found[places] = [crc32c(piece[at * row_bytes : (at + 1) * row_bytes]) for at in range(len(places))]
+    return found
+
+
+@memoize
+def _zeros_crc(size: int) -> int:
+    crc = 0
+    for start in range(0, size, PIECE_BYTES):
+        crc = crc32c(bytes(min(PIECE_BYTES, size - start)), crc)
+    return crc
