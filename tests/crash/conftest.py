@@ -28,4 +28,6 @@ def quick_zarr(monkeypatch):
         return members.setdefault((member.folder, member.arrays), member)
 
     monkeypatch.setattr(writer, "encode_objects", lambda m, u, a, rows: dict(encoded(one(m), u, a, rows.tobytes())))
-    monkeypatch.setattr(writer, "decode_objects", lambda m, u, a, found: decoded(one(m), u, a, frozenset(found.items())))
+    monkeypatch.setattr(
+        writer, "decode_objects", lambda m, u, a, found: decoded(one(m), u, a, frozenset(found.items()))
+    )

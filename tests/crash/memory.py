@@ -67,6 +67,10 @@ class MemoryFolder:
         if name:
             checked(name)
         self.watch.before(call, name)
-        answer = effect()
+        try:
+            answer = effect()
+        except FileNotFoundError:
+            self.watch.after(call, name, FileNotFoundError)
+            raise
         self.watch.after(call, name, answer)
         return answer

@@ -34,7 +34,7 @@ class Worker(Watch):
         self._folder = MemoryFolder(files, self)
         self._killed = False
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._stopped.acquire()
 
@@ -121,20 +121,26 @@ def explore(files: Files, works: Sequence[Work], look: Callable[[Run], None]) ->
     while waiting:
         schedule = waiting.pop()
         run = Run(files, works, schedule)
-        state = run.state()
-        while True:
-            known = state in graph.schedules
-            if not known:
-                graph.schedules[state] = schedule
-                graph.successors[state] = {}
-                look(run)
-            unexplored = [number for number in run.runnable() if number not in graph.successors[state]]
-            if not unexplored:
-                break
-            waiting.extend([schedule] * (len(unexplored) > 1))
-            schedule = (*schedule, unexplored[0])
-            run.workers[unexplored[0]].step()
-            before, state = state, run.state()
-            graph.successors[before][unexplored[0]] = state
-        run.kill()
+        try:
+            waiting.extend(_follow(graph, run, schedule, look))
+        finally:
+            run.kill()
     return graph
+
+
+def _follow(graph: Graph, run: Run, schedule: tuple[int, ...], look: Callable[[Run], None]) -> list[tuple[int, ...]]:
+    """Go on by steps that nobody took, until there are none; the schedules behind which some are left."""
+    state, left = run.state(), []
+    while True:
+        if state not in graph.schedules:
+            graph.schedules[state], graph.successors[state] = schedule, {}
+            look(run)
+        untried = [number for number in run.runnable() if number not in graph.successors[state]]
+        if not untried:
+            return left
+        if len(untried) > 1:
+            left.append(schedule)
+        schedule = (*schedule, untried[0])
+        run.workers[untried[0]].step()
+        before, state = state, run.state()
+        graph.successors[before][untried[0]] = state
