@@ -34,4 +34,4 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 def optimizer(module: nn.Module, peak: float, weight_decay: float) -> torch.optim.AdamW:
     """UNIC's AdamW over what trains in `module`; before each step the caller sets the rate by `learning_rate`."""
-    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=peak, betas=BETAS, eps=EPSILON)
+    return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=peak, betas=BETAS, eps=EPSILON, fused=True)
