@@ -28,7 +28,7 @@ from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry
 
 BATCH = 64
-COSINE = {"f16": 0.9999, "int8": 0.999}  # of an image's kept tokens on average, in the standardized space
+COSINE = {"f16": 0.9999, "int8": 0.999, "int4": 0.99}  # of an image's kept tokens on average, in the standardized space
 COSINE_SHORT = 0.99  # where the teacher's arithmetic is bfloat16 or float16, which differs more between devices
 
 Committed = Sequence[tuple[Member, Unit]]

@@ -55,8 +55,8 @@ def exact(views_BHWC) -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
-@pytest.mark.parametrize("codec", ["f16", "int8"])
-def test_cached_features_are_timms(tmp_path, exact, codec):
+@pytest.mark.parametrize(("codec", "cosine"), [("f16", 0.9999), ("int8", 0.9995), ("int4", 0.993)])
+def test_cached_features_are_timms(tmp_path, exact, codec, cosine):
     config = ExtractConfig(
         TEACHERS, shards=str(EMOJI), cache=str(tmp_path / "cache"), views=1, size=128, codec=codec, batch_size=31,
         calibration_images=31, device="cpu",
@@ -69,4 +69,4 @@ def test_cached_features_are_timms(tmp_path, exact, codec):
         for kind, expected in teacher.calibration.standardize(features).items():
             if codec == "f16" or kind == "cls":
                 assert ((kept[kind] - expected).abs() <= 2e-3 * expected.abs().clamp(min=1)).all(), (name, kind)
-            assert torch.cosine_similarity(kept[kind], expected, dim=-1).mean() >= 0.9995, (name, kind)
+            assert torch.cosine_similarity(kept[kind], expected, dim=-1).mean() >= cosine, (name, kind)

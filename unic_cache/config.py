@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 from unic_cache.errors import ConfigError
 
 RECIPES = ("unic", "light", "center")
-CODECS = ("f16", "int8")
+CODECS = ("f16", "int8", "int4")
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("no", "bf16", "fp16")
 NORMALIZATIONS = ("batch", "image")

@@ -9,7 +9,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import Calibration, Calibrator, load_npz, save_npz
-from unic_cache.store.codec import FeatureCodec, Int8
+from unic_cache.store.codec import FeatureCodec, Int4, Int8
+from unic_cache.store.rotation import hadamard
 
 TOKENS = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.floats(-1000, 1000, width=32))
 
@@ -37,6 +38,47 @@ def test_int8_is_the_naive_loop():
             assert parts["patch_scale"][image, token].item() == scale
             codes = [int(np.clip(np.round(value / np.float32(scale)), -127, 127)) for value in values]
             assert parts["patch"][image, token].tolist() == codes
+
+
+@pytest.mark.parametrize("channels", [2, 6, 64, 112, 384, 768])
+def test_the_rotation_is_orthonormal_and_spreads_each_channel(channels):
+    matrix = hadamard(channels, torch.device("cpu")).double()
+    assert (matrix @ matrix.T - torch.eye(channels)).abs().max() < 1e-6
+    if channels & (channels - 1) == 0:
+        assert torch.allclose(matrix.abs(), torch.full_like(matrix, channels**-0.5))
+
+
+@given(TOKENS)
+@settings(deadline=None, max_examples=60)
+def test_int4_is_the_naive_loop(tokens):
+    tokens = np.concatenate([tokens, tokens], axis=-1)  # an even number of channels
+    parts = Int4().encode(torch.from_numpy(tokens))
+    channels = tokens.shape[-1]
+    matrix = hadamard(channels, torch.device("cpu"))
+    for place in np.ndindex(*tokens.shape[:2]):
+        rotated = (torch.from_numpy(tokens[place]) @ matrix).numpy()
+        scale = parts["patch_scale"][place].item()
+        expected = max(0.3352 * np.sqrt(np.mean(rotated.astype(np.float64) ** 2)), 2.0**-14)
+        assert scale == pytest.approx(min(expected, 65504), rel=2e-3)
+        for channel in range(channels):
+            byte = int(parts["patch"][place][channel // 2])
+            code = (byte >> 4 if channel % 2 else byte & 15) - 8
+            exact = float(rotated[channel]) / scale
+            assert -8 <= code <= 7
+            assert abs(code + 0.5 - np.clip(exact, -7.999, 7.999)) <= 0.5 + 1e-3 * (1 + abs(exact))
+
+
+@pytest.mark.parametrize("channels", [112, 384])
+def test_int4_keeps_gaussian_tokens_at_cosine_0994(channels):
+    scales = torch.logspace(-1, 1, channels)
+    tokens = torch.randn(40, 9, channels, generator=torch.Generator().manual_seed(3)) * scales
+    decoded = Int4().decode(Int4().encode(tokens))
+    assert torch.cosine_similarity(decoded, tokens, dim=-1).mean() > 0.993
+
+
+def test_int4_needs_an_even_number_of_channels():
+    with pytest.raises(CacheError, match="7 channels are odd; use int8"):
+        _ = FeatureCodec("int4", None, 4, 7).arrays
 
 
 def test_f16_rounds_to_the_nearest_and_clamps():

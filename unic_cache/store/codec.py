@@ -4,9 +4,10 @@
 |--------|-----------------------------------------------------------|--------------------------------------|
 | `f16`  | the standardized value in float16                         | 2**-11 of the value                  |
 | `int8` | round(x / s) in int8 and s = max|x| / 127 of each token, float16 | s / 2 of a value, cosine > 0.9995 |
+| `int4` | x rotated, floor(y / s) in [-8, 7] and s = 0.3352 rms(y) of each token, float16 | cosine about 0.994 |
 
-CLS tokens are always `f16`: they are under 1 % of the bytes. Neither codec has a byte codec behind it, so any row can
-be read alone.
+CLS tokens are always `f16`: they are under 1 % of the bytes. No codec has a byte codec behind it, so any row can be
+read alone.
 
 Letters: B images, T patch tokens, D channels.
 """
@@ -18,7 +19,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from unic_cache.errors import CacheError
 from unic_cache.store.layout import ArraySpec
+from unic_cache.store.rotation import hadamard
 
 HALF_MAX = 65504.0
 
@@ -73,7 +76,39 @@ class Int8:
         return parts["patch"].float() * parts["patch_scale"].float()[..., None]
 
 
-PATCH_CODECS: dict[str, Codec] = {"f16": F16(), "int8": Int8()}
+class Int4:
+    """Rotated tokens on 16 levels, (code + 0.5) s with code in [-8, 7], two codes a byte, one float16 scale a token.
+
+    The rotation (see `rotation.hadamard`) makes a token's values nearly Gaussian, and 0.3352 of their rms is the best
+    step of a uniform 16-level quantizer for a Gaussian (Max 1960). Byte i holds channel 2 i in its low half and channel
+    2 i + 1 in its high half, each as code + 8.
+    """
+
+    step = 0.3352
+
+    def arrays(self, tokens: int, channels: int) -> tuple[ArraySpec, ...]:
+        """(T, D / 2) uint8 pairs of codes and (T,) float16 scales. CacheError where D is odd."""
+        if channels % 2:
+            raise CacheError(f"codec int4 keeps two channels a byte, and {channels} channels are odd; use int8")
+        return ArraySpec("patch", (tokens, channels // 2), "uint8"), ArraySpec("patch_scale", (tokens,), "float16")
+
+    def encode(self, patch_BTD: Tensor) -> dict[str, Tensor]:
+        """Rotate, scale, floor, pack."""
+        rotated_BTD = patch_BTD @ hadamard(patch_BTD.shape[-1], patch_BTD.device)
+        rms_BT = rotated_BTD.square().mean(dim=-1).sqrt()
+        scale_BT = half(self.step * rms_BT).clamp(min=torch.finfo(torch.float16).tiny)
+        codes_BTD = (rotated_BTD / scale_BT.float()[..., None]).floor().clamp(-8, 7).add(8).to(torch.uint8)
+        return {"patch": codes_BTD[..., 0::2] | (codes_BTD[..., 1::2] << 4), "patch_scale": scale_BT}
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Unpack, scale, rotate back: one matrix product."""
+        pairs = parts["patch"]
+        codes_BTD = torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(-2)
+        rotated_BTD = (codes_BTD.float() - 7.5) * parts["patch_scale"].float()[..., None]
+        return rotated_BTD @ hadamard(rotated_BTD.shape[-1], pairs.device).T
+
+
+PATCH_CODECS: dict[str, Codec] = {"f16": F16(), "int8": Int8(), "int4": Int4()}
 
 
 @dataclass(frozen=True)
