@@ -13,7 +13,7 @@ CACHE := $(DEMO)/cache
 TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
 EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --codec int8 --calibration-images 512
 
-.PHONY: setup demo test test-s3 lint clean
+.PHONY: setup demo test test-s3 bench lint clean
 
 setup: $(READY)
 
@@ -42,6 +42,12 @@ test-s3: $(READY)
 	command -v radosgw ceph-osd ceph-mon >/dev/null || (apt-get update -q && \
 		apt-get install -q -y --no-install-recommends radosgw ceph-osd ceph-mon)
 	$(BIN)/python -m pytest -m s3 tests/s3
+
+# Ratios measured in one run; JSON, one line each.
+bench: $(READY)
+	$(BIN)/python -m benchmarks.codecs
+	$(BIN)/python -m benchmarks.reading --codec int4
+	$(BIN)/python -m benchmarks.reading --codec int8
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

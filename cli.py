@@ -34,8 +34,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 STOPPED = 130
 
 CACHE = click.option("--cache", default="cache", show_default=True, metavar="DIR", help="The cache's folder.")
+
+
+def said_once(context: click.Context, parameter: click.Parameter, patterns: tuple[str, ...]) -> str | None:
+    """The one value of an option that would otherwise silently take its last."""
+    del context
+    if len(patterns) > 1:
+        raise click.BadParameter("say it once; braces join patterns, as in '{a,b}/*.tar'", param=parameter)
+    return patterns[0] if patterns else None
+
+
 SHARDS = click.option(
     "--shards",
+    multiple=True,
+    callback=said_once,
     metavar="PATTERN",
     help="WebDataset tars: a path, a glob or braces. [default: shards/*.tar, else kept views]",
 )
@@ -84,10 +96,25 @@ def interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def worker_from_environment() -> tuple[int, int]:
     """(index, number of workers) of a SLURM array's task or of a torchrun process; (0, 1) elsewhere."""
+
+    def number(name: str, default: str) -> int:
+        text = os.environ.get(name, default)
+        if not text.isdecimal():
+            raise click.UsageError(
+                f"{name} is {text!r} in the environment, not a number; say --worker-index, --num-workers"
+            )
+        return int(text)
+
     if "SLURM_ARRAY_TASK_ID" in os.environ:
-        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
-        return int(os.environ["SLURM_ARRAY_TASK_ID"]) - first, int(os.environ.get("SLURM_ARRAY_TASK_COUNT", "1"))
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        place = number("SLURM_ARRAY_TASK_ID", "0") - number("SLURM_ARRAY_TASK_MIN", "0")
+        index, rest = divmod(place, max(number("SLURM_ARRAY_TASK_STEP", "1"), 1))
+        count = number("SLURM_ARRAY_TASK_COUNT", "1")
+        if rest or not 0 <= index < count:
+            raise click.UsageError(
+                "the array's task numbers are not evenly spaced; say --worker-index and --num-workers"
+            )
+        return index, count
+    return number("RANK", "0"), number("WORLD_SIZE", "1")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -141,7 +168,7 @@ def shard(**flags: Any) -> None:
 @click.option("--recipe", default="unic", show_default=True, type=click.Choice(RECIPES), help="How views are made.")
 @click.option("--size", default=224, show_default=True, help="Pixels of a view.")
 @click.option("--seed", default=0, show_default=True, help="Of the views.")
-@click.option("--codec", default="f16", show_default=True, type=click.Choice(CODECS), help="How patch tokens are kept.")
+@click.option("--codec", type=click.Choice(CODECS), help="How patch tokens are kept. [default: as before, or f16]")
 @click.option("--batch-size", default=64, show_default=True, help="Images a teacher sees at once.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Teachers' arithmetic.")
@@ -233,6 +260,8 @@ def distill(**flags: Any) -> None:
         from pipelines import distill as pipeline
 
         done = pipeline.run(config)
+        if not done.main_process:
+            return
         click.echo(f"{done.steps} steps, loss {done.loss:.4f}; the encoder is {done.encoder}. Load it with")
         click.echo(f"  {done.timm_line}")
         click.echo(f"It learned from {', '.join(f'{name} ({licence})' for name, licence in done.licences.items())}.")
@@ -256,6 +285,7 @@ def distill(**flags: Any) -> None:
 @click.option("--train", metavar="PATTERN", help="Labelled tars: the neighbours.")
 @click.option("--test", metavar="PATTERN", help="Labelled tars: the questions.")
 @click.option("--cache", metavar="DIR", help="A cache with a center view of the teachers. [default: no teachers]")
+@click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Of the cache; repeatable. [default: all]")
 @click.option("--size", type=int, help="Pixels of the center views. [default: the cache's, or the student's input]")
 @click.option("--k", default=20, show_default=True, help="Neighbours, for the table.")
 @click.option("--batch-size", default=64, show_default=True)

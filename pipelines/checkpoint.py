@@ -5,12 +5,13 @@
 | `model.NAME` | parameters and buffers of encoder and ladder |
 | `optimizer.NAME.exp_avg`, `.exp_avg_sq`, `.step` | AdamW's state of the parameter NAME |
 
-The header's `unic_cache` holds the steps done and the fp16 scaler's state. Order and random draws need no state: both
-are functions of the step's number. The file is replaced all at once.
+The header's `unic_cache` holds the steps done, the number of processes and the fp16 scaler's state. Order and random
+draws need no state: both are functions of the step's number. The file is replaced all at once.
 """
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,28 @@ FILE = "checkpoint.safetensors"
 
 
 def save_checkpoint(
-    out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: dict[str, Any] | None
+    out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, header: Mapping[str, Any]
 ) -> None:
-    """Write OUT/checkpoint.safetensors, durably and over the one before."""
+    """Write OUT/checkpoint.safetensors, durably and over the one before; `header` is JSON-ready."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    header = {"format": FORMAT, "steps": steps, "scaler": scaler}
     temporary = out / f".tmp-{FILE}"
-    save_file(tensors, temporary, {"unic_cache": json.dumps(header, sort_keys=True)})
+    save_file(
+        tensors, temporary, {"unic_cache": json.dumps({**header, "format": FORMAT, "steps": steps}, sort_keys=True)}
+    )
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     temporary.rename(out / FILE)
+    folder = os.open(out, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
-def load_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any] | None]:
-    """Put the saved state into model and optimizer; (steps done, scaler's state). ConfigError where it does not fit."""
+def load_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
+    """Put the saved state into model and optimizer; (steps done, header). ConfigError where it does not fit."""
     path = out / FILE
     try:
         with safe_open(path, "pt") as opened:
@@ -66,4 +71,4 @@ def load_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimize
         parameter, _, key = name.rpartition(".")
         target = parameters[parameter]
         optimizer.state[target][key] = value if key == "step" else value.to(target.device)
-    return int(header["steps"]), header["scaler"]
+    return int(header["steps"]), header

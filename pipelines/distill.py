@@ -10,12 +10,12 @@ Letters: B images, H and W pixels.
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from pipelines.checkpoint import FILE as CHECKPOINT
@@ -24,7 +24,7 @@ from pipelines.learner import Learner, finite, target_spec
 from pipelines.progress import Progress
 from pipelines.recorder import versions
 from pipelines.runlog import FILE as LOG
-from pipelines.runlog import Clock, Meter, RunLog
+from pipelines.runlog import Clock, RunLog
 from pipelines.signals import stop_on_signal
 from pipelines.training_set import Snapshot, TrainingSet, open_training_set
 from unic_cache.cache import open_cache
@@ -56,6 +56,7 @@ class Trained:
     licences: dict[str, str]  # teacher -> licence
     left_out: int  # images that were not used at all, their records being broken or missing
     broken: int  # times that an image was skipped since what is kept of it is broken
+    main_process: bool  # of those that trained together
 
 
 def run(config: DistillConfig) -> Trained:
@@ -72,9 +73,9 @@ def run(config: DistillConfig) -> Trained:
         targets = {teacher.name: target_spec(teacher) for teacher in data.teachers}
         model = Student(encoder, Ladder(encoder.embed_dim, len(encoder.blocks), targets, config.seed))
         adamw = optimizer(model, config.peak_lr(), config.weight_decay)
-        start, scaler = load_checkpoint(out, model, adamw) if snapshot else (0, None)
+        start, header = load_checkpoint(out, model, adamw) if snapshot else (0, {})
         trained, adamw = accelerator.prepare(model, adamw)
-        restore_scaler(accelerator, scaler)
+        restore(accelerator, header)
         keep_settings(config, out, data, accelerator)
         run_state = Run(out, model, adamw, accelerator, spec, describe(config, data))
 
@@ -91,9 +92,9 @@ def run(config: DistillConfig) -> Trained:
             skip_broken=config.skip_broken,
         )
         batches = stream.batches(learner.batches(order, start, total))
-        log, meter, clock, loss = RunLog(out, accelerator, start), Meter(accelerator), Clock(), math.nan
-        broken = 0
-        with Progress("distill", total * config.batch_size, "images", start * config.batch_size) as bar:
+        log, meter, clock = RunLog(out, accelerator, start), learner.meter(), Clock()
+        loss, broken = log.last_loss, 0
+        with progress_of(config, accelerator, start, total) as bar:
             for done in range(start + 1, total + 1):
                 with clock.waiting():
                     batch = next(batches)
@@ -105,7 +106,7 @@ def run(config: DistillConfig) -> Trained:
                 meter.add(terms, float(batch.good_B.any()), batch.broken)
                 bar.advance(config.batch_size)
                 clock.count(config.batch_size)
-                last = done == total
+                last, stopping = done == total, stop_agreed(accelerator, stop.made, done % config.log_every == 0)
                 if done % config.log_every == 0 or last:
                     values = meter.read()
                     loss = finite(values["loss"], done)
@@ -114,9 +115,10 @@ def run(config: DistillConfig) -> Trained:
                     bar.note(f"loss {loss:.4f}")
                 if len(data.val) and (done % config.eval_every == 0 or last):
                     log.write("val", done, learner.validate(stream, data.val, data.snapshot.numbers[0]))
-                if done % config.save_every == 0 or last or stop.made:
+                if done % config.save_every == 0 or last or stopping:
+                    finite(terms.loss.item(), done)
                     run_state.save(done)
-                if stop.made and not last:
+                if stopping and not last:
                     raise KeyboardInterrupt(f"stopped after step {done} of {total}; go on with --resume")
     accelerator.end_training()
     if accelerator.is_main_process:
@@ -124,7 +126,23 @@ def run(config: DistillConfig) -> Trained:
     path = out / ENCODER_FILE
     licences = {teacher.name: str(teacher.spec["provenance"]["licence"]) for teacher in data.teachers}
     left_out = data.train.left_out + data.val.left_out
-    return Trained(path, timm_line(spec, path), total, loss, licences, left_out, broken)
+    return Trained(path, timm_line(spec, path), total, loss, licences, left_out, broken, accelerator.is_main_process)
+
+
+def progress_of(config: DistillConfig, accelerator: Accelerator, start: int, total: int) -> Progress:
+    """The bar over all images of the run; the main process's alone is seen."""
+    size, seen = config.batch_size, accelerator.is_main_process
+    return Progress("distill", total * size, "images", start * size, quiet=not seen)
+
+
+def stop_agreed(accelerator: Accelerator, asked: bool, meeting: bool) -> bool:
+    """Whether to stop here. Several processes agree at a meeting: one that stopped alone would leave others waiting."""
+    if accelerator.num_processes == 1:
+        return asked
+    if not meeting:
+        return False
+    flag = torch.tensor([float(asked)], device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum").item())
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,8 @@ class Run:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = None if scaler is None else scaler.state_dict()
-            save_checkpoint(self.out, steps, self.model, self.adamw.optimizer, state)
+            header = {"scaler": state, "processes": self.accelerator.num_processes}
+            save_checkpoint(self.out, steps, self.model, self.adamw.optimizer, header)
             save_encoder(self.out / ENCODER_FILE, self.model.encoder, self.spec, {**self.provenance, "steps": steps})
         self.accelerator.wait_for_everyone()
 
@@ -195,10 +214,16 @@ def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:
     return rate
 
 
-def restore_scaler(accelerator: Accelerator, state: dict[str, Any] | None) -> None:
-    """Put the fp16 scaler's state back, where there is one."""
-    if accelerator.scaler is not None and state is not None:
-        accelerator.scaler.load_state_dict(state)
+def restore(accelerator: Accelerator, header: Mapping[str, Any]) -> None:
+    """Put the fp16 scaler's state back. ConfigError where the run began with another number of processes."""
+    before = header.get("processes", accelerator.num_processes)
+    if before != accelerator.num_processes:
+        raise ConfigError(
+            f"the run began with {before} processes, not {accelerator.num_processes}: each draws and averages for "
+            "itself, so resume with as many"
+        )
+    if accelerator.scaler is not None and header.get("scaler") is not None:
+        accelerator.scaler.load_state_dict(header["scaler"])
 
 
 def keep_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerator: Accelerator) -> None:

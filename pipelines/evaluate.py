@@ -7,6 +7,7 @@ Letters: N images, D channels, B images of a batch.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 
 from pipelines.device import pick_device
-from pipelines.progress import Progress
+from pipelines.progress import Progress, console
 from unic_cache.cache import Cache, CachedTeacher, open_cache
 from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.evaluate.knn import Correct, Interval, bootstrap, knn, knn_leave_one_out, paired_difference
 from unic_cache.evaluate.report import Row, result_table
+from unic_cache.location import open_location
 from unic_cache.probe import check_pixels
 from unic_cache.sources import Address, ShardPixels, ahead, thread_pool
 from unic_cache.student.backbone import EncoderSpec, build_encoder, embed, prepare
@@ -76,7 +78,7 @@ def run(config: EvaluateConfig) -> Result:
     device = pick_device(config.device)
     encoder, spec, _ = load_encoder(config.encoder)
     cache = None if config.cache is None else open_cache(config.cache)
-    teachers = [] if cache is None else list(cache.teachers.values())
+    teachers = [] if cache is None else centered(cache, config.teachers)
     views = Views("center", config.size or cached_size(cache, teachers) or spec.img_size, 0)
     patterns = [config.shards] if config.shards is not None else [config.train, config.test]
     untrained = build_encoder(dataclasses.replace(spec, drop_path=0.0), config.seed).eval()
@@ -84,6 +86,7 @@ def run(config: EvaluateConfig) -> Result:
     features: dict[str, list[Tensor]] = {"random student": [], "student": [], **{t.name: [] for t in teachers}}
     with thread_pool(config.threads) as pool:
         sets = [labelled(str(pattern), cache) for pattern in patterns]
+        check_sets(sets)
         for images in sets:
             source = ShardPixels(views, images.tars, pool)
             if cache is not None:
@@ -95,6 +98,7 @@ def run(config: EvaluateConfig) -> Result:
                 assert cache is not None
                 features[teacher.name].append(cached_features(cache, teacher, views, images))
     neighbours = tuple(sorted({*config.neighbours, config.k}))
+    features = {name: [part.to(device) for part in values] for name, values in features.items()}
     correct = {name: classify(values, sets, neighbours, config.temperature) for name, values in features.items()}
     return report(config, features, correct, sets)
 
@@ -118,6 +122,45 @@ def labelled(pattern: str, cache: Cache | None) -> LabelledShards:
         )
     tars = {place: (path, entry) for place, path, entry in zip(places, paths, entries, strict=True)}
     return LabelledShards(tars, wanted, torch.tensor(labels))
+
+
+def check_sets(sets: Sequence[LabelledShards]) -> None:
+    """ShardError where an image is both asked and an answer, or where two folders number their classes differently."""
+    train, test = sets[0].tars.values(), sets[-1].tars.values()
+    if len(sets) == 2:
+        keys = {key for _, entry in train for key in entry.keys}
+        both = next((path for path, entry in test if entry.keys and keys.issuperset(entry.keys)), None)
+        if both is not None:
+            raise ShardError(
+                f"{both}: its images are in --train too and would find themselves; use --shards, leave-one-out"
+            )
+    numbered = {path.rpartition("/")[0]: read_classes(path) for path, _ in (*train, *test)}
+    known = {folder: classes for folder, classes in numbered.items() if classes is not None}
+    if len({json.dumps(classes, sort_keys=True) for classes in known.values()}) > 1:
+        raise ShardError(
+            f"{' and '.join(sorted(known))} number their classes differently (classes.json): a label would mean two "
+            "things. Shard both from folders with the same class names, or from a CSV with your own numbers"
+        )
+
+
+def read_classes(path: str) -> Any:
+    """What classes.json beside a tar says, or None where there is none."""
+    data = open_location(path.rpartition("/")[0] or ".").read("classes.json")
+    return None if data is None else json.loads(data)
+
+
+def centered(cache: Cache, names: Sequence[str]) -> list[CachedTeacher]:
+    """The teachers named; or all that have a center view, telling which have none."""
+    if names:
+        return [cache.teacher(name) for name in dict.fromkeys(names)]
+    has = {
+        name: any(view.startswith("center-") and tars for view, _, tars in cache.committed(teacher.member))
+        for name, teacher in cache.teachers.items()
+    }
+    without = [name for name, found in has.items() if not found]
+    if without and any(has.values()):
+        console.print(f"left out, as they have no center view: {', '.join(without)}", markup=False, highlight=False)
+    return [teacher for name, teacher in cache.teachers.items() if has[name] or not any(has.values())]
 
 
 def cached_size(cache: Cache | None, teachers: Sequence[CachedTeacher]) -> int | None:

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 
 from pipelines.device import pick_device
-from pipelines.progress import Progress
+from pipelines.progress import Progress, console
 from pipelines.recorder import BATCHES_AHEAD, Recorder, calibrate, pixel_spec, recorder, teacher_spec
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig, Views
-from unic_cache.errors import ConfigError, ImageError, ShardError
+from unic_cache.errors import CacheError, ConfigError, ImageError, ShardError
 from unic_cache.location import LocalFolder, open_location
 from unic_cache.probe import settle_probe
 from unic_cache.sources import Address, KeptPixels, Pixels, ShardPixels, ViewBatch, ahead, thread_pool
@@ -30,7 +30,7 @@ from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
 from unic_cache.teachers.catalog import folder, resolve
 from unic_cache.teachers.model import Teacher, load_teacher
-from unic_cache.views.index import ShardEntry, extend_index
+from unic_cache.views.index import ShardEntry, extend_index, read_segments
 from unic_cache.views.shards import describe, expand
 
 UNITS_BEING_WRITTEN = 2
@@ -67,10 +67,17 @@ def run(config: ExtractConfig) -> Summary:
     if isinstance(location, LocalFolder):
         location.remove_leftovers()
     paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
-    extend_index(location, entries)
     teachers = load_teachers(config, device)
+    before = len(read_segments(location))
+    segments = extend_index(location, entries)
+    if before and len(segments) > before:
+        console.print(
+            f"{len(segments[-1].shards)} new tars are appended to {location.url} as segment {before}", markup=False
+        )
     members = {
-        name: Member.ensure(location, folder(name), teacher_spec(config, teacher, device))
+        name: Member.ensure(
+            location, folder(name), teacher_spec(config, teacher, device, Member.open(location, folder(name)))
+        )
         for name, teacher in teachers.items()
     }
     cache = Cache(location)
@@ -89,7 +96,7 @@ def run(config: ExtractConfig) -> Summary:
         written: deque[Future[int]] = deque()
         with Progress("extract", total=sum(item.unit.rows for item in work), unit="images") as progress:
             for item in work:
-                rows = UnitRows(item, recorders, config.strict)
+                rows = UnitRows(item, recorders, seen_before(cache, item.unit), config.strict)
                 for first in range(0, item.unit.rows, config.batch_size):
                     rows.add(first, next(batches), device)
                     progress.advance(min(config.batch_size, item.unit.rows - first))
@@ -118,8 +125,9 @@ def dropped(*executors: Executor) -> Iterator[None]:
 class UnitRows:
     """The arrays of one unit while they fill, for each member that lacks the unit."""
 
-    def __init__(self, work: Work, recorders: Mapping[str, Recorder], strict: bool) -> None:
+    def __init__(self, work: Work, recorders: Mapping[str, Recorder], seen: Mapping[str, Crcs], strict: bool) -> None:
         self.unit = work.unit
+        self.seen = seen
         self.recorders = {name: recorders[name] for name in work.missing}
         self.strict = strict
         self.bad: dict[int, str] = {}
@@ -137,6 +145,15 @@ class UnitRows:
             raise ImageError(f"{self.unit}, row {first + place}: {reason}. Without --strict it is skipped and counted")
         self.bad |= {first + place: reason for place, reason in batch.bad.items()}
         self.crcs[first : first + count] = batch.crcs[:count]
+        for member, crcs in self.seen.items():
+            different = np.flatnonzero(crcs[first : first + count] != batch.crcs[:count])
+            if len(different):
+                row = first + int(different[0])
+                raise CacheError(
+                    f"{self.unit}, row {row}: its pixels are not those that {member} saw (checksum "
+                    f"{batch.crcs[different[0]]:08x} here, {crcs[row]:08x} there). The image in the tar is another "
+                    "one; use the tars that the cache was made with"
+                )
         good = np.array([place for place in range(count) if place not in batch.bad], dtype=np.int64)
         views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
         for name, found in self.recorders.items():
@@ -149,6 +166,13 @@ class UnitRows:
             found.writer.write(self.unit, self.arrays[name], self.crcs, self.bad).bytes_kept
             for name, found in self.recorders.items()
         )
+
+
+def seen_before(cache: Cache, unit: Unit) -> dict[str, Crcs]:
+    """The pixels' checksums that every member has committed for the unit already: all must see the same."""
+    members = [teacher.member for teacher in cache.teachers.values()] + ([cache.pixels] if cache.pixels else [])
+    records = {member.folder: member.record(unit) for member in members}
+    return {folder: record.pixels for folder, record in records.items() if record is not None}
 
 
 def given_shards(pattern: str | None, views_are_kept: bool) -> tuple[Sequence[str], Sequence[ShardEntry]]:

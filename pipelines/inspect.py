@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from unic_cache.cache import Cache, open_cache
@@ -74,12 +75,16 @@ def show(report: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
     images = sum(segment["images"] for segment in report["segments"])
     shards = sum(segment["shards"] for segment in report["segments"])
-    console.print(f"{report['cache']}: {images:,} images in {shards} shards, {len(report['segments'])} segment(s)")
+    console.print(
+        f"{escape(report['cache'])}: {images:,} images in {shards} shards, {len(report['segments'])} segment(s)"
+    )
     for name, teacher in report["teachers"].items():
         each = ", ".join(f"{array} {size:,.0f}" for array, size in teacher["bytes_per_token"].items())
         fidelity = ", ".join(f"{kind} {value:.5f}" for kind, value in teacher["calibration"]["fidelity"].items())
-        console.print(f"\n[bold]{name}[/]  codec {teacher['codec']}, {teacher['bytes_per_image']:,} bytes an image")
-        console.print(f"  bytes a token: {each}; fidelity (cosine): {fidelity}")
+        console.print(
+            f"\n[bold]{escape(name)}[/]  codec {teacher['codec']}, {teacher['bytes_per_image']:,} bytes an image"
+        )
+        console.print(f"  bytes a token: {each}\n  fidelity (cosine): {fidelity}")
         console.print(view_table(teacher["views"]))
     if "kept_views" in report:
         console.print(f"\n[bold]{VIEWS_MEMBER}[/]  pixels, {report['kept_views']['bytes_per_image']:,} bytes an image")

@@ -41,6 +41,14 @@ class Learner:
         """Images of one process in a step."""
         return self.config.batch_size // int(self.accelerator.num_processes)
 
+    def meter(self) -> Meter:
+        """An empty meter of this learner's terms."""
+        kinds = {
+            t.name: [k for k, dim in (("cls", t.codec.cls_dim), ("patch", t.codec.patch_dim)) if dim]
+            for t in self.teachers
+        }
+        return Meter(self.accelerator, kinds)
+
     def batches(self, order: Order, start: int, total: int) -> Iterator[list[Address]]:
         """This process's part of the batches of steps [start, total)."""
         for step in range(start, total):
@@ -61,7 +69,7 @@ class Learner:
         places = range(0, len(rows), self.local_batch)
         every = [[rows.address(at, number) for at in range(i, min(i + self.local_batch, len(rows)))] for i in places]
         mine = every[self.accelerator.process_index :: self.accelerator.num_processes]
-        meter = Meter(self.accelerator)
+        meter = self.meter()
         for batch in stream.batches(iter(mine)):
             count = len(batch.views_BHWC)
             keep_all = torch.zeros(count, len(self.teachers))

@@ -17,10 +17,11 @@ console = Console(stderr=True)
 class Progress:
     """A bar on a terminal's stderr; elsewhere, as under a batch system, a line every half minute."""
 
-    def __init__(self, label: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, label: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
         self.label = label
         self.total = total
         self.unit = unit
+        self.quiet = quiet
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -29,7 +30,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=quiet or not console.is_terminal,
         )
         self._task = self._bar.add_task(label, total=total, completed=done, note="", rate="")
         self._note = ""
@@ -43,7 +44,7 @@ class Progress:
         speed = self._bar.tasks[0].speed
         if speed:
             self._bar.update(self._task, rate=f"{speed:,.1f} {self.unit}/s")
-        if not console.is_terminal and time.monotonic() - self._told >= LOG_EVERY:
+        if not self.quiet and not console.is_terminal and time.monotonic() - self._told >= LOG_EVERY:
             self._tell()
 
     def note(self, text: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from crc32c import crc32c
 from torch import Tensor
 
 from pipelines.progress import Progress
@@ -28,6 +29,7 @@ from unic_cache.views.augment import AUGMENT_VERSION
 
 BATCHES_AHEAD = 3
 CALIBRATION_TARS = 256
+DEFAULT_CODEC = "f16"
 PROVENANCE = ("about", "source", "published", "licence", "weights_file_sha256")
 VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr")
 
@@ -66,8 +68,13 @@ class FeatureRecorder:
 Recorder = PixelRecorder | FeatureRecorder
 
 
-def teacher_spec(config: ExtractConfig, teacher: Teacher, device: torch.device) -> dict[str, Any]:
-    """spec.json of a teacher: what its features are, which weights gave them, and with what they were made."""
+def teacher_spec(
+    config: ExtractConfig, teacher: Teacher, device: torch.device, before: Member | None
+) -> dict[str, Any]:
+    """spec.json of a teacher: what its features are, which weights gave them, and with what they were made.
+
+    `before` is the member as the cache has it: its codec is kept where the config names none.
+    """
     spec = teacher.spec.to_json()
     dims = {key: spec.pop(key) for key in ("cls_dim", "grid", "patch_dim")}
     return {
@@ -75,9 +82,10 @@ def teacher_spec(config: ExtractConfig, teacher: Teacher, device: torch.device) 
         "provenance": {key: spec.pop(key) for key in PROVENANCE},
         "teacher": spec,
         "features": dims,
-        "codec": config.codec,
+        "codec": config.codec or (DEFAULT_CODEC if before is None else before.spec["codec"]),
         "dtype": config.dtype,
         "batch_size": config.batch_size,
+        "calibration_images": config.calibration_images,
         "device": device.type,
         "augment": AUGMENT_VERSION,
         "versions": versions(),
@@ -129,7 +137,22 @@ def calibrate(
             )
         codec = members[name].codec
         assert codec is not None
-        cache.location.create(members[name].calibration_name, calibrator.calibration(codec).to_bytes())
+        data = calibrator.calibration(codec).to_bytes()
+        check_calibration(cache, members[name], crc32c(data))
+        cache.location.create(members[name].calibration_name, data)
+
+
+def check_calibration(cache: Cache, member: Member, crc: int) -> None:
+    """CacheError where the member holds features that were made with another calibration than the one just made."""
+    for view, segment, tars in cache.committed(member):
+        record = member.record(cache.unit(segment, min(tars), view)) if tars else None
+        if record is not None and record.calibration != crc:
+            images = member.spec.get("calibration_images", "unknown")
+            raise CacheError(
+                f"{cache.location.url}/{member.calibration_name} is missing, and the one made now has checksum {crc}, "
+                f"not {record.calibration} as when {record.unit} was made. Put the file back, or say the --shards and "
+                f"--calibration-images ({images}) that it was made with, on a machine with the same versions"
+            )
 
 
 def calibration_images(cache: Cache, count: int) -> list[Address]:

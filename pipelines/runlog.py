@@ -1,8 +1,9 @@
 """What a run tells: sums kept on the device between two lines of the log, and the lines themselves as JSON."""
 
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from unic_cache.location import open_location
 from unic_cache.student.loss import LossTerms
 
 FILE = "log.jsonl"
@@ -19,10 +21,12 @@ FILE = "log.jsonl"
 class Meter:
     """Averages of the loss terms over steps and processes. Adding never waits for the device; `read` does."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, kinds: Mapping[str, Sequence[str]]) -> None:
+        """`kinds` are the token types of each teacher: every process sums the same terms, though it add no batch."""
         self._accelerator = accelerator
-        self._names: list[tuple[str, str]] = []
-        self._sum: Tensor | None = None
+        parts = [(name, kind) for name, own in kinds.items() for kind in (*own, "coefficient", "top")]
+        self._names: list[tuple[str, str]] = [("", "loss"), *parts]
+        self._sum = torch.zeros(len(self._names), device=accelerator.device)
         self._weight = 0.0
         self._broken = 0
 
@@ -34,9 +38,7 @@ class Meter:
             values |= {(name, kind): value for kind, value in means.items()}
             values[name, "coefficient"] = terms.coefficients[number].mean()
             values[name, "top"] = led[number]
-        self._names = list(values)
-        vector = torch.stack([value.float() for value in values.values()]) * weight
-        self._sum = vector if self._sum is None else self._sum + vector
+        self._sum = self._sum + torch.stack([values[name].float() for name in self._names]) * weight
         self._weight += weight
         self._broken += broken
 
@@ -45,12 +47,11 @@ class Meter:
 
         `broken` is a number of images; where nothing but broken ones came, the losses are 0.
         """
-        assert self._sum is not None
         packed = torch.cat([self._sum, self._sum.new_tensor([self._broken, self._weight])])
         total = self._accelerator.reduce(packed, "sum")
         values = (total[:-2] / total[-1].clamp(min=1)).tolist()
         found: dict[str, Any] = {"broken": int(total[-2]), "teachers": {}}
-        self._sum, self._weight, self._broken = None, 0.0, 0
+        self._sum, self._weight, self._broken = torch.zeros_like(self._sum), 0.0, 0
         for (name, kind), value in zip(self._names, values, strict=True):
             if name:
                 found["teachers"].setdefault(name, {})[kind] = value
@@ -93,9 +94,11 @@ class RunLog:
     def __init__(self, out: Path, accelerator: Accelerator, steps_done: int) -> None:
         self._path = out / FILE
         self._accelerator = accelerator
+        self.last_loss = math.nan  # of the last training line that is kept
         if accelerator.is_main_process:
-            kept = [line for line in self._lines() if json.loads(line)["step"] <= steps_done]
-            self._path.write_text("".join(kept))
+            kept = [line for line in self._lines() if _step(line) <= steps_done]
+            open_location(out).replace(FILE, "".join(kept).encode())
+            self.last_loss = next((json.loads(x)["loss"] for x in reversed(kept) if '"train"' in x), math.nan)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line {"kind", "step", ...}, and the same numbers to the tracker."""
@@ -106,6 +109,14 @@ class RunLog:
 
     def _lines(self) -> list[str]:
         return self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinite for one that a killed run left half written."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

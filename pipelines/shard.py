@@ -25,6 +25,7 @@ from unic_cache.views.index import Segment, ShardEntry
 from unic_cache.views.listing import Sample, list_images
 from unic_cache.views.shards import scan
 
+UNFINISHED = ".unfinished"  # in OUT: the settings of a run that did not end
 IMAGES_AHEAD = 64  # decoded before the tar asks for them
 
 
@@ -55,10 +56,16 @@ class Packed:
 
 def run(config: ShardConfig) -> Summary:
     """Write OUT/[PREFIX]000000.tar, ... and, last, OUT/index.json; bad images are left out, unless strict."""
+    for where in (config.images, config.out):
+        if "://" in where:
+            raise ConfigError(
+                f"{where}: `shard` packs local files into a local folder; copy that to the store afterwards"
+            )
     listing = list_images(config.images)
     out = Path(config.out)
-    _refuse_occupied(out)
+    _refuse_occupied(out, config)
     out.mkdir(parents=True, exist_ok=True)
+    (out / UNFINISHED).write_text(_settings(config))
     order = permutation(words(Purpose.SHARD, config.seed, 0, 0, len(listing.samples)))
     samples = [listing.samples[at] for at in order]
     summary = Summary(classes=len(listing.classes))
@@ -77,10 +84,18 @@ def run(config: ShardConfig) -> Summary:
         names = {str(label): name for label, name in enumerate(listing.classes)}
         location.replace("classes.json", json.dumps(names, indent=1, ensure_ascii=False).encode() + b"\n")
     location.replace("index.json", Segment(0, tuple(entries)).to_json())
+    (out / UNFINISHED).unlink()
     return summary
 
 
-def _refuse_occupied(out: Path) -> None:
+def _settings(config: ShardConfig) -> str:
+    return json.dumps(config.to_json(), sort_keys=True)
+
+
+def _refuse_occupied(out: Path, config: ShardConfig) -> None:
+    """ConfigError unless OUT is free, or holds what the same command left when it was stopped: that is made again."""
+    if (out / UNFINISHED).is_file() and (out / UNFINISHED).read_text() == _settings(config):
+        return
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose a folder for the shards")
     names = [path.name for path in sorted(out.iterdir())] if out.exists() else []
@@ -108,7 +123,7 @@ def _pack(sample: Sample) -> Packed | str:
     """The sample with its file's bytes or, where those are not upright 8-bit RGB, a PNG; else why not."""
     try:
         extension, image = upright_file(sample.path.read_bytes())
-    except ImageError as error:
+    except (ImageError, OSError) as error:
         return str(error)
     return Packed(sample.key, extension, image, sample.label)
 

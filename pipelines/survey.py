@@ -1,6 +1,7 @@
 """What there is in a cache against what there should be, by names alone: units done, begun and missing, and strangers.
 
-Every tar of the index is expected under every view that a member has begun. A unit's data without a record was left by
+Every tar of a segment is expected under every view that the member has begun, if anyone has begun it in that segment:
+center views of held-out tars alone leave nothing missing. A unit's data without a record was left by
 a run that was stopped, or is being written now; it is not broken, and `extract` goes on with it.
 """
 
@@ -62,7 +63,8 @@ def survey(names: Collection[str], segments: Sequence[Segment], members: Sequenc
         claimed |= {f"{member.folder}/spec.json", member.calibration_name}
         for view in sorted({view for _, view in begun.get(member.folder, ())}):
             for segment in segments:
-                claimed |= claim_view(found, names, member, segment, view)
+                if any((segment.number, view) in begun.get(other.folder, ()) for other in members):
+                    claimed |= claim_view(found, names, member, segment, view)
     claimed |= found.probes
     found.foreign = sorted(
         name

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from webdataset.shardlists import expand_urls
 
 from pipelines.extract import given_shards
@@ -72,7 +73,7 @@ def open_training_set(
     config: DistillConfig, cache: Cache, pool: ThreadPoolExecutor, resumed: Snapshot | None
 ) -> TrainingSet:
     """Find all that is to be trained on, and check that it is whole and that the pixels are the teachers'."""
-    names = resumed.teachers if resumed else config.teachers or tuple(sorted(cache.teachers))
+    names = resumed.teachers if resumed else tuple(dict.fromkeys(config.teachers)) or tuple(sorted(cache.teachers))
     teachers = tuple(cache.teacher(name) for name in names)
     if not teachers:
         raise CacheError(f"{cache.location.url} has no teacher; run `unic-cache extract --teacher NAME`")
@@ -85,6 +86,7 @@ def open_training_set(
     tars = {
         cache.place(entry.name, entry.keys): (path, entry)
         for path, entry in zip((*paths, *val_paths), (*entries, *val_entries), strict=True)
+        if resumed is None or entry.name in {*resumed.train, *resumed.val}
     }
     val = resumed.val if resumed else val_names(config, cache, [entry.name for entry in val_entries])
     train = resumed.train if resumed else train_names(config, cache, entries, val)
@@ -104,7 +106,8 @@ def open_training_set(
         raise CacheError(f"{cache.location.url}: commit records are not those that the run began with; it cannot go on")
     if not len(train_rows):
         raise CacheError(f"{cache.location.url}: no image of the {len(train)} shards can be trained on")
-    pixels = Pixels(KeptPixels(views, cache, pool, config.skip_broken), ShardPixels(views, tars, pool))
+    pin = torch.cuda.is_available()
+    pixels = Pixels(KeptPixels(views, cache, pool, config.skip_broken, pin), ShardPixels(views, tars, pool, pin))
     difference = None
     if tars and not pixels.kept.has(train_rows.address(0, numbers[0])):
         difference = check_pixels(

@@ -28,7 +28,7 @@ from unic_cache.store.verify import Finding, UnitState, check_metadata_file, che
 SHOWN = 20
 REMEDIES = {
     "whole": "",
-    "broken": ": `unic-cache repair` un-commits what `extract` can make again",
+    "broken": ": `unic-cache repair` un-commits what `extract` can make again, and says what it cannot mend",
     "incomplete": ": the same `unic-cache extract` goes on with it",
 }
 EXIT_CODES = {"whole": 0, "broken": 1, "incomplete": 3}

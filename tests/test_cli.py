@@ -101,7 +101,7 @@ def test_the_whole_way_from_a_folder_of_images_to_a_table(run, tmp_path, weights
     done = run("distill", *common, *distill, "--steps", 3, "--batch-size", 8)
     assert done.exit_code == 0
     assert (
-        f"timm.create_model('test_vit', num_classes=0, img_size=32, patch_size=16, checkpoint_path='{out}"
+        "timm.create_model('test_vit', num_classes=0, img_size=32, patch_size=16, pretrained_cfg_overlay="
         in done.output
     )
     done = run("evaluate", "--encoder", out, *common)
@@ -135,9 +135,10 @@ class TestErrors:
         assert done.exit_code == 2
         assert "name at least one with --teacher" in done.output
 
-    def test_of_the_disk_say_that_nothing_is_lost(self, run, tmp_path, shards):
+    def test_of_the_disk_say_that_nothing_is_lost(self, run, tmp_path, shards, weights):
         (tmp_path / "cache").write_text("a file where a folder should be")
-        done = run("extract", "--teacher", VIT, "--shards", shards.pattern, "--cache", tmp_path / "cache")
+        named = ["--teacher", VIT, "--weights", weights[VIT]]
+        done = run("extract", *named, "--shards", shards.pattern, "--cache", tmp_path / "cache")
         assert done.exit_code == 1
         assert "run the same command again" in done.output
 
@@ -163,14 +164,37 @@ class TestErrors:
         ({}, (0, 1)),
         ({"RANK": "3", "WORLD_SIZE": "8"}, (3, 8)),
         ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "8"}, (4, 8)),
+        ({"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_STEP": "2", "SLURM_ARRAY_TASK_COUNT": "3"}, (2, 3)),
     ],
 )
 def test_workers_are_told_by_slurm_or_torchrun(monkeypatch, environment, expected):
-    for name in ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_COUNT"):
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "SLURM_ARRAY_TASK_ID",
+        "SLURM_ARRAY_TASK_MIN",
+        "SLURM_ARRAY_TASK_COUNT",
+        "SLURM_ARRAY_TASK_STEP",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert cli.worker_from_environment() == expected
+
+
+@pytest.mark.parametrize("environment", [{"RANK": "x"}, {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "3"}])
+def test_workers_that_cannot_be_told_are_a_clear_error(run, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    done = run("extract", "--teacher", "dino")
+    assert done.exit_code == 2
+    assert "say --worker-index" in done.output
+
+
+def test_a_pattern_said_twice_is_refused(run):
+    done = run("extract", "--teacher", "dino", "--shards", "a.tar", "--shards", "b.tar")
+    assert done.exit_code == 2
+    assert "say it once; braces join patterns" in done.output
 
 
 def test_a_corrupt_image_is_told_and_skipped(run, tmp_path):

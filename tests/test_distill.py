@@ -90,6 +90,29 @@ def test_stopped_and_resumed_equals_never_stopped(training, tmp_path, monkeypatc
     assert losses_of(tmp_path / "whole")[-2:] == losses_of(tmp_path / "parts")[-2:]
 
 
+def test_a_half_written_log_line_does_not_stop_a_resume(training, tmp_path, monkeypatch):
+    StopAfter(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt):
+        distill.run(training(steps=9))
+    monkeypatch.undo()
+    with open(tmp_path / "run/log.jsonl", "a") as log:
+        log.write('{"kind": "train", "st')
+    distill.run(training(steps=9, resume=True))
+    assert [record["step"] for record in log_of(tmp_path / "run")] == [2, 4, 6, 8, 9]
+    assert distill.run(training(steps=9, resume=True)).loss == log_of(tmp_path / "run")[-1]["loss"]
+
+
+def test_a_resume_does_not_mind_tars_that_came_later(training, tmp_path, shards, monkeypatch):
+    folder = tmp_path / "tars"
+    shutil.copytree(shards.folder, folder)
+    StopAfter(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        distill.run(training(shards=str(folder / "*.tar")))
+    monkeypatch.undo()
+    make_shards(folder, (4,), first=800, name="later-{:d}")
+    assert distill.run(training(shards=str(folder / "*.tar"), resume=True)).steps == 6
+
+
 def test_order_views_and_losses_do_not_depend_on_threads(training, tmp_path):
     for threads in (1, 3):
         distill.run(training(out=str(tmp_path / str(threads)), threads=threads))
@@ -169,6 +192,8 @@ def test_the_printed_timm_line_gives_the_same_output(training, tmp_path):
     loaded = eval(done.timm_line, {"timm": timm}).eval()  # the line is what a user pastes
     with torch.inference_mode():
         assert (loaded(images) - encoder(images)).abs().max() < 1e-6
+    data = timm.data.resolve_model_data_config(loaded)
+    assert (data["mean"], data["std"], data["input_size"]) == (spec.mean, spec.std, (3, 32, 32))
     assert spec.patch_size == 16
     assert set(provenance["teachers"]) == {VIT, CNN}
     assert provenance["steps"] == 6
@@ -196,6 +221,23 @@ def test_the_tracker_gets_the_log(training, tmp_path):
 def test_epochs_become_steps_and_cycle_through_the_views(training, tmp_path):
     done = distill.run(training(steps=None, epochs=1.5))
     assert done.steps == round(1.5 * 82 / 8)
+
+
+def test_a_process_without_a_validation_batch_does_not_keep_the_others_waiting(training, tmp_path):
+    """Sums of a meter that added nothing: zeros of the right length, with weight zero."""
+    from accelerate import Accelerator
+
+    from pipelines.runlog import Meter
+
+    found = Meter(Accelerator(cpu=True), {"a": ["cls", "patch"], "b": ["patch"]}).read()
+    assert found == {
+        "broken": 0,
+        "loss": 0.0,
+        "teachers": {
+            "a": {"cls": 0.0, "patch": 0.0, "coefficient": 0.0, "top": 0.0},
+            "b": {"patch": 0.0, "coefficient": 0.0, "top": 0.0},
+        },
+    }
 
 
 class TestTwoMachines:
@@ -245,19 +287,25 @@ def load_tensors(path: Path) -> dict[str, bytes]:
 
 def test_processes_share_the_world_batch(training, tmp_path, shards, cache_folder):
     """Two processes under accelerate see the very samples, views and dropped teachers of one world batch."""
+    one_batch = str(shards.folder / "000002.tar")  # of five images
     command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module", "cli", "distill"]
     flags = {
         "cache": cache_folder, "shards": shards.pattern, "out": tmp_path / "two", "student": "test_vit", "img-size": 32,
         "patch-size": 16, "steps": 4, "batch-size": 8, "lr": 1e-3, "log-every": 4, "tracker": "none", "threads": 1,
-        "drop-path": 0.0, "drop-teacher": 0.0,
+        "drop-path": 0.0, "drop-teacher": 0.0, "val-shards": one_batch,
     }  # fmt: skip
     for name, value in flags.items():
         command += [f"--{name}", str(value)]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    one = distill.run(training(out=str(tmp_path / "one"), steps=4, log_every=4, drop_path=0.0, drop_teacher=0.0))
-    assert log_of(tmp_path / "two")[-1]["loss"] == pytest.approx(one.loss, abs=2e-5)
+    assert done.stdout.count("4 steps, loss") == 1
+    alone = training(
+        out=str(tmp_path / "one"), steps=4, log_every=4, drop_path=0.0, drop_teacher=0.0, val_shards=one_batch
+    )
+    distill.run(alone)
+    for two, one in zip(log_of(tmp_path / "two"), log_of(tmp_path / "one"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)
     tensors, others = (load_file(tmp_path / name / "encoder.safetensors") for name in ("one", "two"))
     assert max((tensors[name] - others[name]).abs().max().item() for name in tensors) < 1e-3
 

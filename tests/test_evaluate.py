@@ -77,6 +77,29 @@ def test_a_cache_without_a_center_view_is_told(tmp_path, settings, shards, encod
         evaluate.run(EvaluateConfig(str(encoder_file), shards=shards.pattern, cache=str(tmp_path / "cache")))
 
 
+def test_teachers_without_a_center_view_are_left_out(tmp_path, settings, cache_folder, shards, encoder_file, weights):
+    folder = tmp_path / "cache"
+    extract.run(settings(folder, views=1))
+    extract.run(settings(folder, teachers=(VIT,), weights=((VIT, str(weights[VIT])),), recipe="center", views=1))
+    result = evaluate.run(EvaluateConfig(str(encoder_file), shards=shards.pattern, cache=str(folder)))
+    assert [encoder.name for encoder in result.encoders] == [VIT, "random student", "student"]
+    both = EvaluateConfig(str(encoder_file), shards=shards.pattern, cache=str(cache_folder), teachers=(CNN,))
+    assert [encoder.name for encoder in evaluate.run(both).encoders] == [CNN, "random student", "student"]
+
+
+def test_images_that_would_find_themselves_are_refused(shards, encoder_file):
+    with pytest.raises(ShardError, match=r"its images are in --train too and would find themselves; use --shards"):
+        evaluate.run(EvaluateConfig(str(encoder_file), train=shards.pattern, test=str(shards.folder / "000001.tar")))
+
+
+def test_folders_that_number_their_classes_differently_are_refused(tmp_path, encoder_file):
+    for name, classes in (("train", '{"0": "cat", "1": "dog"}'), ("val", '{"0": "dog", "1": "eel"}')):
+        make_shards(tmp_path / name, (9,), first=0 if name == "train" else 50)
+        (tmp_path / name / "classes.json").write_text(classes)
+    with pytest.raises(ShardError, match=r"train and .*val number their classes differently"):
+        evaluate.run(EvaluateConfig(str(encoder_file), train=f"{tmp_path}/train/*.tar", test=f"{tmp_path}/val/*.tar"))
+
+
 def test_shards_without_labels_are_told(tmp_path, encoder_file):
     write_tar(tmp_path / "tars/000000.tar", [(f"image{n}", png(picture(n)), None) for n in range(3)])
     with pytest.raises(ShardError, match=r"0 images have a label.*`\.cls` members of two classes"):

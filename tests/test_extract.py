@@ -280,6 +280,41 @@ class TestRefusals:
         with pytest.raises(CacheError, match=message):
             extract.run(settings(tmp_path / "cache"))
 
+    def test_of_a_second_teacher_on_other_pixels_name_shard_row_and_member(self, tmp_path, settings, shards, weights):
+        first = settings(tmp_path / "cache", teachers=(VIT,), weights=((VIT, str(weights[VIT])),), views=1)
+        extract.run(first)
+        folder = tmp_path / "tars"
+        shutil.copytree(shards.folder, folder)
+        samples = [(f"image{n:05d}", png(picture(n)), n % 3) for n in range(37, 77)]
+        samples[11] = (samples[11][0], png(picture(7)), 0)
+        write_tar(folder / "000001.tar", samples)
+        second = settings(
+            tmp_path / "cache",
+            teachers=(CNN,),
+            weights=((CNN, str(weights[CNN])),),
+            views=1,
+            shards=str(folder / "*.tar"),
+        )
+        message = r"shard 000001, row 11: its pixels are not those that timm\.test_vit@32 saw \(checksum"
+        with pytest.raises(CacheError, match=message):
+            extract.run(second)
+
+    def test_of_another_calibration_under_kept_features(self, tmp_path, settings, cache_folder):
+        shutil.copytree(cache_folder, tmp_path / "cache")
+        folder = tmp_path / "cache" / open_cache(cache_folder).teachers[VIT].member.folder
+        (folder / "calibration.npz").unlink()
+        with pytest.raises(
+            CacheError, match=r"the one made now has checksum \d+, not \d+ .*--calibration-images \(60\)"
+        ):
+            extract.run(settings(tmp_path / "cache", views=3, calibration_images=20))
+        extract.run(settings(tmp_path / "cache"))
+        assert tree(tmp_path / "cache") == tree(cache_folder)
+
+    def test_of_a_teacher_that_cannot_be_had_leave_no_trace(self, tmp_path, settings):
+        with pytest.raises(TeacherError):
+            extract.run(settings(tmp_path / "cache", teachers=("ibot",), weights=()))
+        assert not tree(tmp_path / "cache")
+
     def test_of_nan_name_the_teacher_and_keep_nothing_of_the_shard(self, tmp_path, settings, weights):
         state = load_file(weights[VIT])
         state["norm.weight"][3] = float("nan")
@@ -289,7 +324,7 @@ class TestRefusals:
         config = settings(tmp_path / "cache", teachers=(VIT,), weights=((VIT, str(tmp_path / "nan.safetensors")),))
         with pytest.raises(TeacherError, match=rf"teacher {VIT}: NaN or infinite cls features"):
             extract.run(config)
-        assert tree(tmp_path / "cache").keys() == {"index/000000.json"}
+        assert not tree(tmp_path / "cache")
 
     def test_of_nan_midway_name_the_shard_and_keep_what_was_committed(self, tmp_path, settings, monkeypatch):
         honest, calls = teachers.tokens, iter(range(1000))
@@ -314,6 +349,12 @@ class TestRefusals:
     def test_of_weights_for_a_teacher_that_is_not_named(self, tmp_path, settings):
         with pytest.raises(ConfigError, match=f"--weights names '{CNN}', which no --teacher names: {VIT}"):
             extract.run(settings(tmp_path / "cache", teachers=(VIT,)))
+
+
+def test_the_codec_stays_what_it_was_where_none_is_said(tmp_path, settings):
+    extract.run(settings(tmp_path / "cache", views=1, codec="int8"))
+    extract.run(settings(tmp_path / "cache", views=2))
+    assert {teacher.spec["codec"] for teacher in open_cache(tmp_path / "cache").teachers.values()} == {"int8"}
 
 
 def test_the_spec_says_what_the_features_are(cache):

@@ -4,12 +4,14 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_iterator
 
+from pipelines import shard
 from pipelines.shard import run
 from unic_cache.config import ShardConfig
 from unic_cache.errors import ConfigError, ImageError
@@ -221,3 +223,35 @@ def test_demo_splits_share_their_classes_and_no_image() -> None:
     ]
     assert not keys[0] & keys[1]
     assert (DEMO / "train" / "classes.json").read_bytes() == (DEMO / "test" / "classes.json").read_bytes()
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(9):
+        Image.new("RGB", (8, 8), (number * 20, 0, 0)).save(images / f"{number}.png")
+    shard.run(ShardConfig(str(images), str(tmp_path / "whole"), per_shard=3))
+    honest, calls = shard._write_tar, iter(range(10))
+
+    def stopped(*arguments: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return honest(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shard, "_write_tar", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            shard.run(ShardConfig(str(images), str(tmp_path / "out"), per_shard=3))
+    with pytest.raises(ConfigError, match="already holds"):
+        shard.run(ShardConfig(str(images), str(tmp_path / "out"), per_shard=4))
+    shard.run(ShardConfig(str(images), str(tmp_path / "out"), per_shard=3))
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "out")]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("where", ["s3://bucket/x", "file:///tmp/x"])
+def test_a_url_is_refused_as_a_place_for_shards(tmp_path: Path, where: str) -> None:
+    with pytest.raises(ConfigError, match="packs local files into a local folder"):
+        shard.run(ShardConfig(str(tmp_path), where))

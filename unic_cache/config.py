@@ -100,7 +100,7 @@ class ExtractConfig(_Saved):
     recipe: str = "unic"
     size: int = 224  # pixels of a view
     seed: int = 0
-    codec: str = "f16"
+    codec: str | None = None  # None: the one that the teacher has in the cache, or else f16
     batch_size: int = 64  # images; part of what makes features equal to the bit
     device: str = "auto"
     dtype: str = "float32"  # of the teacher's arithmetic
@@ -117,7 +117,8 @@ class ExtractConfig(_Saved):
             raise ConfigError(
                 "no teacher: name at least one with --teacher, or keep the pixels alone with --keep-views"
             )
-        _choice("codec", self.codec, CODECS)
+        if self.codec is not None:
+            _choice("codec", self.codec, CODECS)
         _choice("dtype", self.dtype, DTYPES)
         for name, value in (("views", self.views), ("batch-size", self.batch_size), ("num-workers", self.num_workers)):
             _at_least(name, value, 1)
@@ -207,6 +208,7 @@ class EvaluateConfig(_Saved):
     train: str | None = None
     test: str | None = None
     cache: str | None = None  # None leaves the teachers out
+    teachers: tuple[str, ...] = ()  # none is all in the cache that have the center view
     size: int | None = None  # pixels of the `center` views; None is the cache's, or the student's own
     neighbours: tuple[int, ...] = (10, 20, 100, 200)
     k: int = 20  # the k of the table

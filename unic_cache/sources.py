@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from unic_cache.cache import Cache
 from unic_cache.config import Views
@@ -58,12 +59,22 @@ class PixelSource(Protocol):
         ...
 
 
+def blank(size: int, views: Views, pin: bool) -> Image:
+    """Room for a batch of views, zeros; in page-locked memory, from which a GPU copies by itself, if `pin`."""
+    return torch.zeros(size, views.size, views.size, 3, dtype=torch.uint8, pin_memory=pin).numpy()
+
+
 class ShardPixels:
     """Views made from the tars. `tars` maps (segment, shard) to (path, entry)."""
 
     def __init__(
-        self, views: Views, tars: Mapping[tuple[int, int], tuple[str, ShardEntry]], pool: ThreadPoolExecutor
+        self,
+        views: Views,
+        tars: Mapping[tuple[int, int], tuple[str, ShardEntry]],
+        pool: ThreadPoolExecutor,
+        pin: bool = False,
     ) -> None:
+        self.pin = pin
         self.views = views
         self.tars = tars
         self._pool = pool
@@ -72,7 +83,7 @@ class ShardPixels:
 
     def start(self, wanted: Sequence[Address], size: int) -> Callable[[], ViewBatch]:
         """One task a view, each filling its own slot of the batch."""
-        views_BHWC = np.zeros((size, self.views.size, self.views.size, 3), dtype=np.uint8)
+        views_BHWC = blank(size, self.views, self.pin)
         tasks = [self._pool.submit(self.fill, item, views_BHWC[place]) for place, item in enumerate(wanted)]
 
         def finish() -> ViewBatch:
@@ -111,7 +122,10 @@ class KeptPixels:
     Broken ones are an error, or bad as an image is bad where `skip_broken` says so.
     """
 
-    def __init__(self, views: Views, cache: Cache, pool: ThreadPoolExecutor, skip_broken: bool = False) -> None:
+    def __init__(
+        self, views: Views, cache: Cache, pool: ThreadPoolExecutor, skip_broken: bool = False, pin: bool = False
+    ) -> None:
+        self.pin = pin
         self.views = views
         self.cache = cache
         self.skip_broken = skip_broken
@@ -128,7 +142,7 @@ class KeptPixels:
 
     def start(self, wanted: Sequence[Address], size: int) -> Callable[[], ViewBatch]:
         """One task a batch; the rows of one tar are read together."""
-        views_BHWC = np.zeros((size, self.views.size, self.views.size, 3), dtype=np.uint8)
+        views_BHWC = blank(size, self.views, self.pin)
         task = self._pool.submit(self._fill, wanted, views_BHWC)
         return task.result
 
@@ -201,5 +215,6 @@ def ahead(items: Iterable[Item], start: Callable[[Item], Callable[[], Result]], 
 
 
 def thread_pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that decode and read; 0 is one for each core that this process may use."""
-    return ThreadPoolExecutor(threads or len(os.sched_getaffinity(0)), "unic-cache")
+    """Threads that decode and read; 0 is one a core, shared out among the processes that torchrun starts here."""
+    beside = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return ThreadPoolExecutor(threads or max(len(os.sched_getaffinity(0)) // beside, 1), "unic-cache")

@@ -98,6 +98,6 @@ def committed_record(cache: Cache, teacher: CachedTeacher, view: str, segment: i
     if record is None:
         raise BrokenError(
             f"{cache.location.url}: {teacher.name} has no {unit}: it was never extracted, or extraction did not "
-            "finish; run the same `unic-cache extract` again"
+            "finish; run the same `unic-cache extract` again, or train on fewer views with --views"
         )
     return record

@@ -66,5 +66,8 @@ def test_a_hostile_store_is_told_within_bounded_memory(tmp_path, whole):
     *lines, grown = done.stdout.splitlines()
     assert int(grown) < 100_000, "KiB"
     for kind, name in expected.items():
-        assert f"{tmp_path / kind} is broken: `unic-cache repair` un-commits what `extract` can make again" in lines
+        assert (
+            f"{tmp_path / kind} is broken: `unic-cache repair` un-commits what `extract` can make again, "
+            "and says what it cannot mend" in lines
+        )
         assert any(name in line for line in lines if line.startswith("broken: ")), (kind, lines)

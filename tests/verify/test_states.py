@@ -100,7 +100,8 @@ class TestCommandLine:
         done = run("verify", broken)
         assert done.exit_code == 1
         assert done.output.splitlines()[-1] == (
-            f"{broken} is broken: `unic-cache repair` un-commits what `extract` can make again"
+            f"{broken} is broken: `unic-cache repair` un-commits what `extract` can make again, "
+            "and says what it cannot mend"
         )
         assert run("repair", broken, "--dry-run").output.startswith("would have un-committed ")
         assert run("repair", broken).exit_code == 0

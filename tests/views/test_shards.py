@@ -298,3 +298,20 @@ def test_flipped_bytes_give_an_entry_or_a_shard_error_and_nothing_else(tmp_path:
         path.write_bytes(data)
         with contextlib.suppress(ShardError):
             assert scan(str(path)).rows > 0
+
+
+def test_a_tar_that_took_anothers_name_is_not_paired_with_its_index(tmp_path: Path) -> None:
+    entries = []
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for row in range(3):
+                info = tarfile.TarInfo(f"image{shard}{row}.png")
+                info.size = 4
+                tar.addfile(info, io.BytesIO(b"data"))
+        entries.append(scan(str(tmp_path / f"{shard}.tar")))
+    (tmp_path / "index.json").write_bytes(Segment(0, tuple(entries)).to_json())
+    assert describe([str(tmp_path / "0.tar")]) == (entries[0],)
+    (tmp_path / "0.tar").rename(tmp_path / "x.tar")
+    (tmp_path / "1.tar").rename(tmp_path / "0.tar")
+    with pytest.raises(ShardError, match=r"0\.tar: row 0 is not the image that index\.json describes"):
+        describe([str(tmp_path / "0.tar")])

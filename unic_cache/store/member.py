@@ -63,15 +63,15 @@ class Member:
     def ensure(cls, location: Location, folder: str, spec: Mapping[str, Any]) -> Self:
         """Create spec.json, or open the one that stands there if it says the same.
 
-        `versions`, `batch_size` and `device` may differ, since they move features within tolerance only, and so may
-        `provenance`: where the same weights came from.
+        `versions`, `batch_size`, `calibration_images` and `device` may differ, as they move features within tolerance
+        only, and so may `provenance`: where the same weights came from.
         """
         wanted = cls(location, folder, spec)
         location.create(f"{folder}/spec.json", spec_bytes(spec))
         found = cls.open(location, folder)
         if found is None:
             raise CacheError(f"{location.url}/{folder}/spec.json vanished while it was read; start again")
-        free = {"versions", "batch_size", "device", "provenance"}
+        free = {"versions", "batch_size", "device", "calibration_images", "provenance"}
         for key in sorted((set(spec) | set(found.spec)) - free):
             mine, theirs = _plain(wanted.spec.get(key)), found.spec.get(key)
             if mine != theirs:

@@ -63,10 +63,14 @@ def load_encoder(path: str | Path) -> tuple[VisionTransformer, EncoderSpec, dict
 
 
 def timm_line(spec: EncoderSpec, path: str | Path) -> str:
-    """Python that makes the exported encoder with timm alone (after `import timm`), sizes included."""
+    """Python that makes the exported encoder with timm alone (after `import timm`), sizes and normalisation included.
+
+    The overlay is what `timm.data.resolve_model_data_config` then finds: timm's own entry may say another mean and std.
+    """
+    overlay = {"input_size": (3, spec.img_size, spec.img_size), "mean": spec.mean, "std": spec.std, "crop_pct": 1.0}
     return (
         f"timm.create_model({spec.name!r}, num_classes=0, img_size={spec.img_size}, patch_size={spec.patch_size}, "
-        f"checkpoint_path={str(path)!r})"
+        f"pretrained_cfg_overlay={overlay}, checkpoint_path={str(path)!r})"
     )
 
 

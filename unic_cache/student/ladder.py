@@ -8,6 +8,7 @@ Letters: B images, T patch tokens of the student and S of a teacher, D the encod
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -109,16 +110,19 @@ def resample_tokens(patch_BTD: Tensor, grid: Grid, target_grid: Grid) -> Tensor:
     batch, _, width = patch_BTD.shape
     with torch.autocast(patch_BTD.device.type, enabled=False):
         rows, columns = (
-            _sampling_matrix(size, target).to(patch_BTD) for size, target in zip(grid, target_grid, strict=True)
+            _sampling_matrix(size, target, patch_BTD.device, patch_BTD.dtype)
+            for size, target in zip(grid, target_grid, strict=True)
         )
         patch_BhwD = patch_BTD.reshape(batch, *grid, width)
         return torch.einsum("sh,tw,bhwd->bstd", rows, columns, patch_BhwD).reshape(batch, -1, width)
 
 
-def _sampling_matrix(size: int, target: int) -> Tensor:
-    """(target, size) weights of linear interpolation at the target cells' centres, edges clamped; float64."""
+@lru_cache(maxsize=64)
+def _sampling_matrix(size: int, target: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(target, size) weights of linear interpolation at the target cells' centres, edges clamped; kept a device."""
     centres = ((torch.arange(target, dtype=torch.float64) + 0.5) * size / target - 0.5).clamp(0, size - 1)
-    return (1 - (centres[:, None] - torch.arange(size, dtype=torch.float64)).abs()).clamp(min=0)
+    weights = (1 - (centres[:, None] - torch.arange(size, dtype=torch.float64)).abs()).clamp(min=0)
+    return weights.to(device, dtype)
 
 
 def _projectors(width: int, depth: int, dim: int) -> nn.ModuleList:

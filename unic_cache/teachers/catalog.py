@@ -154,5 +154,5 @@ def folder(name: str) -> str:
 
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, CATALOG, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(CATALOG)}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(CATALOG)}."
     return f"no teacher is called {name!r}; {hint} Any timm model is timm:NAME, as in timm:vit_small_patch16_224"

@@ -66,8 +66,11 @@ def _from_folder(root: Path) -> Listing:
 
 def _from_csv(file: Path) -> Listing:
     """Rows of path,label or of path alone; paths are relative to the CSV. Labels that are all integers are kept."""
-    with open(file, newline="", encoding="utf-8-sig") as opened:
-        rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(opened), 1) if row]
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(opened), 1) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{file} is no CSV in UTF-8 ({error}); save it as one") from error
     if rows and [cell.lower() for cell in rows[0][1]] in (["path"], ["path", "label"]):
         rows = rows[1:]
     for number, row in rows:

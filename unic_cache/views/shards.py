@@ -17,7 +17,7 @@ from webdataset.shardlists import expand_urls
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.location import Location, open_location
 from unic_cache.views.index import KIND, SHARD_NAME, Segment, ShardEntry
-from unic_cache.views.tars import scan_tar, shard_error
+from unic_cache.views.tars import BLOCK, image_header, scan_tar, shard_error
 
 READ_AHEAD = 1 << 20  # bytes of a remote tar that one request brings while its headers are walked
 
@@ -43,7 +43,8 @@ def expand(pattern: str) -> tuple[str, ...]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ShardError(f"no shard at {missing[0]}{more}, of {len(found)} that {pattern!r} names; check the path")
     if not found:
-        raise ShardError(f"no shard matches {pattern!r}; give a path, a glob such as 'shards/*.tar', or braces")
+        hint = "; a '[' in a folder's name must be written '[[]'" if "[" in pattern else ""
+        raise ShardError(f"no shard matches {pattern!r}; give a path, a glob such as 'shards/*.tar', or braces{hint}")
     return tuple(found)
 
 
@@ -104,6 +105,10 @@ class OpenShard:
         if len(data) < size:
             raise shard_error(self.path, offset + len(data), "it ends early", "copy it anew")
         return data
+
+    def read_header(self, row: int) -> tuple[int, int] | None:
+        """(crc32 of the key, bytes) that the tar itself says of the image; None where there is no header."""
+        return image_header(self._range(self.entry.offsets[row] - BLOCK, BLOCK))
 
     def close(self) -> None:
         """Close the file; `read` fails afterwards. A tar that nothing refers to any more closes by itself."""
@@ -212,7 +217,20 @@ def _described(path: str, index: dict[str, ShardEntry]) -> ShardEntry:
             f"{path} has {size} bytes and its index.json says {entry.size}: truncated or rewritten; copy it anew, "
             "or delete the index.json so that the tar is scanned"
         )
+    for row in sorted({0, entry.rows // 2, entry.rows - 1}):
+        _check_header(path, entry, row)
     return entry
+
+
+def _check_header(path: str, entry: ShardEntry, row: int) -> None:
+    """ShardError unless the tar has the header of the row's image where the index says: two tars may have one size."""
+    with OpenShard(path, entry) as tar:
+        header = tar.read_header(row)
+    if header != (entry.keys[row], entry.sizes[row]):
+        raise ShardError(
+            f"{path}: row {row} is not the image that index.json describes; the tar was replaced or renamed. Put the "
+            "right one back, or delete the index.json so that the tars are scanned"
+        )
 
 
 def _index_beside(folder: str) -> dict[str, ShardEntry]:

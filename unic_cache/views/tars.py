@@ -17,7 +17,8 @@ from unic_cache.views.index import ShardEntry
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")  # the first present is the image
 
-_BLOCK = 512  # bytes
+BLOCK = 512  # bytes
+TWICE = "give every sample a key of its own, and keep its members side by side (tar --sort=name)"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -34,18 +35,32 @@ def scan_tar(file: BinaryIO, size: int, path: str, name: str) -> ShardEntry:
     for key, members in _samples(file, path, size):
         first = min(member.offset for member in members.values())
         if key in seen:
-            raise shard_error(path, first, f"the key {key!r} comes twice", "give every sample a key of its own")
+            raise shard_error(path, first, f"the key {key!r} comes twice", TWICE)
         seen.add(key)
         image = next((members[one] for one in IMAGE_EXTENSIONS if one in members), None)
         if image is None:
             held = ", ".join(sorted(members))
             raise shard_error(path, first, f"sample {key!r} has no image, only {held}", "add one or remove the sample")
-        crc = zlib.crc32(key.encode("utf-8", "surrogateescape"))
-        rows.append((crc, image.offset_data, image.size, _label(file, members.get("cls"))))
+        rows.append((key_crc(key), image.offset_data, image.size, _label(file, members.get("cls"))))
     if not rows:
         raise shard_error(path, 0, "no images", f"an image's name ends in {', '.join(IMAGE_EXTENSIONS)}")
     keys, offsets, sizes, labels = zip(*rows, strict=True)
     return ShardEntry(name, size, keys, offsets, sizes, labels)
+
+
+def key_crc(key: str) -> int:
+    """crc32 of a sample's key: what the index keeps, and what its views hang on."""
+    return zlib.crc32(key.encode("utf-8", "surrogateescape"))
+
+
+def image_header(block: bytes) -> tuple[int, int] | None:
+    """(crc32 of the key, bytes) of the member whose tar header the block is; None where it is none."""
+    try:
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return None
+    key, _ = base_plus_ext(member.name)
+    return None if key is None else (key_crc(key), member.size)
 
 
 def _samples(file: BinaryIO, path: str, size: int) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
@@ -61,7 +76,7 @@ def _samples(file: BinaryIO, path: str, size: int) -> Iterator[tuple[str, dict[s
             members = {}
         current = key
         if extension.lower() in members:
-            raise shard_error(path, member.offset, f"the key {key!r} comes twice", "give every sample a key of its own")
+            raise shard_error(path, member.offset, f"the key {key!r} comes twice", TWICE)
         members[extension.lower()] = member
     if current is not None:
         yield current, members
@@ -80,8 +95,8 @@ def _members(file: BinaryIO, path: str, size: int) -> Iterator[tarfile.TarInfo]:
             at = min(tar.offset, size)
             raise shard_error(path, at, f"it ends early or is damaged: {error}", "copy it anew") from error
         file.seek(tar.offset)
-        mark = file.read(_BLOCK)
-    if len(mark) < _BLOCK:
+        mark = file.read(BLOCK)
+    if len(mark) < BLOCK:
         raise shard_error(
             path, size, "it ends early, before the archive's end mark", "copy it anew or close it by its writer"
         )
