@@ -5,10 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipelines.runlog import Meter
 from unic_cache.draws import Purpose, uniforms, words
 from unic_cache.errors import ConfigError
 from unic_cache.student.loss import NORMALIZE, distillation_loss, drop_teachers, drop_uniforms, token_loss
@@ -178,10 +180,12 @@ def test_only_kept_teachers_receive_a_gradient() -> None:
             assert reached.tolist() == (terms.top == number).tolist()
 
 
-def test_summary_is_what_the_log_holds() -> None:
+def test_the_meter_reads_what_the_log_holds() -> None:
     guesses, targets = answers(BOTH, 4, 1), answers(BOTH, 4, 2)
     terms = distillation_loss(guesses, targets, drop_uniforms(0, 0, 0, 4, 4), 0.5)
-    summary = terms.summary()
+    meter = Meter(Accelerator(cpu=True), {name: list(kinds) for name, kinds in terms.means.items()})
+    meter.add(terms)
+    summary = meter.read()["teachers"]
     assert list(summary) == list(BOTH)
     assert set(summary["cls.only"]) == {"cls", "coefficient", "top"}
     assert sum(values["top"] for values in summary.values()) == pytest.approx(1)

@@ -94,10 +94,6 @@ class Member:
         calibration = Calibration.from_bytes(data, f"{self.location.url}/{self.calibration_name}")
         return calibration, crc32c(data)
 
-    def is_committed(self, unit: Unit) -> bool:
-        """Whether a record stands for the unit (its content is checked when it is read)."""
-        return self.location.size(commit_name(self.folder, unit.segment, unit.view, unit.shard)) is not None
-
     def committed(self, segment: int, view: str) -> set[int]:
         """The tars of a segment that have a record under a view."""
         names = self.location.names(commit_folder(self.folder, segment, view))

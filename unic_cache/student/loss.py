@@ -30,18 +30,6 @@ class LossTerms:
     coefficients: Tensor  # (n, B), c_ti, 0 or 1
     top: Tensor  # (B,), which teacher has the highest L_ti; the first of equals
 
-    def summary(self) -> dict[str, dict[str, float]]:
-        """For the log, {teacher: {"cls", "patch", "coefficient", "top"}}: mean losses, mean c, share of images led."""
-        led_nB = self.top == torch.arange(len(self.means), device=self.top.device)[:, None]
-        return {
-            name: {
-                **{kind: value.item() for kind, value in means.items()},
-                "coefficient": self.coefficients[number].mean().item(),
-                "top": led_nB[number].float().mean().item(),
-            }
-            for number, (name, means) in enumerate(self.means.items())
-        }
-
 
 def distillation_loss(
     guesses: Mapping[str, Mapping[str, Tensor]],
