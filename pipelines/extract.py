@@ -96,7 +96,8 @@ def run(config: ExtractConfig) -> Summary:
         written: deque[Future[int]] = deque()
         with Progress("extract", total=sum(item.unit.rows for item in work), unit="images") as progress:
             for item in work:
-                rows = UnitRows(item, recorders, seen_before(cache, item.unit), config.strict)
+                keys = cache.entry(item.unit.segment, item.unit.shard).keys
+                rows = UnitRows(item, keys, recorders, seen_before(cache, item.unit), config.strict)
                 for first in range(0, item.unit.rows, config.batch_size):
                     rows.add(first, next(batches), device)
                     progress.advance(min(config.batch_size, item.unit.rows - first))
@@ -125,13 +126,22 @@ def dropped(*executors: Executor) -> Iterator[None]:
 class UnitRows:
     """The arrays of one unit while they fill, for each member that lacks the unit."""
 
-    def __init__(self, work: Work, recorders: Mapping[str, Recorder], seen: Mapping[str, Crcs], strict: bool) -> None:
+    def __init__(
+        self,
+        work: Work,
+        keys: Sequence[int],
+        recorders: Mapping[str, Recorder],
+        seen: Mapping[str, Crcs],
+        strict: bool,
+    ) -> None:
         self.unit = work.unit
+        self.keys = keys
         self.seen = seen
         self.recorders = {name: recorders[name] for name in work.missing}
         self.strict = strict
         self.bad: dict[int, str] = {}
         self.crcs: Crcs = np.zeros(self.unit.rows, np.uint32)
+        self.clipped = dict.fromkeys(self.recorders, 0)
         self.arrays: dict[str, Arrays] = {
             name: {a.name: np.zeros((self.unit.rows, *a.row), a.dtype) for a in found.member.arrays}
             for name, found in self.recorders.items()
@@ -157,13 +167,16 @@ class UnitRows:
         good = np.array([place for place in range(count) if place not in batch.bad], dtype=np.int64)
         views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
         for name, found in self.recorders.items():
-            for array, values in found.encode(views_BHWC, self.unit).items():
+            parts = dict(found.encode(views_BHWC, self.unit, self.keys[first : first + count]))
+            if (clipped_B := parts.pop("clipped", None)) is not None:
+                self.clipped[name] += int(clipped_B.cpu()[good].sum())
+            for array, values in parts.items():
                 self.arrays[name][array][first + good] = values.cpu().numpy()[good]
 
     def commit(self) -> int:
         """Write and commit every member's arrays; the bytes that are kept."""
         return sum(
-            found.writer.write(self.unit, self.arrays[name], self.crcs, self.bad).bytes_kept
+            found.writer.write(self.unit, self.arrays[name], self.crcs, self.bad, self.clipped[name]).bytes_kept
             for name, found in self.recorders.items()
         )
 

@@ -68,7 +68,7 @@ def read_members(location: Location, names: Collection[str], findings: list[Find
 
 def check_calibration(member: Member, needed: bool, findings: list[Finding]) -> int | None:
     """The checksum of the calibration that stands; None, and a finding where one is needed, where none can be used."""
-    if member.codec is None:
+    if member.features is None:
         return None
     name, data, why = member.calibration_name, None, ""
     try:
@@ -78,11 +78,12 @@ def check_calibration(member: Member, needed: bool, findings: list[Finding]) -> 
         else:
             calibration = Calibration.from_bytes(data, name)
             found = {kind: len(mean) for kind, mean in calibration.mean.items()}
-            wanted = {"cls": member.codec.cls_dim, "patch": member.codec.patch_dim}
+            wanted = {"cls": member.features.cls_dim, "patch": member.features.patch_dim}
             if found != {kind: dim for kind, dim in wanted.items() if dim is not None}:
                 why = f"has statistics of {found} channels, but the spec's are {wanted}"
             elif save_npz(load_npz(data, name)) != data:
                 why = OTHER_TEXT
+            calibration.codec(member.features)
     except CacheError as error:
         why = str(error).removeprefix(f"{name}: ")
     if why:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from unic_cache.cache import Cache, open_cache
-from unic_cache.store.layout import VIEWS_MEMBER, ArraySpec
+from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
 
 
@@ -23,9 +23,9 @@ def run(path: str) -> dict[str, Any]:
                 "file": teacher.member.calibration_name,
                 "fidelity": dict(teacher.calibration.fidelity),
             },
-            "bytes_per_image": sum(array.row_bytes for array in teacher.member.arrays),
-            "bytes_per_token": {array.name: array.row_bytes / tokens(array) for array in teacher.member.arrays},
-            "views": views_of(cache, teacher.member),
+            **{key: teacher.spec.get(key) for key in ("quality", "tokens")},
+            **sizes_of(teacher.member, views := views_of(cache, teacher.member)),
+            "views": views,
         }
         for name, teacher in cache.teachers.items()
     }
@@ -39,8 +39,8 @@ def run(path: str) -> dict[str, Any]:
     }
     if cache.pixels is not None:
         report["kept_views"] = {
-            "bytes_per_image": cache.pixels.arrays[0].row_bytes,
-            "views": views_of(cache, cache.pixels),
+            **sizes_of(cache.pixels, views := views_of(cache, cache.pixels)),
+            "views": views,
         }
     return report
 
@@ -50,7 +50,15 @@ def views_of(cache: Cache, member: Member) -> dict[str, Any]:
     there = {(view, segment): tars for view, segment, tars in cache.committed(member)}
     found: dict[str, Any] = {}
     for view in sorted({view for view, _ in there}):
-        state: dict[str, Any] = {"done": 0, "missing": [], "images": 0, "bad": 0, "bytes": 0}
+        state: dict[str, Any] = {
+            "done": 0,
+            "missing": [],
+            "images": 0,
+            "bad": 0,
+            "clipped": 0,
+            "bytes": 0,
+            "arrays": {},
+        }
         for name, (segment, shard) in cache.shards().items():
             unit = cache.unit(segment, shard, view)
             record = member.record(unit) if shard in there.get((view, segment), ()) else None
@@ -60,14 +68,25 @@ def views_of(cache: Cache, member: Member) -> dict[str, Any]:
             state["done"] += 1
             state["images"] += unit.rows
             state["bad"] += len(record.bad)
+            state["clipped"] += record.clipped
             state["bytes"] += record.bytes_kept
+            for file, size in record.sizes.items():
+                array = file.split("/")[-2]
+                state["arrays"][array] = state["arrays"].get(array, 0) + size
         found[view] = state
     return found
 
 
-def tokens(array: ArraySpec) -> int:
-    """Tokens in one image's row of an array: the T of (T, D) and of (T,), one of CLS."""
-    return 1 if array.name == "cls" else array.row[0]
+def sizes_of(member: Member, views: Mapping[str, Any]) -> dict[str, Any]:
+    """What an image takes in the store, measured over all that is committed: in all, and a token of each array."""
+    images = sum(state["images"] for state in views.values())
+    each = {
+        array.name: sum(state["arrays"].get(array.name, 0) for state in views.values()) / max(images, 1)
+        for array in member.arrays
+    }
+    tokens = 1 if member.features is None else member.features.tokens
+    per_token = {name: size if name == "cls" else size / tokens for name, size in each.items()}
+    return {"bytes_per_image": round(sum(each.values())), "bytes_per_token": per_token}
 
 
 def show(report: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipelines.device import pick_device
 from pipelines.extract import given_shards, load_teachers
 from pipelines.progress import Progress
+from pipelines.recorder import sampled
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import BrokenError, CacheError
@@ -29,6 +30,7 @@ from unic_cache.views.index import ShardEntry
 
 BATCH = 64
 COSINE = {"f16": 0.9999, "int8": 0.999, "int4": 0.99}  # of an image's kept tokens on average, in the standardized space
+LOSS_OF_KLT = 4.0  # times what its quality allows on average, for one image
 COSINE_SHORT = 0.99  # where the teacher's arithmetic is bfloat16 or float16, which differs more between devices
 
 Committed = Sequence[tuple[Member, Unit]]
@@ -110,7 +112,7 @@ def ask_again(
         raise CacheError(
             f"{source.cache.location.url}: no views to show to {kept.name} are kept; give the tars by --shards"
         )
-    least = COSINE[str(kept.spec["codec"])] if kept.spec["dtype"] == "float32" else COSINE_SHORT
+    least = least_cosine(kept)
     lowest, findings = 1.0, []
     with Progress(f"ask {kept.name}", count, "images") as progress:
         for unit, rows in spread(available, count):
@@ -121,7 +123,7 @@ def ask_again(
                 continue
             batch = pixels.start(addresses(unit, rows), len(rows))()
             findings += other_pixels(record, rows, batch)
-            for row, cosine in cosines(kept, teacher, record, rows, batch):
+            for row, cosine in cosines(source.cache, kept, teacher, record, rows, batch):
                 lowest = min(lowest, cosine)
                 if not cosine >= least:
                     why = f"the teacher now says something else: cosine {cosine:.5f}, and {least} is the least"
@@ -129,8 +131,15 @@ def ask_again(
     return lowest, findings
 
 
+def least_cosine(kept: CachedTeacher) -> float:
+    """The cosine that every image must reach when its teacher is asked again."""
+    codec, quality = str(kept.spec["codec"]), kept.spec.get("quality")
+    exact = COSINE[codec] if quality is None else 1 - LOSS_OF_KLT * (1 - quality)
+    return exact if kept.spec["dtype"] == "float32" else min(exact, COSINE_SHORT)
+
+
 def cosines(
-    kept: CachedTeacher, teacher: Teacher, record: CommitRecord, rows: Sequence[int], batch: ViewBatch
+    cache: Cache, kept: CachedTeacher, teacher: Teacher, record: CommitRecord, rows: Sequence[int], batch: ViewBatch
 ) -> list[tuple[int, float]]:
     """(row, the lower of the CLS token's and the mean patch token's cosine) of the rows that are whole."""
     broken: set[int] = set()
@@ -138,6 +147,11 @@ def cosines(
     theirs = kept.codec.decode({name: torch.from_numpy(values) for name, values in parts.items()})
     answer = teacher(torch.from_numpy(batch.views_BHWC).to(teacher.device))
     ours = kept.calibration.standardize({kind: values.cpu() for kind, values in answer.items()})
+    views, number = Views.parse(record.unit.view)
+    keys = cache.entry(record.unit.segment, record.unit.shard).keys
+    kept_BN = sampled(kept.member, views.seed, [(keys[row], number) for row in rows])
+    if kept_BN is not None:
+        ours["patch"] = ours["patch"].take_along_dim(kept_BN[..., None], dim=1)
     each_B = torch.stack([_cosine(theirs[kind], ours[kind]) for kind in ours]).amin(dim=0)
     left_out = broken | record.bad.keys()
     return [

@@ -18,8 +18,10 @@ from pipelines.progress import Progress
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import CacheError, TeacherError
+from unic_cache.sampling import kept_positions
 from unic_cache.sources import Address, Pixels, ahead
-from unic_cache.store.calibrate import Calibration, Calibrator
+from unic_cache.store.calibrate import DEFAULT_QUALITY, Calibration, Calibrator
+from unic_cache.store.codec import FITTED, Features
 from unic_cache.store.commit import Unit
 from unic_cache.store.layout import FORMAT
 from unic_cache.store.member import Member
@@ -29,7 +31,7 @@ from unic_cache.views.augment import AUGMENT_VERSION
 
 BATCHES_AHEAD = 3
 CALIBRATION_TARS = 256
-DEFAULT_CODEC = "f16"
+DEFAULT_CODEC = "klt"
 PROVENANCE = ("about", "source", "published", "licence", "weights_file_sha256")
 VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr")
 
@@ -41,31 +43,48 @@ class PixelRecorder:
     member: Member
     writer: UnitWriter
 
-    def encode(self, views_BHWC: Tensor, unit: Unit) -> Mapping[str, Tensor]:  # noqa: ARG002
+    def encode(self, views_BHWC: Tensor, unit: Unit, keys: Sequence[int]) -> Mapping[str, Tensor]:  # noqa: ARG002
         """The views themselves."""
         return {"rgb": views_BHWC}
 
 
 @dataclass(frozen=True)
 class FeatureRecorder:
-    """A teacher's folder being filled: views -> tokens -> standardized -> encoded, all on the teacher's device."""
+    """A teacher's folder being filled: views -> tokens -> standardized -> sampled -> encoded, on its device."""
 
     member: Member
     writer: UnitWriter
     teacher: Teacher
     calibration: Calibration
 
-    def encode(self, views_BHWC: Tensor, unit: Unit) -> Mapping[str, Tensor]:
-        """The arrays' rows of one batch. TeacherError on NaN or infinity, naming the teacher and the shard."""
+    def encode(self, views_BHWC: Tensor, unit: Unit, keys: Sequence[int]) -> Mapping[str, Tensor]:
+        """The arrays' rows of one batch. TeacherError on NaN or infinity, naming the teacher and the shard.
+
+        `keys` are the samples' keys; slots behind them are empty.
+        """
         assert self.member.codec is not None
         try:
             tokens = self.teacher(views_BHWC)
         except TeacherError as error:
             raise TeacherError(f"{unit}: {error}. Nothing of it is kept; all that was committed stays") from error
-        return self.member.codec.encode(self.calibration.standardize(tokens))
+        tokens = self.calibration.standardize(tokens)
+        views, number = Views.parse(unit.view)
+        shown = [(key, number) for key in (*keys, *[0] * (len(views_BHWC) - len(keys)))]
+        kept_BN = sampled(self.member, views.seed, shown)
+        if kept_BN is not None:
+            tokens["patch"] = tokens["patch"].take_along_dim(kept_BN.to(self.teacher.device)[..., None], dim=1)
+        return self.member.codec.encode(tokens)
 
 
 Recorder = PixelRecorder | FeatureRecorder
+
+
+def sampled(member: Member, seed: int, shown: Sequence[tuple[int, int]]) -> Tensor | None:
+    """(B, N) positions of the patch tokens that a member keeps of each (key, view number); None where it keeps all."""
+    features = member.features
+    if features is None or features.sampled is None or features.patch_dim is None:
+        return None
+    return torch.from_numpy(kept_positions(seed, shown, features.grid, features.sampled))
 
 
 def teacher_spec(
@@ -73,16 +92,21 @@ def teacher_spec(
 ) -> dict[str, Any]:
     """spec.json of a teacher: what its features are, which weights gave them, and with what they were made.
 
-    `before` is the member as the cache has it: its codec is kept where the config names none.
+    `before` is the member as the cache has it: its codec, quality and tokens are kept where the config names none.
     """
     spec = teacher.spec.to_json()
     dims = {key: spec.pop(key) for key in ("cls_dim", "grid", "patch_dim")}
+    stands = {} if before is None else before.spec
+    codec = config.codec or stands.get("codec", DEFAULT_CODEC)
+    quality = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
     return {
         "format": FORMAT,
         "provenance": {key: spec.pop(key) for key in PROVENANCE},
         "teacher": spec,
         "features": dims,
-        "codec": config.codec or (DEFAULT_CODEC if before is None else before.spec["codec"]),
+        "codec": codec,
+        **quality,
+        "tokens": config.tokens or stands.get("tokens"),
         "dtype": config.dtype,
         "batch_size": config.batch_size,
         "calibration_images": config.calibration_images,
@@ -118,7 +142,7 @@ def calibrate(
     wanted = [
         item for item in calibration_images(cache, config.calibration_images) if not only_kept or pixels.kept.has(item)
     ]
-    calibrators = {name: Calibrator() for name in missing}
+    calibrators = {name: Calibrator(_features(members[name])) for name in missing}
     size = config.batch_size
     groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     with Progress("calibrate", total=len(wanted), unit="images") as progress:
@@ -127,19 +151,27 @@ def calibrate(
         ):
             good = torch.tensor([place not in batch.bad for place in range(len(group))] + [False] * (size - len(group)))
             views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
+            shown = [(cache.entry(item.segment, item.shard).keys[item.row], item.number) for item in group]
             for name, calibrator in calibrators.items() if good.any() else ():
-                calibrator.update({kind: values.cpu()[good] for kind, values in teachers[name](views_BHWC).items()})
+                kept_BN = sampled(members[name], config.seed, shown)
+                calibrator.update(
+                    {kind: values.cpu()[good] for kind, values in teachers[name](views_BHWC).items()},
+                    None if kept_BN is None else kept_BN[good[: len(group)]],
+                )
             progress.advance(len(group))
     for name, calibrator in calibrators.items():
         if not calibrator.images:
             raise CacheError(
                 f"{cache.location.url}: not one image of the calibration could be decoded; are these images?"
             )
-        codec = members[name].codec
-        assert codec is not None
-        data = calibrator.calibration(codec).to_bytes()
+        data = calibrator.calibration().to_bytes()
         check_calibration(cache, members[name], crc32c(data))
         cache.location.create(members[name].calibration_name, data)
+
+
+def _features(member: Member) -> Features:
+    assert member.features is not None
+    return member.features
 
 
 def check_calibration(cache: Cache, member: Member, crc: int) -> None:

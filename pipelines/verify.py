@@ -126,13 +126,17 @@ def run(config: VerifyConfig) -> Report:
         if not report.broken:
             raise CacheError(f"{config.cache}: no cache is here (index/000000.json is missing)")
         return report
-    found = survey(names, segments, members, lost)
+    begun = {name.partition("/")[0] for name in names if "/commits/" in name}
+    calibrations = {
+        member.folder: check_calibration(member, member.folder in begun, report.broken) for member in members
+    }
+    unreadable = {
+        member.folder for member in members if calibrations[member.folder] is None and member.needs_calibration
+    }
+    readable = [member for member in members if member.folder not in unreadable]
+    found = survey(names, segments, readable, lost | unreadable)
     report.missing, report.foreign = found.missing, found.foreign
     report.probes = sorted(found.probes - names)
-    with_units = {member.folder for member, _ in found.committed}
-    calibrations = {
-        member.folder: check_calibration(member, member.folder in with_units, report.broken) for member in members
-    }
     report.broken += check_probes(location, names, segments)
     with thread_pool(config.threads) as pool:
         report.broken += check_metadata(pool, found)

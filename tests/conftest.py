@@ -110,6 +110,7 @@ def settings(shards, weights):
                 "cache": str(cache),
                 "views": 2,
                 "size": 32,
+                "codec": "f16",
                 "batch_size": 16,
                 "calibration_images": 60,
                 "device": "cpu",

@@ -353,7 +353,7 @@ class TestRefusals:
 
 def test_the_codec_stays_what_it_was_where_none_is_said(tmp_path, settings):
     extract.run(settings(tmp_path / "cache", views=1, codec="int8"))
-    extract.run(settings(tmp_path / "cache", views=2))
+    extract.run(settings(tmp_path / "cache", views=2, codec=None))
     assert {teacher.spec["codec"] for teacher in open_cache(tmp_path / "cache").teachers.values()} == {"int8"}
 
 

@@ -68,12 +68,15 @@ def test_links_between_documents_lead_somewhere():
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
-@pytest.mark.parametrize("codec", ["f16", "int8", "int4"])
-def test_the_numpy_lines_of_the_format_give_the_readers_values(tmp_path, settings, codec):
+@pytest.mark.parametrize(
+    ("codec", "tokens"), [("f16", None), ("int8", None), ("int4", None), ("int4", 3), ("klt", None), ("klt", 3)]
+)
+def test_the_numpy_lines_of_the_format_give_the_readers_values(tmp_path, settings, codec, tokens):
     cache_folder = tmp_path / "cache"
-    extract.run(settings(cache_folder, codec=codec, views=1))
+    extract.run(settings(cache_folder, codec=codec, tokens=tokens, views=1))
     cache = unic_cache.open_cache(cache_folder)
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/FORMAT.md").read_text(), re.DOTALL)[1]
+    begin, plain, klt, end = re.findall(r"```python\n(.*?)```", (ROOT / "docs/FORMAT.md").read_text(), re.DOTALL)
+    code = begin + (klt if codec == "klt" else plain) + end
     teacher = cache.teachers[VIT]
     scope = {"cache": cache_folder, "teacher": teacher.member.folder, "view": "unic-32-0-000"}
     exec(code, scope)

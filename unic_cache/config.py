@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 from unic_cache.errors import ConfigError
 
 RECIPES = ("unic", "light", "center")
-CODECS = ("f16", "int8", "int4")
+CODECS = ("klt", "f16", "int8", "int4")
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("no", "bf16", "fp16")
 NORMALIZATIONS = ("batch", "image")
@@ -100,7 +100,9 @@ class ExtractConfig(_Saved):
     recipe: str = "unic"
     size: int = 224  # pixels of a view
     seed: int = 0
-    codec: str | None = None  # None: the one that the teacher has in the cache, or else f16
+    codec: str | None = None  # None: the one that the teacher has in the cache, or else klt
+    quality: float | None = None  # mean cosine of klt on held-out tokens; None: as before, or else 0.99
+    tokens: int | None = None  # patch tokens kept of each view, at random places; None: as before, or else all
     batch_size: int = 64  # images; part of what makes features equal to the bit
     device: str = "auto"
     dtype: str = "float32"  # of the teacher's arithmetic
@@ -119,6 +121,7 @@ class ExtractConfig(_Saved):
             )
         if self.codec is not None:
             _choice("codec", self.codec, CODECS)
+        check_kept(self.codec, self.quality, self.tokens)
         _choice("dtype", self.dtype, DTYPES)
         for name, value in (("views", self.views), ("batch-size", self.batch_size), ("num-workers", self.num_workers)):
             _at_least(name, value, 1)
@@ -224,6 +227,16 @@ class EvaluateConfig(_Saved):
             raise ConfigError("say --shards PATTERN (leave-one-out), or both --train PATTERN and --test PATTERN")
         _at_least("k", self.k, 1)
         _at_least("bootstrap", self.bootstrap, 100)
+
+
+def check_kept(codec: str | None, quality: float | None, tokens: int | None) -> None:
+    """ConfigError on settings of what is kept that make no sense, alone or together."""
+    if quality is not None and not 0.5 <= quality <= 0.9999:
+        raise ConfigError(f"quality {quality} is out of bounds; choose 0.5 to 0.9999 (a mean cosine)")
+    if quality is not None and codec not in {None, "klt"}:
+        raise ConfigError(f"quality is a setting of codec klt; {codec} has none")
+    if tokens is not None:
+        _at_least("tokens", tokens, 1)
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

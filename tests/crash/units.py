@@ -100,7 +100,7 @@ def check_readers(location: Location, work: Sequence[Unit]) -> int:
         assert record.calibration == crc32c(CALIBRATION) == crc32c(location.read(member.calibration_name))
         assert {name: location.size(name) for name in record.sizes} == record.sizes
         found = RowReader(member).read(record, range(unit.rows))
-        expected = parts(unit, member.codec.name)
+        expected = parts(unit, member.features.codec)
         theirs, ours = (
             member.codec.decode({name: torch.from_numpy(arrays[name]) for name in found})
             for arrays in (found, expected)

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import Calibration, Calibrator, load_npz, save_npz
-from unic_cache.store.codec import FeatureCodec, Int4, Int8
+from unic_cache.store.codec import FeatureCodec, Features, Int4, Int8
 from unic_cache.store.rotation import hadamard
 
 TOKENS = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.floats(-1000, 1000, width=32))
@@ -78,11 +78,11 @@ def test_int4_keeps_gaussian_tokens_at_cosine_0994(channels):
 
 def test_int4_needs_an_even_number_of_channels():
     with pytest.raises(CacheError, match="7 channels are odd; use int8"):
-        _ = FeatureCodec("int4", None, 4, 7).arrays
+        FeatureCodec(Features("int4", None, (2, 2), 7))
 
 
 def test_f16_rounds_to_the_nearest_and_clamps():
-    codec = FeatureCodec("f16", 2, 1, 2)
+    codec = FeatureCodec(Features("f16", 2, (1, 1), 2))
     features = {"cls": torch.tensor([[1e9, -1e9]]), "patch": torch.tensor([[[0.1, 65504.0]]])}
     parts = codec.encode(features)
     assert parts["cls"].tolist() == [[65504.0, -65504.0]]
@@ -91,7 +91,7 @@ def test_f16_rounds_to_the_nearest_and_clamps():
 
 @pytest.mark.parametrize("missing", ["cls", "patch"])
 def test_a_teacher_may_lack_a_token_type(missing):
-    codec = FeatureCodec("int8", None if missing == "cls" else 4, 3, None if missing == "patch" else 4)
+    codec = FeatureCodec(Features("int8", None if missing == "cls" else 4, (1, 3), None if missing == "patch" else 4))
     features = {"cls": torch.randn(2, 4), "patch": torch.randn(2, 3, 4)}
     del features[missing]
     assert codec.decode(codec.encode(features)).keys() == features.keys()
@@ -108,10 +108,10 @@ class TestCalibration:
         }
 
     def test_is_the_mean_and_std_of_all_images_but_every_fifth(self, tokens):
-        calibrator = Calibrator()
+        calibrator = Calibrator(Features("f16", 4, (3, 3), 6))
         for start in range(0, 50, 8):
             calibrator.update({kind: values[start : start + 8] for kind, values in tokens.items()})
-        found = calibrator.calibration(FeatureCodec("f16", 4, 9, 6))
+        found = calibrator.calibration()
         used = [image for image in range(50) if image % 5 != 4]
         for kind, values in tokens.items():
             flat = values[used].double().numpy().reshape(-1, values.shape[-1])
@@ -120,16 +120,16 @@ class TestCalibration:
         assert 0.999999 < min(found.fidelity.values()) <= 1
 
     def test_a_channel_at_rest_in_the_sample_cannot_explode_elsewhere(self):
-        calibrator = Calibrator()
+        calibrator = Calibrator(Features("f16", 5, (1, 1), None))
         calibrator.update({"cls": torch.cat([torch.zeros(40, 1), torch.randn(40, 4)], dim=1)})
-        found = calibrator.calibration(FeatureCodec("f16", 5, 1, None))
+        found = calibrator.calibration()
         assert found.std["cls"][0] == pytest.approx(0.01 * np.median(found.std["cls"]), rel=0.5)
         assert found.standardize({"cls": torch.ones(1, 5)})["cls"].abs().max() < 1000
 
     def test_standardizes_and_back(self, tokens):
-        calibrator = Calibrator()
+        calibrator = Calibrator(Features("f16", 4, (3, 3), 6))
         calibrator.update(tokens)
-        found = calibrator.calibration(FeatureCodec("f16", 4, 9, 6))
+        found = calibrator.calibration()
         standardized = found.standardize(tokens)
         assert standardized["patch"].mean().abs() < 0.1
         back = found.destandardize(standardized)
@@ -140,9 +140,9 @@ class TestCalibration:
         assert calibration.standardize({"cls": torch.tensor([[2.0, 5.0]])})["cls"].tolist() == [[0.0, 5.0]]
 
     def test_round_trips_through_bytes_that_are_the_same_each_time(self, tokens):
-        calibrator = Calibrator()
+        calibrator = Calibrator(Features("f16", 4, (3, 3), 6))
         calibrator.update(tokens)
-        found = calibrator.calibration(FeatureCodec("int8", 4, 9, 6))
+        found = calibrator.calibration()
         data = found.to_bytes()
         again = Calibration.from_bytes(data, "here")
         assert again.to_bytes() == data

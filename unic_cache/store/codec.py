@@ -2,12 +2,13 @@
 
 | codec  | patch tokens are kept as                                  | error                                |
 |--------|-----------------------------------------------------------|--------------------------------------|
+| `klt`  | decorrelated, one step, packed and compressed: see `klt`  | what `quality` allows in mean cosine |
 | `f16`  | the standardized value in float16                         | 2**-11 of the value                  |
 | `int8` | round(x / s) in int8 and s = max|x| / 127 of each token, float16 | s / 2 of a value, cosine > 0.9995 |
 | `int4` | x rotated, floor(y / s) in [-8, 7] and s = 0.3352 rms(y) of each token, float16 | cosine about 0.994 |
 
-CLS tokens are always `f16`: they are under 1 % of the bytes. No codec has a byte codec behind it, so any row can be
-read alone.
+CLS tokens are always `f16`: they are under 1 % of the bytes, but for `klt`. `klt` is fitted to the teacher by its
+calibration; the others need nothing, and have no byte codec behind them, so that any row can be read alone.
 
 Letters: B images, T patch tokens, D channels.
 """
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from unic_cache.errors import CacheError
+from unic_cache.store.klt import Grid, Klt
 from unic_cache.store.layout import ArraySpec
 from unic_cache.store.rotation import hadamard
 
@@ -34,7 +36,10 @@ class Codec(Protocol):
         ...
 
     def encode(self, patch_BTD: Tensor) -> dict[str, Tensor]:
-        """Standardized float32 tokens to the arrays of `arrays`, on the tokens' device."""
+        """Standardized float32 tokens to the arrays of `arrays`, on the tokens' device.
+
+        A codec that can clip adds `clipped` (B,): how many values of each image it had to change by more than a step.
+        """
         ...
 
     def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
@@ -108,37 +113,75 @@ class Int4:
         return rotated_BTD @ hadamard(rotated_BTD.shape[-1], pairs.device).T
 
 
-PATCH_CODECS: dict[str, Codec] = {"f16": F16(), "int8": Int8(), "int4": Int4()}
+FITTED = "klt"  # the codec that needs a calibration
+FIXED_CODECS: dict[str, Codec] = {"f16": F16(), "int8": Int8(), "int4": Int4()}
 
 
 @dataclass(frozen=True)
-class FeatureCodec:
-    """All that a teacher says of an image, CLS (D,) and patches (T, Dp), under one codec; either may be missing."""
+class Features:
+    """What is kept of an image, as spec.json says it: the codec's name, and what tokens there are.
 
-    name: str
+    `grid` is that of all the teacher's patch tokens; `sampled` is how many of them are kept, None for all.
+    """
+
+    codec: str
     cls_dim: int | None
-    tokens: int
+    grid: Grid
     patch_dim: int | None
+    sampled: int | None = None
+    quality: float | None = None  # the mean cosine that was asked of klt
 
     @property
-    def arrays(self) -> tuple[ArraySpec, ...]:
-        """Every array that is kept, CLS first."""
+    def tokens(self) -> int:
+        """T, the patch tokens that are kept."""
+        return self.sampled or self.grid[0] * self.grid[1]
+
+    @property
+    def whole_grid(self) -> Grid | None:
+        """The grid of the kept tokens, None where they are a sample of one."""
+        return None if self.sampled else self.grid
+
+
+class FeatureCodec:
+    """All that a teacher says of an image, CLS (D,) and patches (T, Dp), under one codec; either may be missing.
+
+    `patch` is the fitted codec where the features' codec is one that is fitted.
+    """
+
+    def __init__(self, features: Features, patch: Codec | None = None) -> None:
+        self.features = features
+        self._patch = FIXED_CODECS[features.codec] if patch is None else patch
         cls = () if self.cls_dim is None else (ArraySpec("cls", (self.cls_dim,), "float16"),)
-        patch = () if self.patch_dim is None else PATCH_CODECS[self.name].arrays(self.tokens, self.patch_dim)
-        return cls + patch
+        patches = () if self.patch_dim is None else self._patch.arrays(features.tokens, self.patch_dim)
+        self.arrays: tuple[ArraySpec, ...] = cls + patches
+
+    @property
+    def step(self) -> float:
+        """The distance of two codes where it is one for all tokens, 0 elsewhere."""
+        return self._patch.step if isinstance(self._patch, Klt) else 0.0
+
+    @property
+    def cls_dim(self) -> int | None:
+        """Channels of the CLS token."""
+        return self.features.cls_dim
+
+    @property
+    def patch_dim(self) -> int | None:
+        """Channels of a patch token."""
+        return self.features.patch_dim
 
     def encode(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Standardized {"cls": (B, D), "patch": (B, T, Dp)} to arrays of B rows."""
+        """Standardized {"cls": (B, D), "patch": (B, T, Dp)} to arrays of B rows, and `clipped` as in `Codec.encode`."""
         parts = {"cls": half(features["cls"])} if self.cls_dim is not None else {}
         if self.patch_dim is not None:
-            parts |= PATCH_CODECS[self.name].encode(features["patch"])
+            parts |= self._patch.encode(features["patch"])
         return parts
 
     def decode(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Arrays of B rows to standardized float32 {"cls": (B, D), "patch": (B, T, Dp)}."""
         features = {"cls": parts["cls"].float()} if self.cls_dim is not None else {}
         if self.patch_dim is not None:
-            features["patch"] = PATCH_CODECS[self.name].decode(parts)
+            features["patch"] = self._patch.decode(parts)
         return features
 
 

@@ -36,15 +36,16 @@ class Unit:
 
 @dataclass(frozen=True)
 class CommitRecord:
-    """What is kept of one unit. `crcs` and `pixels` have one checksum for each of the unit's rows."""
+    """What is kept of one unit. `pixels` has one checksum for each of the unit's rows."""
 
     member: str
     unit: Unit
     bad: Mapping[int, str]  # row -> why its image could not be used; such a row is zeros and never trained on
     sizes: Mapping[str, int]  # object name -> bytes
-    crcs: Mapping[str, Crcs]  # array name -> crc32c of each row
+    crcs: Mapping[str, Crcs]  # array name -> crc32c of each row, or of each chunk of a tiled array, as it is kept
     pixels: Crcs  # crc32c of each row's view, 0 where bad
     calibration: int | None  # crc32c of the calibration used; None for kept pixels
+    clipped: int = 0  # values of all rows that the codec had to change by more than a step
 
     @property
     def name(self) -> str:
@@ -83,6 +84,7 @@ class CommitRecord:
             "crc32c": {array: crcs.tolist() for array, crcs in self.crcs.items()},
             "pixels": self.pixels.tolist(),
             "calibration": self.calibration,
+            "clipped": self.clipped,
         }
 
 
@@ -95,14 +97,18 @@ def parse_record(data: bytes, member: str, unit: Unit, arrays: tuple[ArraySpec, 
         if own != crc32c(_json(body)):
             raise CacheError(f"{where}: its checksum does not fit its content; run `unic-cache repair`")
         _check_identity(where, body, member, unit)
+        checksums = {array.name: array.checksums(unit.rows) for array in arrays} | dict.fromkeys(
+            set(body["crc32c"]) - {array.name for array in arrays}, unit.rows
+        )
         record = CommitRecord(
             member,
             unit,
             {int(row): _text(reason) for row, reason in body["bad"].items()},
             {str(name): int(size) for name, size in body["objects"].items()},
-            {str(name): _crcs(where, values, unit.rows) for name, values in body["crc32c"].items()},
+            {str(name): _crcs(where, values, checksums[name]) for name, values in body["crc32c"].items()},
             _crcs(where, body["pixels"], unit.rows),
             None if body["calibration"] is None else int(body["calibration"]),
+            int(body["clipped"]),
         )
     except CacheError:
         raise
@@ -120,7 +126,7 @@ def parse_record(data: bytes, member: str, unit: Unit, arrays: tuple[ArraySpec, 
             f"{where}: vouches for {sorted(record.crcs)} in {len(record.sizes)} objects, but the spec asks for "
             f"{sorted(array.name for array in arrays)} in {len(expected)}; run `unic-cache repair`"
         )
-    if record.sizes != expected:
+    if any(size not in expected[name] for name, size in record.sizes.items()):
         raise CacheError(f"{where}: its sizes of objects are not those of {unit.rows} rows; run `unic-cache repair`")
     if any(not 0 <= row < unit.rows for row in record.bad):
         raise CacheError(f"{where}: names bad rows outside of 0 to {unit.rows - 1}; run `unic-cache repair`")
@@ -145,7 +151,9 @@ def _check_identity(where: str, body: dict[str, Any], member: str, unit: Unit) -
 def _crcs(where: str, values: Any, rows: int) -> Crcs:
     crcs = np.asarray(values, dtype=np.int64)
     if crcs.shape != (rows,) or (crcs < 0).any() or (crcs >= 2**32).any():
-        raise CacheError(f"{where}: a list of checksums does not have one 32-bit number for each of {rows} rows")
+        raise CacheError(
+            f"{where}: a list of checksums does not have one 32-bit number for each of {rows} rows or chunks"
+        )
     return crcs.astype(np.uint32)
 
 

@@ -8,11 +8,16 @@
     TEACHER/features.zarr/SEGMENT/VIEW/ARRAY/c.S.K.0...       shard S's rows [K * 1024, (K + 1) * 1024)
     TEACHER/commits/SEGMENT/VIEW/S.json                       written last: what is here and what it must read as
 
-SEGMENT and S are six digits (S without leading zeros in a chunk key), VIEW is recipe-size-seed-number. The pixels that
-`--keep-views` keeps are the member `views` with one array, `rgb`, by the same rules. Every array is (S, n, ...): S the
-tars of the segment, n the rows of its longest tar rounded up to whole chunks. Row = position in the tar.
+An array of plain rows is (S, n, ...), without a byte codec, so that any row is one range of bytes. A tiled array
+(`klt`) is (S, C, G, 32, W): chunk C holds the 32 rows from 32 C on, each cut into G tiles of W bytes, the rows' tiles
+side by side, and is compressed with zstd. So bytes of one meaning lie together for the compressor, and a row is still G
+runs of W bytes.
 
-Letters: S tars, n rows, T patch tokens, D channels, H and W pixels.
+SEGMENT and S are six digits (S without leading zeros in a chunk key), VIEW is recipe-size-seed-number. The pixels that
+`--keep-views` keeps are the member `views` with one array, `rgb`, by the same rules. S are the tars
+of the segment, n the rows of its longest tar rounded up to whole chunks. Row = position in the tar.
+
+Letters: S tars, n rows, C chunks of 32 rows, G tiles of W bytes, T patch tokens, D channels.
 """
 
 import asyncio
@@ -23,7 +28,9 @@ from functools import cache as memoize
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import zarr
+from zarr.codecs import ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
@@ -32,22 +39,49 @@ from unic_cache.errors import CacheError
 FORMAT = 1
 CHUNK_ROWS = 32
 SHARD_ROWS = 1024
+ZSTD_LEVEL = 1  # higher ones look for repetitions, which codes do not have, and spoil the entropy code
+ABSENT = 2**64 - 1  # offset and size of a chunk that an object does not hold
 VIEWS_MEMBER = "views"
 RESERVED = frozenset({"index", "probe", VIEWS_MEMBER})
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a member: its name, the shape of one row, and its numpy dtype's name."""
+    """One array of a member: its name, the shape of one row, its numpy dtype's name, and the bytes of a tile.
+
+    `tile` is 0 for plain rows. A tiled array's row is (G * tile,) uint8.
+    """
 
     name: str
     row: tuple[int, ...]
     dtype: str
+    tile: int = 0
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row before any byte codec."""
         return int(np.prod(self.row, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """The axes behind the rows' or chunks' axis."""
+        return (self.row_bytes // self.tile, CHUNK_ROWS, self.tile) if self.tile else self.row
+
+    def checksums(self, rows: int) -> int:
+        """How many checksums vouch for `rows` rows: one a row, or one a compressed chunk."""
+        return -(-rows // CHUNK_ROWS) if self.tile else rows
+
+    def to_disk(self, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+        """Rows (N, ...) as they are kept: unchanged, or chunks (N / 32, G, 32, W) with zeros behind the last row."""
+        if not self.tile:
+            return rows
+        padded = np.zeros((self.checksums(len(rows)) * CHUNK_ROWS, *self.row), self.dtype)
+        padded[: len(rows)] = rows
+        return padded.reshape(-1, CHUNK_ROWS, self.row_bytes // self.tile, self.tile).swapaxes(1, 2)
+
+    def from_disk(self, kept: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generic]:
+        """The inverse of `to_disk`: the first `rows` rows."""
+        return kept.swapaxes(1, 2).reshape(-1, *self.row)[:rows] if self.tile else kept[:rows]
 
 
 @dataclass(frozen=True)
@@ -72,14 +106,19 @@ class Extent:
         return -(-rows // self.object_rows)
 
 
-def object_bytes(array: ArraySpec, extent: Extent, rows: int, part: int) -> int:
-    """The size of an object of a tar of `rows` rows: whole chunks, then Zarr's index of 16 bytes a chunk and a crc."""
+def object_bytes(array: ArraySpec, extent: Extent, rows: int, part: int) -> range:
+    """The sizes that an object of a tar of `rows` rows may have: whole chunks, then Zarr's index.
+
+    A compressed chunk has at least a byte, and at most what zstd may need for bytes that do not compress.
+    """
     held = min(extent.object_rows, rows - part * extent.object_rows)
-    return -(-held // CHUNK_ROWS) * CHUNK_ROWS * array.row_bytes + index_bytes(extent)
+    chunks, chunk_bytes = -(-held // CHUNK_ROWS), CHUNK_ROWS * array.row_bytes
+    least, most = (1, chunk_bytes + chunk_bytes // 128 + 1024) if array.tile else (chunk_bytes, chunk_bytes)
+    return range(chunks * least + index_bytes(extent), chunks * most + index_bytes(extent) + 1)
 
 
 def index_bytes(extent: Extent) -> int:
-    """The size of the index at an object's end."""
+    """The size of the index at an object's end: 16 bytes a chunk and a crc."""
     return 16 * (extent.object_rows // CHUNK_ROWS) + 4
 
 
@@ -95,7 +134,7 @@ def view_folder(member: str, segment: int, view: str) -> str:
 
 def object_name(member: str, segment: int, view: str, array: ArraySpec, shard: int, part: int) -> str:
     """The object with rows [part * object_rows, ...) of tar number `shard`."""
-    return f"{view_folder(member, segment, view)}/{array.name}/c.{shard}.{part}" + ".0" * len(array.row)
+    return f"{view_folder(member, segment, view)}/{array.name}/c.{shard}.{part}" + ".0" * len(array.tail)
 
 
 def commit_folder(member: str, segment: int, view: str) -> str:
@@ -109,16 +148,16 @@ def commit_name(member: str, segment: int, view: str, shard: int) -> str:
 
 
 def create_zarr(store: MemoryStore, path: str, array: ArraySpec, extent: Extent) -> zarr.Array[Any]:
-    """The array as stock zarr makes it: sharded, "." in chunk keys, no byte codec, empty chunks written."""
-    tail = array.row
+    """The array as stock zarr makes it: sharded, "." in chunk keys, empty chunks written."""
+    each = CHUNK_ROWS if array.tile else 1
     return zarr.create_array(
         store,
         name=path,
-        shape=(extent.shards, extent.padded_rows, *tail),
-        shards=(1, extent.object_rows, *tail),
-        chunks=(1, CHUNK_ROWS, *tail),
+        shape=(extent.shards, extent.padded_rows // each, *array.tail),
+        shards=(1, extent.object_rows // each, *array.tail),
+        chunks=(1, CHUNK_ROWS // each, *array.tail),
         dtype=array.dtype,
-        compressors=None,
+        compressors=ZstdCodec(level=ZSTD_LEVEL) if array.tile else None,
         filters=None,
         fill_value=0,
         chunk_key_encoding={"name": "default", "separator": "."},

@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, Self
 
 from crc32c import crc32c
 
+from unic_cache.config import CODECS
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.location import Location
 from unic_cache.store.calibrate import Calibration
-from unic_cache.store.codec import PATCH_CODECS, FeatureCodec
+from unic_cache.store.codec import FITTED, FeatureCodec, Features
 from unic_cache.store.commit import CommitRecord, Unit, parse_record
 from unic_cache.store.layout import FORMAT, VIEWS_MEMBER, ArraySpec, commit_folder, commit_name, pixel_arrays
 
@@ -24,23 +26,49 @@ class Member:
         self.location = location
         self.folder = folder
         self.spec = spec
-        self.codec: FeatureCodec | None = None
-        self.arrays: tuple[ArraySpec, ...]
+        self.features: Features | None = None  # None for the kept pixels
         where = f"{location.url}/{folder}/spec.json"
         try:
             if spec["format"] != FORMAT:
                 raise CacheError(f"format {spec['format']!r:.20}, but this release reads format {FORMAT}; upgrade it")
             if folder == VIEWS_MEMBER:
-                self.arrays = pixel_arrays(_bounded(spec["size"]))
+                _ = self.arrays
             else:
-                self.codec = _feature_codec(spec)
-                self.arrays = self.codec.arrays
+                self.features = _features(spec)
+                if not self.needs_calibration:
+                    _ = self.codec
         except CacheError as error:
             raise CacheError(f"{where}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise CacheError(f"{where}: not a spec that this release reads ({error!r:.200})") from error
-        if not self.arrays or any(array.row_bytes > LIMIT_ROW_BYTES for array in self.arrays):
-            raise CacheError(f"{where}: describes rows of no or over {LIMIT_ROW_BYTES} bytes; refused")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether not even the arrays' shapes are known without it."""
+        return self.features is not None and self.features.codec == FITTED
+
+    @cached_property
+    def codec(self) -> FeatureCodec | None:
+        """How features are kept; None for the kept pixels. CacheError where a calibration that it needs is missing."""
+        if self.features is None:
+            return None
+        if not self.needs_calibration:
+            return FeatureCodec(self.features)
+        found = self.calibration()
+        if found is None:
+            raise CacheError(
+                f"{self.location.url}/{self.calibration_name} is missing, and nothing of codec {FITTED} can be read "
+                "without it; put it back, or make it with the `unic-cache extract` that made the cache"
+            )
+        try:
+            return found[0].codec(self.features)
+        except CacheError as error:
+            raise CacheError(f"{self.location.url}/{self.calibration_name}: {error}") from error
+
+    @cached_property
+    def arrays(self) -> tuple[ArraySpec, ...]:
+        """Every array of the member."""
+        return pixel_arrays(_bounded(self.spec["size"])) if self.codec is None else self.codec.arrays
 
     @classmethod
     def open(cls, location: Location, folder: str) -> Self | None:
@@ -138,14 +166,20 @@ def _checksum(spec: Mapping[str, Any]) -> int:
     return int(crc32c(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()))
 
 
-def _feature_codec(spec: Mapping[str, Any]) -> FeatureCodec:
+def _features(spec: Mapping[str, Any]) -> Features:
     name, dims = spec["codec"], spec["features"]
-    if not isinstance(name, str) or name not in PATCH_CODECS:
-        raise CacheError(f"codec {name!r:.40} is unknown to this release; it knows {', '.join(PATCH_CODECS)}")
+    if not isinstance(name, str) or name not in CODECS:
+        raise CacheError(f"codec {name!r:.40} is unknown to this release; it knows {', '.join(CODECS)}")
     cls_dim = None if dims["cls_dim"] is None else _bounded(dims["cls_dim"])
     patch_dim = None if dims["patch_dim"] is None else _bounded(dims["patch_dim"])
     height, width = (_bounded(side) for side in dims["grid"] or (1, 1))
-    return FeatureCodec(name, cls_dim, height * width, patch_dim)
+    sampled = None if spec.get("tokens") is None else _bounded(spec["tokens"])
+    features = Features(name, cls_dim, (height, width), patch_dim, sampled, spec.get("quality"))
+    if not 0 < 2 * max(cls_dim or 0, features.tokens * (patch_dim or 0)) <= LIMIT_ROW_BYTES:
+        raise CacheError(f"describes rows of no or over {LIMIT_ROW_BYTES} bytes; refused")
+    if sampled is not None and sampled > height * width:
+        raise CacheError(f"keeps {sampled} tokens of a grid that has {height * width}")
+    return features
 
 
 def _bounded(value: Any) -> int:

@@ -7,6 +7,7 @@ agree with, so that no flip goes unseen:
 |---|---|
 | rows of the tar | what the record's crc32c say; a bad image's row is zeros |
 | rows behind them, up to a whole chunk | zeros |
+| compressed chunks | what the record's crc32c say |
 | the index at the end | its own crc32c; spans that lie side by side from byte 0 up to the index |
 | the record | its own crc32c, and the text that this release writes |
 """
@@ -24,8 +25,16 @@ from crc32c import crc32c
 
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.location import Location
-from unic_cache.store.commit import CommitRecord, Crcs, Unit
-from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, check_metadata, commit_name, index_bytes, object_name
+from unic_cache.store.commit import CommitRecord, Unit
+from unic_cache.store.layout import (
+    ABSENT,
+    CHUNK_ROWS,
+    ArraySpec,
+    check_metadata,
+    commit_name,
+    index_bytes,
+    object_name,
+)
 from unic_cache.store.member import Member, read_within
 from unic_cache.store.reader import spelled
 
@@ -37,6 +46,7 @@ REWRITE = "rewrite"  # put `content` in its place: it follows from the spec and 
 REMOVE = "remove"  # nothing was made from it, and `extract` makes it again
 BY_HAND = "by hand"  # all else depends on it, or nobody knows which side is right
 
+Spans = npt.NDArray[np.int64]
 ReadBytes = Callable[[int, int], memoryview]  # (offset, size) -> bytes, fewer at the end
 
 
@@ -144,7 +154,7 @@ def _contradictions(member: Member, record: CommitRecord) -> Iterator[str]:
     if record.pixels[bad].any():
         yield "has pixel checksums for images that it calls bad"
     for array in member.arrays:
-        if (record.crcs[array.name][bad] != _zeros_crc(array.row_bytes)).any():
+        if not array.tile and (record.crcs[array.name][bad] != _zeros_crc(array.row_bytes)).any():
             yield f"has {array.name} other than zeros for images that it calls bad"
         good = record.good_rows()
         if member.codec is None and (record.crcs[array.name][good] != record.pixels[good]).any():
@@ -166,13 +176,11 @@ def _check_object(location: Location, record: CommitRecord, array: ArraySpec, pa
         if len(index) != index_bytes(unit.extent):
             yield finding(f"has {location.size(name)} bytes instead of {record.sizes[name]}")
             return
-        chunks = _chunk_order(index, len(rows), array)
+        chunks = _spans(index, len(rows), array, record.sizes[name] - index_bytes(unit.extent))
         if chunks is None:
             yield finding("its index is broken")
             return
-        expected = np.full(len(chunks) * CHUNK_ROWS, _zeros_crc(array.row_bytes), np.uint32)
-        expected[: len(rows)] = record.crcs[array.name][first : rows.stop]
-        wrong = np.flatnonzero(_row_crcs(read, chunks, array.row_bytes) != expected)
+        wrong = (_wrong_chunks if array.tile else _wrong_rows)(read, chunks, record, array, rows)
     except FileNotFoundError:
         yield finding("is missing")
         return
@@ -181,10 +189,10 @@ def _check_object(location: Location, record: CommitRecord, array: ArraySpec, pa
             raise
         yield finding(f"cannot be read ({error.strerror})")
         return
-    if len(inside := wrong[wrong < len(rows)]):
-        yield finding("bytes are not the ones that were committed", tuple((inside + first).tolist()))
-    if len(behind := wrong[wrong >= len(rows)]):
-        yield finding("is not zeros behind the tar's last row", tuple((behind + first).tolist()))
+    if len(inside := wrong[wrong < rows.stop]):
+        yield finding("bytes are not the ones that were committed", tuple(inside.tolist()))
+    if len(behind := wrong[wrong >= rows.stop]):
+        yield finding("is not zeros behind the tar's last row", tuple(behind.tolist()))
 
 
 def _open(location: Location, name: str, size: int) -> ReadBytes:
@@ -195,8 +203,8 @@ def _open(location: Location, name: str, size: int) -> ReadBytes:
     return lambda offset, count: whole[offset : offset + count]
 
 
-def _chunk_order(index: memoryview, rows: int, array: ArraySpec) -> list[int] | None:
-    """The chunks that `rows` rows need, as they follow each other in the object; None where the index says otherwise.
+def _spans(index: memoryview, rows: int, array: ArraySpec, end: int) -> Spans | None:
+    """(offset, size) of the chunks that `rows` rows need; None where the index says that they do not fill [0, end).
 
     Chunks beyond are not there: zarr gives them offset and size 2**64 - 1.
     """
@@ -204,24 +212,42 @@ def _chunk_order(index: memoryview, rows: int, array: ArraySpec) -> list[int] | 
         return None
     spans = np.frombuffer(index[:-4], "<u8").reshape(-1, 2)
     used = -(-rows // CHUNK_ROWS)
-    order = np.argsort(spans[:used, 0], kind="stable")
-    tiled = np.arange(used, dtype=np.uint64) * np.uint64(CHUNK_ROWS * array.row_bytes)
-    sizes_fit = (spans[:used, 1] == CHUNK_ROWS * array.row_bytes).all()
-    if not sizes_fit or (spans[order, 0] != tiled).any() or (spans[used:] != np.iinfo(np.uint64).max).any():
+    if (spans[used:] != ABSENT).any() or (spans[:used] > end).any():
         return None
-    return [int(chunk) for chunk in order]
+    found = spans[:used].astype(np.int64)
+    offsets, sizes = found[np.argsort(found[:, 0], kind="stable")].T
+    side_by_side = (offsets == np.cumsum(sizes) - sizes).all() and sizes.sum() == end
+    sizes_fit = array.tile or (sizes == CHUNK_ROWS * array.row_bytes).all()
+    return found if side_by_side and sizes_fit else None
 
 
-def _row_crcs(read: ReadBytes, chunks: list[int], row_bytes: int) -> Crcs:
-    """crc32c of every row, those behind the last one too, in the order of the rows."""
-    found: npt.NDArray[np.uint32] = np.zeros(len(chunks) * CHUNK_ROWS, np.uint32)
-    place_of = (np.array(chunks)[:, None] * CHUNK_ROWS + np.arange(CHUNK_ROWS)).ravel()
-    at_once = max(PIECE_BYTES // row_bytes, 1)
+def _wrong_chunks(read: ReadBytes, spans: Spans, record: CommitRecord, array: ArraySpec, rows: range) -> Spans:
+    """The rows whose compressed chunks are not as committed, chunks in the order of their places."""
+    first, crcs = rows.start // CHUNK_ROWS, record.crcs[array.name]
+    wrong = [
+        chunk
+        for chunk in np.argsort(spans[:, 0]).tolist()
+        if crc32c(read(int(spans[chunk, 0]), int(spans[chunk, 1]))) != crcs[first + chunk]
+    ]
+    hit = [np.arange((first + chunk) * CHUNK_ROWS, (first + chunk + 1) * CHUNK_ROWS) for chunk in sorted(wrong)]
+    found = np.concatenate([np.zeros(0, np.int64), *hit])
+    return found[found < rows.stop]
+
+
+def _wrong_rows(read: ReadBytes, spans: Spans, record: CommitRecord, array: ArraySpec, rows: range) -> Spans:
+    """The rows that are not as committed, and those behind the last one that are not zeros."""
+    chunks = np.argsort(spans[:, 0])
+    expected = np.full(len(chunks) * CHUNK_ROWS, _zeros_crc(array.row_bytes), np.uint32)
+    expected[: len(rows)] = record.crcs[array.name][rows.start : rows.stop]
+    found: npt.NDArray[np.uint32] = np.zeros(len(expected), np.uint32)
+    place_of = (chunks[:, None] * CHUNK_ROWS + np.arange(CHUNK_ROWS)).ravel()
+    at_once = max(PIECE_BYTES // array.row_bytes, 1)
     for start in range(0, len(place_of), at_once):
         places = place_of[start : start + at_once]
-        piece = read(start * row_bytes, len(places) * row_bytes)
-        found[places] = [crc32c(piece[at * row_bytes : (at + 1) * row_bytes]) for at in range(len(places))]
-    return found
+        piece = read(start * array.row_bytes, len(places) * array.row_bytes)
+        size = array.row_bytes
+        found[places] = [crc32c(piece[at * size : (at + 1) * size]) for at in range(len(places))]
+    return np.flatnonzero(found != expected) + rows.start
 
 
 @memoize

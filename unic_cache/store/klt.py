@@ -1,0 +1,247 @@
+"""Codec `klt`: decorrelated tokens, one step for all, several small codes a byte, and zstd behind it.
+
+    tokens (T, D) -> DCT over the token grid -> rotation of the channels -> / step -> codes -> bytes -> zstd
+
+Neighbouring tokens say much the same, and so do channels: the two-dimensional DCT-II of each channel over the grid, and
+then the principal axes of the channels (one rotation for the lowest frequencies, one for all others), leave
+coefficients that are nearly independent and differ widely in size. For those, one uniform step and an entropy coder
+come close to the least number of bits for a given error. zstd's entropy coder is Huffman's, which spends a bit at
+least on every byte; most coefficients are worth far less, so the small ones share a byte:
+
+| class | codes | a byte holds |
+|---|---|---|
+| two bytes | -32767 to 32767 | half of one: high bytes first, low bytes with the next class |
+| one byte | -127 to 127 | one |
+| pairs | -7 to 7 | two, in base 15 |
+| triples | -2 to 2 | three, in base 5 |
+| fives | -1 to 1 | five, in base 3 |
+
+Calibration gives each coefficient its class by its rms in steps, and leaves out those under the noise. Bytes of like
+coefficients lie side by side, so each of zstd's blocks has a Huffman code that fits it, and there are three to six
+times fewer bytes to decompress, to check and to send to the device than one byte a value would be.
+
+code = sign(x) floor(|x| / step + 0.4): the dead zone of 0.6 steps saves bits where they buy least. Codes beyond their
+class are clamped and counted.
+
+Sampled tokens (`--tokens`) have no grid: there the DCT is left out, and one rotation serves all.
+
+Letters: B images, T tokens, D channels, N coefficients that are kept of T D, G bands, h, w the grid.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from unic_cache.errors import CacheError
+from unic_cache.store.layout import ArraySpec
+
+TILE = 256
+DEAD_ZONE = 0.6  # of a step
+LARGEST = (32767, 127, 7, 2, 1)  # the largest code of each class
+PACKED = {2: 2, 3: 3, 4: 5}  # class -> codes a byte
+LOW_FREQUENCIES = 4  # a grid's side over this many frequencies share the first rotation
+
+Array = npt.NDArray[np.generic]
+Grid = tuple[int, int]
+
+
+class _Tables(NamedTuple):
+    """What encoding and decoding need, on one device."""
+
+    rows: Tensor  # (h, h) DCT
+    columns: Tensor  # (w, w) DCT
+    by_band: Tensor  # (T,) the tokens, band by band
+    from_bands: Tensor  # (T,) the inverse
+    sizes: list[int]  # tokens of each band
+    rotations: list[Tensor]  # (D, D) of each band
+    order_N: Tensor  # which coefficient each code is
+    left_out: Tensor  # the coefficients without a code
+    place: Tensor  # (T D,) where a coefficient's code stands; N where it has none
+
+
+@dataclass(frozen=True, eq=False)
+class Klt:
+    """The fitted codec of one teacher's patch tokens.
+
+    `rotation` (G, D, D) float32 has the basis vectors as columns; `order` (N,) int32 says for each code which
+    coefficient t D + d it is, class by class, where t counts the tokens band by band (`band_tokens`); `counts` is the
+    number of codes in each class.
+    """
+
+    grid: Grid | None
+    tokens: int
+    rotation: npt.NDArray[np.float32]
+    order: npt.NDArray[np.int32]
+    counts: tuple[int, ...]
+    step: float
+
+    @property
+    def channels(self) -> int:
+        """D."""
+        return int(self.rotation.shape[-1])
+
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one image before zstd, whole tiles."""
+        shared = sum(-(-self.counts[kind] // packed) for kind, packed in PACKED.items())
+        return max(-(-(2 * self.counts[0] + self.counts[1] + shared) // TILE), 1) * TILE
+
+    def arrays(self, tokens: int, channels: int) -> tuple[ArraySpec, ...]:
+        """(P,) bytes in tiles. CacheError where the calibration is of other tokens than the spec says."""
+        if (tokens, channels) != (self.tokens, self.channels):
+            raise CacheError(
+                f"the calibration is of {self.tokens} tokens of {self.channels} channels, but the spec says {tokens} "
+                f"of {channels}; they belong to two caches"
+            )
+        return (ArraySpec("patch", (self.row_bytes,), "uint8", TILE),)
+
+    def encode(self, patch_BTD: Tensor) -> dict[str, Tensor]:
+        """Standardized tokens to bytes, and `clipped` (B,): how many codes were clamped or left out."""
+        tables = _tables(self, patch_BTD.device)
+        steps = self.coefficients(patch_BTD).flatten(1).div_(self.step)
+        codes_BN = steps[:, tables.order_N]
+        codes_BN = codes_BN.sign().mul_(1 - DEAD_ZONE).add_(codes_BN).trunc_()
+        clipped_B = (steps[:, tables.left_out].abs() >= DEAD_ZONE).sum(dim=1)
+        for codes, largest in zip(torch.split(codes_BN, list(self.counts), dim=1), LARGEST, strict=True):
+            clipped_B += (codes.abs() > largest).sum(dim=1)
+            codes.clamp_(-largest, largest)
+        return {"patch": self._pack(codes_BN), "clipped": clipped_B.int()}
+
+    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Bytes back to standardized float32 tokens (B, T, D)."""
+        packed = parts["patch"]
+        codes_BN = self._unpack(packed)
+        steps = codes_BN[:, _tables(self, packed.device).place].mul_(self.step)
+        return self.tokens_of(steps.reshape(-1, self.tokens, self.channels))
+
+    def coefficients(self, patch_BTD: Tensor) -> Tensor:
+        """Tokens (B, T, D) to coefficients of the same shape, band by band: DCT over the grid, rotated channels."""
+        tables = _tables(self, patch_BTD.device)
+        spectrum_BTD = over_grid(patch_BTD, self.grid, tables.rows, tables.columns)
+        bands = torch.split(spectrum_BTD[:, tables.by_band], tables.sizes, dim=1)
+        return torch.cat([band @ axes for band, axes in zip(bands, tables.rotations, strict=True)], dim=1)
+
+    def tokens_of(self, coefficients_BTD: Tensor) -> Tensor:
+        """The inverse of `coefficients`, which is orthonormal."""
+        tables = _tables(self, coefficients_BTD.device)
+        bands = torch.split(coefficients_BTD, tables.sizes, dim=1)
+        spectrum = torch.cat([band @ axes.T for band, axes in zip(bands, tables.rotations, strict=True)], dim=1)
+        return over_grid(spectrum[:, tables.from_bands], self.grid, tables.rows.T, tables.columns.T)
+
+    def to_arrays(self) -> dict[str, Array]:
+        """What a calibration keeps of it."""
+        return {
+            "klt_rotation": self.rotation,
+            "klt_order": self.order,
+            "klt_counts": np.array(self.counts, np.int64),
+            "klt_step": np.array(self.step, np.float64),
+        }
+
+    @classmethod
+    def from_arrays(cls, found: Mapping[str, Array], grid: Grid | None, tokens: int) -> "Klt":
+        """What `to_arrays` gave. CacheError where it is not a codec of these tokens."""
+        try:
+            rotation = np.asarray(found["klt_rotation"], np.float32)
+            order = np.asarray(found["klt_order"], np.int32)
+            counts = tuple(int(count) for count in np.asarray(found["klt_counts"], np.int64))
+            step = float(np.asarray(found["klt_step"], np.float64))
+        except (KeyError, ValueError, TypeError) as error:
+            raise CacheError(f"holds no codec klt ({error!r:.100})") from error
+        channels = rotation.shape[-1] if rotation.ndim == 3 else 0
+        whole = rotation.shape == (1 if grid is None else 2, channels, channels) and np.isfinite(rotation).all()
+        fits = len(counts) == len(LARGEST) and min(counts) >= 0 and sum(counts) == len(order) == order.size
+        inside = order.min(initial=0) >= 0 and order.max(initial=0) < max(tokens * channels, 1)
+        if not (whole and fits and inside and 0 < step < np.inf) or len(np.unique(order)) != len(order):
+            raise CacheError("holds a codec klt that does not fit its tokens")
+        return cls(grid, tokens, rotation, order, counts, step)
+
+    def _pack(self, codes_BN: Tensor) -> Tensor:
+        """Codes, class by class, to bytes (B, P)."""
+        classes = torch.split(codes_BN, list(self.counts), dim=1)
+        wide, single = classes[0].to(torch.int16), classes[1].to(torch.int8).view(torch.uint8)
+        pieces = [(wide >> 8).to(torch.int8).view(torch.uint8), (wide & 255).to(torch.uint8), single]
+        for kind, packed in PACKED.items():
+            codes = torch.nn.functional.pad(classes[kind], (0, -self.counts[kind] % packed))
+            base = float(2 * LARGEST[kind] + 1)
+            weights = base ** torch.arange(packed, device=codes.device, dtype=torch.float32)
+            bytes_BP = codes.reshape(len(codes), -1, packed) @ weights + LARGEST[kind] * weights.sum()
+            pieces.append(bytes_BP.to(torch.uint8))
+        packed_BP = torch.cat(pieces, dim=1)
+        return torch.nn.functional.pad(packed_BP, (0, self.row_bytes - packed_BP.shape[1]))
+
+    def _unpack(self, packed_BP: Tensor) -> Tensor:
+        """The inverse of `_pack`, float32 (B, N + 1): a zero stands behind the last code."""
+        shared = [-(-self.counts[kind] // packed) for kind, packed in PACKED.items()]
+        used = [self.counts[0], self.counts[0], self.counts[1], *shared]
+        high, low, single, *others, _ = torch.split(packed_BP, [*used, packed_BP.shape[1] - sum(used)], dim=1)
+        pieces = [high.view(torch.int8).float().mul_(256).add_(low), single.view(torch.int8).float()]
+        for kind, bytes_BP in zip(PACKED, others, strict=True):
+            codes = torch.nn.functional.embedding(bytes_BP.int(), _digits(kind, bytes_BP.device)).flatten(1)
+            pieces.append(codes[:, : self.counts[kind]])
+        return torch.cat([*pieces, pieces[0].new_zeros(len(packed_BP), 1)], dim=1)
+
+
+def band_tokens(grid: Grid | None, tokens: int) -> list[npt.NDArray[np.int64]]:
+    """The tokens, by number, that share a rotation: the lowest frequencies of the grid, and all others."""
+    if grid is None:
+        return [np.arange(tokens)]
+    rows, columns = np.divmod(np.arange(tokens), grid[1])
+    low = (rows * LOW_FREQUENCIES < grid[0]) & (columns * LOW_FREQUENCIES < grid[1])
+    return [np.flatnonzero(low), np.flatnonzero(~low)]
+
+
+def dct(size: int) -> npt.NDArray[np.float64]:
+    """The orthonormal DCT-II: row u is frequency u."""
+    matrix = np.cos(np.pi * (np.arange(size) + 0.5) * np.arange(size)[:, None] / size) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix
+
+
+def over_grid(values_BTD: Tensor, grid: Grid | None, rows: Tensor, columns: Tensor) -> Tensor:
+    """`rows` (h, h) and `columns` (w, w) applied along the two axes of the grid; unchanged without one."""
+    if grid is None:
+        return values_BTD
+    batch, _, channels = values_BTD.shape
+    along = rows @ values_BTD.reshape(batch, grid[0], -1)
+    return (columns @ along.reshape(batch * grid[0], grid[1], channels)).reshape(values_BTD.shape)
+
+
+@lru_cache(maxsize=32)
+def _tables(codec: Klt, device: torch.device) -> _Tables:
+    height, width = codec.grid or (1, 1)
+    coefficients, kept = codec.tokens * codec.channels, len(codec.order)
+    place = np.full(coefficients, kept, np.int64)
+    place[codec.order] = np.arange(kept)
+    bands = band_tokens(codec.grid, codec.tokens)
+    by_band = np.concatenate(bands)
+
+    def here(values: Array) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    return _Tables(
+        rows=here(dct(height).astype(np.float32)),
+        columns=here(dct(width).astype(np.float32)),
+        by_band=here(by_band),
+        from_bands=here(np.argsort(by_band)),
+        sizes=[len(places) for places in bands],
+        rotations=[here(rotation.copy()) for rotation in codec.rotation],
+        order_N=here(codec.order.astype(np.int64)),
+        left_out=here(np.flatnonzero(place == kept)),
+        place=here(place),
+    )
+
+
+@lru_cache(maxsize=32)
+def _digits(kind: int, device: torch.device) -> Tensor:
+    """(256, k): the codes that each byte of a class holds."""
+    base = 2 * LARGEST[kind] + 1
+    powers = base ** np.arange(PACKED[kind])
+    digits = np.arange(256)[:, None] // powers % base - LARGEST[kind]
+    return torch.from_numpy(digits.astype(np.float32)).to(device)
