@@ -23,9 +23,11 @@ from unic_cache.config import (
     NORMALIZATIONS,
     PRECISIONS,
     RECIPES,
+    STANDARDIZATIONS,
     DistillConfig,
     EvaluateConfig,
     ExtractConfig,
+    RecodeConfig,
     ShardConfig,
 )
 from unic_cache.errors import ConfigError, UnicCacheError
@@ -213,6 +215,7 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
     unic-cache distill
     unic-cache distill --student vit_small_patch16_224 --epochs 100 --batch-size 256 --precision bf16
     unic-cache distill --resume
+    unic-cache distill --online --teacher dino --out runs/without-a-cache
     accelerate launch --num_processes 4 --module cli distill --out runs/four-gpus
     """,
 )
@@ -221,6 +224,10 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
 @click.option("--student", default="vit_base_patch16_224", show_default=True, metavar="NAME", help="A timm ViT.")
 @click.option("--out", default="runs/student", show_default=True, metavar="DIR", help="The run's folder.")
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Of the cache; repeatable. [default: all]")
+@click.option("--online", is_flag=True, help="Run the teachers beside the student, and use no cache: to compare.")
+@click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights, with --online; repeatable.")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Teachers', --online.")
+@click.option("--calibration-images", default=5120, show_default=True, help="Behind the statistics, --online.")
 @click.option("--img-size", type=int, help="Pixels of the student's input. [default: the model's]")
 @click.option("--patch-size", type=int, help="Pixels of a patch. [default: the model's]")
 @click.option("--init", metavar="FILE_OR_TIMM", help="Weights to begin with. [default: random]")
@@ -244,6 +251,16 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
     type=click.Choice(NORMALIZATIONS),
     help="Of teacher dropping: over the batch, as the authors, or equal weight for each image.",
 )
+@click.option(
+    "--tokens", type=int, metavar="N", help="Patch tokens of a view in the loss. [default: all that are kept]"
+)
+@click.option(
+    "--standardize",
+    default="channel",
+    show_default=True,
+    type=click.Choice(STANDARDIZATIONS),
+    help="Of targets: each channel, as the authors; one scalar after PHI-S' rotation; or as the teacher says.",
+)
 @click.option("--precision", default="no", show_default=True, type=click.Choice(PRECISIONS), help="Mixed precision.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on where OUT's checkpoint stands.")
@@ -255,10 +272,10 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
 @click.option("--pixel-tolerance", default=0, show_default=True, help="Accept views that differ by so many levels.")
 @click.option("--skip-broken", is_flag=True, help="Go on without rows that are not what was committed; count them.")
 @THREADS
-def distill(**flags: Any) -> None:
+def distill(weights: tuple[str, ...], **flags: Any) -> None:
     """Train one student from the cache and export its encoder for timm."""
     with clear_errors():
-        config = DistillConfig(**flags)
+        config = DistillConfig(weights=tuple(named_file(text) for text in weights), **flags)
         from pipelines import distill as pipeline
 
         done = pipeline.run(config)
@@ -308,6 +325,34 @@ def evaluate(as_json: bool, **flags: Any) -> None:
             click.echo(json.dumps(result.to_json(), indent=1))
         else:
             Console().print(result.table())
+
+
+@main.command(
+    cls=Examples,
+    examples="""
+    unic-cache recode cache cache-small --quality 0.98
+    unic-cache recode cache cache-fast --codec int4 --tokens 64
+    unic-cache recode https://example.org/cache cache --teacher dino --no-views
+    """,
+)
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@click.option("--codec", type=click.Choice(CODECS), help="How patch tokens are kept. [default: as DST or SRC has it]")
+@click.option(
+    "--quality", type=float, help="Mean cosine to SRC that klt keeps. [default: as DST or SRC has it, or 0.99]"
+)
+@click.option("--tokens", type=int, metavar="N", help="Keep N patch tokens of a view. [default: as DST or SRC has it]")
+@click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Of SRC; repeatable. [default: all]")
+@click.option("--views/--no-views", default=True, show_default=True, help="Copy the kept pixels too.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@THREADS
+def recode(**flags: Any) -> None:
+    """Make of the cache SRC a cache DST by another codec or with fewer tokens; no teacher runs. Run again to resume."""
+    with clear_errors():
+        config = RecodeConfig(**flags)
+        from pipelines import recode as pipeline
+
+        click.echo("\n".join(pipeline.run(config).lines(config)))
 
 
 @main.command(

@@ -1,4 +1,4 @@
-"""Stage two: one student learns from all that the cache keeps.
+"""Stage two: one student learns from all that the cache keeps, or, online, from the teachers themselves.
 
     views + kept codes -> student -> ladder -> loss against the decoded tokens -> step
 
@@ -11,6 +11,7 @@ Letters: B images, H and W pixels.
 import dataclasses
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from accelerate import Accelerator
 from pipelines.checkpoint import FILE as CHECKPOINT
 from pipelines.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.learner import Learner, finite, target_spec
+from pipelines.online import open_live_set
 from pipelines.progress import Progress
 from pipelines.recorder import versions
 from pipelines.runlog import FILE as LOG
 from pipelines.runlog import Clock, RunLog
 from pipelines.signals import stop_on_signal
+from pipelines.targets import Cached, Source, Targets
 from pipelines.training_set import Snapshot, TrainingSet, open_training_set
-from unic_cache.cache import open_cache
+from unic_cache.cache import Cache, open_cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.report import plot_losses
@@ -63,11 +66,10 @@ def run(config: DistillConfig) -> Trained:
     """Train from the cache, or go on where OUT's checkpoint stands; the exported encoder and how to load it."""
     out = Path(config.out)
     snapshot = begin(config, out)
-    cache = open_cache(config.cache)
     accelerator = make_accelerator(config, out)
     spec = encoder_spec(config.student, config.img_size, config.patch_size, config.drop_path)
     with thread_pool(config.threads) as pool, stop_on_signal() as stop:
-        data = open_training_set(config, cache, pool, snapshot)
+        cache, data, source = open_source(config, snapshot, pool, accelerator)
         total = config.steps or max(1, round(config.epochs * len(data.train) / config.batch_size))
         encoder = build_encoder(spec, config.seed, config.init)
         targets = {teacher.name: target_spec(teacher) for teacher in data.teachers}
@@ -79,17 +81,24 @@ def run(config: DistillConfig) -> Trained:
         keep_settings(config, out, data, accelerator)
         run_state = Run(out, model, adamw, accelerator, spec, describe(config, data))
 
-        learner = Learner(trained, spec, data.teachers, config, accelerator)
+        learner = Learner(
+            trained,
+            spec,
+            data.teachers,
+            Targets(config, cache, data.teachers, data.snapshot.views, source),
+            config,
+            accelerator,
+        )
         order = Order(data.train, data.snapshot.numbers, config.seed)
         stream = Stream(
             cache,
-            data.teachers,
+            () if config.online else data.teachers,
             data.snapshot.views,
             data.pixels,
             pool,
             check_pixels=config.pixel_tolerance == 0,
             pin=accelerator.device.type == "cuda",
-            skip_broken=config.skip_broken,
+            skip_broken=config.skip_broken or config.online,
         )
         batches = stream.batches(learner.batches(order, start, total))
         log, meter, clock = RunLog(out, accelerator, start), learner.meter(), Clock()
@@ -127,6 +136,17 @@ def run(config: DistillConfig) -> Trained:
     licences = {teacher.name: str(teacher.spec["provenance"]["licence"]) for teacher in data.teachers}
     left_out = data.train.left_out + data.val.left_out
     return Trained(path, timm_line(spec, path), total, loss, licences, left_out, broken, accelerator.is_main_process)
+
+
+def open_source(
+    config: DistillConfig, snapshot: Snapshot | None, pool: ThreadPoolExecutor, accelerator: Accelerator
+) -> tuple[Cache, TrainingSet, Source]:
+    """Where tokens come from, the cache or the teachers themselves, and what there is to train on."""
+    if config.online:
+        return open_live_set(config, pool, accelerator.device, (accelerator.process_index, accelerator.num_processes))
+    cache = open_cache(config.cache)
+    data = open_training_set(config, cache, pool, snapshot)
+    return cache, data, Cached(data.teachers)
 
 
 def progress_of(config: DistillConfig, accelerator: Accelerator, start: int, total: int) -> Progress:

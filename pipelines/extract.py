@@ -59,10 +59,20 @@ class Summary:
     bad: dict[str, str] = field(default_factory=dict)  # "SHARD row ROW" -> reason
 
 
-def run(config: ExtractConfig) -> Summary:
-    """Extend the cache to all that the config asks for. After an error all that was committed stands, and counts."""
+@dataclass(frozen=True)
+class Opened:
+    """What extraction works with: a cache with its index, specs and calibrations, the teachers, and the pixels."""
+
+    cache: Cache
+    teachers: dict[str, Teacher]
+    members: dict[str, Member]
+    tars: dict[tuple[int, int], tuple[str, ShardEntry]]
+    pixels: Pixels
+
+
+def open_teachers(config: ExtractConfig, pool: ThreadPoolExecutor, device: torch.device) -> Opened:
+    """Make or extend the cache's index, and make the spec and the calibration of every teacher that has none."""
     views = Views(config.recipe, config.size, config.seed)
-    device = pick_device(config.device)
     location = open_location(config.cache, config.worker_index)
     if isinstance(location, LocalFolder):
         location.remove_leftovers()
@@ -82,16 +92,26 @@ def run(config: ExtractConfig) -> Summary:
     }
     cache = Cache(location)
     tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
+    pixels = Pixels(KeptPixels(views, cache, pool), ShardPixels(views, tars, pool))
+    settle_probe(cache, views, pixels.decoded, lambda item: (item.segment, item.shard) in tars)
+    calibrate(config, cache, pixels, teachers, members, device)
+    return Opened(cache, teachers, members, tars, pixels)
 
+
+def run(config: ExtractConfig) -> Summary:
+    """Extend the cache to all that the config asks for. After an error all that was committed stands, and counts."""
+    views = Views(config.recipe, config.size, config.seed)
+    device = pick_device(config.device)
     with thread_pool(config.threads) as pool, ThreadPoolExecutor(1, "writer") as writing, dropped(pool, writing):
-        pixels = Pixels(KeptPixels(views, cache, pool), ShardPixels(views, tars, pool))
-        settle_probe(cache, views, pixels.decoded, lambda item: (item.segment, item.shard) in tars)
-        calibrate(config, cache, pixels, teachers, members, device)
-        recorders: dict[str, Recorder] = {name: recorder(members[name], teachers[name]) for name in teachers}
+        opened = open_teachers(config, pool, device)
+        cache, location = opened.cache, opened.cache.location
+        recorders: dict[str, Recorder] = {
+            name: recorder(opened.members[name], teacher) for name, teacher in opened.teachers.items()
+        }
         if config.keep_views:
             recorders[VIEWS_MEMBER] = recorder(Member.ensure(location, VIEWS_MEMBER, pixel_spec(views)), None)
-        work, skipped = plan(config, cache, views, sorted(tars) or sorted(cache.shards().values()), recorders)
-        batches = ahead(batches_of(work, config.batch_size), partial(start_batch, pixels, config), BATCHES_AHEAD)
+        work, skipped = plan(config, cache, views, sorted(opened.tars) or sorted(cache.shards().values()), recorders)
+        batches = ahead(batches_of(work, config.batch_size), partial(start_batch, opened.pixels, config), BATCHES_AHEAD)
         summary = Summary(skipped=skipped)
         written: deque[Future[int]] = deque()
         with Progress("extract", total=sum(item.unit.rows for item in work), unit="images") as progress:

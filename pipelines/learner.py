@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipelines.runlog import Meter
+from pipelines.targets import Targets
 from unic_cache.cache import CachedTeacher
 from unic_cache.config import DistillConfig
 from unic_cache.draws import Purpose, words
@@ -33,6 +34,7 @@ class Learner:
     model: nn.Module
     spec: EncoderSpec
     teachers: tuple[CachedTeacher, ...]
+    targets: Targets
     config: DistillConfig
     accelerator: Accelerator
 
@@ -89,13 +91,10 @@ class Learner:
         return distillation_loss(good[0], good[1], uniforms_Bn[rows], drop, normalization)
 
     def _both_sides(self, batch: Batch) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]:
-        """What the student guesses and what the teachers said: {teacher: {"cls": (B, D), "patch": (B, T, Dp)}}."""
-        device = self.accelerator.device
-        targets = {
-            teacher.name: teacher.codec.decode(_to_device(batch.parts[teacher.name], device))
-            for teacher in self.teachers
-        }
-        return self.model(prepare(batch.views_BHWC.to(device, non_blocking=True), self.spec)), targets
+        """What the student guesses and what the teachers said: {teacher: {"cls": (B, D), "patch": (B, N, Dp)}}."""
+        views_BHWC = batch.views_BHWC.to(self.accelerator.device, non_blocking=True)
+        targets, kept = self.targets(batch, views_BHWC)
+        return self.model(prepare(views_BHWC, self.spec), kept), targets
 
 
 def target_spec(teacher: CachedTeacher) -> TargetSpec:
@@ -117,8 +116,3 @@ def finite(loss: float, step: int) -> float:
 def _rows(tokens: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     """Some images' tokens."""
     return {kind: values[rows] for kind, values in tokens.items()}
-
-
-def _to_device(parts: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The kept arrays as they are, on the device."""
-    return {name: values.to(device, non_blocking=True) for name, values in parts.items()}

@@ -16,7 +16,7 @@ from webdataset import TarWriter
 
 from pipelines import extract
 from unic_cache.cache import Cache, open_cache
-from unic_cache.config import ExtractConfig
+from unic_cache.config import DistillConfig, ExtractConfig
 
 torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -134,6 +134,33 @@ def cache_folder(tmp_path_factory, settings) -> Path:
 @pytest.fixture
 def cache(cache_folder) -> Cache:
     return open_cache(cache_folder)
+
+
+@pytest.fixture
+def training(shards, cache_folder, tmp_path):
+    """Keyword arguments of a DistillConfig on the shared cache."""
+
+    def make(**changes) -> DistillConfig:
+        return DistillConfig(
+            **{
+                "cache": str(cache_folder),
+                "shards": shards.pattern,
+                "out": str(tmp_path / "run"),
+                "student": "test_vit",
+                "img_size": 32,
+                "patch_size": 16,
+                "steps": 6,
+                "batch_size": 8,
+                "lr": 1e-3,
+                "log_every": 2,
+                "save_every": 100,
+                "tracker": "none",
+                "threads": 2,
+                **changes,
+            }
+        )
+
+    return make
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -18,39 +18,11 @@ from pipelines import distill, extract
 from pipelines.checkpoint import FILE as CHECKPOINT
 from tests.conftest import CNN, VIT, make_shards, tree
 from unic_cache.cache import open_cache
-from unic_cache.config import DistillConfig
 from unic_cache.errors import CacheError, ConfigError, UnicCacheError
 from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spec, prepare
 from unic_cache.student.export import load_encoder
 from unic_cache.student.ladder import Ladder, Student, TargetSpec
 from unic_cache.student.loss import distillation_loss, drop_uniforms
-
-
-@pytest.fixture
-def training(shards, cache_folder, tmp_path):
-    """Keyword arguments of a DistillConfig on the shared cache."""
-
-    def make(**changes) -> DistillConfig:
-        return DistillConfig(
-            **{
-                "cache": str(cache_folder),
-                "shards": shards.pattern,
-                "out": str(tmp_path / "run"),
-                "student": "test_vit",
-                "img_size": 32,
-                "patch_size": 16,
-                "steps": 6,
-                "batch_size": 8,
-                "lr": 1e-3,
-                "log_every": 2,
-                "save_every": 100,
-                "tracker": "none",
-                "threads": 2,
-                **changes,
-            }
-        )
-
-    return make
 
 
 def log_of(out: Path) -> list[dict]:

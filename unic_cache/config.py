@@ -16,6 +16,7 @@ CODECS = ("klt", "f16", "int8", "int4")
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("no", "bf16", "fp16")
 NORMALIZATIONS = ("batch", "image")
+STANDARDIZATIONS = ("channel", "phi-s", "none")
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,10 @@ class DistillConfig(_Saved):
     patch_size: int | None = None  # pixels
     init: str | None = None  # a file or a timm name with pretrained weights; None is random
     teachers: tuple[str, ...] = ()  # none is all in the cache
+    online: bool = False  # run the teachers beside the student; no cache
+    weights: tuple[tuple[str, str], ...] = ()  # (teacher, file), online
+    dtype: str = "float32"  # of the teachers' arithmetic, online
+    calibration_images: int = 5120  # online
     recipe: str = "unic"
     size: int | None = None  # pixels of the views; None is the only size in the cache
     view_seed: int | None = None  # None is the only seed in the cache
@@ -156,6 +161,8 @@ class DistillConfig(_Saved):
     weight_decay: float = 0.03
     drop_path: float = 0.1
     drop_teacher: float = 0.5  # probability
+    tokens: int | None = None  # patch tokens of a view that the loss sees, at random places; None is all that are kept
+    standardize: str = "channel"  # how targets are standardized
     normalization: str = "batch"
     precision: str = "no"
     seed: int = 0
@@ -175,6 +182,12 @@ class DistillConfig(_Saved):
             raise ConfigError("recipe 'center' is for evaluation and is never trained on; choose unic or light")
         _choice("normalization", self.normalization, NORMALIZATIONS)
         _choice("precision", self.precision, PRECISIONS)
+        _choice("dtype", self.dtype, DTYPES)
+        _at_least("calibration-images", self.calibration_images, 10)
+        if self.weights and not self.online:
+            raise ConfigError("--weights are of teachers that --online runs; a cache needs none")
+        _choice("standardize", self.standardize, STANDARDIZATIONS)
+        check_kept(None, None, self.tokens)
         _choice("tracker", self.tracker, ("tensorboard", "none"))
         for name, value in (
             ("batch-size", self.batch_size),
@@ -227,6 +240,27 @@ class EvaluateConfig(_Saved):
             raise ConfigError("say --shards PATTERN (leave-one-out), or both --train PATTERN and --test PATTERN")
         _at_least("k", self.k, 1)
         _at_least("bootstrap", self.bootstrap, 100)
+
+
+@dataclass(frozen=True)
+class RecodeConfig(_Saved):
+    """`unic-cache recode`: a cache to another one that keeps less of the same."""
+
+    stage: ClassVar[str] = "recode"
+    source: str
+    target: str
+    codec: str | None = None  # None: the one that the target has already, or else the source's
+    quality: float | None = None  # as in ExtractConfig
+    tokens: int | None = None  # of those that the source keeps; None: all
+    teachers: tuple[str, ...] = ()  # none is all in the source
+    views: bool = True  # copy the kept pixels too
+    device: str = "auto"
+    threads: int = 0  # that read; 0 is one a core
+
+    def __post_init__(self) -> None:
+        if self.codec is not None:
+            _choice("codec", self.codec, CODECS)
+        check_kept(self.codec, self.quality, self.tokens)
 
 
 def check_kept(codec: str | None, quality: float | None, tokens: int | None) -> None:

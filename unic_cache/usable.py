@@ -77,6 +77,13 @@ def usable_rows(
     return Rows(table[0], table[1], table[2], left_out), snapshot
 
 
+def all_rows(cache: Cache, shards: Sequence[str]) -> Rows:
+    """Every row of the shards named, good or not."""
+    places = [(*cache.shards()[name], row) for name in shards for row in range(cache.entry(*cache.shards()[name]).rows)]
+    table = np.array(places, np.int64).reshape(-1, 3).T
+    return Rows(table[0], table[1], table[2])
+
+
 def committed_records(
     cache: Cache, teachers: Sequence[CachedTeacher], view: str, segment: int, shard: int, may_differ: bool
 ) -> list[CommitRecord]:
