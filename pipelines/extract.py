@@ -12,16 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from pipelines.device import pick_device
 from pipelines.progress import Progress, console
 from pipelines.recorder import BATCHES_AHEAD, Recorder, calibrate, pixel_spec, recorder, teacher_spec
+from pipelines.unit_rows import UnitRows, Work
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig, Views
-from unic_cache.errors import CacheError, ConfigError, ImageError, ShardError
+from unic_cache.errors import ConfigError, ShardError
 from unic_cache.location import LocalFolder, open_location
 from unic_cache.probe import settle_probe
 from unic_cache.sources import Address, KeptPixels, Pixels, ShardPixels, ViewBatch, ahead, thread_pool
@@ -35,17 +34,6 @@ from unic_cache.views.shards import describe, expand
 
 UNITS_BEING_WRITTEN = 2
 DEFAULT_SHARDS = "shards/*.tar"
-
-Arrays = dict[str, npt.NDArray[np.generic]]
-
-
-@dataclass(frozen=True)
-class Work:
-    """One unit, the view's number, and the members that lack it."""
-
-    unit: Unit
-    number: int
-    missing: tuple[str, ...]
 
 
 @dataclass
@@ -92,7 +80,8 @@ def open_teachers(config: ExtractConfig, pool: ThreadPoolExecutor, device: torch
     }
     cache = Cache(location)
     tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
-    pixels = Pixels(KeptPixels(views, cache, pool), ShardPixels(views, tars, pool))
+    pin = device.type == "cuda"
+    pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin))
     settle_probe(cache, views, pixels.decoded, lambda item: (item.segment, item.shard) in tars)
     calibrate(config, cache, pixels, teachers, members, device)
     return Opened(cache, teachers, members, tars, pixels)
@@ -141,64 +130,6 @@ def dropped(*executors: Executor) -> Iterator[None]:
         for executor in executors:
             executor.shutdown(wait=False, cancel_futures=True)
         raise
-
-
-class UnitRows:
-    """The arrays of one unit while they fill, for each member that lacks the unit."""
-
-    def __init__(
-        self,
-        work: Work,
-        keys: Sequence[int],
-        recorders: Mapping[str, Recorder],
-        seen: Mapping[str, Crcs],
-        strict: bool,
-    ) -> None:
-        self.unit = work.unit
-        self.keys = keys
-        self.seen = seen
-        self.recorders = {name: recorders[name] for name in work.missing}
-        self.strict = strict
-        self.bad: dict[int, str] = {}
-        self.crcs: Crcs = np.zeros(self.unit.rows, np.uint32)
-        self.clipped = dict.fromkeys(self.recorders, 0)
-        self.arrays: dict[str, Arrays] = {
-            name: {a.name: np.zeros((self.unit.rows, *a.row), a.dtype) for a in found.member.arrays}
-            for name, found in self.recorders.items()
-        }
-
-    def add(self, first: int, batch: ViewBatch, device: torch.device) -> None:
-        """Rows [first, first + B) of the unit; the rows of bad images stay zeros. ImageError when strict."""
-        count = min(len(batch.views_BHWC), self.unit.rows - first)
-        if batch.bad and self.strict:
-            place, reason = next(iter(batch.bad.items()))
-            raise ImageError(f"{self.unit}, row {first + place}: {reason}. Without --strict it is skipped and counted")
-        self.bad |= {first + place: reason for place, reason in batch.bad.items()}
-        self.crcs[first : first + count] = batch.crcs[:count]
-        for member, crcs in self.seen.items():
-            different = np.flatnonzero(crcs[first : first + count] != batch.crcs[:count])
-            if len(different):
-                row = first + int(different[0])
-                raise CacheError(
-                    f"{self.unit}, row {row}: its pixels are not those that {member} saw (checksum "
-                    f"{batch.crcs[different[0]]:08x} here, {crcs[row]:08x} there). The image in the tar is another "
-                    "one; use the tars that the cache was made with"
-                )
-        good = np.array([place for place in range(count) if place not in batch.bad], dtype=np.int64)
-        views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
-        for name, found in self.recorders.items():
-            parts = dict(found.encode(views_BHWC, self.unit, self.keys[first : first + count]))
-            if (clipped_B := parts.pop("clipped", None)) is not None:
-                self.clipped[name] += int(clipped_B.cpu()[good].sum())
-            for array, values in parts.items():
-                self.arrays[name][array][first + good] = values.cpu().numpy()[good]
-
-    def commit(self) -> int:
-        """Write and commit every member's arrays; the bytes that are kept."""
-        return sum(
-            found.writer.write(self.unit, self.arrays[name], self.crcs, self.bad, self.clipped[name]).bytes_kept
-            for name, found in self.recorders.items()
-        )
 
 
 def seen_before(cache: Cache, unit: Unit) -> dict[str, Crcs]:

@@ -1,6 +1,10 @@
-"""The ladder against loops in numpy, its sampling of tokens, its size and its names."""
+"""The ladder against loops in numpy and one module after the other; its sampling of tokens, its size and its names."""
 
+import copy
+import itertools
 import math
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,10 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import build_encoder, encoder_spec
-from unic_cache.student.ladder import Ladder, Student, TargetSpec, resample_tokens
+from unic_cache.student.ladder import Grid, Ladder, Student, TargetSpec, Tokens, resample_tokens
 
 Array = npt.NDArray[np.float64]
 TARGETS = {
@@ -21,6 +27,15 @@ TARGETS = {
     "keys": TargetSpec(None, 2, (2, 4)),
 }
 GRID = (3, 2)
+ALIKE = {name: TargetSpec(6, 6, GRID) for name in "abcd"}  # as four teachers of one size are
+MIXED = {
+    "a": TargetSpec(6, 5, GRID),
+    "wide": TargetSpec(6, 8, GRID),
+    "b": TargetSpec(3, 5, GRID),
+    **TARGETS,
+    "c": TargetSpec(6, None),
+    "d": TargetSpec(None, 5, GRID),
+}
 
 
 def gelu(x: Array) -> Array:
@@ -80,6 +95,205 @@ def test_ladder_equals_naive_loops() -> None:
                     hidden = gelu(token @ first.weight.detach().numpy().T + first.bias.detach().numpy())
                     total = total + hidden @ second.weight.detach().numpy().T + second.bias.detach().numpy()
                 np.testing.assert_allclose(guesses[name][kind][image].detach().numpy(), total, atol=1e-9)
+
+
+def one_by_one(ladder: Ladder, outputs: list[tuple[torch.Tensor, torch.Tensor]], grid: Grid) -> dict[str, Tokens]:
+    """Every module called on its own, and the outputs of all blocks summed."""
+    guesses: dict[str, Tokens] = {}
+    for name, target in ladder.targets.items():
+        guesses[name] = {}
+        for kind, target_grid, _ in target.kinds:
+            tokens = [
+                cls if target_grid is None else resample_tokens(patch, grid, target_grid) for cls, patch in outputs
+            ]
+            modules = ladder.heads[f"{name.replace('.', '%2E')}:{kind}"].children()
+            first, *others = (module(token) for module, token in zip(modules, tokens, strict=True))
+            guesses[name][kind] = sum(others, start=first)
+    return guesses
+
+
+def flat(guesses: dict[str, Tokens]) -> list[torch.Tensor]:
+    return [guess for tokens in guesses.values() for guess in tokens.values()]
+
+
+def loss_of(guesses: dict[str, Tokens]) -> torch.Tensor:
+    """A loss that weighs every entry of every guess differently."""
+    parts = []
+    for guess in flat(guesses):
+        weights = torch.arange(guess.numel(), dtype=guess.dtype).sin().view(guess.shape)
+        parts.append((guess * weights).sum() + guess.square().mean())
+    return torch.stack(parts).sum()
+
+
+def random_ladder(targets: dict[str, TargetSpec], width: int = 8) -> Ladder:
+    """Three blocks in float64, with weights far from zero and biases too."""
+    ladder = Ladder(width, 3, targets, seed=1).double()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for value in ladder.parameters():
+            value.add_(0.3 * torch.randn(value.shape, generator=generator, dtype=value.dtype))
+    return ladder
+
+
+@pytest.mark.parametrize("targets", [ALIKE, MIXED, {"one": TargetSpec(5, 6, (2, 4))}])
+def test_fused_ladder_has_the_values_and_gradients_of_one_module_after_the_other(
+    targets: dict[str, TargetSpec],
+) -> None:
+    ladder = random_ladder(targets)
+    leaves = [torch.cat([cls[:, None], patch], dim=1).requires_grad_() for cls, patch in blocks(3, 8, GRID)]
+    outputs = [(leaf[:, 0], leaf[:, 1:]) for leaf in leaves]
+    fused, plain = ladder(outputs, GRID), one_by_one(ladder, outputs, GRID)
+    assert [(name, list(tokens)) for name, tokens in fused.items()] == [(n, list(t)) for n, t in plain.items()]
+    for ours, theirs in zip(flat(fused), flat(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+    names, values = zip(*ladder.named_parameters(), strict=True)
+    ours = torch.autograd.grad(loss_of(fused), [*values, *leaves])
+    theirs = torch.autograd.grad(loss_of(plain), [*values, *leaves])
+    for name, one, other in zip([*names, *"xyz"], ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    with torch.no_grad():
+        for ours, theirs in zip(flat(ladder(outputs, GRID)), flat(plain), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("targets", [ALIKE, MIXED])
+def test_fused_ladder_under_bf16_autocast_is_as_close_as_one_module_after_the_other(
+    targets: dict[str, TargetSpec],
+) -> None:
+    exact = random_ladder(targets, width=32)
+    ladder = copy.deepcopy(exact).float()
+    wide = blocks(3, 32, GRID, batch=8)
+    outputs = [(cls.float(), patch.float()) for cls, patch in wide]
+
+    def outcome(run: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            guesses = flat(run(outputs))
+        assert {guess.dtype for guess in guesses} == {torch.bfloat16}
+        sums = torch.stack([guess.float().square().sum() for guess in guesses])
+        grads = torch.autograd.grad(sums.sum(), list(ladder.parameters()))
+        assert {grad.dtype for grad in grads} == {torch.float32}
+        return torch.cat([guess.float().flatten() for guess in guesses]), torch.cat([g.flatten() for g in grads])
+
+    truth = flat(exact(wide, GRID))
+    wanted = torch.autograd.grad(torch.stack([guess.square().sum() for guess in truth]).sum(), list(exact.parameters()))
+    sides = [torch.cat([value.flatten() for value in values]).float() for values in (truth, wanted)]
+    fused = outcome(lambda given: ladder(given, GRID))
+    plain = outcome(lambda given: one_by_one(ladder, given, GRID))
+    for ours, theirs, right in zip(fused, plain, sides, strict=True):
+        error, usual = (((side - right).norm() / right.norm()).item() for side in (ours, theirs))
+        assert error < 1.05 * usual
+        assert error < 0.01
+
+
+def test_training_steps_change_the_plain_parameters_alike() -> None:
+    fused = random_ladder(MIXED)
+    plain = copy.deepcopy(fused)
+    outputs = blocks(3, 8, GRID)
+    sides = ((fused, lambda: fused(outputs, GRID)), (plain, lambda: one_by_one(plain, outputs, GRID)))
+    for ladder, run in sides:
+        adamw = torch.optim.AdamW(ladder.parameters(), lr=1e-3, eps=1e-3, fused=True)
+        for _ in range(3):
+            loss_of(run()).backward()
+            nn.utils.clip_grad_norm_(ladder.parameters(), 1.0)
+            adamw.step()
+            adamw.zero_grad(set_to_none=True)
+    for (name, ours), theirs in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    again = Ladder(8, 3, MIXED, seed=9).double()
+    again.load_state_dict(plain.state_dict())
+    for ours, theirs in zip(flat(again(outputs, GRID)), flat(plain(outputs, GRID)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_no_two_gradients_share_memory() -> None:
+    ladder = random_ladder(ALIKE)
+    loss_of(ladder(blocks(3, 8, GRID), GRID)).backward()
+    spans = sorted(
+        (value.grad.data_ptr(), value.grad.data_ptr() + value.grad.nbytes)
+        for value in ladder.parameters()
+        if value.grad is not None
+    )
+    assert len(spans) == len(list(ladder.parameters()))
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+class Products(TorchDispatchMode):
+    """Counts the matrix products that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name.rstrip("_") in {"mm", "addmm", "bmm", "baddbmm"}:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_equal_teachers_cost_two_products_a_block_and_token_type() -> None:
+    ladder, outputs = random_ladder(ALIKE), blocks(3, 8, GRID)
+    leaves = [leaf.requires_grad_() for output in outputs for leaf in output]
+    kinds, depth = 2, 3
+    with Products() as forward:
+        loss = loss_of(ladder(outputs, GRID))
+    assert forward.counts == {"mm": kinds, "addmm": kinds * depth, "baddbmm_": kinds * depth}
+    with Products() as backward:
+        torch.autograd.grad(loss, [*ladder.parameters(), *leaves])
+    assert backward.counts == {"mm": kinds * (2 * depth + 1), "bmm": kinds * 2 * depth}
+    with Products() as plain:
+        one_by_one(ladder, outputs, GRID)
+    assert plain.counts.total() == 2 * kinds * depth * len(ALIKE)
+
+
+def test_each_width_of_teachers_on_one_grid_costs_one_second_product_a_block() -> None:
+    ladder, outputs = random_ladder(MIXED), blocks(3, 8, GRID)
+    with Products() as forward:
+        ladder(outputs, GRID)
+    cls, patch, elsewhere = len({3, 4, 5, 6, 7}), len({5, 6, 8}), len({2, 3})
+    assert forward.counts["baddbmm_"] == 3 * (cls + patch + elsewhere)
+    assert forward.counts["addmm"] == 3 * 3
+
+
+def test_backward_needs_no_more_than_the_hidden_values_before_gelu() -> None:
+    ladder, outputs = random_ladder(ALIKE), blocks(3, 8, GRID)
+    given = {value.untyped_storage().data_ptr() for value in ladder.parameters()}
+    given |= {value.untyped_storage().data_ptr() for output in outputs for value in output}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def note(value: torch.Tensor) -> torch.Tensor:
+        storages[value.untyped_storage().data_ptr()] = value.untyped_storage()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
+        ladder(outputs, GRID)
+    kept = sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in given)
+    rows, hidden, ones = 2 * (1 + 6), 8 * (1 + 1 + 4), 3
+    assert kept == 8 * rows * (len(ALIKE) * hidden + ones)
+
+
+def test_kept_positions_are_those_of_all_guesses() -> None:
+    ladder, outputs = random_ladder(MIXED), blocks(3, 8, GRID)
+    leaves = [leaf.requires_grad_() for output in outputs for leaf in output]
+    kept = {(3, 2): torch.tensor([[5, 0, 3], [1, 2, 4]]), (2, 4): torch.tensor([[7], [0]]), (9, 9): torch.tensor([[0]])}
+    some, every = ladder(outputs, GRID, kept), ladder(outputs, GRID)
+    for name, target in MIXED.items():
+        if target.patch_dim is not None and target.grid is not None:
+            every[name]["patch"] = every[name]["patch"][torch.arange(2)[:, None], kept[target.grid]]
+    for ours, theirs in zip(flat(some), flat(every), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+    values = [*ladder.parameters(), *leaves]
+    grads = (torch.autograd.grad(loss_of(guesses), values) for guesses in (some, every))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+
+
+def test_a_grid_without_kept_positions_keeps_all() -> None:
+    ladder, outputs = random_ladder(TARGETS), blocks(3, 8, GRID)
+    some, every = ladder(outputs, GRID, {(3, 2): torch.tensor([[0], [1]])}), ladder(outputs, GRID)
+    assert some["vit.s@112"]["patch"].shape == (2, 1, 6)
+    assert torch.equal(some["timm:lite"]["patch"], every["timm:lite"]["patch"])
+    assert torch.equal(some["cls"]["cls"], every["cls"]["cls"])
 
 
 @settings(deadline=None, max_examples=40)
@@ -149,6 +363,28 @@ def test_weights_depend_on_the_seed_alone_and_are_truncated_normal_with_zero_bia
     assert weights.std().item() == pytest.approx(0.02, rel=0.02)
 
 
+def test_checkpoints_have_one_plain_weight_and_bias_a_layer_drawn_one_after_the_other() -> None:
+    state = Ladder(16, 3, TARGETS, seed=3).state_dict()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        expected: dict[str, torch.Tensor] = {}
+        for teacher, target in TARGETS.items():
+            for kind, dim in (("cls", target.cls_dim), ("patch", target.patch_dim)):
+                if dim is None:
+                    continue
+                for block, hidden in enumerate((16, 16, 64)):
+                    layers = {"0": nn.Linear(16, hidden), "2": nn.Linear(hidden, dim)}
+                    for at, layer in layers.items():
+                        nn.init.trunc_normal_(layer.weight, std=0.02)
+                        place = f"heads.{teacher.replace('.', '%2E')}:{kind}.{block}.{at}"
+                        expected |= {f"{place}.weight": layer.weight, f"{place}.bias": torch.zeros(len(layer.weight))}
+    assert list(state) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in state.items())
+    values = torch.cat([value.flatten().double() for value in state.values()])
+    places = torch.arange(1, values.numel() + 1, dtype=torch.float64)
+    assert (values * places.sin()).sum().item() == pytest.approx(2.2777236154743608, rel=1e-6)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.text(st.sampled_from("ab.%2E@:_-"), min_size=1, max_size=6), min_size=1, max_size=4, unique=True))
 def test_any_teacher_names_make_distinct_modules(names: list[str]) -> None:
@@ -166,6 +402,8 @@ def test_student_joins_encoder_and_ladder() -> None:
     guesses = student(torch.randn(2, 3, 32, 32))
     shapes = {name: {kind: tuple(value.shape) for kind, value in kinds.items()} for name, kinds in guesses.items()}
     assert shapes == {"a": {"cls": (2, 5), "patch": (2, 16, 6)}, "b": {"patch": (2, 4, 3)}}
+    some = student(torch.randn(2, 3, 32, 32), {(4, 4): torch.tensor([[0, 1], [2, 3]])})
+    assert (some["a"]["patch"].shape, some["b"]["patch"].shape) == ((2, 2, 6), (2, 4, 3))
 
 
 def test_teachers_that_teach_nothing_are_refused() -> None:

@@ -3,16 +3,29 @@
 One MLP for each teacher, token type (class, patch) and encoder block reads the block's raw output; the outputs of all
 blocks are summed. The ladder teaches every depth directly, and is thrown away after training (UNIC, arXiv 2408.05088).
 
-Letters: B images, T patch tokens of the student and S of a teacher, D the encoder's width, P a teacher's; h, w grids.
+Heads that read the same tokens (one type, one grid) run together, block by block: one product for all first layers,
+one GELU, and for all second layers one product a width of teacher, added to the sum in place. Of its own a block keeps
+for backward the hidden values before GELU, nothing else. The weights are plain parameters, joined anew for every
+product: a copy costs little beside the products over a batch, and parameters that are views of one joined tensor
+would come apart without a word in deepcopy and in `to(device)`.
+
+Letters: B images, T patch tokens of the student, S of a teacher, N of those kept; D the encoder's width, P a teacher's;
+h, w grids. Where heads run together: R rows, the tokens of all images; n heads, m of them of one width; H a head's
+hidden width; nH and Q the hidden and the teachers' widths side by side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import gelu
 
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import block_tokens
@@ -37,6 +50,12 @@ class TargetSpec:
         if self.patch_dim is not None and self.grid is None:
             raise ConfigError("a teacher with patch tokens must say its grid")
 
+    @property
+    def kinds(self) -> tuple[tuple[str, Grid | None, int], ...]:
+        """(token type, grid, width) of each type that the teacher has; class tokens have no grid."""
+        every = (("cls", None, self.cls_dim), ("patch", self.grid, self.patch_dim))
+        return tuple((kind, grid, dim) for kind, grid, dim in every if dim is not None)
+
 
 class Ladder(nn.Module):
     """sum over blocks b of Linear(D, h_b) - GELU - Linear(h_b, P), with h_b = D, and 4 D on the last block.
@@ -54,33 +73,121 @@ class Ladder(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             for name, target in self.targets.items():
-                for kind, dim in (("cls", target.cls_dim), ("patch", target.patch_dim)):
-                    if dim is not None:
-                        self.heads[_module_name(name, kind)] = _projectors(width, depth, dim)
+                for kind, _, dim in target.kinds:
+                    self.heads[_module_name(name, kind)] = _projectors(width, depth, dim)
 
-    def forward(self, blocks: Sequence[tuple[Tensor, Tensor]], grid: Grid) -> dict[str, Tokens]:
+    def forward(
+        self, blocks: Sequence[tuple[Tensor, Tensor]], grid: Grid, kept: Mapping[Grid, Tensor] | None = None
+    ) -> dict[str, Tokens]:
         """Guesses {teacher: {"cls": (B, P), "patch": (B, S, P)}} from the (cls_BD, patch_BTD) of every block.
 
-        `grid` is the student's (T = h * w); patch tokens are sampled at each teacher's token centres first.
+        `grid` is the student's (T = h * w); patch tokens are sampled at each teacher's token centres first. `kept`: the
+        positions (B, N) int64, none twice in an image, to which the patch heads of a grid are held, guesses being
+        (B, N, P) in that order; a grid that it lacks keeps all.
         """
-        cls_tokens = [cls_BD for cls_BD, _ in blocks]
-        patches: dict[Grid, list[Tensor]] = {}
-        guesses: dict[str, Tokens] = {}
-        for name, target in self.targets.items():
-            guess = guesses[name] = {}
-            if target.cls_dim is not None:
-                guess["cls"] = self._project(name, "cls", cls_tokens)
-            if target.patch_dim is not None and target.grid is not None:
-                if target.grid not in patches:
-                    patches[target.grid] = [resample_tokens(patch, grid, target.grid) for _, patch in blocks]
-                guess["patch"] = self._project(name, "patch", patches[target.grid])
+        guesses: dict[str, Tokens] = {name: {} for name in self.targets}
+        for (kind, target_grid), widths in self._shared().items():
+            if target_grid is None:
+                tokens = [cls_BD for cls_BD, _ in blocks]
+            else:
+                tokens = [resample_tokens(patch_BTD, grid, target_grid) for _, patch_BTD in blocks]
+                if kept is not None and target_grid in kept:
+                    places_BN1 = kept[target_grid][..., None]
+                    tokens = [patch_BSD.take_along_dim(places_BN1, dim=1) for patch_BSD in tokens]
+            for name, guess in self._project(kind, widths, tokens).items():
+                guesses[name][kind] = guess
         return guesses
 
-    def _project(self, name: str, kind: str, tokens: Sequence[Tensor]) -> Tensor:
-        projectors = self.heads[_module_name(name, kind)].children()
-        first, *others = (projector(token) for projector, token in zip(projectors, tokens, strict=True))
-        guess: Tensor = sum(others, start=first)
-        return guess
+    def _shared(self) -> dict[tuple[str, Grid | None], dict[str, int]]:
+        """{(type, grid): {teacher: width}}: whose heads read the same tokens, those of equal width side by side."""
+        shared: dict[tuple[str, Grid | None], dict[str, int]] = {}
+        for name, target in self.targets.items():
+            for kind, grid, dim in target.kinds:
+                shared.setdefault((kind, grid), {})[name] = dim
+        return {tokens: dict(sorted(widths.items(), key=itemgetter(1))) for tokens, widths in shared.items()}
+
+    def _project(self, kind: str, widths: Mapping[str, int], tokens: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The guesses of heads that read the same tokens (..., D): (..., P) each, in the order of `widths`."""
+        heads = [self.heads[_module_name(name, kind)].children() for name in widths]
+        rungs = [list(rung) for rung in zip(*heads, strict=True)]
+        shape, depth = tokens[0].shape[:-1], len(rungs)
+        biases_bQ = torch.cat([head.get_parameter("2.bias") for rung in rungs for head in rung]).view(depth, -1)
+        # One product sums the biases, repeats them for every row, and gives autocast's precision to all that follows.
+        total_RQ = tokens[0].new_ones(shape.numel(), depth) @ biases_bQ
+        for token, rung in zip(tokens, rungs, strict=True):
+            weights = [head.get_parameter(name) for name in ("0.weight", "0.bias", "2.weight") for head in rung]
+            total_RQ = _Rung.apply(total_RQ, token, *weights)
+        guesses = torch.split(total_RQ, list(widths.values()), dim=1)
+        return {name: guess.view(*shape, -1) for name, guess in zip(widths, guesses, strict=True)}
+
+
+class _Rung(torch.autograd.Function):
+    """total + GELU(x W1' + b1) W2' for the n heads of one block, in place and in the precision of `total`.
+
+    Backward makes GELU and the joined weights anew. One function a block: when the next one's turn comes, the memory of
+    the last is free and its gradients are known.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, total_RQ: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
+        """`weights` are n first weights (H, D), n first biases (H,) and n second weights (P, H)."""
+        n = len(weights) // 3
+        first, bias, second = weights[:n], weights[n : 2 * n], weights[2 * n :]
+        with torch.autocast(x.device.type, enabled=False):
+            x_RD = x.to(total_RQ.dtype).flatten(0, -2)
+            hidden_RnH = torch.addmm(_joined(bias, x_RD), x_RD, _joined(first, x_RD).T)
+            active_nRH = _each(gelu(hidden_RnH), n)
+            for heads, columns in _equal_widths(second):
+                weight_mPH = _joined(second[heads], x_RD).view(-1, *second[heads.start].shape)
+                _each(total_RQ[:, columns], len(weight_mPH)).baddbmm_(active_nRH[heads], weight_mPH.mT)
+        ctx.mark_dirty(total_RQ)
+        ctx.save_for_backward(x, hidden_RnH, *weights)
+        return total_RQ
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_RQ: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of `total`, `x` and the weights."""
+        x, hidden_RnH, *weights = ctx.saved_tensors
+        n = len(weights) // 3
+        first, bias, second = weights[:n], weights[n : 2 * n], weights[2 * n :]
+        grads_second: list[Tensor] = []
+        with torch.autocast(x.device.type, enabled=False):
+            x_RD = x.to(hidden_RnH.dtype).flatten(0, -2)
+            values_RnH = gelu(hidden_RnH)  # becomes its own gradient, head by head, then that of `hidden`
+            for heads, columns in _equal_widths(second):
+                weight_mPH = _joined(second[heads], x_RD).view(-1, *second[heads.start].shape)
+                grad_mRP = _each(grad_RQ[:, columns], len(weight_mPH))
+                values_mRH = _each(values_RnH, n)[heads]
+                grads_second += torch.bmm(grad_mRP.mT, values_mRH).to(second[0].dtype)
+                torch.bmm(grad_mRP, weight_mPH, out=values_mRH)
+            torch.ops.aten.gelu_backward.grad_input(values_RnH, hidden_RnH, grad_input=values_RnH)
+            grad_x = (values_RnH @ _joined(first, x_RD)).to(x.dtype).view(x.shape)
+            grads_first = (values_RnH.T @ x_RD).to(first[0].dtype).chunk(n)
+            grads_bias = values_RnH.sum(dim=0, dtype=bias[0].dtype).chunk(n)
+        return grad_RQ, grad_x, *grads_first, *grads_bias, *grads_second
+
+
+def _joined(weights: Sequence[Tensor], like: Tensor) -> Tensor:
+    """One below the other, cast as they are copied; one alone is itself where nothing is to be cast."""
+    if len(weights) == 1:
+        return weights[0].to(like.dtype)
+    shape = (sum(map(len, weights)), *weights[0].shape[1:])
+    return torch.cat(tuple(weights), out=like.new_empty(shape))
+
+
+def _each(values_RC: Tensor, count: int) -> Tensor:
+    """What lies side by side, one after the other: a view (count, R, C / count)."""
+    return values_RC.view(len(values_RC), count, -1).transpose(0, 1)
+
+
+def _equal_widths(second: Sequence[Tensor]) -> Iterator[tuple[slice, slice]]:
+    """For each run of heads of one width: which heads they are, and which columns of the sum are theirs."""
+    head = column = 0
+    for width, run in groupby(second, key=len):
+        count = len(list(run))
+        yield slice(head, head + count), slice(column, column + count * width)
+        head, column = head + count, column + count * width
 
 
 class Student(nn.Module):
@@ -91,10 +198,10 @@ class Student(nn.Module):
         self.encoder = encoder
         self.ladder = ladder
 
-    def forward(self, images_BCHW: Tensor) -> dict[str, Tokens]:
-        """Prepared images to guesses of every teacher's standardized tokens."""
+    def forward(self, images_BCHW: Tensor, kept: Mapping[Grid, Tensor] | None = None) -> dict[str, Tokens]:
+        """Prepared images to guesses of every teacher's standardized tokens, or of those `kept`: see Ladder.forward."""
         guesses: dict[str, Tokens] = self.ladder(
-            block_tokens(self.encoder, images_BCHW), tuple(self.encoder.patch_embed.grid_size)
+            block_tokens(self.encoder, images_BCHW), tuple(self.encoder.patch_embed.grid_size), kept
         )
         return guesses
 
