@@ -11,7 +11,7 @@ SETS := tests/data/noto-emoji
 DEMO := demo
 CACHE := $(DEMO)/cache
 TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
-EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --codec int8 --calibration-images 512
+EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --calibration-images 512
 
 .PHONY: setup demo test test-s3 bench lint clean
 

@@ -7,6 +7,7 @@ cache that is whole as far as it goes but lacks units, 130 stopped.
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -21,6 +22,7 @@ from unic_cache.config import (
     CODECS,
     DTYPES,
     NORMALIZATIONS,
+    PIXEL_CODECS,
     PRECISIONS,
     RECIPES,
     STANDARDIZATIONS,
@@ -96,6 +98,11 @@ def interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def on_terminal() -> bool:
+    """Whether there is a person to be asked."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
 def worker_from_environment() -> tuple[int, int]:
     """(index, number of workers) of a SLURM array's task or of a torchrun process; (0, 1) elsewhere."""
 
@@ -156,6 +163,62 @@ def shard(**flags: Any) -> None:
 @main.command(
     cls=Examples,
     examples="""
+    unic-cache plan --teacher dino
+    unic-cache plan --teacher dino --teacher ibot --weights ibot=ibot.pth --views 8 --tokens 64 --cache /data/cache
+    unic-cache plan --teacher dino --student vit_base_patch16_224 --epochs 100 --json | jq .chosen
+    unic-cache plan --teacher dino --yes
+    """,
+)
+@click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="See `unic-cache teachers`; repeatable.")
+@click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights; repeatable.")
+@SHARDS
+@CACHE
+@click.option("--views", default=4, show_default=True, help="Views of each image.")
+@click.option("--recipe", default="unic", show_default=True, type=click.Choice(RECIPES), help="How views are made.")
+@click.option("--size", default=224, show_default=True, help="Pixels of a view.")
+@click.option("--seed", default=0, show_default=True, help="Of the views.")
+@click.option("--codec", type=click.Choice(CODECS), help="Take this one. [default: what this machine wants]")
+@click.option("--quality", type=float, help="Mean cosine that klt keeps. [default: 0.99]")
+@click.option("--tokens", type=int, metavar="N", help="Keep N patch tokens of a view. [default: all; a third compared]")
+@click.option("--batch-size", default=64, show_default=True, help="Images a teacher sees at once.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Teachers' arithmetic.")
+@click.option("--images", default=256, show_default=True, help="Views of the probe.")
+@click.option("--epochs", default=200.0, show_default=True, help="Of the training that will read the cache.")
+@click.option("--student", default="vit_small_patch16_224", show_default=True, metavar="NAME", help="A timm ViT.")
+@click.option("--img-size", type=int, help="Pixels of the student's input. [default: the model's]")
+@click.option("--patch-size", type=int, help="Pixels of a patch. [default: the model's]")
+@click.option("--precision", default="no", show_default=True, type=click.Choice(PRECISIONS), help="The student's.")
+@THREADS
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables, and ask nothing.")
+@click.option("--yes", is_flag=True, help="Start the extraction without asking.")
+def plan(weights: tuple[str, ...], as_json: bool, yes: bool, **flags: Any) -> None:
+    """Measure on a few views what an extraction will cost, say what to run, and on a terminal ask whether to start it.
+
+    A cache costs views x (teachers' forward + encoding) once; live teachers cost their forward in every epoch. Reading
+    counts as free as long as it hides behind the student's step. Nothing is known of other machines: run it on the one
+    that will do the work.
+    """
+    with clear_errors():
+        if as_json and yes:
+            raise click.UsageError("--json is for programs, which start what they want themselves; leave out --yes")
+        from pipelines import plan as pipeline
+        from pipelines.forecast import PlanConfig
+
+        found = pipeline.run(PlanConfig(weights=tuple(named_file(text) for text in weights), **flags))
+        line = shlex.join(["unic-cache", "extract", *found.command])
+        if as_json:
+            click.echo(json.dumps({**found.to_json(), "command": line}, indent=1))
+        else:
+            pipeline.show(found)
+            click.echo(line)
+        if yes or (not as_json and on_terminal() and click.confirm("start it now?")):
+            extract.main(list(found.command), prog_name="unic-cache extract", standalone_mode=False)
+
+
+@main.command(
+    cls=Examples,
+    examples="""
     unic-cache extract --teacher dino
     unic-cache extract --teacher dino --teacher ibot --weights ibot=ibot.pth --views 4 --codec int8
     unic-cache extract --teacher dino --recipe center --views 1 --shards 'val/{000000..000049}.tar'
@@ -177,6 +240,9 @@ def shard(**flags: Any) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Teachers' arithmetic.")
 @click.option("--keep-views", is_flag=True, help="Keep the pixels too: stage two then needs no tars and no decoding.")
+@click.option(
+    "--pixel-codec", type=click.Choice(PIXEL_CODECS), help="compact is 0.3 of raw. [default: as before, or raw]"
+)
 @click.option("--strict", is_flag=True, help="Stop at the first bad image instead of skipping it.")
 @click.option("--calibration-images", default=5120, show_default=True, help="Views behind the statistics.")
 @THREADS

@@ -1,62 +1,162 @@
 """Bytes a token and fidelity of every codec, on real tokens of the demo's teachers: `python -m benchmarks.codecs`.
 
-The tokens are of the first views of 161 committed images; the statistics are of other views of them. Fidelity is the
-mean cosine to the exact tokens in the standardized space. One line of JSON a (teacher, codec).
+Calibrated on views of some images, measured on views of others. By default they are the demo's emoji, seen at the size
+that the teachers were made for; `--train` and `--test` take folders of any other pictures. Fidelity is the mean cosine
+to the exact tokens in the standardized space. One line of JSON a teacher and codec, `smaller` against float16:
+
+| codec | |
+|---|---|
+| `klt`, for each `--quality` | as stored: chunks of 32 images, compressed; its step is the calibration's choice |
+| `int8`, `int4`, `f16` | no byte codec; int4 is the usual one of 4 bits and a scale a token, after a rotation |
+| `klt_bitshuffle` | for comparison: principal axes of the channels alone, one byte a code, Blosc zstd with bitshuffle |
 """
 
+import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from crc32c import crc32c
+from numcodecs import Blosc, Zstd
+from torch import Tensor
 
-from unic_cache.config import CODECS, Views
-from unic_cache.store.calibrate import Calibrator
-from unic_cache.store.codec import FeatureCodec
+from unic_cache.config import Views
+from unic_cache.store.calibrate import Calibration, Calibrator
+from unic_cache.store.codec import FeatureCodec, Features
+from unic_cache.store.fit import BandMoments
+from unic_cache.store.layout import CHUNK_ROWS, ZSTD_LEVEL
 from unic_cache.teachers.catalog import resolve
-from unic_cache.teachers.model import load_teacher
+from unic_cache.teachers.model import Teacher, load_teacher
 from unic_cache.views.augment import make_view
 from unic_cache.views.decode import decode
 from unic_cache.views.shards import OpenShard, describe, expand
 
-IMAGES = Path(__file__).parent.parent / "tests/data/noto-emoji/test/*.tar"
-TEACHERS = ("efficientnet-lite0@128", "vit-s-saliency@112")
-BATCH = 32
-
-
-def views(number: int) -> torch.Tensor:
-    """View `number` of every image, uint8 (N, 128, 128, 3)."""
-    made = []
-    for path, entry in zip(expand(str(IMAGES)), describe(expand(str(IMAGES))), strict=True):
-        with OpenShard(path, entry) as tar:
-            for row, key in enumerate(entry.keys):
-                made.append(make_view(decode(tar.read(row)), Views("unic", 128, 0), key, number))
-    return torch.from_numpy(np.stack(made))
+EMOJI = Path(__file__).parent.parent / "tests/data/noto-emoji"
+PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
+BATCH = CHUNK_ROWS
 
 
 def main() -> None:
-    seen, others = views(0), views(1)
-    for name in TEACHERS:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", nargs="+", default=["efficientnet-lite0", "vit-s-saliency"])
+    parser.add_argument("--train", default=str(EMOJI / "train/*.tar"), help="tars, or a folder of pictures")
+    parser.add_argument("--test", default=str(EMOJI / "test/*.tar"))
+    parser.add_argument("--views", type=int, default=2, help="of each picture to calibrate on")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--quality", nargs="+", type=float, default=[0.99, 0.98, 0.96])
+    options = parser.parse_args()
+    for name in options.teacher:
         teacher = load_teacher(resolve(name))
-        calibrator = Calibrator()
-        for start in range(0, len(others), BATCH):
-            calibrator.update(teacher(others[start : start + BATCH]))
-        answers = [teacher(seen[start : start + BATCH]) for start in range(0, len(seen), BATCH)]
-        tokens = {kind: torch.cat([answer[kind] for answer in answers]) for kind in ("cls", "patch")}
-        patch = tokens["patch"]
-        for codec_name in CODECS:
-            codec = FeatureCodec(codec_name, tokens["cls"].shape[1], patch.shape[1], patch.shape[2])
-            exact = calibrator.calibration(codec).standardize(tokens)
-            decoded = codec.decode(codec.encode(exact))
-            size = sum(array.row_bytes for array in codec.arrays if array.name != "cls") / patch.shape[1]
-            result = {
-                "teacher": name,
-                "codec": codec_name,
-                "bytes_per_token": size,
-                "smaller_than_f16": round(2 * patch.shape[2] / size, 2),
-                "cosine": round(torch.cosine_similarity(decoded["patch"], exact["patch"], dim=-1).mean().item(), 5),
-            }
-            print(json.dumps(result))
+        train = tokens(teacher, options.train, options.size, options.views)
+        test = tokens(teacher, options.test, options.size, 1)
+        for quality in options.quality:
+            calibration, codec = calibrated(teacher, train, "klt", quality)
+            exact = calibration.standardize({"patch": test})["patch"]
+            found = measured(codec, exact)
+            report(name, "klt", exact, quality=quality, **found)
+            report(
+                name,
+                "klt_bitshuffle",
+                exact,
+                quality=quality,
+                **bitshuffled(calibration, train, exact, found["cosine"]),
+            )
+        for codec_name in ("int8", "int4", "f16"):
+            calibration, codec = calibrated(teacher, train, codec_name, None)
+            exact = calibration.standardize({"patch": test})["patch"]
+            report(name, codec_name, exact, **measured(codec, exact))
+
+
+def report(teacher: str, codec: str, exact_BTD: Tensor, **found: Any) -> None:
+    """One line."""
+    found["smaller"] = round(2 * exact_BTD.shape[-1] / found["bytes_per_token"], 2)
+    found["cosine"] = round(found["cosine"], 4)
+    print(json.dumps({"teacher": teacher, "codec": codec, **found, "images": len(exact_BTD)}), flush=True)
+
+
+def pictures(where: str) -> Iterator[tuple[bytes, int]]:
+    """(bytes, key) of every picture in tars or below a folder."""
+    if Path(where).is_dir():
+        for path in sorted(Path(where).rglob("*")):
+            if path.suffix.lower() in PICTURES:
+                yield path.read_bytes(), crc32c(str(path.relative_to(where)).encode())
+        return
+    for path, entry in zip(expand(where), describe(expand(where)), strict=True):
+        with OpenShard(path, entry) as tar:
+            for row, key in enumerate(entry.keys):
+                yield tar.read(row), key
+
+
+def tokens(teacher: Teacher, where: str, size: int, views: int) -> Tensor:
+    """(B, T, D): the patch tokens of every picture's views, as the teacher gives them."""
+    batch: list[np.ndarray[Any, Any]] = []
+    found: list[Tensor] = []
+
+    def flush() -> None:
+        if batch:
+            found.append(teacher(torch.from_numpy(np.stack(batch)))["patch"])
+            batch.clear()
+
+    for number in range(views):
+        for data, key in pictures(where):
+            batch.append(make_view(decode(data), Views("unic", size, 0), key, number))
+            if len(batch) == BATCH:
+                flush()
+    flush()
+    return torch.cat(found)
+
+
+def calibrated(
+    teacher: Teacher, train_BTD: Tensor, codec: str, quality: float | None
+) -> tuple[Calibration, FeatureCodec]:
+    """What `extract` would make of these tokens."""
+    assert teacher.spec.grid is not None
+    features = Features(codec, None, teacher.spec.grid, train_BTD.shape[-1], None, quality)
+    calibrator = Calibrator(features)
+    for part in torch.split(train_BTD, BATCH):
+        calibrator.update({"patch": part})
+    calibration = calibrator.calibration()
+    return calibration, calibration.codec(features)
+
+
+def measured(codec: FeatureCodec, exact_BTD: Tensor) -> dict[str, Any]:
+    """Bytes as the store keeps them, and what comes back."""
+    size, cosines, clipped = 0, [], 0
+    for part in torch.split(exact_BTD, CHUNK_ROWS):
+        parts = codec.encode({"patch": part})
+        clipped += int(parts.pop("clipped", torch.zeros(1)).sum())
+        cosines.append(torch.cosine_similarity(codec.decode(parts)["patch"], part, dim=-1).flatten())
+        for array in codec.arrays:
+            kept = array.to_disk(parts[array.name].numpy())
+            whole = len(part) * array.row_bytes
+            size += len(Zstd(level=ZSTD_LEVEL).encode(np.ascontiguousarray(kept))) if array.tile else whole
+    found = {"cosine": torch.cat(cosines).mean().item(), "bytes_per_token": size / exact_BTD.shape[:2].numel()}
+    return {**found, "clipped": clipped / exact_BTD.numel()} if codec.features.codec == "klt" else found
+
+
+def bitshuffled(calibration: Calibration, train_BTD: Tensor, exact_BTD: Tensor, cosine: float) -> dict[str, Any]:
+    """The plain transform coder at the same cosine: axes of the channels, one step, a byte a code, high bytes apart."""
+    moments = BandMoments(None, train_BTD.shape[1])
+    for part in torch.split(train_BTD, BATCH):
+        moments.update(part)
+    axes = torch.from_numpy(moments.axes(calibration.mean["patch"], calibration.std["patch"])[0])
+    rotated = exact_BTD @ axes
+    low, high = np.log(1e-3), np.log(1e2)
+    for _ in range(18):
+        step = float(np.exp((low + high) / 2))
+        found = torch.cosine_similarity((rotated / step).round() * step, rotated, dim=-1).mean().item()
+        low, high = (np.log(step), high) if found >= cosine else (low, np.log(step))
+    codes = (rotated / step).round().short().numpy()
+    wide = int((np.abs(codes).max(axis=(0, 1)) > 127).sum())
+    size = 0
+    for chunk in np.split(codes, range(CHUNK_ROWS, len(codes), CHUNK_ROWS)):
+        by_channel = np.moveaxis(chunk, -1, 0)
+        data = np.concatenate([(by_channel & 255).astype(np.uint8), (by_channel[:wide] >> 8).astype(np.uint8)])
+        size += len(Blosc("zstd", 5, Blosc.BITSHUFFLE).encode(np.ascontiguousarray(data)))
+    return {"cosine": found, "bytes_per_token": size / exact_BTD.shape[:2].numel()}
 
 
 if __name__ == "__main__":

@@ -98,7 +98,8 @@ def run(config: ExtractConfig) -> Summary:
             name: recorder(opened.members[name], teacher) for name, teacher in opened.teachers.items()
         }
         if config.keep_views:
-            recorders[VIEWS_MEMBER] = recorder(Member.ensure(location, VIEWS_MEMBER, pixel_spec(views)), None)
+            spec = pixel_spec(config, Member.open(location, VIEWS_MEMBER))
+            recorders[VIEWS_MEMBER] = recorder(Member.ensure(location, VIEWS_MEMBER, spec), None)
         work, skipped = plan(config, cache, views, sorted(opened.tars) or sorted(cache.shards().values()), recorders)
         batches = ahead(batches_of(work, config.batch_size), partial(start_batch, opened.pixels, config), BATCHES_AHEAD)
         summary = Summary(skipped=skipped)

@@ -9,6 +9,7 @@ Letters: B images, T patch tokens, D channels.
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,9 +133,13 @@ def ask_again(
 
 
 def least_cosine(kept: CachedTeacher) -> float:
-    """The cosine that every image must reach when its teacher is asked again."""
-    codec, quality = str(kept.spec["codec"]), kept.spec.get("quality")
-    exact = COSINE[codec] if quality is None else 1 - LOSS_OF_KLT * (1 - quality)
+    """The cosine that every image must reach when its teacher is asked again; a recoded cache has all losses in it."""
+    exact = 1.0
+    way: Mapping[str, Any] = {**kept.spec, **kept.spec["provenance"]}
+    while way:
+        quality = way.get("quality")
+        exact -= 1 - COSINE[way["codec"]] if quality is None else LOSS_OF_KLT * (1 - quality)
+        way = way.get("recoded_from", {})
     return exact if kept.spec["dtype"] == "float32" else min(exact, COSINE_SHORT)
 
 

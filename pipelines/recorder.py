@@ -16,13 +16,14 @@ from torch import Tensor
 
 from pipelines.progress import Progress
 from unic_cache.cache import Cache
-from unic_cache.config import ExtractConfig, Views
+from unic_cache.config import PIXEL_CODECS, ExtractConfig, Views
 from unic_cache.errors import CacheError, TeacherError
 from unic_cache.sampling import kept_positions
 from unic_cache.sources import Address, Pixels, ahead
 from unic_cache.store.calibrate import DEFAULT_QUALITY, Calibration, Calibrator
 from unic_cache.store.codec import FITTED, Features
 from unic_cache.store.commit import Unit
+from unic_cache.store.differences import to_differences
 from unic_cache.store.layout import FORMAT
 from unic_cache.store.member import Member
 from unic_cache.store.writer import UnitWriter
@@ -38,14 +39,14 @@ VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr")
 
 @dataclass(frozen=True)
 class PixelRecorder:
-    """The member `views` being filled: keeps the pixels as they are."""
+    """The member `views` being filled: keeps the pixels as they are, or as differences."""
 
     member: Member
     writer: UnitWriter
 
     def encode(self, views_BHWC: Tensor, unit: Unit, keys: Sequence[int]) -> Mapping[str, Tensor]:  # noqa: ARG002
         """The views themselves."""
-        return {"rgb": views_BHWC}
+        return {"rgb": to_differences(views_BHWC) if self.member.arrays[0].tile else views_BHWC}
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,16 @@ def teacher_spec(
     }
 
 
-def pixel_spec(views: Views) -> dict[str, Any]:
-    """spec.json of the member `views`."""
-    return {"format": FORMAT, "size": views.size, "augment": AUGMENT_VERSION, "versions": versions()}
+def pixel_spec(config: ExtractConfig, before: Member | None) -> dict[str, Any]:
+    """spec.json of the member `views`; `before` is the member as the cache has it."""
+    codec = config.pixel_codec or ({} if before is None else before.spec).get("codec", PIXEL_CODECS[0])
+    return {
+        "format": FORMAT,
+        "size": config.size,
+        "codec": codec,
+        "augment": AUGMENT_VERSION,
+        "versions": versions(),
+    }
 
 
 def versions() -> dict[str, str]:
@@ -177,12 +185,15 @@ def _features(member: Member) -> Features:
 def check_calibration(cache: Cache, member: Member, crc: int) -> None:
     """CacheError where the member holds features that were made with another calibration than the one just made."""
     for view, segment, tars in cache.committed(member):
-        record = member.record(cache.unit(segment, min(tars), view)) if tars else None
-        if record is not None and record.calibration != crc:
+        if not tars:
+            continue
+        unit = cache.unit(segment, min(tars), view)
+        before = member.calibration_of(unit)
+        if before not in {None, crc}:
             images = member.spec.get("calibration_images", "unknown")
             raise CacheError(
                 f"{cache.location.url}/{member.calibration_name} is missing, and the one made now has checksum {crc}, "
-                f"not {record.calibration} as when {record.unit} was made. Put the file back, or say the --shards and "
+                f"not {before} as when {unit} was made. Put the file back, or say the --shards and "
                 f"--calibration-images ({images}) that it was made with, on a machine with the same versions"
             )
 

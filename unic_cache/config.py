@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from unic_cache.errors import ConfigError
 
 RECIPES = ("unic", "light", "center")
+PIXEL_CODECS = ("raw", "compact")
 CODECS = ("klt", "f16", "int8", "int4")
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("no", "bf16", "fp16")
@@ -108,6 +109,7 @@ class ExtractConfig(_Saved):
     device: str = "auto"
     dtype: str = "float32"  # of the teacher's arithmetic
     keep_views: bool = False
+    pixel_codec: str | None = None  # how views are kept; None: as before, or else raw
     strict: bool = False
     calibration_images: int = 5120
     threads: int = 0  # that decode; 0 is one a core
@@ -120,9 +122,8 @@ class ExtractConfig(_Saved):
             raise ConfigError(
                 "no teacher: name at least one with --teacher, or keep the pixels alone with --keep-views"
             )
-        if self.codec is not None:
-            _choice("codec", self.codec, CODECS)
         check_kept(self.codec, self.quality, self.tokens)
+        _choice("pixel-codec", self.pixel_codec or PIXEL_CODECS[0], PIXEL_CODECS)
         _choice("dtype", self.dtype, DTYPES)
         for name, value in (("views", self.views), ("batch-size", self.batch_size), ("num-workers", self.num_workers)):
             _at_least(name, value, 1)
@@ -258,13 +259,12 @@ class RecodeConfig(_Saved):
     threads: int = 0  # that read; 0 is one a core
 
     def __post_init__(self) -> None:
-        if self.codec is not None:
-            _choice("codec", self.codec, CODECS)
         check_kept(self.codec, self.quality, self.tokens)
 
 
 def check_kept(codec: str | None, quality: float | None, tokens: int | None) -> None:
     """ConfigError on settings of what is kept that make no sense, alone or together."""
+    _choice("codec", codec or CODECS[0], CODECS)
     if quality is not None and not 0.5 <= quality <= 0.9999:
         raise ConfigError(f"quality {quality} is out of bounds; choose 0.5 to 0.9999 (a mean cosine)")
     if quality is not None and codec not in {None, "klt"}:

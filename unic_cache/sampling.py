@@ -1,7 +1,7 @@
 """Which patch tokens are kept where `--tokens` asks for some only.
 
-Positions are a pure function of (seed, sample key, view number, grid): teachers of one grid share them, and they need not
-be stored. Fewer tokens are a subset of more.
+Positions are a pure function of (seed, sample key, view number, grid): teachers of one grid share them, and they need
+not be stored. Fewer tokens are a subset of more.
 
 Letters: B images, T tokens of the grid, N and M of which are kept.
 """

@@ -8,8 +8,10 @@ import torch
 from crc32c import crc32c
 from safetensors.torch import save_file
 
+from pipelines import recode
 from tests.conftest import CNN, VIT, picture, png, write_tar
 from tests.verify.damage import CNN_FOLDER, check, record_of
+from unic_cache.config import RecodeConfig
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.calibrate import load_npz, save_npz
 
@@ -23,6 +25,13 @@ class TestMadeAnew:
 
     def test_teachers_are_asked_about_kept_views_without_any_tar(self, whole, settings):
         assert check(whole, teacher_check=3, weights=settings(whole).weights).cosines[CNN] > 0.9999
+
+    def test_a_recoded_cache_has_the_losses_of_all_its_codecs(self, whole, tmp_path, settings):
+        recode.run(RecodeConfig(str(whole), str(tmp_path / "klt"), codec="klt", quality=0.97, device="cpu"))
+        recode.run(RecodeConfig(str(tmp_path / "klt"), str(tmp_path / "f16"), codec="f16", device="cpu"))
+        report = check(tmp_path / "f16", teacher_check=30, weights=settings(whole).weights)
+        assert report.exit_code == 0
+        assert 0.85 < min(report.cosines.values()) < 0.999
 
     def test_other_answers_are_told(self, broken, settings):
         """A calibration that was swapped together with every record's word for it: nothing else can tell."""

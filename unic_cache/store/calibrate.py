@@ -14,7 +14,7 @@ Letters: N tokens, B images, T patch tokens, D channels.
 import dataclasses
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,95 +24,17 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from unic_cache.errors import CacheError
-from unic_cache.store.codec import FITTED, FeatureCodec, Features
+from unic_cache.store.codec import FeatureCodec, Features
 from unic_cache.store.fit import BandMoments, fit_klt
 from unic_cache.store.klt import Klt
+from unic_cache.store.moments import Covariance, Floats, Moments, SomeImages
 
-Floats = npt.NDArray[np.float64]
 STD_GUARD = 1e-6
-STD_FLOOR = 0.01  # of the median channel: a channel that hardly moved in the sample may move elsewhere
 DEFAULT_QUALITY = 0.99
 AT_ONCE = 32  # images that are encoded together to measure fidelity
 HELD_OUT = 5  # every fifth image measures fidelity and is not part of the statistics
 COVARIANCE_TOKENS = 16  # of each image, evenly: they are enough for it, and all would cost minutes
 FIT_IMAGES, HELD_OUT_IMAGES = 384, 128  # of which all tokens are remembered, at most
-
-
-class Moments:
-    """Running mean and sum of squared deviations of (N, D) tokens, merged batch by batch (Chan et al. 1979)."""
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.mean: Floats = np.zeros(channels)
-        self.squares: Floats = np.zeros(channels)
-
-    def update(self, tokens_ND: npt.NDArray[np.float32]) -> None:
-        """Add N tokens."""
-        tokens = tokens_ND.astype(np.float64)
-        mean = tokens.mean(axis=0)
-        squares = np.square(tokens - mean).sum(axis=0)
-        total = self.count + len(tokens)
-        shift = mean - self.mean
-        self.squares = self.squares + squares + np.square(shift) * (self.count * len(tokens) / total)
-        self.mean = self.mean + shift * (len(tokens) / total)
-        self.count = total
-
-    def std(self) -> Floats:
-        """The unbiased standard deviation of each channel, at least a hundredth of the median channel's.
-
-        UNIC guards by 1e-6 alone; but its statistics follow all the data, and a sample's may hold a channel that rests
-        at zero, whose first stir would then count a million times.
-        """
-        std = np.sqrt(self.squares / max(self.count - 1, 1))
-        return np.asarray(np.maximum(std, STD_FLOOR * np.median(std)))
-
-
-class Covariance:
-    """Running covariance of (N, D) tokens about the first batch's mean, corrected for it at the end."""
-
-    def __init__(self) -> None:
-        self._origin: Floats | None = None
-        self._count = 0
-        self._sum: Floats | float = 0.0
-        self._products: Floats | float = 0.0
-
-    def update(self, tokens_ND: npt.NDArray[np.float32]) -> None:
-        """Add N tokens."""
-        tokens = tokens_ND.astype(np.float64)
-        self._origin = tokens.mean(axis=0) if self._origin is None else self._origin
-        tokens -= self._origin
-        self._count += len(tokens)
-        self._sum = self._sum + tokens.sum(axis=0)
-        self._products = self._products + tokens.T @ tokens
-
-    def of_standardized(self, std: Floats) -> npt.NDArray[np.float32]:
-        """(D, D): the covariance of the tokens in units of `std`."""
-        centred = self._products - np.outer(self._sum, self._sum) / max(self._count, 1)
-        return np.asarray(centred / max(self._count - 1, 1) / np.outer(std, std), np.float32)
-
-
-class SomeImages:
-    """Whole images, at most `room` of them, evenly over all that were offered: every one, then every second, ..."""
-
-    def __init__(self, room: int) -> None:
-        self._room = room
-        self._every = 1
-        self._offered = 0
-        self._kept: list[Tensor] = []
-
-    def offer(self, tokens_BTD: Tensor) -> None:
-        """Remember those images whose turn it is."""
-        for image in tokens_BTD:
-            if self._offered % self._every == 0:
-                self._kept.append(image.clone())
-            self._offered += 1
-            if len(self._kept) > self._room:
-                self._kept = self._kept[::2]
-                self._every *= 2
-
-    def stacked(self, like: "SomeImages") -> Tensor:
-        """(B, T, D); those of `like` where there are none."""
-        return torch.stack(self._kept or like._kept)
 
 
 @dataclass(frozen=True)
@@ -179,7 +101,7 @@ class Calibration:
 
     def codec(self, features: Features) -> FeatureCodec:
         """The codec of the features; `klt` as it was fitted. CacheError where it was not, or to other tokens."""
-        if features.codec != FITTED or features.patch_dim is None:
+        if not features.fitted:
             return FeatureCodec(features)
         return FeatureCodec(features, Klt.from_arrays(self.klt, features.whole_grid, features.tokens))
 
@@ -191,16 +113,44 @@ class Calibration:
         return torch.from_numpy(values[kind]).to(device=like.device, dtype=like.dtype)
 
 
+class CodecSample:
+    """Whole images of a teacher's tokens: most to fit a codec to, the others to measure it by."""
+
+    def __init__(self, features: Features) -> None:
+        self._features = features
+        self._bands = BandMoments(features.whole_grid, features.tokens) if features.fitted else None
+        self._fit = SomeImages(FIT_IMAGES)
+        self._held_out: dict[str, SomeImages] = {}
+
+    def update(self, tokens: Mapping[str, Tensor], held_out_B: Tensor) -> None:
+        """Add a batch {"cls": (B, 1, D), "patch": (B, T, D)} on the CPU, T the tokens that are kept."""
+        for kind, values in tokens.items():
+            self._held_out.setdefault(kind, SomeImages(HELD_OUT_IMAGES)).offer(values[held_out_B])
+            if kind == "patch" and self._bands is not None and not held_out_B.all():
+                self._fit.offer(values[~held_out_B])
+                self._bands.update(values[~held_out_B])
+
+    def calibration(self, known: Calibration) -> Calibration:
+        """`known`, by which the images are standardized, with the codec fitted to them and its held-out fidelity."""
+        exact = known.standardize({kind: found.stacked() for kind, found in self._held_out.items()})
+        if "cls" in exact:
+            exact["cls"] = exact["cls"].squeeze(1)
+        features = self._features
+        if self._bands is not None:
+            fit = known.standardize({"patch": self._fit.stacked()})["patch"]
+            axes = self._bands.axes(known.mean["patch"], known.std["patch"])
+            klt = fit_klt(axes, fit, exact["patch"], features.whole_grid, features.quality or DEFAULT_QUALITY)
+            known = dataclasses.replace(known, klt=klt.to_arrays())
+        return dataclasses.replace(known, fidelity=fidelity(known.codec(features), exact))
+
+
 class Calibrator:
     """Collects a teacher's tokens batch by batch, then gives the calibration and the held-out fidelity of a codec."""
 
     def __init__(self, features: Features) -> None:
-        self.features = features
-        self._bands: BandMoments | None = None
+        self._sample = CodecSample(features)
         self._moments: dict[str, Moments] = {}
         self._covariance: dict[str, Covariance] = {}
-        self._held_out: dict[str, SomeImages] = {}
-        self._fit = SomeImages(FIT_IMAGES)
         self.images = 0
 
     def update(self, features: Mapping[str, Tensor], kept_BN: Tensor | None = None) -> None:
@@ -208,43 +158,57 @@ class Calibrator:
 
         The statistics are of all tokens; the codec is fitted to those at `kept_BN`, where it will keep no others.
         """
-        batch = len(next(iter(features.values())))
-        held_out = (torch.arange(self.images, self.images + batch) % HELD_OUT) == HELD_OUT - 1
-        self.images += batch
+        held_out_B = held_out(self.images, len(next(iter(features.values()))))
+        self.images += len(held_out_B)
+        batch = {kind: x.detach().cpu().reshape(len(held_out_B), -1, x.shape[-1]) for kind, x in features.items()}
         with threadpool_limits(1):
-            for kind, values in features.items():
-                tokens = values.detach().cpu().reshape(batch, -1, values.shape[-1])
-                moments = self._moments.setdefault(kind, Moments(tokens.shape[-1]))
-                covariance = self._covariance.setdefault(kind, Covariance())
-                if not held_out.all():
-                    every = max(tokens.shape[1] // COVARIANCE_TOKENS, 1)
-                    moments.update(tokens[~held_out].flatten(0, 1).numpy())
-                    covariance.update(tokens[~held_out][:, ::every].flatten(0, 1).numpy())
-                if kind == "patch" and kept_BN is not None:
-                    tokens = tokens.take_along_dim(kept_BN[..., None], dim=1)
-                self._held_out.setdefault(kind, SomeImages(HELD_OUT_IMAGES)).offer(tokens[held_out])
-                if kind == "patch" and self.features.codec == FITTED and not held_out.all():
-                    self._fit.offer(tokens[~held_out])
-                    self._bands = self._bands or BandMoments(self.features.whole_grid, self.features.tokens)
-                    self._bands.update(tokens[~held_out])
+            for kind, tokens in batch.items() if not held_out_B.all() else ():
+                every = max(tokens.shape[1] // COVARIANCE_TOKENS, 1)
+                seen = tokens[~held_out_B]
+                self._moments.setdefault(kind, Moments(tokens.shape[-1])).update(seen.flatten(0, 1).numpy())
+                self._covariance.setdefault(kind, Covariance()).update(seen[:, ::every].flatten(0, 1).numpy())
+            if kept_BN is not None:
+                batch["patch"] = batch["patch"].take_along_dim(kept_BN[..., None], dim=1)
+            self._sample.update(batch, held_out_B)
 
     def calibration(self) -> Calibration:
-        """The statistics of all images but every fifth, the codec fitted to them, and its fidelity on the fifth."""
+        """The statistics of all images but every fifth, the codec fitted to them, and its fidelity on the fifth.
+
+        CacheError on under five images.
+        """
+        if self.images < HELD_OUT:
+            raise CacheError(
+                f"{self.images} images are too few for a calibration: {HELD_OUT} are needed at least; extract from "
+                "more images, or from ones that can be decoded"
+            )
         mean = {kind: moments.mean for kind, moments in self._moments.items()}
-        std = {kind: moments.std() for kind, moments in self._moments.items()}
+        std = {kind: np.maximum(moments.std(), STD_GUARD) for kind, moments in self._moments.items()}
         covariance = {kind: found.of_standardized(std[kind]) for kind, found in self._covariance.items()}
-        plain = Calibration(mean, std, {}, covariance)
-        exact = plain.standardize({kind: found.stacked(self._fit) for kind, found in self._held_out.items()})
-        if "cls" in exact:
-            exact["cls"] = exact["cls"].squeeze(1)
-        features = self.features
-        if features.codec == FITTED and features.patch_dim is not None:
-            fit = plain.standardize({"patch": self._fit.stacked(self._held_out["patch"])})["patch"]
-            assert self._bands is not None
-            axes = self._bands.axes(mean["patch"], std["patch"])
-            klt = fit_klt(axes, fit, exact["patch"], features.whole_grid, features.quality or DEFAULT_QUALITY)
-            plain = dataclasses.replace(plain, klt=klt.to_arrays())
-        return dataclasses.replace(plain, fidelity=fidelity(plain.codec(features), exact))
+        return self._sample.calibration(Calibration(mean, std, {}, covariance))
+
+
+def refit(known: Calibration, features: Features, batches: Iterable[Mapping[str, Tensor]]) -> Calibration:
+    """`known` with the codec of `features` fitted to tokens that are standardized by it, and measured by every fifth.
+
+    The batches are {"cls": (B, D), "patch": (B, T, D)}, T the tokens that are kept. CacheError on under five images.
+    """
+    sample, images = CodecSample(features), 0
+    with threadpool_limits(1):
+        for batch in batches:
+            held_out_B = held_out(images, len(next(iter(batch.values()))))
+            images += len(held_out_B)
+            tokens = {kind: x.cpu().reshape(len(x), -1, x.shape[-1]) for kind, x in batch.items()}
+            sample.update(tokens, held_out_B)
+    if images < HELD_OUT:
+        raise CacheError(f"{images} images are too few to fit a codec to: {HELD_OUT} are needed at least")
+    one = {kind: np.ones_like(std) for kind, std in known.std.items()}
+    found = sample.calibration(Calibration({kind: np.zeros_like(std) for kind, std in one.items()}, one, {}))
+    return dataclasses.replace(known, klt=found.klt, fidelity=found.fidelity)
+
+
+def held_out(images: int, batch: int) -> Tensor:
+    """(B,): which of the images that come after the first `images` measure fidelity."""
+    return torch.arange(images, images + batch) % HELD_OUT == HELD_OUT - 1
 
 
 def fidelity(codec: FeatureCodec, exact: Mapping[str, Tensor]) -> dict[str, float]:

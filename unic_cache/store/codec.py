@@ -137,6 +137,11 @@ class Features:
         return self.sampled or self.grid[0] * self.grid[1]
 
     @property
+    def fitted(self) -> bool:
+        """Whether the patch codec is one that a calibration brings; without patch tokens there is none."""
+        return self.codec == FITTED and self.patch_dim is not None
+
+    @property
     def whole_grid(self) -> Grid | None:
         """The grid of the kept tokens, None where they are a sample of one."""
         return None if self.sampled else self.grid
@@ -150,10 +155,13 @@ class FeatureCodec:
 
     def __init__(self, features: Features, patch: Codec | None = None) -> None:
         self.features = features
-        self._patch = FIXED_CODECS[features.codec] if patch is None else patch
-        cls = () if self.cls_dim is None else (ArraySpec("cls", (self.cls_dim,), "float16"),)
-        patches = () if self.patch_dim is None else self._patch.arrays(features.tokens, self.patch_dim)
-        self.arrays: tuple[ArraySpec, ...] = cls + patches
+        self.arrays: tuple[ArraySpec, ...] = ()
+        self._patch = patch
+        if features.cls_dim is not None:
+            self.arrays += (ArraySpec("cls", (features.cls_dim,), "float16"),)
+        if features.patch_dim is not None:
+            self._patch = patch or FIXED_CODECS[features.codec]
+            self.arrays += self._patch.arrays(features.tokens, features.patch_dim)
 
     @property
     def step(self) -> float:
@@ -173,14 +181,14 @@ class FeatureCodec:
     def encode(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Standardized {"cls": (B, D), "patch": (B, T, Dp)} to arrays of B rows, and `clipped` as in `Codec.encode`."""
         parts = {"cls": half(features["cls"])} if self.cls_dim is not None else {}
-        if self.patch_dim is not None:
+        if self._patch is not None:
             parts |= self._patch.encode(features["patch"])
         return parts
 
     def decode(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Arrays of B rows to standardized float32 {"cls": (B, D), "patch": (B, T, Dp)}."""
         features = {"cls": parts["cls"].float()} if self.cls_dim is not None else {}
-        if self.patch_dim is not None:
+        if self._patch is not None:
             features["patch"] = self._patch.decode(parts)
         return features
 

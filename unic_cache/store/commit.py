@@ -17,6 +17,7 @@ from unic_cache.errors import CacheError
 from unic_cache.store.layout import FORMAT, ArraySpec, Extent, commit_name, object_bytes, object_name
 
 Crcs = npt.NDArray[np.uint32]
+_NO_RECORD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,7 @@ def parse_record(data: bytes, member: str, unit: Unit, arrays: tuple[ArraySpec, 
     """The record of `unit`, checked against its own checksum and against what the unit and the arrays demand."""
     where = commit_name(member, unit.segment, unit.view, unit.shard)
     try:
-        body = json.loads(data)
-        own = body.pop("self")
-        if own != crc32c(_json(body)):
-            raise CacheError(f"{where}: its checksum does not fit its content; run `unic-cache repair`")
-        _check_identity(where, body, member, unit)
+        body = _body_of(data, where, member, unit)
         checksums = {array.name: array.checksums(unit.rows) for array in arrays} | dict.fromkeys(
             set(body["crc32c"]) - {array.name for array in arrays}, unit.rows
         )
@@ -112,7 +109,7 @@ def parse_record(data: bytes, member: str, unit: Unit, arrays: tuple[ArraySpec, 
         )
     except CacheError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except _NO_RECORD as error:
         raise CacheError(f"{where}: not a commit record ({error!r:.200}); run `unic-cache repair`") from error
     expected = {
         object_name(member, unit.segment, unit.view, array, unit.shard, part): object_bytes(
@@ -131,6 +128,28 @@ def parse_record(data: bytes, member: str, unit: Unit, arrays: tuple[ArraySpec, 
     if any(not 0 <= row < unit.rows for row in record.bad):
         raise CacheError(f"{where}: names bad rows outside of 0 to {unit.rows - 1}; run `unic-cache repair`")
     return record
+
+
+def calibration_of(data: bytes, member: str, unit: Unit) -> int | None:
+    """The calibration's checksum of the record of `unit`, which without that calibration cannot be checked further."""
+    where = commit_name(member, unit.segment, unit.view, unit.shard)
+    try:
+        found = _body_of(data, where, member, unit)["calibration"]
+        return None if found is None else int(found)
+    except CacheError:
+        raise
+    except _NO_RECORD as error:
+        raise CacheError(f"{where}: not a commit record ({error!r:.200}); run `unic-cache repair`") from error
+
+
+def _body_of(data: bytes, where: str, member: str, unit: Unit) -> dict[str, Any]:
+    """A record's JSON, checked against its own checksum and against where it stands."""
+    body: dict[str, Any] = json.loads(data)
+    own = body.pop("self")
+    if own != crc32c(_json(body)):
+        raise CacheError(f"{where}: its checksum does not fit its content; run `unic-cache repair`")
+    _check_identity(where, body, member, unit)
+    return body
 
 
 def _check_identity(where: str, body: dict[str, Any], member: str, unit: Unit) -> None:

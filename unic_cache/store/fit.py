@@ -35,36 +35,37 @@ class BandMoments:
 
     def __init__(self, grid: Grid | None, tokens: int) -> None:
         self._grid = grid
-        self._bands = band_tokens(grid, tokens)
+        bands = band_tokens(grid, tokens)
+        self._every = [max(len(places) // TOKENS_A_BAND, 1) for places in bands]
+        self._places = [places[::every] for places, every in zip(bands, self._every, strict=True)]
+        self._shifted = self._places[0] if grid is None else self._places[0][:1]  # those that know of the mean
         self._matrices = [torch.from_numpy(dct(side).astype(np.float32)) for side in grid or (1, 1)]
         self._origin: Tensor | None = None
-        self._count = 0
-        self._constant: Floats | float = 0.0  # the sum of the lowest frequency
-        self._products: list[Floats | float] = [0.0] * len(self._bands)
+        self._count = 0  # of `shifted` tokens
+        self._sum: Floats | float = 0.0  # of them
+        self._products: list[Floats | float] = [0.0] * len(bands)
 
     def update(self, tokens_BTD: Tensor) -> None:
         """Add B images."""
         self._origin = tokens_BTD.mean(dim=(0, 1)) if self._origin is None else self._origin
         spectrum_BTD = over_grid(tokens_BTD - self._origin, self._grid, *self._matrices)
-        self._count += len(tokens_BTD)
-        self._constant = self._constant + spectrum_BTD[:, 0].double().sum(dim=0).numpy()
-        for number, places in enumerate(self._bands):
-            every = max(len(places) // TOKENS_A_BAND, 1)
-            flat = spectrum_BTD[:, places[::every]].flatten(0, 1).double().numpy()
+        shifted_ND = spectrum_BTD[:, self._shifted].flatten(0, 1).double().numpy()
+        self._count += len(shifted_ND)
+        self._sum = self._sum + shifted_ND.sum(axis=0)
+        for number, (places, every) in enumerate(zip(self._places, self._every, strict=True)):
+            flat = spectrum_BTD[:, places].flatten(0, 1).double().numpy()
             self._products[number] = self._products[number] + every * (flat.T @ flat)
 
     def axes(self, mean: Floats, std: Floats) -> npt.NDArray[np.float32]:
         """(G, D, D): the principal axes of (x - mean) / std in each band, as columns, the largest first.
 
-        Only the lowest frequency, which the first band begins with, knows of the mean.
+        Only the lowest frequency, which the first band begins with, knows of the mean; without a grid all tokens do.
         """
         assert self._origin is not None
         shift = (mean - self._origin.double().numpy()) * math.sqrt(math.prod(self._grid or (1, 1)))
-        cross = np.outer(self._constant, shift)
+        cross = np.outer(self._sum, shift)
         correction = self._count * np.outer(shift, shift) - cross - cross.T
-        if self._grid is None:
-            correction = -self._count * len(self._bands[0]) * np.outer(shift, shift)
-        moments = [self._products[0] + correction, *self._products[1:]]
+        moments = [self._products[0] + self._every[0] * correction, *self._products[1:]]
         return np.stack([_principal(moment / np.outer(std, std)) for moment in moments]).astype(np.float32)
 
 

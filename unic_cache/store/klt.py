@@ -47,6 +47,12 @@ DEAD_ZONE = 0.6  # of a step
 LARGEST = (32767, 127, 7, 2, 1)  # the largest code of each class
 PACKED = {2: 2, 3: 3, 4: 5}  # class -> codes a byte
 LOW_FREQUENCIES = 4  # a grid's side over this many frequencies share the first rotation
+KEPT_AS = {  # in a calibration: dtype and axes
+    "klt_rotation": (np.dtype(np.float32), 3),
+    "klt_order": (np.dtype(np.int32), 1),
+    "klt_counts": (np.dtype(np.int64), 1),
+    "klt_step": (np.dtype(np.float64), 0),
+}
 
 Array = npt.NDArray[np.generic]
 Grid = tuple[int, int]
@@ -104,7 +110,7 @@ class Klt:
 
     def encode(self, patch_BTD: Tensor) -> dict[str, Tensor]:
         """Standardized tokens to bytes, and `clipped` (B,): how many codes were clamped or left out."""
-        tables = _tables(self, patch_BTD.device)
+        tables = self._tables(patch_BTD.device)
         steps = self.coefficients(patch_BTD).flatten(1).div_(self.step)
         codes_BN = steps[:, tables.order_N]
         codes_BN = codes_BN.sign().mul_(1 - DEAD_ZONE).add_(codes_BN).trunc_()
@@ -118,19 +124,19 @@ class Klt:
         """Bytes back to standardized float32 tokens (B, T, D)."""
         packed = parts["patch"]
         codes_BN = self._unpack(packed)
-        steps = codes_BN[:, _tables(self, packed.device).place].mul_(self.step)
+        steps = codes_BN[:, self._tables(packed.device).place].mul_(self.step)
         return self.tokens_of(steps.reshape(-1, self.tokens, self.channels))
 
     def coefficients(self, patch_BTD: Tensor) -> Tensor:
         """Tokens (B, T, D) to coefficients of the same shape, band by band: DCT over the grid, rotated channels."""
-        tables = _tables(self, patch_BTD.device)
+        tables = self._tables(patch_BTD.device)
         spectrum_BTD = over_grid(patch_BTD, self.grid, tables.rows, tables.columns)
         bands = torch.split(spectrum_BTD[:, tables.by_band], tables.sizes, dim=1)
         return torch.cat([band @ axes for band, axes in zip(bands, tables.rotations, strict=True)], dim=1)
 
     def tokens_of(self, coefficients_BTD: Tensor) -> Tensor:
         """The inverse of `coefficients`, which is orthonormal."""
-        tables = _tables(self, coefficients_BTD.device)
+        tables = self._tables(coefficients_BTD.device)
         bands = torch.split(coefficients_BTD, tables.sizes, dim=1)
         spectrum = torch.cat([band @ axes.T for band, axes in zip(bands, tables.rotations, strict=True)], dim=1)
         return over_grid(spectrum[:, tables.from_bands], self.grid, tables.rows.T, tables.columns.T)
@@ -147,20 +153,27 @@ class Klt:
     @classmethod
     def from_arrays(cls, found: Mapping[str, Array], grid: Grid | None, tokens: int) -> "Klt":
         """What `to_arrays` gave. CacheError where it is not a codec of these tokens."""
-        try:
-            rotation = np.asarray(found["klt_rotation"], np.float32)
-            order = np.asarray(found["klt_order"], np.int32)
-            counts = tuple(int(count) for count in np.asarray(found["klt_counts"], np.int64))
-            step = float(np.asarray(found["klt_step"], np.float64))
-        except (KeyError, ValueError, TypeError) as error:
-            raise CacheError(f"holds no codec klt ({error!r:.100})") from error
-        channels = rotation.shape[-1] if rotation.ndim == 3 else 0
+        for name, kind in KEPT_AS.items():
+            if name not in found or (found[name].dtype, found[name].ndim) != kind:
+                raise CacheError(f"holds no codec klt ({name} is missing, or not of {kind[0]} with {kind[1]} axes)")
+        rotation, order = np.asarray(found["klt_rotation"], np.float32), np.asarray(found["klt_order"], np.int32)
+        counts, step = tuple(found["klt_counts"].tolist()), float(found["klt_step"])
+        channels = rotation.shape[-1]
         whole = rotation.shape == (1 if grid is None else 2, channels, channels) and np.isfinite(rotation).all()
-        fits = len(counts) == len(LARGEST) and min(counts) >= 0 and sum(counts) == len(order) == order.size
+        fits = len(counts) == len(LARGEST) and min(counts) >= 0 and sum(counts) == len(order)
         inside = order.min(initial=0) >= 0 and order.max(initial=0) < max(tokens * channels, 1)
         if not (whole and fits and inside and 0 < step < np.inf) or len(np.unique(order)) != len(order):
             raise CacheError("holds a codec klt that does not fit its tokens")
         return cls(grid, tokens, rotation, order, counts, step)
+
+    def _tables(self, device: torch.device) -> _Tables:
+        if device not in self._made:
+            self._made[device] = _make_tables(self, device)
+        return self._made[device]
+
+    @cached_property
+    def _made(self) -> dict[torch.device, _Tables]:
+        return {}
 
     def _pack(self, codes_BN: Tensor) -> Tensor:
         """Codes, class by class, to bytes (B, P)."""
@@ -171,7 +184,8 @@ class Klt:
             codes = torch.nn.functional.pad(classes[kind], (0, -self.counts[kind] % packed))
             base = float(2 * LARGEST[kind] + 1)
             weights = base ** torch.arange(packed, device=codes.device, dtype=torch.float32)
-            bytes_BP = codes.reshape(len(codes), -1, packed) @ weights + LARGEST[kind] * weights.sum()
+            groups = codes.reshape(len(codes), codes.shape[1] // packed, packed)
+            bytes_BP = groups @ weights + LARGEST[kind] * weights.sum()
             pieces.append(bytes_BP.to(torch.uint8))
         packed_BP = torch.cat(pieces, dim=1)
         return torch.nn.functional.pad(packed_BP, (0, self.row_bytes - packed_BP.shape[1]))
@@ -209,12 +223,11 @@ def over_grid(values_BTD: Tensor, grid: Grid | None, rows: Tensor, columns: Tens
     if grid is None:
         return values_BTD
     batch, _, channels = values_BTD.shape
-    along = rows @ values_BTD.reshape(batch, grid[0], -1)
+    along = rows @ values_BTD.reshape(batch, grid[0], grid[1] * channels)
     return (columns @ along.reshape(batch * grid[0], grid[1], channels)).reshape(values_BTD.shape)
 
 
-@lru_cache(maxsize=32)
-def _tables(codec: Klt, device: torch.device) -> _Tables:
+def _make_tables(codec: Klt, device: torch.device) -> _Tables:
     height, width = codec.grid or (1, 1)
     coefficients, kept = codec.tokens * codec.channels, len(codec.order)
     place = np.full(coefficients, kept, np.int64)

@@ -2,17 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, Self
 
 from crc32c import crc32c
 
-from unic_cache.config import CODECS
+from unic_cache.config import CODECS, PIXEL_CODECS
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.location import Location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codec import FITTED, FeatureCodec, Features
-from unic_cache.store.commit import CommitRecord, Unit, parse_record
+from unic_cache.store.commit import CommitRecord, Unit, calibration_of, parse_record
 from unic_cache.store.layout import FORMAT, VIEWS_MEMBER, ArraySpec, commit_folder, commit_name, pixel_arrays
 
 LIMIT_ROW_BYTES = 2**28  # of one row of one array: what a hostile spec may make us allocate
@@ -27,6 +26,7 @@ class Member:
         self.folder = folder
         self.spec = spec
         self.features: Features | None = None  # None for the kept pixels
+        self._codec: FeatureCodec | None = None
         where = f"{location.url}/{folder}/spec.json"
         try:
             if spec["format"] != FORMAT:
@@ -45,15 +45,17 @@ class Member:
     @property
     def needs_calibration(self) -> bool:
         """Whether not even the arrays' shapes are known without it."""
-        return self.features is not None and self.features.codec == FITTED
+        return self.features is not None and self.features.fitted
 
-    @cached_property
+    @property
     def codec(self) -> FeatureCodec | None:
         """How features are kept; None for the kept pixels. CacheError where a calibration that it needs is missing."""
-        if self.features is None:
-            return None
-        if not self.needs_calibration:
-            return FeatureCodec(self.features)
+        if self._codec is None and self.features is not None:
+            # no cached_property: in Python 3.11 its lock, one for all members, would be held while the store is read
+            self._codec = self._fitted(self.features) if self.needs_calibration else FeatureCodec(self.features)
+        return self._codec
+
+    def _fitted(self, features: Features) -> FeatureCodec:
         found = self.calibration()
         if found is None:
             raise CacheError(
@@ -61,14 +63,14 @@ class Member:
                 "without it; put it back, or make it with the `unic-cache extract` that made the cache"
             )
         try:
-            return found[0].codec(self.features)
+            return found[0].codec(features)
         except CacheError as error:
             raise CacheError(f"{self.location.url}/{self.calibration_name}: {error}") from error
 
-    @cached_property
+    @property
     def arrays(self) -> tuple[ArraySpec, ...]:
         """Every array of the member."""
-        return pixel_arrays(_bounded(self.spec["size"])) if self.codec is None else self.codec.arrays
+        return _pixel_arrays(self.spec) if self.codec is None else self.codec.arrays
 
     @classmethod
     def open(cls, location: Location, folder: str) -> Self | None:
@@ -133,6 +135,14 @@ class Member:
         data = self.record_bytes(unit)
         return None if data is None else self.parse(data, unit)
 
+    def calibration_of(self, unit: Unit) -> int | None:
+        """The checksum of the calibration that a committed unit was made with, whether or not it still stands."""
+        data = self.record_bytes(unit)
+        try:
+            return None if data is None else calibration_of(data, self.folder, unit)
+        except CacheError as error:
+            raise BrokenError(str(error)) from error
+
     def record_bytes(self, unit: Unit) -> bytes | None:
         """The file of the unit's commit record; a longer one than a record can be is refused."""
         name = commit_name(self.folder, unit.segment, unit.view, unit.shard)
@@ -166,6 +176,17 @@ def _checksum(spec: Mapping[str, Any]) -> int:
     return int(crc32c(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()))
 
 
+def _pixel_arrays(spec: Mapping[str, Any]) -> tuple[ArraySpec, ...]:
+    codec, size = spec.get("codec", "raw"), _bounded(spec["size"])
+    if codec not in PIXEL_CODECS:
+        raise CacheError(
+            f"pixels kept as {codec!r:.40} are unknown to this release; it knows {', '.join(PIXEL_CODECS)}"
+        )
+    if size * size * 3 > LIMIT_ROW_BYTES:
+        raise CacheError(f"describes rows of no or over {LIMIT_ROW_BYTES} bytes; refused")
+    return pixel_arrays(size, codec)
+
+
 def _features(spec: Mapping[str, Any]) -> Features:
     name, dims = spec["codec"], spec["features"]
     if not isinstance(name, str) or name not in CODECS:
@@ -174,11 +195,17 @@ def _features(spec: Mapping[str, Any]) -> Features:
     patch_dim = None if dims["patch_dim"] is None else _bounded(dims["patch_dim"])
     height, width = (_bounded(side) for side in dims["grid"] or (1, 1))
     sampled = None if spec.get("tokens") is None else _bounded(spec["tokens"])
-    features = Features(name, cls_dim, (height, width), patch_dim, sampled, spec.get("quality"))
+    quality = spec.get("quality")
+    if quality is not None and not (isinstance(quality, float) and 0 < quality < 1):
+        raise ValueError(f"quality {quality!r:.40} is not a mean cosine")
+    features = Features(name, cls_dim, (height, width), patch_dim, sampled, quality)
     if not 0 < 2 * max(cls_dim or 0, features.tokens * (patch_dim or 0)) <= LIMIT_ROW_BYTES:
         raise CacheError(f"describes rows of no or over {LIMIT_ROW_BYTES} bytes; refused")
-    if sampled is not None and sampled > height * width:
-        raise CacheError(f"keeps {sampled} tokens of a grid that has {height * width}")
+    if patch_dim is not None and sampled is not None and sampled > height * width:
+        raise CacheError(
+            f"keeps {sampled} tokens of each view, but the grid of {height} x {width} has {height * width}; say fewer "
+            "with --tokens"
+        )
     return features
 
 

