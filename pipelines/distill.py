@@ -85,7 +85,7 @@ def run(config: DistillConfig) -> Trained:
             trained,
             spec,
             data.teachers,
-            Targets(config, cache, data.teachers, data.snapshot.views, source),
+            Targets(config, cache, data.teachers, data.snapshot.views, source, accelerator.device),
             config,
             accelerator,
         )

@@ -32,6 +32,7 @@ from unic_cache.views.index import ShardEntry
 from unic_cache.views.shards import describe, expand
 
 BATCHES_AHEAD = 3
+ROWS_AT_ONCE = 64  # whose patch tokens are in memory together
 
 
 @dataclass(frozen=True)
@@ -214,8 +215,12 @@ def cached_features(cache: Cache, teacher: CachedTeacher, views: Views, images: 
             raise CacheError(
                 f"{cache.location.url}: {record.unit} has bad rows, and evaluation needs every labelled image"
             )
-        features = teacher.calibration.destandardize(teacher.features(record, rows))
-        found.append(features["cls"] if "cls" in features else features["patch"].mean(dim=1))
+        if teacher.codec.cls_dim is not None:
+            found.append(teacher.calibration.destandardize({"cls": teacher.cls(record, rows)})["cls"])
+            continue
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            features = teacher.features(record, rows[start : start + ROWS_AT_ONCE])
+            found.append(teacher.calibration.destandardize(features)["patch"].mean(dim=1))
     return torch.cat(found)
 
 

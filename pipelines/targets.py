@@ -72,7 +72,13 @@ class Targets:
     """A source, and what is made of its tokens for the loss."""
 
     def __init__(
-        self, config: DistillConfig, cache: Cache, teachers: Sequence[CachedTeacher], views: Views, source: Source
+        self,
+        config: DistillConfig,
+        cache: Cache,
+        teachers: Sequence[CachedTeacher],
+        views: Views,
+        source: Source,
+        device: torch.device,
     ) -> None:
         self._cache = cache
         self._seed = views.seed
@@ -80,7 +86,7 @@ class Targets:
         self._grids = {t.name: t.grid for t in teachers if t.codec.patch_dim is not None}
         self._kept = {t.name: t.codec.features.tokens for t in teachers if t.codec.patch_dim is not None}
         self._maps = {
-            (teacher.name, kind): found
+            (teacher.name, kind): (found[0].to(device), found[1].to(device))
             for teacher in teachers
             for kind in teacher.calibration.mean
             if (found := affine(teacher.calibration, kind, config.standardize)) is not None
@@ -92,7 +98,7 @@ class Targets:
         tokens = self._source(batch, views_BHWC)
         for (name, kind), (matrix, offset) in self._maps.items():
             values = tokens[name][kind]
-            tokens[name][kind] = values @ matrix.to(values) + offset.to(values)
+            tokens[name][kind] = values @ matrix + offset
         shown = [(self._cache.entry(item.segment, item.shard).keys[item.row], item.number) for item in batch.wanted]
         positions = {
             grid: kept_positions(self._seed, shown, grid, count)

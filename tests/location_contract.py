@@ -14,10 +14,11 @@ from unic_cache.errors import ConfigError
 from unic_cache.location import Location
 
 Files = dict[str, bytes]
+BIG = "t/features.zarr/000000/unic-224-0-003/cls/c.0.0"
 FILES: Files = {
     "n+1@s_.-x": b"odd characters",
     "t-2/spec.json": b"a neighbour whose name begins alike",
-    "t/features.zarr/000000/unic-224-0-003/cls/c.0.0": bytes(range(256)) * 40,
+    BIG: bytes(range(256)) * 40,
     "t/features.zarr/empty": b"",
     "t/spec.json": b"{}",
 }
@@ -59,8 +60,7 @@ class ReadContract:
             for offset in range(17):
                 for size in (0, 1, 5, 100):
                     assert folder.read_range(name, offset, size) == FILES[name][offset : offset + size]
-        big = "t/features.zarr/000000/unic-224-0-003/cls/c.0.0"
-        assert folder.read_range(big, 4000, 3000) == FILES[big][4000:7000]
+        assert folder.read_range(BIG, 4000, 3000) == FILES[BIG][4000:7000]
 
     def test_range_of_no_file_is_an_error(self, folder: Location, fill: Callable[[Files], None]) -> None:
         fill(FILES)
@@ -69,6 +69,74 @@ class ReadContract:
                 folder.read_range("t/nothing", 0, size)
             with pytest.raises(FileNotFoundError):
                 folder.read_range("t/spec.json/nothing", 0, size)
+
+    def test_open_files_scatter_ranges_over_buffers(self, folder: Location, fill: Callable[[Files], None]) -> None:
+        fill(FILES)
+        for name in (BIG, "n+1@s_.-x"):
+            data, file = FILES[name], folder.open(name)
+            for offset, sizes in ((0, [3]), (4000, [1, 90, 2009]), (5, [7, 0, 2]), (len(data) - 1, [1])):
+                buffers = [bytearray(size) for size in sizes]
+                wanted = data[offset : offset + sum(sizes)]
+                assert file.read_into(offset, [memoryview(buffer) for buffer in buffers]) == len(wanted)
+                assert b"".join(buffers)[: len(wanted)] == wanted
+                assert file.read(offset, sum(sizes)) == wanted
+
+    def test_open_files_end_where_they_end(self, folder: Location, fill: Callable[[Files], None]) -> None:
+        fill(FILES)
+        for name in (BIG, "t/features.zarr/empty"):
+            size, file = len(FILES[name]), folder.open(name)
+            for offset in (max(size - 2, 0), size, size + 10_000):
+                buffers = [bytearray(b"??"), bytearray(b"??")]
+                found = file.read_into(offset, [memoryview(buffer) for buffer in buffers])
+                assert b"".join(buffers)[:found] == FILES[name][offset : offset + 4]
+                assert found == len(FILES[name][offset : offset + 4])
+                assert file.read(offset, 4) == FILES[name][offset : offset + 4]
+
+    def test_open_files_give_what_is_expected_of_them(self, folder: Location, fill: Callable[[Files], None]) -> None:
+        fill(FILES)
+        spans = [(1, 5), (30, 2), (9000, 1240)]
+        file = folder.open(BIG).expecting(spans)
+        for offset, size in reversed(spans):
+            buffer = bytearray(size)
+            assert file.read_into(offset, [memoryview(buffer)]) == size
+            assert buffer == FILES[BIG][offset : offset + size]
+            assert file.read(offset, size) == buffer
+        assert file.near >= 0
+        assert file.at_once > 0
+
+    def test_open_files_may_be_expected_to_hold_more_than_they_do(
+        self, folder: Location, fill: Callable[[Files], None]
+    ) -> None:
+        fill(FILES)
+        size = len(FILES[BIG])
+        file = folder.open(BIG).expecting([(0, 4), (size - 2, 4), (2 * size, 4)])
+        for offset in (0, size - 2, 2 * size):
+            buffer = bytearray(4)
+            found = file.read_into(offset, [memoryview(buffer)])
+            assert buffer[:found] == FILES[BIG][offset : offset + 4]
+            assert found == len(FILES[BIG][offset : offset + 4])
+
+    def test_open_of_no_file_is_an_error_at_its_first_read_at_the_latest(
+        self, folder: Location, fill: Callable[[Files], None]
+    ) -> None:
+        fill(FILES)
+        for name in ("t/nothing", "t/spec.json/nothing"):
+            with pytest.raises(FileNotFoundError):
+                folder.open(name).read_into(0, [memoryview(bytearray(4))])
+            with pytest.raises(FileNotFoundError):
+                folder.open(name).expecting([(0, 1), (2, 1)]).read_into(0, [memoryview(bytearray(1))])
+
+    def test_one_open_file_serves_many_threads(self, folder: Location, fill: Callable[[Files], None]) -> None:
+        fill(FILES)
+        file = folder.open(BIG)
+
+        def read(offset: int) -> bool:
+            buffer = bytearray(100)
+            file.read_into(offset, [memoryview(buffer)[:40], memoryview(buffer)[40:]])
+            return buffer == FILES[BIG][offset : offset + 100]
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            assert all(pool.map(read, range(0, 10_000, 97)))
 
     def test_sizes(self, folder: Location, fill: Callable[[Files], None]) -> None:
         fill(FILES)
@@ -80,7 +148,7 @@ class ReadContract:
         fill(FILES)
         assert list(folder.names()) == sorted(FILES)
         assert list(folder.names("t")) == sorted(name for name in FILES if name.startswith("t/"))
-        assert list(folder.names("t/features.zarr/000000")) == ["t/features.zarr/000000/unic-224-0-003/cls/c.0.0"]
+        assert list(folder.names("t/features.zarr/000000")) == [BIG]
         assert list(folder.names("nowhere")) == []
 
     def test_folders_are_those_directly_inside(self, folder: Location, fill: Callable[[Files], None]) -> None:
@@ -95,6 +163,7 @@ class ReadContract:
         calls: list[Callable[[], object]] = [
             lambda: folder.read(name),
             lambda: folder.read_range(name, 0, 1),
+            lambda: folder.open(name),
             lambda: folder.size(name),
         ]
         if name:  # the empty prefix is the folder itself

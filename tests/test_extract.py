@@ -81,6 +81,16 @@ def test_stock_zarr_reads_what_our_reader_reads(cache, cache_folder):
                 assert np.array_equal(stock, values), (name, array)
 
 
+def test_cls_tokens_are_read_without_patches(cache, monkeypatch):
+    teacher = cache.teachers[VIT]
+    record = teacher.record(cache.unit(0, 1, NAME))
+    asked = []
+    honest = teacher.rows.fill
+    monkeypatch.setattr(teacher.rows, "fill", lambda r, p, out: asked.extend(out) or honest(r, p, out))
+    assert torch.equal(teacher.cls(record, [7, 2]), teacher.features(record, [7, 2])["cls"])
+    assert asked == ["cls", "cls", "patch"]
+
+
 def test_pixel_checksums_are_those_of_the_views(cache, shards):
     from crc32c import crc32c
 
@@ -390,6 +400,7 @@ def test_a_full_disk_is_reported_and_nothing_committed_is_lost(tmp_path, setting
         assert committed
         for teacher, record in committed:
             teacher.parts(record, range(record.unit.rows))
+        cache.close()
         assert not [name for name in tree(small / "cache") if ".tmp-" in name]
     finally:
         subprocess.run(["umount", str(small)], check=True)

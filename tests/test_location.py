@@ -1,6 +1,7 @@
 """Local folders: the contract, power cuts and kills after every call, a failure of every call, odd file systems."""
 
 import errno
+import fcntl
 import os
 import pickle
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from tests.disk import LOST, Disk, Files, lay_out, tree
 from tests.location_contract import WriteContract
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.location import LocalFolder, Location, open_location
+from unic_cache.open_file import LocalFile
 
 CACHE = "above/cache"
 DATA, FEATURES = "t/features.zarr/000000/unic-224-0-000/c.0.0", bytes(range(256)) * 9
@@ -36,6 +38,70 @@ class TestLocalFolder(WriteContract):
     def test_it_travels_to_a_spawned_worker(self, folder: Location) -> None:
         folder.create("a/b", b"data")
         assert pickle.loads(pickle.dumps(folder)).read("a/b") == b"data"
+
+
+class TestPastThePageCache(TestLocalFolder):
+    """What does not fit in memory is read by O_DIRECT, with the same answers."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> LocalFolder:
+        return LocalFolder(tmp_path / "not" / "yet" / "there", page_cache=0)
+
+
+class TestWhetherTheStoreFits:
+    """In the page cache, by what was opened so far."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> LocalFolder:
+        lay_out({"a": bytes(60), "b": bytes(60)}, tmp_path)
+        return LocalFolder(tmp_path, page_cache=100)
+
+    def test_a_file_counts_once(self, folder: LocalFolder) -> None:
+        assert [past_cache(folder, name) for name in ("a", "a", "a", "b", "a")] == [False, False, False, True, True]
+
+    def test_half_of_the_memory_is_for_it(self, folder: LocalFolder) -> None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert LocalFolder(folder.path).page_cache == memory // 2
+
+    @pytest.mark.parametrize("call", ["open", "preadv"])
+    def test_a_file_system_that_cannot_is_read_through_it(
+        self, folder: LocalFolder, monkeypatch: pytest.MonkeyPatch, call: str
+    ) -> None:
+        real = {name: getattr(os, name) for name in ("open", "preadv")}
+
+        def refuse_to_open(path: Path, flags: int) -> int:
+            if flags & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "ordered")
+            return int(real["open"](path, flags))
+
+        def refuse_to_read(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+            if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "ordered")
+            return int(real["preadv"](descriptor, buffers, offset))
+
+        monkeypatch.setattr(os, call, {"open": refuse_to_open, "preadv": refuse_to_read}[call])
+        folder.page_cache = 0
+        file = folder.open("a")
+        for _ in range(2):
+            buffer = bytearray(b"x" * 10)
+            assert file.read_into(55, [memoryview(buffer)]) == 5
+            assert buffer == bytes(5) + b"x" * 5
+            assert file.read(50, 20) == bytes(10)
+
+
+def past_cache(folder: LocalFolder, name: str) -> bool:
+    file = folder.open(name)
+    assert isinstance(file, LocalFile)
+    return file.past_cache
+
+
+def test_an_open_file_closes_when_nothing_refers_to_it(tmp_path: Path) -> None:
+    lay_out({"a": b"data"}, tmp_path)
+    folder, before = LocalFolder(tmp_path), set(os.listdir("/proc/self/fd"))
+    file = folder.open("a")
+    assert len(set(os.listdir("/proc/self/fd")) - before) == 1
+    del file
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def commit(folder: LocalFolder) -> None:

@@ -23,6 +23,7 @@ from unic_cache.web_folder import WebFolder
 CALLS: dict[str, Callable[[Location], object]] = {
     "read": lambda folder: folder.read("a/there"),
     "read_range": lambda folder: folder.read_range("a/there", 1, 2),
+    "open": lambda folder: opened(folder, "a/there"),
     "size": lambda folder: folder.size("a/there"),
     "create": lambda folder: folder.create("a/new", b"new"),
     "replace": lambda folder: folder.replace("a/new", b"new"),
@@ -30,9 +31,19 @@ CALLS: dict[str, Callable[[Location], object]] = {
     "names": lambda folder: list(folder.names()),
     "folders": lambda folder: folder.folders(),
 }
+
+
+def opened(folder: Location, name: str) -> bytes:
+    """Two ranges of a file, fetched together."""
+    buffer = memoryview(bytearray(5))
+    file = folder.open(name).expecting([(0, 1), (1, 4)])
+    return bytes(buffer[: file.read_into(0, [buffer[:1]]) + file.read_into(1, [buffer[1:]])])
+
+
 ANSWERS = {
     "read": b"there",
     "read_range": b"he",
+    "open": b"there",
     "size": 5,
     "create": True,
     "replace": None,
@@ -183,6 +194,19 @@ def test_settings_that_cannot_be_read_are_told(server: ObjectServer, monkeypatch
         ObjectFolder("s3://bucket/pre").read("x")
     with pytest.raises(CacheError, match="s3: cannot be opened"):
         ObjectFolder("s3://").read("x")
+
+
+def test_near_ranges_are_fetched_by_one_request(filled: ObjectFolder, server: ObjectServer) -> None:
+    server.objects["pre/big"] = bytes(range(256)) * 2**14
+    spans = [(0, 10), (2**19, 10), (2**22 - 10, 10)]
+    file = filled.open("big").expecting(spans)
+    asked = ["HEAD /bucket/pre/big", *["GET /bucket/pre/big"] * 2]  # the first two are near, the third is far off
+    assert server.asked == asked
+    for offset, size in spans:
+        buffer = bytearray(size)
+        assert file.read_into(offset, [memoryview(buffer)]) == size
+        assert buffer == server.objects["pre/big"][offset : offset + size]
+    assert server.asked == asked
 
 
 def test_server_that_lets_a_name_be_created_twice_is_refused(filled: ObjectFolder, server: ObjectServer) -> None:

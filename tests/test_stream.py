@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unic_cache.sources import Address, by_unit
 from unic_cache.store.layout import CHUNK_ROWS
 from unic_cache.stream import MIXED_CHUNKS, OPEN_SHARDS, Order, Rows, epoch_order
 
@@ -68,8 +67,3 @@ def test_processes_split_a_world_batch_into_consecutive_parts(processes):
     local = 8 // processes
     joined = [order.samples(8 + rank * local, 8 + (rank + 1) * local) for rank in range(processes)]
     assert list(chain.from_iterable(joined)) == order.samples(8, 16)
-
-
-def test_groups_are_by_tar_and_view_in_row_order():
-    wanted = [Address(0, 1, 5, 0), Address(0, 0, 9, 0), Address(0, 1, 2, 0), Address(0, 1, 5, 1)]
-    assert by_unit(wanted) == [[1], [2, 0], [3]]

@@ -23,9 +23,12 @@ from unic_cache.location import Location, open_location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codec import FeatureCodec
 from unic_cache.store.commit import CommitRecord, Unit
+from unic_cache.store.differences import from_differences
 from unic_cache.store.layout import RESERVED, VIEWS_MEMBER, Extent
 from unic_cache.store.member import Member
+from unic_cache.store.objects import OpenObjects
 from unic_cache.store.reader import RowReader, Rows
+from unic_cache.store.runs import picks
 from unic_cache.views.index import Segment, ShardEntry, read_segments
 
 RECORDS_KEPT = 1024
@@ -34,7 +37,9 @@ RECORDS_KEPT = 1024
 class CachedTeacher:
     """One teacher's kept features."""
 
-    def __init__(self, member: Member, calibration: Calibration, calibration_crc: int) -> None:
+    def __init__(
+        self, member: Member, calibration: Calibration, calibration_crc: int, objects: OpenObjects | None = None
+    ) -> None:
         if member.codec is None:
             raise CacheError(f"{member.location.url}/{member.folder} holds pixels, not features")
         self.member = member
@@ -42,7 +47,7 @@ class CachedTeacher:
         self.codec: FeatureCodec = member.codec
         self.calibration = calibration
         self._calibration_crc = calibration_crc
-        self._rows = RowReader(member)
+        self.rows = RowReader(member, objects)
         self._record = lru_cache(RECORDS_KEPT)(member.record)
 
     @property
@@ -71,12 +76,18 @@ class CachedTeacher:
 
         BrokenError on rows that are not what was committed; where a set is given they are added to it, and are zeros.
         """
-        return self._rows.read(record, rows, broken)
+        return self.rows.read(record, rows, broken)
 
     def features(self, record: CommitRecord, rows: Sequence[int]) -> dict[str, Tensor]:
         """Standardized float32 {"cls": (n, D), "patch": (n, T, Dp)} of the rows asked, in the order asked."""
         parts = self.parts(record, rows)
         return self.codec.decode({name: torch.from_numpy(array) for name, array in parts.items()})
+
+    def cls(self, record: CommitRecord, rows: Sequence[int]) -> Tensor:
+        """Standardized float32 CLS tokens (n, D), without reading patches. CacheError where there are none."""
+        if self.codec.cls_dim is None:
+            raise CacheError(f"{self.name} has no CLS tokens")
+        return torch.from_numpy(self.rows.read(record, rows, names=("cls",))["cls"]).float()
 
 
 class Cache:
@@ -84,6 +95,7 @@ class Cache:
 
     def __init__(self, location: Location) -> None:
         self.location = location
+        self._objects = OpenObjects(location)
         self.segments: tuple[Segment, ...] = read_segments(location)
         self._places = {
             entry.name: (segment.number, shard)
@@ -97,11 +109,15 @@ class Cache:
             member = Member.open(location, folder)
             calibration = None if member is None else member.calibration()
             if member is not None and calibration is not None:
-                teacher = CachedTeacher(member, *calibration)
+                teacher = CachedTeacher(member, *calibration, self._objects)
                 self.teachers[teacher.name] = teacher
         self.pixels = Member.open(location, VIEWS_MEMBER)
         self._pixel_record = None if self.pixels is None else lru_cache(RECORDS_KEPT)(self.pixels.record)
-        self._pixel_rows = None if self.pixels is None else RowReader(self.pixels)
+        self.pixel_rows = None if self.pixels is None else RowReader(self.pixels, self._objects)
+
+    def close(self) -> None:
+        """Close the files that were read last, as whoever takes the disk away must; a later read opens them again."""
+        self._objects.close()
 
     def teacher(self, name: str) -> CachedTeacher:
         """The teacher of that name; CacheError listing the others where there is none."""
@@ -164,11 +180,15 @@ class Cache:
         """The record of a unit's kept pixels, or None; remembered."""
         return None if self._pixel_record is None else self._pixel_record(unit)
 
-    def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: Rows, broken: set[int] | None = None) -> None:
+    def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: Rows) -> None:
         """Kept views, uint8 (len(rows), H, W, 3), into `out`, checked as in `CachedTeacher.parts`."""
-        if self.pixels is None or self._pixel_rows is None:
+        if self.pixels is None or self.pixel_rows is None:
             raise CacheError(f"{self.location.url} keeps no pixels; extract with --keep-views")
-        self._pixel_rows.read_into(record, self.pixels.arrays[0], rows, out, broken)
+        (rgb,) = self.pixels.arrays
+        for error in self.pixel_rows.fill(record, picks(rows), {rgb.name: out}).values():
+            raise error
+        for view_HWC in torch.from_numpy(out) if rgb.tile else ():
+            from_differences(view_HWC)
 
 
 def open_cache(path: str | Path) -> Cache:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from unic_cache.errors import CacheError, ConfigError
+from unic_cache.open_file import LocalFile, OpenFile
 
 NAME = re.compile(r"[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*")
 
@@ -39,6 +40,10 @@ class Location(Protocol):
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """Bytes [offset, offset + size), fewer at the file's end. FileNotFoundError where there is no file."""
+        ...
+
+    def open(self, name: str) -> OpenFile:
+        """The file, to be read again and again. FileNotFoundError here or at its first read where there is none."""
         ...
 
     def size(self, name: str) -> int | None:
@@ -76,12 +81,18 @@ class LocalFolder:
     the folder is fsynced after, and once each folder above it, whoever made it: a file is only as durable as the path
     to it. Temporary names carry the writer's index, so that the same worker can remove its own left-overs when it
     starts again, and nobody else does. A call that raises leaves the whole file or nothing.
+
+    When more than `page_cache` bytes of files have been opened, they will not stay in memory until they are read again;
+    files opened from then on are read past the page cache. None stands for half of the machine's memory.
     """
 
-    def __init__(self, path: str | Path, worker: int = 0) -> None:
+    def __init__(self, path: str | Path, worker: int = 0, page_cache: int | None = None) -> None:
         self.path = Path(path)
         self.url = str(path)
         self.worker = worker
+        self.page_cache = _memory() // 2 if page_cache is None else page_cache
+        self._opened: set[str] = set()
+        self._opened_bytes = 0
         self._durable: set[Path] = set()
 
     def __repr__(self) -> str:
@@ -105,6 +116,14 @@ class LocalFolder:
             return os.pread(descriptor, size, offset)
         finally:
             os.close(descriptor)
+
+    def open(self, name: str) -> OpenFile:
+        """One open(2)."""
+        path = self.path / checked(name)
+        if name not in self._opened:
+            self._opened_bytes += self.size(name) or 0
+            self._opened.add(name)
+        return LocalFile(path, past_cache=self._opened_bytes > self.page_cache)
 
     def size(self, name: str) -> int | None:
         """One stat(2)."""
@@ -208,6 +227,11 @@ def open_location(where: str | Path, worker: int = 0) -> Location:
 
         return WebFolder(text)
     raise ConfigError(f"{text}: no store for {scheme[1]}:// is known; use a path, s3://, gs://, or https:// to read")
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _link(temporary: Path, target: Path) -> bool:

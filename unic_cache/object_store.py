@@ -10,8 +10,9 @@ late is told so.
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import obstore
@@ -20,9 +21,11 @@ from obstore.store import GCSStore, HTTPStore, S3Store
 
 from unic_cache.errors import CacheError
 from unic_cache.location import checked
+from unic_cache.open_file import RANGE, OpenFile, RangeFile, Span, scatter
 from unic_cache.outages import outlive, reason
 
 if TYPE_CHECKING:
+    from obstore import Bytes as Buffer
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 NO_RETRIES: "RetryConfig" = {"max_retries": 0}  # of obstore's own: `outlive` makes them, for all kinds of requests
@@ -72,6 +75,16 @@ class ObjectFolder:
                 return b""
 
         return self._persist(path, attempt)
+
+    def open(self, name: str) -> OpenFile:
+        """No request yet."""
+        return _ObjectFile(self, checked(name))
+
+    def read_ranges(self, name: str, spans: Sequence[Span]) -> "list[Buffer]":
+        """Several ranges at once, near ones by one GET; none may end behind the object's end."""
+        path = checked(name)
+        starts, lengths = zip(*spans, strict=True)
+        return self._persist(path, lambda store: list(obstore.get_ranges(store, path, starts=starts, lengths=lengths)))
 
     def size(self, name: str) -> int | None:
         """One HEAD."""
@@ -164,6 +177,49 @@ class ObjectFolder:
         answer = outlive(f"{self.url}/{name}".rstrip("/"), lambda: call(store), answered=self._answered)
         self._answered = True
         return answer
+
+
+class _ObjectFile(RangeFile):
+    """One object."""
+
+    def __init__(self, folder: ObjectFolder, name: str) -> None:
+        super().__init__(partial(folder.read_range, name))
+        self._folder = folder
+        self._name = name
+        self._size: int | None = None
+
+    def expecting(self, spans: Sequence[Span]) -> OpenFile:
+        """The ranges, fetched together; the object's size is asked for once, as obstore panics beyond it."""
+        if len(spans) < 2:
+            return self
+        if self._size is None:
+            self._size = self._folder.size(self._name) or 0
+        if max(offset + size for offset, size in spans) > self._size:
+            return self
+        return _Fetched(dict(zip(spans, self._folder.read_ranges(self._name, spans), strict=True)))
+
+
+class _Fetched:
+    """Ranges of an object, in memory."""
+
+    near = 0
+    at_once = RANGE
+    scatters = False
+
+    def __init__(self, parts: "dict[Span, Buffer]") -> None:
+        self._parts = {offset: memoryview(data) for (offset, _), data in parts.items()}
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """The beginning of the range that begins at `offset`."""
+        return self._parts[offset][:size]
+
+    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """The same, copied."""
+        return scatter(self._parts[offset], buffers)
+
+    def expecting(self, spans: Sequence[Span]) -> OpenFile:  # noqa: ARG002
+        """The same ranges."""
+        return self
 
 
 def _open_s3(url: str) -> "ObjectStore":

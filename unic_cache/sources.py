@@ -11,7 +11,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -21,7 +23,9 @@ import torch
 from unic_cache.cache import Cache
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError, CacheError, ImageError
+from unic_cache.gather import Gathering, pieces
 from unic_cache.store.commit import CommitRecord
+from unic_cache.store.differences import from_differences
 from unic_cache.views.augment import decode, make_view, pixel_crc
 from unic_cache.views.index import ShardEntry
 from unic_cache.views.shards import OpenShard
@@ -41,6 +45,11 @@ class Address:
     row: int
     number: int
 
+    @property
+    def unit(self) -> tuple[int, int, int]:
+        """What has a commit record of its own: segment, shard and number of the view."""
+        return self.segment, self.shard, self.number
+
 
 @dataclass(frozen=True)
 class ViewBatch:
@@ -51,11 +60,18 @@ class ViewBatch:
     bad: dict[int, str]  # position in the batch -> why there is no view; its pixels are zeros
 
 
+Finish = Callable[[], ViewBatch]  # waits for a batch that was begun
+
+
 class PixelSource(Protocol):
     """Where views come from."""
 
-    def start(self, wanted: Sequence[Address], size: int) -> Callable[[], ViewBatch]:
-        """Begin a batch of `size` views, zeros behind those that are wanted; the call returned waits for it."""
+    def start(self, wanted: Sequence[Address], size: int) -> Finish:
+        """Begin a batch of `size` views, zeros behind those that are wanted, in memory of its own."""
+        ...
+
+    def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
+        """Batches whose views go into `views_NHWC`, one after the other: what begins each."""
         ...
 
 
@@ -81,20 +97,27 @@ class ShardPixels:
         self._open: OrderedDict[tuple[int, int], OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
-    def start(self, wanted: Sequence[Address], size: int) -> Callable[[], ViewBatch]:
+    def start(self, wanted: Sequence[Address], size: int) -> Finish:
         """One task a view, each filling its own slot of the batch."""
-        views_BHWC = blank(size, self.views, self.pin)
-        tasks = [self._pool.submit(self.fill, item, views_BHWC[place]) for place, item in enumerate(wanted)]
+        return self._start(wanted, blank(size, self.views, self.pin))
+
+    def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
+        """Each batch on its own."""
+        return [partial(self._start, *pair) for pair in zip(batches, slices(batches, views_NHWC), strict=True)]
+
+    def _start(self, wanted: Sequence[Address], views_BHWC: Image) -> Finish:
+        tasks = [self._pool.submit(self._fill, item, views_BHWC[place]) for place, item in enumerate(wanted)]
 
         def finish() -> ViewBatch:
             outcomes = [task.result() for task in tasks]
             bad = {place: outcome for place, outcome in enumerate(outcomes) if isinstance(outcome, str)}
             crcs = np.array([0 if isinstance(outcome, str) else outcome for outcome in outcomes], dtype=np.uint32)
+            views_BHWC[list(bad)] = 0
             return ViewBatch(views_BHWC, crcs, bad)
 
         return finish
 
-    def fill(self, wanted: Address, out: Image) -> int | str:
+    def _fill(self, wanted: Address, out: Image) -> int | str:
         """Write one view into `out`; its crc32c, or why there is none."""
         path, entry = self.tars[wanted.segment, wanted.shard]
         data = self._shard(wanted, path, entry).read(wanted.row)
@@ -140,37 +163,49 @@ class KeptPixels:
                 raise
             return True
 
-    def start(self, wanted: Sequence[Address], size: int) -> Callable[[], ViewBatch]:
-        """One task a batch; the rows of one tar are read together."""
+    def start(self, wanted: Sequence[Address], size: int) -> Finish:
+        """A group of one batch."""
         views_BHWC = blank(size, self.views, self.pin)
-        task = self._pool.submit(self._fill, wanted, views_BHWC)
-        return task.result
+        finish = self.group([wanted], views_BHWC[: len(wanted)])[0]()
+        return lambda: replace(finish(), views_BHWC=views_BHWC)
 
-    def _fill(self, wanted: Sequence[Address], views_BHWC: Image) -> ViewBatch:
-        crcs = np.zeros(len(wanted), dtype=np.uint32)
+    def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
+        """All are begun at once: each chunk is read once for all batches."""
+        reader = self.cache.pixel_rows
+        assert reader is not None
+        wanted = pieces([item for batch in batches for item in batch])
+        (rgb,) = reader.member.arrays
+        undo = partial(_sum_up, views_NHWC) if rgb.tile else None
+        gathering = Gathering(self._pool, wanted, self._committed, reader, {rgb.name: views_NHWC}, undo)
+        stops = np.cumsum([len(batch) for batch in batches]).tolist()
+
+        def begin(place: int) -> Finish:
+            return partial(self._finish, gathering, stops[place] - len(batches[place]), stops[place], views_NHWC)
+
+        return [partial(begin, place) for place in range(len(batches))]
+
+    def _finish(self, gathering: Gathering, start: int, stop: int, views_NHWC: Image) -> ViewBatch:
+        gathered = gathering.result()
         bad: dict[int, str] = {}
-        for places in by_unit(wanted):
-            broken: set[int] | None = set() if self.skip_broken else None
-            try:
-                record = self._record(wanted[places[0]])
-                assert record is not None
-                rows = [wanted[place].row for place in places]
-                out = np.empty((len(rows), *views_BHWC.shape[1:]), np.uint8)
-                self.cache.read_pixels(record, rows, out, broken)
-            except BrokenError as error:
-                if broken is None:
-                    raise
-                bad |= dict.fromkeys(places, str(error))
-                continue
-            views_BHWC[places] = out
-            crcs[places] = record.pixels[rows]
-            reasons = {**dict.fromkeys(broken or (), "the kept pixels are broken"), **record.bad}
-            bad |= {place: reasons[row] for place, row in zip(places, rows, strict=True) if row in reasons}
-        return ViewBatch(views_BHWC, crcs, bad)
+        for place in range(start, stop) if gathered.broken or gathered.bad else ():
+            if place in gathered.broken and not self.skip_broken:
+                raise gathered.broken[place]
+            reason = gathered.bad.get(place) or gathered.broken.get(place)
+            bad |= {place - start: str(reason)} if reason else {}
+        return ViewBatch(views_NHWC[start:stop], gathered.crcs_N[start:stop], bad)
+
+    def _committed(self, wanted: Address) -> CommitRecord:
+        record = self._record(wanted)
+        assert record is not None
+        return record
 
     def _record(self, wanted: Address) -> CommitRecord | None:
         view = self.views.name(wanted.number)
         return self.cache.pixel_record(self.cache.unit(wanted.segment, wanted.shard, view))
+
+
+def _sum_up(views_NHWC: Image, place: int) -> None:
+    from_differences(torch.from_numpy(views_NHWC[place]))
 
 
 class Pixels:
@@ -180,27 +215,38 @@ class Pixels:
         self.kept = kept
         self.decoded = decoded
 
-    def start(self, wanted: Sequence[Address], size: int) -> Callable[[], ViewBatch]:
+    def start(self, wanted: Sequence[Address], size: int) -> Finish:
         """A batch from one source. CacheError where a view has neither kept pixels nor a tar."""
-        if all(self.kept.has(item) for item in wanted):
-            return self.kept.start(wanted, size)
-        for item in wanted:
+        return self._source(wanted).start(wanted, size)
+
+    def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
+        """Each batch from one source, and neighbours of one source as a group of it."""
+        begins: list[Callable[[], Finish]] = []
+        for source, numbers in groupby(range(len(batches)), lambda number: self._source(batches[number])):
+            own = list(numbers)
+            start = sum(len(batch) for batch in batches[: own[0]])
+            size = sum(len(batches[number]) for number in own)
+            begins += source.group([batches[number] for number in own], views_NHWC[start : start + size])
+        return begins
+
+    def _source(self, wanted: Sequence[Address]) -> PixelSource:
+        firsts = list({item.unit: item for item in wanted}.values())
+        if all(self.kept.has(item) for item in firsts):
+            return self.kept
+        for item in firsts:
             if (item.segment, item.shard) not in self.decoded.tars:
                 cache, view = self.kept.cache, self.kept.views.name(item.number)
                 raise CacheError(
                     f"{cache.location.url}: view {view} of shard {cache.entry(item.segment, item.shard).name} has no "
                     "kept pixels and its tar was not given; add it to --shards"
                 )
-        return self.decoded.start(wanted, size)
+        return self.decoded
 
 
-def by_unit(wanted: Sequence[Address]) -> list[list[int]]:
-    """Positions grouped by (segment, shard, view), each group in ascending row order."""
-    groups: dict[tuple[int, int, int], list[int]] = {}
-    for place in sorted(range(len(wanted)), key=lambda place: wanted[place]):
-        item = wanted[place]
-        groups.setdefault((item.segment, item.shard, item.number), []).append(place)
-    return list(groups.values())
+def slices(batches: Sequence[Sequence[Address]], rows: Image) -> list[Image]:
+    """Each batch's part of rows that hold the batches one after the other."""
+    stops = np.cumsum([len(batch) for batch in batches]).tolist()
+    return [rows[stop - len(batch) : stop] for batch, stop in zip(batches, stops, strict=True)]
 
 
 def ahead(items: Iterable[Item], start: Callable[[Item], Callable[[], Result]], depth: int) -> Iterator[Result]:

@@ -10,26 +10,33 @@ Epoch e shows the cached views e mod V.
 Letters: B images, H and W pixels, V views, R processes, N rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unic_cache.buffers import Ring
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import Views
 from unic_cache.draws import Purpose, permutation, words
 from unic_cache.errors import BrokenError
-from unic_cache.sources import Address, PixelSource, ahead, by_unit
-from unic_cache.store.layout import CHUNK_ROWS
+from unic_cache.gather import Gathering, grouped, pieces
+from unic_cache.sources import Address, Finish, PixelSource
+from unic_cache.store.commit import CommitRecord, Crcs
+from unic_cache.store.layout import CHUNK_ROWS, pixel_arrays
 from unic_cache.usable import Ints, Rows, committed_record
 
 OPEN_SHARDS = 8
 MIXED_CHUNKS = 64
-BATCHES_AHEAD = 3
+BATCHES_AHEAD = 3  # whose views are being decoded
+PAGE = 4096  # bytes
+GROUP_BYTES = 2**30  # of a group's memory at most, but a batch at least
 
 
 def epoch_order(rows: Rows, seed: int, epoch: int) -> Ints:
@@ -71,9 +78,11 @@ class Order:
 class Batch:
     """Views (B, H, W, 3) uint8, and each teacher's kept arrays by name, (B, ...), as they are stored.
 
-    `good_B`, bool on the CPU, is False where something is broken: such an image must not count.
+    `wanted` says which views they are. `good_B`, bool on the CPU, is False where something is broken: such an image
+    must not count.
     """
 
+    wanted: Sequence[Address]
     views_BHWC: Tensor
     parts: Mapping[str, Mapping[str, Tensor]]
     good_B: Tensor
@@ -86,6 +95,11 @@ class Batch:
 
 class Stream:
     """Batches made ahead of need in the pool's threads, each checked against the commit records.
+
+    Batches are read in groups (see `gather`), the next one while one is consumed; so memory is that of two groups, or
+    of three where a group is a single batch. A group's memory is used again when nothing refers to its batches any
+    more: whoever keeps a batch may keep it for good. With `pin` it is page-locked, and torch, which hands it out, waits
+    for copies to a GPU that are under way before it hands it out again.
 
     A broken row is an error; with `skip_broken` it keeps its place in the batch, as zeros that `good_B` disowns, so
     that all others stay what they would be without it.
@@ -109,78 +123,131 @@ class Stream:
         self.check_pixels = check_pixels
         self.pin = pin
         self.skip_broken = skip_broken
-        self._pool = pool
+        self.pool = pool
+        arrays = [*pixel_arrays(views.size), *(array for teacher in teachers for array in teacher.member.arrays)]
+        self.image_bytes = sum(array.row_bytes for array in arrays)
+        self._ring = Ring(spare=2)
 
     def batches(self, wanted: Iterator[list[Address]]) -> Iterator[Batch]:
         """The batches asked for, in order. BrokenError on a broken row or on pixels that the teachers did not see."""
-        return ahead(wanted, self._start, BATCHES_AHEAD)
-
-    def _start(self, wanted: list[Address]) -> Callable[[], Batch]:
-        groups = by_unit(wanted)
-        views = self.source.start(wanted, len(wanted))
-        out = {teacher.name: self._empty(teacher, len(wanted)) for teacher in self.teachers}
-        tasks: list[Future[tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]]] = [
-            self._pool.submit(self._read, teacher, [wanted[place] for place in places], places, out[teacher.name])
-            for teacher in self.teachers
-            for places in groups
-        ]
-
-        def finish() -> Batch:
-            batch = views()
-            read = [task.result() for task in tasks]
-            if batch.bad and not self.skip_broken:
-                place, reason = next(iter(batch.bad.items()))
-                raise BrokenError(f"{self._place(wanted[place])} was good in extraction, but now: {reason}")
-            good_B = np.ones(len(wanted), bool)
-            good_B[list(batch.bad)] = False
-            for places, (crcs, good) in zip(groups * len(self.teachers), read, strict=True):
-                good_B[places] &= good & self._same_pixels(wanted, places, batch.crcs[places], crcs)
-            return Batch(torch.from_numpy(batch.views_BHWC), out, torch.from_numpy(good_B))
-
-        return finish
-
-    def _read(
-        self, teacher: CachedTeacher, wanted: Sequence[Address], places: Sequence[int], out: Mapping[str, Tensor]
-    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
-        """Fill one unit's places of a batch; the checksums of the pixels that the teacher saw, and which are good."""
-        first = wanted[0]
-        rows = [item.row for item in wanted]
-        broken: set[int] | None = set() if self.skip_broken else None
+        groups = grouped(wanted, GROUP_BYTES // self.image_bytes)
+        group, following = self._begin(groups), None
         try:
-            record = committed_record(self.cache, teacher, self.views.name(first.number), first.segment, first.shard)
-        except BrokenError:
-            if broken is None:
-                raise
-            for values in out.values():
-                values[torch.tensor(places)] = 0
-            return np.zeros(len(rows), np.uint32), np.zeros(len(rows), bool)
-        for name, found in teacher.parts(record, rows, broken).items():
-            out[name][torch.tensor(places)] = torch.from_numpy(found)
-        return record.pixels[rows], np.array([row not in (broken or ()) for row in rows])
+            while group is not None:
+                count, following = len(group.batches), None
+                for number in range(count):
+                    if number == min(1, count - 1):
+                        following = self._begin(groups)
+                    for place in range(number, number + 1 + BATCHES_AHEAD):
+                        if place < count:
+                            group.begin(place)
+                        elif following is not None:
+                            following.begin(place - count)
+                    yield group.finish(number)
+                group = following
+        finally:
+            for left in (group, following):
+                if left is not None:
+                    left.cancel()
 
-    def _empty(self, teacher: CachedTeacher, count: int) -> dict[str, Tensor]:
-        return {
-            array.name: torch.empty((count, *array.row), dtype=getattr(torch, array.dtype), pin_memory=self.pin)
-            for array in teacher.member.arrays
+    def memory(self, size: int) -> Tensor:
+        """(size,) uint8, page-aligned, with whatever it held before; used again when nothing refers to it any more."""
+        if self.pin:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return torch.from_numpy(self._ring.take(size))
+
+    def _begin(self, groups: Iterator[list[Sequence[Address]]]) -> "_Group | None":
+        batches = next(groups, None)
+        return None if batches is None else _Group(self, batches)
+
+
+class _Group:
+    """Neighbouring batches in one piece of memory, one after the other, being read.
+
+    N are all images of the group.
+    """
+
+    def __init__(self, stream: Stream, batches: Sequence[Sequence[Address]]) -> None:
+        self.batches = batches
+        self._stream = stream
+        self._stops = np.cumsum([len(batch) for batch in batches]).tolist()
+        wanted = [item for batch in batches for item in batch]
+        self._views_NHWC, self._parts = _carve(stream, len(wanted))
+        to_read = pieces(wanted)
+        self._gathered = {
+            teacher.name: Gathering(
+                stream.pool,
+                to_read,
+                partial(_committed, stream, teacher),
+                teacher.rows,
+                {name: values.numpy() for name, values in self._parts[teacher.name].items()},
+            )
+            for teacher in stream.teachers
         }
+        self._begins = stream.source.group(batches, self._views_NHWC.numpy())
+        self._views: dict[int, Finish] = {}
 
-    def _same_pixels(
-        self,
-        wanted: Sequence[Address],
-        places: Sequence[int],
-        ours: npt.NDArray[np.uint32],
-        theirs: npt.NDArray[np.uint32],
-    ) -> npt.NDArray[np.bool_]:
-        same: npt.NDArray[np.bool_] = (ours == theirs) | np.bool_(not self.check_pixels)
+    def begin(self, number: int) -> None:
+        """Begin the views of a batch, if there is one of that number and they were not begun."""
+        if number < len(self._begins) and number not in self._views:
+            self._views[number] = self._begins[number]()
+
+    def finish(self, number: int) -> Batch:
+        """Wait for a batch."""
+        wanted, stop = self.batches[number], self._stops[number]
+        rows = slice(stop - len(wanted), stop)
+        views = self._views[number]()
+        if views.bad and not self._stream.skip_broken:
+            place, reason = next(iter(views.bad.items()))
+            raise BrokenError(f"{self._place(wanted[place])} was good in extraction, but now: {reason}")
+        good_B = np.ones(len(wanted), bool)
+        good_B[list(views.bad)] = False
+        for gathering in self._gathered.values():
+            gathered = gathering.result()
+            broken = [place for place in range(len(wanted)) if rows.start + place in gathered.broken]
+            if broken and not self._stream.skip_broken:
+                raise gathered.broken[rows.start + broken[0]]
+            good_B[broken] = False
+            good_B &= self._same_pixels(wanted, views.crcs, gathered.crcs_N[rows])
+        parts = {teacher: {name: part[rows] for name, part in of.items()} for teacher, of in self._parts.items()}
+        return Batch(wanted, self._views_NHWC[rows], parts, torch.from_numpy(good_B))
+
+    def cancel(self) -> None:
+        """Begin no more of it."""
+        self._gathered.clear()
+        self._begins.clear()
+        self._views.clear()
+
+    def _same_pixels(self, wanted: Sequence[Address], ours: Crcs, theirs: Crcs) -> npt.NDArray[np.bool_]:
+        same: npt.NDArray[np.bool_] = (ours == theirs) | np.bool_(not self._stream.check_pixels)
         different = np.flatnonzero(~same)
-        if len(different) and not self.skip_broken:
-            item = wanted[places[int(different[0])]]
+        if len(different) and not self._stream.skip_broken:
+            place = int(different[0])
             raise BrokenError(
-                f"{self._place(item)}: the pixels have checksum {ours[different[0]]:08x} here, but the teachers saw "
-                f"{theirs[different[0]]:08x}. The image in the tar is another one, or it decodes differently; use the "
-                "tars and the library versions that the cache was made with"
+                f"{self._place(wanted[place])}: the pixels have checksum {ours[place]:08x} here, but the teachers saw "
+                f"{theirs[place]:08x}. The image in the tar is another one, or it decodes differently; use the tars "
+                "and the library versions that the cache was made with"
             )
         return same
 
     def _place(self, item: Address) -> str:
-        return f"{self.cache.unit(item.segment, item.shard, self.views.name(item.number))}, row {item.row}"
+        cache, views = self._stream.cache, self._stream.views
+        return f"{cache.unit(item.segment, item.shard, views.name(item.number))}, row {item.row}"
+
+
+def _committed(stream: Stream, teacher: CachedTeacher, item: Address) -> CommitRecord:
+    return committed_record(stream.cache, teacher, stream.views.name(item.number), item.segment, item.shard)
+
+
+def _carve(stream: Stream, images: int) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+    """One piece of memory as views (N, H, W, 3) and each teacher's arrays (N, ...), each from a page's beginning."""
+    (rgb,) = pixel_arrays(stream.views.size)
+    kinds = [("", rgb), *((teacher.name, array) for teacher in stream.teachers for array in teacher.member.arrays)]
+    sizes = [images * array.row_bytes for _, array in kinds]
+    starts = list(accumulate((-(-size // PAGE) * PAGE for size in sizes), initial=0))
+    memory = stream.memory(starts[-1])
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name, _ in kinds}
+    for (name, array), start, size in zip(kinds, starts, sizes, strict=False):
+        values = memory[start : start + size].view(getattr(torch, array.dtype))
+        parts[name][array.name] = values.reshape(images, *array.row)
+    return parts.pop("")[rgb.name], parts

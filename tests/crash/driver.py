@@ -206,7 +206,7 @@ def run_command(config: ExtractConfig, begin: int, sync_seconds: float) -> int:
     os.fsync, extract.run = slow, told
     flags = {"cache": config.cache, "shards": config.shards, "views": config.views, "size": config.size}
     flags |= {"batch-size": config.batch_size, "calibration-images": config.calibration_images}
-    flags |= {"device": config.device, "threads": config.threads}
+    flags |= {"device": config.device, "threads": config.threads, "codec": config.codec}
     words = [f"--teacher={name}" for name in config.teachers] + [f"--{flag}={value}" for flag, value in flags.items()]
     try:
         cli.main(["extract", *words, *["--keep-views"] * config.keep_views])

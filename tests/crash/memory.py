@@ -1,9 +1,11 @@
 """A folder of files in memory whose every call is watched: counted, stopped, or made to fail."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 from unic_cache.location import checked
+from unic_cache.open_file import RangeFile
 
 Files = dict[str, bytes]
 T = TypeVar("T")
@@ -37,6 +39,9 @@ class MemoryFolder:
             return self.files[name][offset : offset + size]
 
         return self._call("read_range", name, part)
+
+    def open(self, name: str) -> RangeFile:
+        return RangeFile(partial(self.read_range, name))
 
     def size(self, name: str) -> int | None:
         return self._call("size", name, lambda: len(self.files[name]) if name in self.files else None)

@@ -4,6 +4,7 @@ At every moment a reader finds the right unit or none; a worker may die at every
 copy, and the record fits it.
 """
 
+import itertools
 from collections.abc import Sequence
 from functools import cache as memoize
 from functools import partial
@@ -14,7 +15,7 @@ import pytest
 
 from tests.crash.memory import Files, MemoryFolder
 from tests.crash.schedules import Graph, Run, Work, explore
-from tests.crash.units import CLS_ALONE, FOLDER, SPEC, check_readers, extract, units
+from tests.crash.units import CLS_ALONE, FOLDER, SPEC, TILES_ALONE, check_readers, extract, units
 from unic_cache.errors import CacheError
 from unic_cache.store.layout import object_name
 from unic_cache.store.member import Member
@@ -22,7 +23,7 @@ from unic_cache.store.writer import UnitWriter
 
 pytestmark = pytest.mark.usefixtures("quick_zarr")
 ONE = units(40)
-SPECS = {"one-array": CLS_ALONE, "three-arrays": SPEC}
+SPECS = {"one-array": CLS_ALONE, "three-arrays": SPEC, "one-tiled-array": TILES_ALONE}
 
 
 @memoize
@@ -88,8 +89,11 @@ def deaths_survived(graph: Graph, files: Files, works: Sequence[Work], array_cou
     return deaths
 
 
-@pytest.mark.parametrize("machines", [(0, 0), (0, 1)], ids=["equal-bytes", "almost-equal-bytes"])
-@pytest.mark.parametrize("array_count", SPECS)
+@pytest.mark.parametrize(
+    ("array_count", "machines"),
+    [*itertools.product(("one-array", "three-arrays"), ((0, 0), (0, 1))), ("one-tiled-array", (0, 1))],
+    ids=lambda value: value if isinstance(value, str) else ("equal-bytes", "almost-equal-bytes")[value[1]],
+)
 def test_two_workers_end_with_one_good_copy_even_if_one_dies(array_count, machines):
     files, works = prepared(array_count), workers(array_count, *machines)
     graph = explore_and_check(files, works, array_count)
@@ -136,6 +140,28 @@ def test_how_far_machines_may_be_apart_depends_on_the_arithmetic(dtype, adopts):
     else:
         with pytest.raises(CacheError, match="what stands there is not what this machine makes"):
             extract(MemoryFolder(files), ONE, spec)
+
+
+@pytest.mark.parametrize("spec", [{**SPEC, "codec": "f16"}, SPEC, TILES_ALONE], ids=["f16", "int8", "klt"])
+def test_rows_of_another_machine_are_adopted_and_those_of_other_images_refused(spec):
+    two = units(40, views=2)
+    ours: Files = {}
+    theirs: Files = {}
+    extract(MemoryFolder(ours), two, spec)
+    extract(MemoryFolder(theirs), two, spec, machine=1)
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] != theirs[name]) == ("/c." in name) for name in ours if "/commits/" not in name)
+    standing = {name: data for name, data in theirs.items() if "/commits/" not in name}
+    extract(MemoryFolder(standing), two, spec)
+    assert standing == theirs
+    check_readers(MemoryFolder(standing), two)
+    objects = {name: data for name, data in theirs.items() if "/c." in name}
+    strangers = {name: objects[name.replace("-000/", "-001/")] for name in objects if "-000/" in name}
+    before = {name: data for name, data in ours.items() if "/c." not in name and "/commits/" not in name} | strangers
+    after = dict(before)
+    with pytest.raises(CacheError, match="what stands there is not what this machine makes"):
+        extract(MemoryFolder(after), two[:1], spec)
+    assert after == before
 
 
 GARBAGE = {

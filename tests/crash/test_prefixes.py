@@ -19,7 +19,7 @@ from unic_cache.location import LocalFolder
 WORK = units(5, 40, 70, views=4)
 LONG = units(5, 1100, views=2)  # the second tar takes two objects of each array
 FINISHED = 12  # of the whole extraction's prefixes are finished by the real teachers; all are looked at
-SPECS = {codec: {**SPEC, "codec": codec} for codec in ("f16", "int8")}
+SPECS = {codec: {**SPEC, "codec": codec} for codec in ("int8", "klt")}
 
 
 class Log(Watch):

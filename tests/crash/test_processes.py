@@ -26,7 +26,7 @@ def driver(tmp_path_factory, settings):
         stdout=subprocess.PIPE,
         text=True,
     )
-    say(process, {"config": settings(root, threads=1, keep_views=True).to_json(), "root": str(root)})
+    say(process, {"config": settings(root, threads=1, keep_views=True, codec="klt").to_json(), "root": str(root)})
     yield process
     process.stdin.close()
     assert process.wait() == 0

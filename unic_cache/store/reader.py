@@ -1,124 +1,198 @@
-"""Reading rows of a member: our own range reads over plain Zarr shards, every row checked against its commit record.
+"""Reading rows of a member: our own range reads over plain Zarr shards, each row checked against its commit record.
 
-A Zarr shard ends with its index: for each inner chunk an (offset, size) pair of little-endian uint64, then the crc32c
-of the pairs. Codecs without a byte codec keep a chunk as its rows in order, so one row is one range.
+    rows asked -> by object and chunk -> runs of neighbours -> one scattering read a run -> checksum of each row
+
+Rows go from the file straight to their places in the caller's memory. Without a byte codec a chunk is its rows in
+order, so any run of rows is one range. A tiled array's chunk is read and unpacked whole, once for all its rows that are
+asked together, and its checksum is that of the compressed bytes.
+
+Letters: N places, G tiles of W bytes.
 """
 
-import errno
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache as memoize
+from itertools import groupby
+from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
+from unic_cache.buffers import Bytes
 from unic_cache.errors import BrokenError
+from unic_cache.open_file import OpenFile
 from unic_cache.store.commit import CommitRecord
-from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, index_bytes, object_name
+from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, Extent, index_bytes, object_bytes, object_name
 from unic_cache.store.member import Member
+from unic_cache.store.objects import OpenObjects, trouble
+from unic_cache.store.runs import Located, Pick, check_size, crc, cut, picks, read_run
+from unic_cache.store.tiles import Tiles
 
 Rows = npt.NDArray[np.generic]
-Spans = npt.NDArray[np.uint64]
-INDEXES_KEPT = 512
+Broken = dict[int, BrokenError]  # row -> what is wrong with it
+
+NOT_COMMITTED = "their bytes are not the ones that were committed"
 
 
 class RowReader:
-    """Rows of one member, by commit record. Thread-safe; keeps the indexes of the shards that it saw last."""
+    """Rows of one member, by commit record. Thread-safe. `objects` may be shared by all readers of a location."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, objects: OpenObjects | None = None) -> None:
         self.member = member
-        self._indexes: OrderedDict[str, Spans] = OrderedDict()
-        self._lock = threading.Lock()
+        self._objects = objects or OpenObjects(member.location)
+        self._tiles = Tiles()
 
-    def read(self, record: CommitRecord, rows: Sequence[int], broken: set[int] | None = None) -> dict[str, Rows]:
-        """Every array's rows in the order asked: array name -> (len(rows), ...).
+    def read(
+        self,
+        record: CommitRecord,
+        rows: Sequence[int],
+        broken: set[int] | None = None,
+        names: Collection[str] | None = None,
+    ) -> dict[str, Rows]:
+        """The rows of every array, or of those named, in the order asked: array name -> (len(rows), ...).
 
         BrokenError where a row's bytes are not those that were committed, naming member, view, shard and rows; or,
         where a set `broken` is given, such rows are added to it and are zeros.
         """
-        out = {a.name: np.empty((len(rows), *a.row), np.dtype(a.dtype)) for a in self.member.arrays}
-        for array in self.member.arrays:
-            self.read_into(record, array, rows, out[array.name], broken)
+        arrays = [array for array in self.member.arrays if names is None or array.name in names]
+        out = {array.name: np.empty((len(rows), *array.row), np.dtype(array.dtype)) for array in arrays}
+        wrong = self.fill(record, picks(rows), out)
+        if broken is None:
+            for error in wrong.values():
+                raise error
+        else:
+            broken.update(wrong)
         return out
 
-    def read_into(
-        self, record: CommitRecord, array: ArraySpec, rows: Sequence[int], out: Rows, broken: set[int] | None = None
+    def fill(self, record: CommitRecord, wanted: Sequence[Pick], out: Mapping[str, Rows]) -> Broken:
+        """The rows wanted into their places of the arrays of `out`, each (N, ...) and contiguous.
+
+        Rows that are not what was committed are returned, and are zeros in all arrays.
+        """
+        broken: Broken = {}
+        arrays = [array for array in self.member.arrays if array.name in out]
+        flat = {a.name: out[a.name].reshape(-1).view(np.uint8).reshape(-1, a.row_bytes) for a in arrays}
+        for array in arrays:
+            for number, picked in groupby(
+                wanted, lambda pick: pick.chunk * CHUNK_ROWS // record.unit.extent.object_rows
+            ):
+                _Part(self._objects, self._tiles, record, array, number, broken).fill(list(picked), flat[array.name])
+        lost = [place for pick in wanted for row, place in pick.pairs() if row in broken] if broken else []
+        for values in flat.values():
+            values[lost] = 0
+            for pick in wanted:
+                for source, place in pick.copies:
+                    values[place] = values[source]
+        return broken
+
+
+class _Part:
+    """One object, as far as a request for rows of its array goes; what is wrong with them is added to `broken`."""
+
+    def __init__(
+        self, objects: OpenObjects, tiles: Tiles, record: CommitRecord, array: ArraySpec, number: int, broken: Broken
     ) -> None:
-        """One array's rows into `out` (len(rows), ...), which must be contiguous; neighbouring rows share a request."""
-        flat = out.reshape(len(rows), -1).view(np.uint8)
-        lost: set[int] = set()
-        start = 0
-        while start < len(rows):
-            stop = start + 1
-            while stop < len(rows) and rows[stop] == rows[stop - 1] + 1 and rows[stop] % CHUNK_ROWS:
-                stop += 1
-            try:
-                self._read_run(record, array, rows[start:stop], flat[start:stop])
-            except BrokenError:
-                if broken is None:
-                    raise
-                lost.update(rows[start:stop])
-            start = stop
-        crcs = record.crcs[array.name]
-        wrong = [
-            row for row, data in zip(rows, flat, strict=True) if row not in lost and crc32c(data.data) != crcs[row]
-        ]
-        if wrong and broken is None:
-            raise self._broken(
-                record, array, list(dict.fromkeys(wrong)), "their bytes are not the ones that were committed"
-            )
-        if broken is not None:
-            broken |= lost.union(wrong)
-            flat[[place for place, row in enumerate(rows) if row in broken]] = 0
-
-    def _read_run(self, record: CommitRecord, array: ArraySpec, run: Sequence[int], out: npt.NDArray[np.uint8]) -> None:
-        part, inside = divmod(run[0], record.unit.extent.object_rows)
-        chunk, first = divmod(inside, CHUNK_ROWS)
         unit = record.unit
-        name = object_name(self.member.folder, unit.segment, unit.view, array, unit.shard, part)
-        offset, size = (int(value) for value in self._index(record, array, name, run)[chunk])
-        if size != CHUNK_ROWS * array.row_bytes or offset + size > record.sizes[name]:
-            raise self._broken(record, array, run, f"the shard's index points to {size} bytes at {offset}")
-        data = self._bytes(record, array, name, run, offset + first * array.row_bytes, len(run) * array.row_bytes)
-        if len(data) != out.nbytes:
-            raise self._broken(record, array, run, f"{len(data)} bytes are there instead of {out.nbytes}")
-        out[:] = np.frombuffer(data, np.uint8).reshape(out.shape)
+        self.objects = objects
+        self.tiles = tiles
+        self.record = record
+        self.array = array
+        self.broken = broken
+        self.name = object_name(record.member, unit.segment, unit.view, array, unit.shard, number)
+        self.size = record.sizes[self.name]
+        self.index = index_bytes(unit.extent)
+        self.row_bytes = array.row_bytes
+        self.first_chunk = number * unit.extent.object_rows // CHUNK_ROWS
 
-    def _index(self, record: CommitRecord, array: ArraySpec, name: str, run: Sequence[int]) -> Spans:
-        with self._lock:
-            if name in self._indexes:
-                self._indexes.move_to_end(name)
-                return self._indexes[name]
-        chunks = record.unit.extent.object_rows // CHUNK_ROWS
-        size = index_bytes(record.unit.extent)
-        data = self._bytes(record, array, name, run, record.sizes[name] - size, size)
-        if len(data) != size or int.from_bytes(data[-4:], "little") != crc32c(data[:-4]):
-            raise self._broken(record, array, run, f"the index of {name} is broken")
-        spans = np.frombuffer(data[:-4], "<u8").reshape(chunks, 2)
-        with self._lock:
-            self._indexes[name] = spans
-            while len(self._indexes) > INDEXES_KEPT:
-                self._indexes.popitem(last=False)
-        return spans
+    def fill(self, picked: Sequence[Pick], flat: Bytes) -> None:
+        """Rows of this object into their places of `flat` (N, bytes of a row)."""
+        with _Losing(self, [row for pick in picked for row in pick.rows]):
+            opened = self.objects.get(self.name, self.size, self.index)
+            found = [(pick, *opened.spans[pick.chunk - self.first_chunk]) for pick in picked]
+            located = [item for item in found if self._is_inside(*item)]
+            (self._fill_tiles if self.array.tile else self._fill_rows)(opened.file, located, flat)
 
-    def _bytes(
-        self, record: CommitRecord, array: ArraySpec, name: str, run: Sequence[int], offset: int, size: int
-    ) -> bytes:
-        try:
-            return self.member.location.read_range(name, offset, size)
-        except FileNotFoundError as error:
-            raise self._broken(record, array, run, f"{name} is missing") from error
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            raise self._broken(record, array, run, f"{name} cannot be read ({error.strerror})") from error
-
-    def _broken(self, record: CommitRecord, array: ArraySpec, rows: Sequence[int], why: str) -> BrokenError:
-        return BrokenError(
-            f"{self.member.location.url}: {self.member.folder}, {record.unit}, {array.name}, rows {spelled(rows)}: "
-            f"{why}; run `unic-cache verify` to see all that is broken and `unic-cache repair` to have it made again"
+    def lose(self, rows: Sequence[int], why: str, cause: BaseException | None = None) -> None:
+        """Disown rows."""
+        error = BrokenError(
+            f"{self.objects.location.url}: {self.record.member}, {self.record.unit}, {self.array.name}, rows "
+            f"{spelled(rows)}: {why}; run `unic-cache verify` to see all that is broken and `unic-cache repair` to "
+            "have it made again"
         )
+        error.__cause__ = cause
+        for row in rows:
+            self.broken.setdefault(row, error)
+
+    def _is_inside(self, pick: Pick, offset: int, size: int) -> bool:
+        """Whether the index gives a chunk a place that it can have; else its rows are lost."""
+        if size in chunk_sizes(self.array) and offset + size <= self.size - self.index:
+            return True
+        self.lose(pick.rows, f"the shard's index points to {size} bytes at {offset}")
+        return False
+
+    def _fill_rows(self, file: OpenFile, located: Sequence[Located], flat: Bytes) -> None:
+        runs = list(cut(located, self.row_bytes, file))
+        crcs = self.record.crcs[self.array.name].tolist()
+        wrong: list[int] = []
+        file = file.expecting([(run.offset, run.size) for run in runs])
+        for run in runs:
+            with _Losing(self, run.rows):
+                views = read_run(file, run, flat)
+                wrong += [row for row, view in zip(run.rows, views, strict=True) if crc(view) != crcs[row]]
+        if wrong:
+            self.lose(sorted(wrong), NOT_COMMITTED)
+
+    def _fill_tiles(self, file: OpenFile, located: Sequence[Located], flat: Bytes) -> None:
+        tiles_NGW = flat.reshape(len(flat), -1, self.array.tile)
+        crcs = self.record.crcs[self.array.name]
+        keys = [(self.name, pick.chunk, int(crcs[pick.chunk])) for pick, _, _ in located]
+        chunks = [self.tiles.get(key) for key in keys]
+        file = file.expecting([item[1:] for item, chunk in zip(located, chunks, strict=True) if chunk is None])
+        for (pick, offset, size), key, kept in zip(located, keys, chunks, strict=True):
+            with _Losing(self, pick.rows):
+                chunk = self._unpack(file, offset, size, key) if kept is None else kept
+                chunk_GRW = chunk.reshape(self.array.tail)
+                for row, place in pick.pairs():
+                    tiles_NGW[place] = chunk_GRW[:, row % CHUNK_ROWS]
+
+    def _unpack(self, file: OpenFile, offset: int, size: int, key: tuple[str, int, int]) -> Bytes:
+        """A chunk (G * 32 * W,) from its checked bytes."""
+        frame = file.read(offset, size)
+        check_size(len(frame), size)
+        if crc32c(frame) != key[2]:
+            raise BrokenError(NOT_COMMITTED)
+        return self.tiles.unpack(key, frame, CHUNK_ROWS * self.row_bytes)
+
+
+class _Losing:
+    """A block whose failure, where it is the object's own, costs some rows and nothing else."""
+
+    def __init__(self, part: _Part, rows: Sequence[int]) -> None:
+        self.part = part
+        self.rows = rows
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, OSError):
+            self.part.objects.forget(self.part.name, self.part.size)
+            self.part.lose(self.rows, trouble(self.part.name, error), error)
+        elif isinstance(error, BrokenError):
+            self.part.lose(self.rows, str(error), error.__cause__)
+        else:
+            return False
+        return True
+
+
+@memoize
+def chunk_sizes(array: ArraySpec) -> range:
+    """The sizes that a chunk may have as it is kept."""
+    alone = Extent(1, CHUNK_ROWS)
+    sizes = object_bytes(array, alone, CHUNK_ROWS, 0)
+    return range(sizes.start - index_bytes(alone), sizes.stop - index_bytes(alone))
 
 
 def spelled(rows: Sequence[int]) -> str:

@@ -5,7 +5,7 @@ The cache keeps (x - mean) / std for each channel, UNIC's. All others here are a
 | name | gives |
 |---|---|
 | `channel` | what is kept |
-| `phi-s` | a H U^T (x - mean), a = 1 / sqrt(mean eigenvalue): one scalar, after a rotation that evens out the variance |
+| `phi-s` | a H U^T (x - mean), a = 1 / sqrt(mean eigenvalue): one scalar after a rotation that evens out variance |
 | `none` | x, the teacher's own values |
 
 In `phi-s` (PHI-S, arXiv 2410.01680) U holds the eigenvectors of the covariance and H is a Hadamard matrix: every
