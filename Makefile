@@ -46,8 +46,13 @@ test-s3: $(READY)
 # Ratios measured in one run; JSON, one line each.
 bench: $(READY)
 	$(BIN)/python -m benchmarks.codecs
-	$(BIN)/python -m benchmarks.reading --codec int4
-	$(BIN)/python -m benchmarks.reading --codec int8
+	$(BIN)/python -m benchmarks.reading --codec int8 int4 f16 klt
+	$(BIN)/python -m benchmarks.reading --codec f16 klt --throttle 500
+	$(BIN)/python -m benchmarks.images
+	$(BIN)/python -m benchmarks.ladder
+	$(BIN)/python -m benchmarks.extracting
+	$(BIN)/python -m benchmarks.distilling
+	$(BIN)/python -m benchmarks.memory
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

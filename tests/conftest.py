@@ -17,6 +17,7 @@ from webdataset import TarWriter
 from pipelines import extract
 from unic_cache.cache import Cache, open_cache
 from unic_cache.config import DistillConfig, ExtractConfig
+from unic_cache.views import shards as tar_files
 
 torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -71,9 +72,10 @@ def make_shards(folder: Path, rows: tuple[int, ...], first: int = 0, name: str =
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Accelerate keeps one state a process; each test begins without."""
+def fresh_process():
+    """Accelerate keeps one state a process, and shards one connection a folder; each test begins without."""
     yield
+    tar_files._folder.cache_clear()
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

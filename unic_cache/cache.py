@@ -10,6 +10,7 @@ Everything that is read is checked against the record that vouches for it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from unic_cache.store.runs import picks
 from unic_cache.views.index import Segment, ShardEntry, read_segments
 
 RECORDS_KEPT = 1024
+READS_AT_ONCE = 8  # that keep a disk or a server busy
 
 
 class CachedTeacher:
@@ -96,6 +98,7 @@ class Cache:
     def __init__(self, location: Location) -> None:
         self.location = location
         self._objects = OpenObjects(location)
+        self._waiting: ThreadPoolExecutor | None = None
         self.segments: tuple[Segment, ...] = read_segments(location)
         self._places = {
             entry.name: (segment.number, shard)
@@ -114,6 +117,14 @@ class Cache:
         self.pixels = Member.open(location, VIEWS_MEMBER)
         self._pixel_record = None if self.pixels is None else lru_cache(RECORDS_KEPT)(self.pixels.record)
         self.pixel_rows = None if self.pixels is None else RowReader(self.pixels, self._objects)
+
+    def readers(self, pool: Executor) -> Executor:
+        """Threads to read in: those of `pool`, or more of them where they mostly wait."""
+        if not self.location.waits:
+            return pool
+        if self._waiting is None:
+            self._waiting = ThreadPoolExecutor(READS_AT_ONCE, "unic-cache-read")
+        return self._waiting
 
     def close(self) -> None:
         """Close the files that were read last, as whoever takes the disk away must; a later read opens them again."""

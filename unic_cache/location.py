@@ -34,6 +34,11 @@ class Location(Protocol):
 
     url: str
 
+    @property
+    def waits(self) -> bool:
+        """Whether reading mostly waits, for a disk or a server, so that more threads than cores are of use."""
+        ...
+
     def read(self, name: str) -> bytes | None:
         """The whole file, or None where there is none."""
         ...
@@ -98,6 +103,11 @@ class LocalFolder:
     def __repr__(self) -> str:
         return f"LocalFolder({self.url!r})"
 
+    @property
+    def waits(self) -> bool:
+        """Whether files are read past the page cache."""
+        return self._opened_bytes > self.page_cache
+
     def read(self, name: str) -> bytes | None:
         """One open and read."""
         try:
@@ -123,7 +133,7 @@ class LocalFolder:
         if name not in self._opened:
             self._opened_bytes += self.size(name) or 0
             self._opened.add(name)
-        return LocalFile(path, past_cache=self._opened_bytes > self.page_cache)
+        return LocalFile(path, past_cache=self.waits)
 
     def size(self, name: str) -> int | None:
         """One stat(2)."""

@@ -37,6 +37,8 @@ _used_by: set[int] = set()  # the process that obstore's threads belong to
 class ObjectFolder:
     """A `Location` below a prefix of a bucket. Nothing is opened before its first use."""
 
+    waits = True
+
     def __init__(self, url: str, store: "ObjectStore | None" = None) -> None:
         """`store` stands in for what `url` would open, as obstore's MemoryStore does in tests."""
         self.url = url.rstrip("/")

@@ -10,10 +10,8 @@ The page cache costs about as much CPU for each byte as all the rest, and is of 
 memory until they are read again: those are read past it.
 """
 
-import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import threading
 import weakref
@@ -21,10 +19,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from unic_cache.buffers import pages
+
 NEAR = 2**16  # bytes
 DIRECT_BLOCK = 4096  # bytes; what any disk's blocks divide
 CACHED_PIECE = 2**19  # bytes; so much stays in a core's own cache until its checksum is taken
-DIRECT_PIECE = 2**22  # bytes; larger ones are no faster
+DIRECT_PIECE = 2**22  # bytes at most; larger ones are no faster
 RANGE = 2**24  # bytes
 _bounce = threading.local()
 
@@ -71,7 +71,7 @@ class LocalFile:
             flag, descriptor = 0, os.open(path, os.O_RDONLY)
         self.past_cache = flag != 0
         self.scatters = not self.past_cache
-        self.at_once = DIRECT_PIECE if self.past_cache else CACHED_PIECE
+        self.at_once = DIRECT_PIECE - 2 * DIRECT_BLOCK if self.past_cache else CACHED_PIECE
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
 
@@ -136,9 +136,7 @@ def scatter(data: memoryview, buffers: Sequence[memoryview]) -> int:
 
 def _room(size: int) -> memoryview:
     """This thread's own page-aligned buffer, of at least `size` bytes."""
-    with contextlib.suppress(AttributeError):
-        room: memoryview = _bounce.room
-        if len(room) >= size:
-            return room
-    _bounce.room = memoryview(mmap.mmap(-1, max(size, DIRECT_PIECE)))
-    return _room(size)
+    if size > len(getattr(_bounce, "room", b"")):
+        _bounce.room = memoryview(pages(max(size, DIRECT_PIECE)))
+    room: memoryview = _bounce.room
+    return room

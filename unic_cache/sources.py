@@ -176,7 +176,9 @@ class KeptPixels:
         wanted = pieces([item for batch in batches for item in batch])
         (rgb,) = reader.member.arrays
         undo = partial(_sum_up, views_NHWC) if rgb.tile else None
-        gathering = Gathering(self._pool, wanted, self._committed, reader, {rgb.name: views_NHWC}, undo)
+        gathering = Gathering(
+            self.cache.readers(self._pool), wanted, self._committed, reader, {rgb.name: views_NHWC}, undo
+        )
         stops = np.cumsum([len(batch) for batch in batches]).tolist()
 
         def begin(place: int) -> Finish:

@@ -176,7 +176,7 @@ class _Group:
         to_read = pieces(wanted)
         self._gathered = {
             teacher.name: Gathering(
-                stream.pool,
+                stream.cache.readers(stream.pool),
                 to_read,
                 partial(_committed, stream, teacher),
                 teacher.rows,

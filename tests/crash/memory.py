@@ -24,6 +24,8 @@ class Watch:
 class MemoryFolder:
     """A `Location`. Workers that share `files` share the store, each behind a watch of its own."""
 
+    waits = False
+
     def __init__(self, files: Files, watch: Watch | None = None) -> None:
         self.url = "memory"
         self.files = files

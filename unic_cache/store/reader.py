@@ -25,7 +25,7 @@ from unic_cache.store.commit import CommitRecord
 from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, Extent, index_bytes, object_bytes, object_name
 from unic_cache.store.member import Member
 from unic_cache.store.objects import OpenObjects, trouble
-from unic_cache.store.runs import Located, Pick, check_size, crc, cut, picks, read_run
+from unic_cache.store.runs import Located, Pick, check_size, cut, picks, read_run
 from unic_cache.store.tiles import Tiles
 
 Rows = npt.NDArray[np.generic]
@@ -138,7 +138,7 @@ class _Part:
         for run in runs:
             with _Losing(self, run.rows):
                 views = read_run(file, run, flat)
-                wrong += [row for row, view in zip(run.rows, views, strict=True) if crc(view) != crcs[row]]
+                wrong += [row for row, view in zip(run.rows, views, strict=True) if crc32c(view) != crcs[row]]
         if wrong:
             self.lose(sorted(wrong), NOT_COMMITTED)
 

@@ -3,17 +3,17 @@
 Letters: N places.
 """
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
-from crc32c import crc32c
 
 from unic_cache.buffers import Bytes
 from unic_cache.errors import BrokenError
-from unic_cache.open_file import NEAR, OpenFile
+from unic_cache.open_file import CACHED_PIECE, NEAR, OpenFile
 from unic_cache.store.layout import CHUNK_ROWS
 
 MOST_ROWS = 500  # of a run: preadv(2) takes 1,024 buffers, and there may be one between any two rows
@@ -58,11 +58,11 @@ class Run(NamedTuple):
     size: int  # of all, and of what lies between
     rows: list[int]
     places: list[int]
-    starts: list[int]  # of each row, behind `offset`
+    offsets: list[int]
 
 
 def cut(located: Sequence[Located], size: int, file: OpenFile) -> Iterator[Run]:
-    """The rows in the order of the file, in runs that are best read in one go."""
+    """The rows, of `size` bytes each, in the order of the file and in runs that are best read in one go."""
     rows: list[int] = []
     places: list[int] = []
     offsets: list[int] = []
@@ -70,55 +70,53 @@ def cut(located: Sequence[Located], size: int, file: OpenFile) -> Iterator[Run]:
         rows += pick.rows
         places += pick.places
         offsets += [start + row % CHUNK_ROWS * size for row in pick.rows]
+    gaps = np.diff(offsets) - size
+    breaks = np.flatnonzero((gaps < 0) | (gaps > file.near)) + 1
     first = 0
-    for stop in range(1, len(rows) + 1):
-        begin, end = offsets[first], offsets[stop - 1] + size
-        if (
-            stop == len(rows)
-            or not 0 <= offsets[stop] - end <= file.near
-            or offsets[stop] + size - begin > file.at_once
-            or stop - first == MOST_ROWS
-        ):
-            starts = [offset - begin for offset in offsets[first:stop]]
-            yield Run(begin, end - begin, rows[first:stop], places[first:stop], starts)
+    for last in [*breaks.tolist(), len(rows)]:
+        while first < last:
+            most = min(first + MOST_ROWS, last)
+            stop = bisect_right(offsets, offsets[first] + file.at_once - size, first + 1, most)
+            part = slice(first, stop)
+            whole = offsets[stop - 1] + size - offsets[first]
+            yield Run(offsets[first], whole, rows[part], places[part], offsets[part])
             first = stop
 
 
-def read_run(file: OpenFile, run: Run, flat: Bytes) -> list[memoryview]:
-    """Read rows to their places in `flat` (N, bytes of a row); the bytes of each."""
+def read_run(file: OpenFile, run: Run, flat: Bytes) -> Iterable[memoryview]:
+    """Read rows to their places in `flat` (N, bytes of a row); the bytes of each, still in the core's own cache."""
     return (_scattered if file.scatters else _copied)(file, run, flat)
 
 
-def _scattered(file: OpenFile, run: Run, flat: Bytes) -> list[memoryview]:
-    """The rows, read to their places in `flat` (N, bytes of a row) by one call."""
+def _scattered(file: OpenFile, run: Run, flat: Bytes) -> Iterable[memoryview]:
+    """One call reads all rows to their places."""
     target, size = flat.reshape(-1).data, flat.shape[1]
     views = [target[place * size : (place + 1) * size] for place in run.places]
     buffers = views
     if run.size > len(views) * size:
-        buffers, end = [], 0
-        for start, view in zip(run.starts, views, strict=True):
-            buffers += [_scrap[: start - end], view] if start > end else [view]
-            end = start + size
+        buffers, end = [], run.offset
+        for offset, view in zip(run.offsets, views, strict=True):
+            buffers += [_scrap[: offset - end], view] if offset > end else [view]
+            end = offset + size
     check_size(file.read_into(run.offset, buffers), run.size)
     return views
 
 
-def _copied(file: OpenFile, run: Run, flat: Bytes) -> list[memoryview]:
-    """The rows as they were read, and copied to their places in `flat` (N, bytes of a row)."""
+def _copied(file: OpenFile, run: Run, flat: Bytes) -> Iterable[memoryview]:
+    """All rows are read, then copied to their places, a few at a time."""
     data, size = file.read(run.offset, run.size), flat.shape[1]
     check_size(len(data), run.size)
-    views = [data[start : start + size] for start in run.starts]
-    if run.size == len(views) * size:
-        flat[run.places] = np.frombuffer(data, np.uint8).reshape(-1, size)
-    else:
-        for place, view in zip(run.places, views, strict=True):
-            flat[place] = np.frombuffer(view, np.uint8)
-    return views
-
-
-def crc(view: memoryview) -> int:
-    """A row's checksum, keeping the interpreter's lock: to wait for it again would take longer."""
-    return int(crc32c(view, 0, 0))
+    step = max(CACHED_PIECE // size, 1)
+    for first in range(0, len(run.places), step):
+        places = run.places[first : first + step]
+        views = [data[offset - run.offset :][:size] for offset in run.offsets[first : first + step]]
+        if run.size == len(run.places) * size:
+            rows = data[first * size : (first + len(places)) * size]
+            flat[places] = np.frombuffer(rows, np.uint8).reshape(-1, size)
+        else:
+            for place, view in zip(places, views, strict=True):
+                flat[place] = np.frombuffer(view, np.uint8)
+        yield from views
 
 
 def check_size(found: int, size: int) -> None:
