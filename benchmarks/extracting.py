@@ -3,7 +3,7 @@
     python -m benchmarks.extracting [--teacher dino --teacher ibot] [--codec klt f16] [--images N] [--batch-size N]
 
 Synthetic photographs of 500 x 375 as JPEG in tars, and teachers with random weights, whose tokens are simpler than real
-ones: at quality 0.9995 `klt` keeps as many bytes of them as of a real teacher's at 0.99. A JSON line for each codec;
+ones: at quality 0.998 `klt` keeps as many bytes of them as of a real teacher's at 0.99. A JSON line for each codec;
 medians over views that both sides are shown in turns.
 
 | what | how |
@@ -47,7 +47,7 @@ from unic_cache.teachers.tokens import tokens
 from unic_cache.views.shards import describe, expand
 
 SMALL, LARGE = ("timm:vit_small_patch16_224",), ("dino", "ibot", "deit3", "dbot-ft")
-QUALITY = 0.9995  # mean cosine
+QUALITY = 0.998  # mean cosine
 DISTINCT = 256  # photographs; more images are the same ones under other keys, and so other crops
 SIZE = (375, 500)  # pixels, height and width
 NOISE = ((4, 5, 60.0), (24, 32, 30.0), (94, 125, 16.0), (375, 500, 10.0))  # grid and standard deviation of each layer
@@ -72,9 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", action="append", metavar="NAME", help="one ViT-S, or on CUDA four ViT-B")
     parser.add_argument("--codec", nargs="+", choices=CODECS, default=["klt", "f16"])
-    parser.add_argument("--images", type=int, help="256, or 4096 on CUDA, unless told")
+    parser.add_argument("--images", type=int, help="128, or 4096 on CUDA, unless told")
     parser.add_argument("--tars", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, help="32, or 128 on CUDA, unless told")
+    parser.add_argument("--batch-size", type=int, help="16, or 128 on CUDA, unless told")
     parser.add_argument("--dtype", choices=DTYPES, help="float32, or bfloat16 on CUDA, unless told")
     parser.add_argument("--quality", type=float, default=QUALITY, help="of klt")
     parser.add_argument("--device", default="auto")
@@ -84,7 +84,7 @@ def main() -> None:
     device = pick_device(options.device)
     cuda = device.type == "cuda"
     names = tuple(options.teacher or (LARGE if cuda else SMALL))
-    images, batch = options.images or (4096 if cuda else 256), options.batch_size or (128 if cuda else 32)
+    images, batch = options.images or (4096 if cuda else 128), options.batch_size or (128 if cuda else 16)
     if images % (options.tars * batch):
         raise SystemExit(f"{images} images in {options.tars} tars are not whole batches of {batch}")
     with tempfile.TemporaryDirectory() as name:

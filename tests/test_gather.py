@@ -5,6 +5,7 @@ Letters: B images of a batch.
 
 import dataclasses
 import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from pathlib import Path
@@ -19,10 +20,11 @@ from pipelines import extract
 from tests.test_buffers import count_memory
 from unic_cache import gather
 from unic_cache import stream as streams
-from unic_cache.cache import Cache, open_cache
+from unic_cache.cache import READS_AT_ONCE, Cache
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError
 from unic_cache.gather import GROUP_ROWS, WINDOW_ROWS, grouped, pieces
+from unic_cache.location import LocalFolder
 from unic_cache.open_file import DIRECT_PIECE
 from unic_cache.sources import Address, KeptPixels, Pixels, ShardPixels, thread_pool
 from unic_cache.store.layout import CHUNK_ROWS
@@ -121,8 +123,8 @@ class Reading:
         return (order.samples(number * size, (number + 1) * size) for number in range(count))
 
 
-def reading(folder: Path, shards, pool: Executor) -> Reading:
-    cache = open_cache(folder)
+def reading(folder: Path, shards, pool: Executor, page_cache: int | None = None) -> Reading:
+    cache = Cache(LocalFolder(folder, page_cache=page_cache))
     teachers = list(cache.teachers.values())
     rows, _ = usable_rows(cache, teachers, VIEWS, NUMBERS, list(cache.shards()))
     paths = sorted(str(path) for path in shards.folder.glob("*.tar"))
@@ -169,6 +171,24 @@ def test_nothing_depends_on_groups_threads_or_where_pixels_come_from(
         batches = list(found.stream.batches(found.batches(31)))  # all are kept while the stream goes on
     assert len(batches) == len(expected) == 31
     assert all(equal(one, other) for one, other in zip(batches, expected, strict=True))
+
+
+def test_a_store_that_does_not_fit_in_memory_gives_the_same_by_threads_of_its_own(kept, shards, monkeypatch):
+    monkeypatch.setattr(streams, "GROUP_BYTES", 300_000)
+    busy: set[str] = set()
+    honest = gather._read
+    monkeypatch.setattr(gather, "_read", lambda *a: busy.add(threading.current_thread().name) or honest(*a))
+    with thread_pool(2) as pool:
+        here, past_cache = (reading(kept, shards, pool, page_cache) for page_cache in (None, 0))
+        expected = list(here.stream.batches(here.batches(31)))
+        assert busy
+        assert all(name.startswith("unic-cache_") for name in busy)
+        list(past_cache.stream.batches(past_cache.batches(1)))  # by now it knows that it does not fit
+        busy.clear()
+        batches = list(past_cache.stream.batches(past_cache.batches(31)))
+    assert all(equal(one, other) for one, other in zip(batches, expected, strict=True))
+    assert {name.rpartition("_")[0] for name in busy} == {"unic-cache-read"}
+    assert len(busy) <= READS_AT_ONCE
 
 
 @pytest.mark.parametrize(("batches_a_group", "pieces_of_memory"), [(1, 3), (2, 2), (5, 2)])

@@ -59,6 +59,11 @@ class TestWhetherTheStoreFits:
     def test_a_file_counts_once(self, folder: LocalFolder) -> None:
         assert [past_cache(folder, name) for name in ("a", "a", "a", "b", "a")] == [False, False, False, True, True]
 
+    def test_reads_wait_for_the_disk_from_then_on(self, folder: LocalFolder) -> None:
+        for name, waits in (("a", False), ("a", False), ("b", True), ("a", True)):
+            folder.open(name)
+            assert folder.waits == waits
+
     def test_half_of_the_memory_is_for_it(self, folder: LocalFolder) -> None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         assert LocalFolder(folder.path).page_cache == memory // 2

@@ -229,6 +229,7 @@ def test_nothing_is_opened_before_it_is_used() -> None:
         assert isinstance(folder, Location)
         assert isinstance(folder, ObjectFolder)
         assert folder._store is None
+        assert folder.waits
         assert folder.url == url
         assert repr(folder) == f"{kind.__name__}('{url}')"
 

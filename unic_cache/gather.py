@@ -8,7 +8,7 @@ Letters: N places of a group.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ WINDOW_ROWS = 1024  # after so many, a group may end where other chunks begin
 TASK_CHUNKS = 8  # chunks of one unit that a thread reads in one go
 
 Batch = Sequence["Address"]
+_Outcome = tuple["Piece", CommitRecord | None, Mapping[int, BrokenError]]
 
 
 def grouped(batches: Iterable[Batch], most: int) -> Iterator[list[Batch]]:
@@ -106,8 +107,10 @@ class Gathering:
         undo: Callable[[int], None] | None = None,
     ) -> None:
         """`undo` makes of what was read into a place what is wanted there."""
-        self._tasks = [pool.submit(_read, piece, record_of, reader, out, undo) for piece in wanted]
+        self._tasks: list[Future[_Outcome]] = []
         self._gathered: Gathered | None = None
+        for piece in wanted:
+            self._tasks.append(pool.submit(_read, piece, record_of, reader, out, undo))
 
     def result(self) -> Gathered:
         """Wait for it. Errors that are no fault of single rows are raised."""
@@ -135,7 +138,7 @@ def _read(
     reader: RowReader,
     out: Mapping[str, Rows],
     undo: Callable[[int], None] | None,
-) -> tuple[Piece, CommitRecord | None, Mapping[int, BrokenError]]:
+) -> _Outcome:
     try:
         record = record_of(piece.first)
     except BrokenError as error:
