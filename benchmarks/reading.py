@@ -317,7 +317,7 @@ class Throttled(LocalFolder):
 
 class _ThrottledFile:
     def __init__(self, file: OpenFile, folder: Throttled) -> None:
-        self.near, self.at_once, self.scatters = file.near, file.at_once, file.scatters
+        self.near, self.at_once, self.sector = file.near, file.at_once, file.sector
         self._file = file
         self._folder = folder
 

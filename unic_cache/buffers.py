@@ -7,6 +7,7 @@ at, and whoever keeps a view merely makes the ring allocate another piece.
 """
 
 import mmap
+import os
 import weakref
 from collections import deque
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 HUGE_PAGE = 2**21
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of the machine
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from unic_cache.buffers import MEMORY
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.open_file import LocalFile, OpenFile
 
@@ -95,7 +96,7 @@ class LocalFolder:
         self.path = Path(path)
         self.url = str(path)
         self.worker = worker
-        self.page_cache = _memory() // 2 if page_cache is None else page_cache
+        self.page_cache = MEMORY // 2 if page_cache is None else page_cache
         self._opened: set[str] = set()
         self._opened_bytes = 0
         self._durable: set[Path] = set()
@@ -237,11 +238,6 @@ def open_location(where: str | Path, worker: int = 0) -> Location:
 
         return WebFolder(text)
     raise ConfigError(f"{text}: no store for {scheme[1]}:// is known; use a path, s3://, gs://, or https:// to read")
-
-
-def _memory() -> int:
-    """Bytes of the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _link(temporary: Path, target: Path) -> bool:

@@ -206,7 +206,7 @@ class _Fetched:
 
     near = 0
     at_once = RANGE
-    scatters = False
+    sector = 0
 
     def __init__(self, parts: "dict[Span, Buffer]") -> None:
         self._parts = {offset: memoryview(data) for (offset, _), data in parts.items()}

@@ -3,7 +3,7 @@
 | kind | a read is |
 |---|---|
 | `LocalFile` | one preadv(2), which scatters neighbouring bytes to where each belongs |
-| `LocalFile` past the page cache | whole blocks by O_DIRECT into a buffer of the thread, to be copied from there |
+| `LocalFile` past the page cache | the same by O_DIRECT, but by a buffer of the thread where sectors do not fit |
 | `RangeFile` | one `read_range` of any `Location`, to be copied from there |
 
 The page cache costs about as much CPU for each byte as all the rest, and is of no use for files that will not fit in
@@ -22,6 +22,7 @@ from typing import Protocol
 from unic_cache.buffers import pages
 
 NEAR = 2**16  # bytes
+SECTOR = 512  # bytes, of most disks
 DIRECT_BLOCK = 4096  # bytes; what any disk's blocks divide
 CACHED_PIECE = 2**19  # bytes; so much stays in a core's own cache until its checksum is taken
 DIRECT_PIECE = 2**22  # bytes at most; larger ones are no faster
@@ -39,7 +40,7 @@ class OpenFile(Protocol):
 
     near: int  # a gap of at most so many bytes is cheaper to read than to leave out
     at_once: int  # bytes that are best read in one go
-    scatters: bool  # whether `read_into` needs no copy beside its own
+    sector: int  # `read_into` copies nothing where offset, sizes and memory are multiples of it; 0: it always copies
 
     def read(self, offset: int, size: int) -> memoryview:
         """Bytes [offset, offset + size), fewer at the file's end; good until the same thread reads again."""
@@ -70,7 +71,7 @@ class LocalFile:
                 raise
             flag, descriptor = 0, os.open(path, os.O_RDONLY)
         self.past_cache = flag != 0
-        self.scatters = not self.past_cache
+        self.sector = SECTOR if self.past_cache else 1
         self.at_once = DIRECT_PIECE - 2 * DIRECT_BLOCK if self.past_cache else CACHED_PIECE
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
@@ -91,10 +92,14 @@ class LocalFile:
         return room[lead : min(lead + size, count)]
 
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> int:
-        """One preadv(2)."""
-        if self.past_cache:
-            return scatter(self.read(offset, sum(len(buffer) for buffer in buffers)), buffers)
-        return os.preadv(self._descriptor, buffers, offset)
+        """One preadv(2), or a read and a copy where that is refused."""
+        try:
+            return os.preadv(self._descriptor, buffers, offset)
+        except OSError as error:
+            if not self.past_cache or error.errno != errno.EINVAL:
+                raise
+            self.sector = 0
+        return scatter(self.read(offset, sum(len(buffer) for buffer in buffers)), buffers)
 
     def expecting(self, spans: Sequence[Span]) -> OpenFile:  # noqa: ARG002
         """The file itself."""
@@ -106,7 +111,7 @@ class RangeFile:
 
     near = 0
     at_once = RANGE
-    scatters = False
+    sector = 0
 
     def __init__(self, read_range: Callable[[int, int], bytes]) -> None:
         self._read_range = read_range

@@ -264,5 +264,9 @@ def ahead(items: Iterable[Item], start: Callable[[Item], Callable[[], Result]], 
 
 def thread_pool(threads: int) -> ThreadPoolExecutor:
     """Threads that decode and read; 0 is one a core, shared out among the processes that torchrun starts here."""
-    beside = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
-    return ThreadPoolExecutor(threads or max(len(os.sched_getaffinity(0)) // beside, 1), "unic-cache")
+    return ThreadPoolExecutor(threads or max(len(os.sched_getaffinity(0)) // processes_here(), 1), "unic-cache")
+
+
+def processes_here() -> int:
+    """How many processes torchrun starts on this machine; 1 without it."""
+    return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)

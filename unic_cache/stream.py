@@ -21,13 +21,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from unic_cache.buffers import Ring
+from unic_cache.buffers import MEMORY, Ring
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import Views
 from unic_cache.draws import Purpose, permutation, words
 from unic_cache.errors import BrokenError
 from unic_cache.gather import Gathering, grouped, pieces
-from unic_cache.sources import Address, Finish, PixelSource
+from unic_cache.sources import Address, Finish, PixelSource, processes_here
 from unic_cache.store.commit import CommitRecord, Crcs
 from unic_cache.store.layout import CHUNK_ROWS, pixel_arrays
 from unic_cache.usable import Ints, Rows, committed_record
@@ -36,7 +36,7 @@ OPEN_SHARDS = 8
 MIXED_CHUNKS = 64
 BATCHES_AHEAD = 3  # whose views are being decoded
 PAGE = 4096  # bytes
-GROUP_BYTES = 2**30  # of a group's memory at most, but a batch at least
+GROUP_BYTES = min(MEMORY // 16 // processes_here(), 2**32)  # of a group's memory at most, but a batch at least
 
 
 def epoch_order(rows: Rows, seed: int, epoch: int) -> Ints:

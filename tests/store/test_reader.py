@@ -28,6 +28,7 @@ from tests.conftest import tree
 from tests.crash.memory import MemoryFolder
 from tests.object_server import ObjectServer
 from tests.test_web_folder import WithRanges
+from unic_cache.buffers import Ring
 from unic_cache.errors import BrokenError
 from unic_cache.location import LocalFolder, Location, open_location
 from unic_cache.object_store import ObjectFolder
@@ -216,6 +217,26 @@ def test_neighbours_share_a_read_and_only_small_gaps_are_read_along(stored, monk
     reader.read(record, [4, 1, 2])
     cls, wide = 12, 70_000
     assert sizes == [[cls, cls, cls, cls], [wide, wide], [wide]]  # the third 12 are row 3's, that nobody asked for
+
+
+@pytest.mark.parametrize("start", [0, 7])
+def test_rows_of_whole_sectors_go_straight_to_their_places_past_the_page_cache(tmp_path, monkeypatch, start):
+    """Unless memory begins amid a sector: then they are copied there."""
+    member = Kept(LocalFolder(tmp_path, page_cache=0), arrays=(ArraySpec("rows", (1024,), "uint8"),))
+    rows = np.random.default_rng(0).integers(0, 256, (ROWS[1], 1024), np.uint8)
+    record = UnitWriter(member, 7).write(unit(1), {"rows": rows}, np.zeros(ROWS[1], np.uint32), {})
+    real, counts = os.preadv, []
+
+    def preadv(descriptor, buffers, offset):
+        counts.append(len(buffers))
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    out = Ring(1).take(70 * 1024 + start)[start:].reshape(70, 1024)
+    order = np.random.default_rng(1).permutation(70)
+    assert RowReader(member).fill(record, picks(order.tolist()), {"rows": out}) == {}
+    assert np.array_equal(out, rows[order])
+    assert counts == ([1, 70] if start == 0 else [1, 1])
 
 
 class TestTiles:

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unic_cache.buffers import Bytes
+from unic_cache.buffers import Bytes, pages
 from unic_cache.errors import BrokenError
 from unic_cache.open_file import CACHED_PIECE, NEAR, OpenFile
 from unic_cache.store.layout import CHUNK_ROWS
 
 MOST_ROWS = 500  # of a run: preadv(2) takes 1,024 buffers, and there may be one between any two rows
-_scrap = memoryview(bytearray(NEAR))  # what lies between two rows is read to here, by all threads; nobody looks
+_scrap = memoryview(pages(NEAR))  # what lies between two rows is read to here, by all threads; nobody looks
 
 Located = tuple["Pick", int, int]  # rows of a chunk, and the chunk's offset and size
 
@@ -85,7 +85,9 @@ def cut(located: Sequence[Located], size: int, file: OpenFile) -> Iterator[Run]:
 
 def read_run(file: OpenFile, run: Run, flat: Bytes) -> Iterable[memoryview]:
     """Read rows to their places in `flat` (N, bytes of a row); the bytes of each, still in the core's own cache."""
-    return (_scattered if file.scatters else _copied)(file, run, flat)
+    size, sector = flat.shape[1], file.sector
+    straight = sector and not (run.offset % sector or size % sector or flat.ctypes.data % sector)
+    return (_scattered if straight else _copied)(file, run, flat)
 
 
 def _scattered(file: OpenFile, run: Run, flat: Bytes) -> Iterable[memoryview]:
