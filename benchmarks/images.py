@@ -91,8 +91,7 @@ def measure(name: str, files: Sequence[bytes], views: Views) -> None:
             start = number * CHUNK_ROWS
             room = out[start : start + len(chunks[number])]
             Zstd().decode(data, room.reshape(-1))
-            for view in torch.from_numpy(room):
-                from_differences(view)
+            from_differences(torch.from_numpy(room))
 
     def decode_all() -> None:
         for key, data in enumerate(files):

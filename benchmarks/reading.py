@@ -1,8 +1,7 @@
-"""Images a second out of a store, in one run: `python -m benchmarks.reading [--codec int8 f16] [--images 2048]`.
+"""Images a second out of a store, in one run: `python -m benchmarks.reading [--codec int8 f16] [--images 4096]`.
 
-Four teachers of 196 tokens of width 384 and a uint8 crop of 224 pixels (invented: features with a spectrum like a
-teacher's, noise for pixels), read in the order of training in batches of 128. A JSON line for each codec, images a
-second and ratios:
+Four teachers of 196 tokens of width 384 and a uint8 crop of 224 pixels (see `stores`), read in the order of training in
+batches of 128. A JSON line for each codec, images a second and ratios:
 
 | what | how |
 |---|---|
@@ -16,18 +15,18 @@ second and ratios:
 
 `warm`: all of it is in the page cache. `cold`: none is (posix_fadvise), and the store is read as one that does not fit
 in memory: past the page cache. `cpu_ms` is the process's own time for an image. `--throttle 500` reads from a store
-that gives 500 MB a second, as a network disk may, instead: with the crops (`with_crops`) and without (`features`).
+that gives 500 MB a second, as a network disk may, instead: features alone, with crops as they are (`raw`), and with
+crops as differences (`compact`).
 """
 
 import argparse
 import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +36,20 @@ import torch
 import webdataset
 import zarr
 
+from benchmarks.stores import ROWS, VIEWS, Throttled, write, write_theia
 from unic_cache.buffers import Ring
 from unic_cache.cache import Cache
-from unic_cache.config import Views
+from unic_cache.config import PIXEL_CODECS
 from unic_cache.gather import pieces
 from unic_cache.location import LocalFolder
-from unic_cache.open_file import OpenFile, Span
 from unic_cache.sources import Address, Finish, Image, KeptPixels, ViewBatch, thread_pool
-from unic_cache.store.calibrate import Calibrator
-from unic_cache.store.commit import Crcs, Unit
-from unic_cache.store.layout import CHUNK_ROWS, VIEWS_MEMBER, ArraySpec, Extent, index_bytes, object_name, view_folder
+from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, index_bytes, object_name, view_folder
 from unic_cache.store.member import Member
 from unic_cache.store.objects import OpenObjects
-from unic_cache.store.writer import UnitWriter, row_crcs
 from unic_cache.stream import Order, Stream
 from unic_cache.usable import usable_rows
-from unic_cache.views.index import ShardEntry, extend_index
 
-TEACHERS, GRID, CHANNELS, ROWS, BATCH = 4, 14, 384, 1024, 128
-VIEWS = Views("unic", 224, 0)
+BATCH = 128
 BLOCK = 4096
 REST = 1.0  # seconds before a cold run: some disks give more than they can keep up for a while
 
@@ -63,7 +57,7 @@ REST = 1.0  # seconds before a cold run: some disks give more than they can keep
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codec", nargs="+", default=["int8"])
-    parser.add_argument("--images", type=int, default=2048, help="a multiple of 1024")
+    parser.add_argument("--images", type=int, default=4096, help="a multiple of 1024")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--throttle", type=float, default=0, help="MB/s; 0 is what the disk gives")
     options = parser.parse_args()
@@ -71,8 +65,7 @@ def main() -> None:
     first: dict[str, Any] = {}
     for codec in options.codec:
         with tempfile.TemporaryDirectory() as folder, thread_pool(options.threads) as pool:
-            write(LocalFolder(folder), codec, options.images // ROWS)
-            found = (throttled if options.throttle else measured)(folder, pool, options)
+            found = (throttled if options.throttle else measured)(Path(folder), codec, pool, options)
         first = first or found
         if found is not first:
             found["to_first"] = to_first(found, first)
@@ -85,13 +78,14 @@ def to_first(found: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
     return {name: round(found[name]["images_per_second"] / first[name]["images_per_second"], 2) for name in names}
 
 
-def measured(folder: str, pool: ThreadPoolExecutor, options: argparse.Namespace) -> dict[str, Any]:
+def measured(folder: Path, codec: str, pool: ThreadPoolExecutor, options: argparse.Namespace) -> dict[str, Any]:
     """Every way of reading, warm and cold."""
+    write(LocalFolder(folder), codec, options.images // ROWS)
     cached, past_cache = (Store(LocalFolder(folder, page_cache=room), pool) for room in (None, 0))
     raw = Raw(cached, pool, options.threads)
     warm = rates(
         {
-            "ours": lambda: cached.ours(4),
+            "ours": lambda: cached.ours(1),
             "preadv": lambda: raw.read(direct=False),
             **({"pread_rows": raw.read_rows} if raw.rows else {}),
             "stock_rows": cached.stock_rows,
@@ -104,7 +98,7 @@ def measured(folder: str, pool: ThreadPoolExecutor, options: argparse.Namespace)
             "ours_through_cache": lambda: cached.ours(1),
             "direct": lambda: raw.read(direct=True),
         },
-        cold=Path(folder),
+        cold=folder,
     )
     with tempfile.TemporaryDirectory() as tars:
         write_theia(Path(tars))
@@ -115,12 +109,15 @@ def measured(folder: str, pool: ThreadPoolExecutor, options: argparse.Namespace)
     return {"bytes_per_image": raw.bytes_per_image, "ours": warm["ours"], "warm": warm, "cold": cold}
 
 
-def throttled(folder: str, pool: ThreadPoolExecutor, options: argparse.Namespace) -> dict[str, Any]:
-    """Ours alone, from a store held to so many MB/s: features and crops, and features alone."""
-    location = Throttled(folder, options.throttle * 1e6)
-    both, features_alone = (Store(location, pool, kept) for kept in (True, False))
-    found: dict[str, Any] = rates({"with_crops": lambda: both.ours(2), "features": lambda: features_alone.ours(2)})
-    for name, store in (("with_crops", both), ("features", features_alone)):
+def throttled(folder: Path, codec: str, pool: ThreadPoolExecutor, options: argparse.Namespace) -> dict[str, Any]:
+    """Ours alone, from a store held to so many MB/s."""
+    stores = {}
+    for pixels in PIXEL_CODECS:
+        write(LocalFolder(folder / pixels), codec, options.images // ROWS, pixels)
+        stores[pixels] = Store(Throttled(folder / pixels, options.throttle * 1e6), pool)
+    stores["features"] = Store(Throttled(folder / "raw", options.throttle * 1e6), pool, kept_views=False)
+    found: dict[str, Any] = rates({name: partial(store.ours, 1) for name, store in stores.items()}, runs=2)
+    for name, store in stores.items():
         found[name]["bytes_per_image"] = Raw(store, pool, options.threads).bytes_per_image
     return {"throttle": options.throttle, **found}
 
@@ -292,112 +289,6 @@ def where(store: Store, member: Member, array: ArraySpec, item: Address, chunk: 
     name = object_name(member.folder, 0, unit.view, array, unit.shard, part)
     opened = store.objects.get(name, record.sizes[name], index_bytes(unit.extent))
     return f"{store.cache.location.url}/{name}", *opened.spans[inside]
-
-
-class Throttled(LocalFolder):
-    """A folder that gives at most `rate` bytes a second to all its readers together."""
-
-    waits = True
-
-    def __init__(self, path: str, rate: float) -> None:
-        super().__init__(path)
-        self.rate = rate
-        self._free_at = 0.0
-        self._lock = threading.Lock()
-
-    def open(self, name: str) -> OpenFile:
-        return _ThrottledFile(super().open(name), self)
-
-    def wait(self, size: int) -> None:
-        with self._lock:
-            self._free_at = max(self._free_at, time.perf_counter()) + size / self.rate
-            until = self._free_at
-        time.sleep(max(until - time.perf_counter(), 0))
-
-
-class _ThrottledFile:
-    def __init__(self, file: OpenFile, folder: Throttled) -> None:
-        self.near, self.at_once, self.sector = file.near, file.at_once, file.sector
-        self._file = file
-        self._folder = folder
-
-    def read(self, offset: int, size: int) -> memoryview:
-        self._folder.wait(size)
-        return self._file.read(offset, size)
-
-    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> int:
-        self._folder.wait(sum(len(buffer) for buffer in buffers))
-        return self._file.read_into(offset, buffers)
-
-    def expecting(self, spans: Sequence[Span]) -> OpenFile:  # noqa: ARG002
-        return self
-
-
-def write(location: LocalFolder, codec: str, shards: int) -> None:
-    """A whole cache: index, four teachers, kept pixels."""
-    names = [f"tar{shard}" for shard in range(shards)]
-    keys = tuple(range(ROWS))
-    extend_index(location, [ShardEntry(name, ROWS, keys, keys, (1,) * ROWS, (None,) * ROWS) for name in names])
-    units = [Unit(0, Extent(shards, ROWS), shard, name, ROWS, VIEWS.name(0)) for shard, name in enumerate(names)]
-    generator = np.random.default_rng(0)
-    rgb = generator.integers(0, 256, (ROWS, VIEWS.size, VIEWS.size, 3), np.uint8)
-    seen = row_crcs(rgb)
-    member = Member.ensure(location, VIEWS_MEMBER, {"format": 1, "size": VIEWS.size})
-    for unit in units:
-        UnitWriter(member, None).write(unit, {"rgb": rgb}, seen, {})
-    del rgb
-    for number in range(TEACHERS):
-        write_teacher(location, f"teacher{number}", number, codec, units, seen)
-
-
-def write_teacher(location: LocalFolder, name: str, seed: int, codec: str, units: Sequence[Unit], seen: Crcs) -> None:
-    """A member and all its units, with the same 256 images' features again and again."""
-    spec = {
-        "format": 1,
-        "teacher": {"name": name},
-        "provenance": {},
-        "codec": codec,
-        "features": {"cls_dim": CHANNELS, "grid": [GRID, GRID], "patch_dim": CHANNELS},
-    }
-    member = Member.ensure(location, name, spec)
-    tokens = features(seed)
-    assert member.features is not None
-    calibrator = Calibrator(member.features)
-    calibrator.update(tokens)
-    calibration = calibrator.calibration()
-    location.create(member.calibration_name, calibration.to_bytes())
-    kept = member.calibration()
-    assert kept is not None
-    assert member.codec is not None
-    parts = member.codec.encode(calibration.standardize(tokens))
-    rows = {array.name: np.tile(parts[array.name].numpy(), (4,) + (1,) * len(array.row)) for array in member.arrays}
-    for unit in units:
-        UnitWriter(member, kept[1]).write(unit, rows, seen, {})
-
-
-def features(seed: int) -> dict[str, torch.Tensor]:
-    """256 images' tokens: variances that fall as k**-1.3 along random axes, half of them common to neighbours."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    images = ROWS // 4
-    axes_DD = torch.linalg.qr(noise(CHANNELS, CHANNELS)).Q * torch.arange(1, CHANNELS + 1)[:, None] ** -0.65
-    coarse = torch.nn.functional.interpolate(noise(images, CHANNELS, 5, 5), size=(GRID, GRID), mode="bilinear")
-    patch = 0.8 * coarse.flatten(2).mT + 0.6 * noise(images, GRID * GRID, CHANNELS)
-    return {"cls": noise(images, CHANNELS) @ axes_DD, "patch": patch @ axes_DD}
-
-
-def write_theia(folder: Path) -> None:
-    """1,024 samples in two tars: each teacher's float16 tokens as a safetensors file, and the crop."""
-    tokens = {"embedding": torch.randn(GRID * GRID + 1, CHANNELS).half()}
-    teachers = {f"t{number}.safetensors": safetensors.torch.save(tokens) for number in range(TEACHERS)}
-    crop = np.random.default_rng(0).bytes(3 * VIEWS.size**2)
-    for tar in range(2):
-        with webdataset.TarWriter(str(folder / f"{tar}.tar")) as writer:
-            for number in range(ROWS // 2):
-                writer.write({"__key__": f"{tar}{number:04d}", "rgb": crop, **teachers})
 
 
 def theia(folder: Path, workers: int) -> int:

@@ -9,7 +9,7 @@
 Everything that is read is checked against the record that vouches for it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unic_cache.buffers import Bytes
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.location import Location, open_location
@@ -116,7 +117,7 @@ class Cache:
                 self.teachers[teacher.name] = teacher
         self.pixels = Member.open(location, VIEWS_MEMBER)
         self._pixel_record = None if self.pixels is None else lru_cache(RECORDS_KEPT)(self.pixels.record)
-        self.pixel_rows = None if self.pixels is None else RowReader(self.pixels, self._objects)
+        self.pixel_rows = None if self.pixels is None else RowReader(self.pixels, self._objects, _undo(self.pixels))
 
     def readers(self, pool: Executor) -> Executor:
         """Threads to read in: those of `pool`, or more of them where they mostly wait."""
@@ -198,8 +199,14 @@ class Cache:
         (rgb,) = self.pixels.arrays
         for error in self.pixel_rows.fill(record, picks(rows), {rgb.name: out}).values():
             raise error
-        for view_HWC in torch.from_numpy(out) if rgb.tile else ():
-            from_differences(view_HWC)
+
+
+def _undo(pixels: Member) -> Callable[[Bytes], None] | None:
+    """What makes views of a chunk of kept pixels."""
+    size = pixels.spec["size"]
+    if not pixels.arrays[0].tile:
+        return None
+    return lambda chunk: from_differences(torch.from_numpy(chunk).view(-1, size, size, 3))
 
 
 def open_cache(path: str | Path) -> Cache:

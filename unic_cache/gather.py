@@ -104,13 +104,11 @@ class Gathering:
         record_of: Callable[["Address"], CommitRecord],
         reader: RowReader,
         out: Mapping[str, Rows],
-        undo: Callable[[int], None] | None = None,
     ) -> None:
-        """`undo` makes of what was read into a place what is wanted there."""
         self._tasks: list[Future[_Outcome]] = []
         self._gathered: Gathered | None = None
         for piece in wanted:
-            self._tasks.append(pool.submit(_read, piece, record_of, reader, out, undo))
+            self._tasks.append(pool.submit(_read, piece, record_of, reader, out))
 
     def result(self) -> Gathered:
         """Wait for it. Errors that are no fault of single rows are raised."""
@@ -137,7 +135,6 @@ def _read(
     record_of: Callable[["Address"], CommitRecord],
     reader: RowReader,
     out: Mapping[str, Rows],
-    undo: Callable[[int], None] | None,
 ) -> _Outcome:
     try:
         record = record_of(piece.first)
@@ -146,7 +143,4 @@ def _read(
             values[piece.places] = 0
         return piece, None, dict.fromkeys(piece.rows, error)
     wrong = reader.fill(record, piece.picks, out)
-    if undo is not None:
-        for place in piece.places:
-            undo(place)
     return piece, record, wrong

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,6 @@ from unic_cache.config import Views
 from unic_cache.errors import BrokenError, CacheError, ImageError
 from unic_cache.gather import Gathering, pieces
 from unic_cache.store.commit import CommitRecord
-from unic_cache.store.differences import from_differences
 from unic_cache.views.augment import decode, make_view, pixel_crc
 from unic_cache.views.index import ShardEntry
 from unic_cache.views.shards import OpenShard
@@ -36,8 +35,7 @@ Image = npt.NDArray[np.uint8]
 OPEN_SHARDS = 64
 
 
-@dataclass(frozen=True, order=True)
-class Address:
+class Address(NamedTuple):
     """One view of one image: row `row` of tar `shard` of a segment, under view `number`."""
 
     segment: int
@@ -175,10 +173,8 @@ class KeptPixels:
         assert reader is not None
         wanted = pieces([item for batch in batches for item in batch])
         (rgb,) = reader.member.arrays
-        undo = partial(_sum_up, views_NHWC) if rgb.tile else None
-        gathering = Gathering(
-            self.cache.readers(self._pool), wanted, self._committed, reader, {rgb.name: views_NHWC}, undo
-        )
+        threads = self.cache.readers(self._pool)
+        gathering = Gathering(threads, wanted, self._committed, reader, {rgb.name: views_NHWC})
         stops = np.cumsum([len(batch) for batch in batches]).tolist()
 
         def begin(place: int) -> Finish:
@@ -204,10 +200,6 @@ class KeptPixels:
     def _record(self, wanted: Address) -> CommitRecord | None:
         view = self.views.name(wanted.number)
         return self.cache.pixel_record(self.cache.unit(wanted.segment, wanted.shard, view))
-
-
-def _sum_up(views_NHWC: Image, place: int) -> None:
-    from_differences(torch.from_numpy(views_NHWC[place]))
 
 
 class Pixels:

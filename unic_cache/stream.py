@@ -10,7 +10,7 @@ Epoch e shows the cached views e mod V.
 Letters: B images, H and W pixels, V views, R processes, N rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -130,14 +130,16 @@ class Stream:
 
     def batches(self, wanted: Iterator[list[Address]]) -> Iterator[Batch]:
         """The batches asked for, in order. BrokenError on a broken row or on pixels that the teachers did not see."""
-        groups = grouped(wanted, GROUP_BYTES // self.image_bytes)
-        group, following = self._begin(groups), None
+        groups = (_Group(self, group) for group in grouped(wanted, GROUP_BYTES // self.image_bytes))
+        group, following = next(groups, None), None
         try:
+            if group is not None:
+                group.start()
             while group is not None:
-                count, following = len(group.batches), None
+                count, following = len(group.batches), next(groups, None)
                 for number in range(count):
-                    if number == min(1, count - 1):
-                        following = self._begin(groups)
+                    if number == min(1, count - 1) and following is not None:
+                        following.start()
                     for place in range(number, number + 1 + BATCHES_AHEAD):
                         if place < count:
                             group.begin(place)
@@ -156,36 +158,40 @@ class Stream:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return torch.from_numpy(self._ring.take(size))
 
-    def _begin(self, groups: Iterator[list[Sequence[Address]]]) -> "_Group | None":
-        batches = next(groups, None)
-        return None if batches is None else _Group(self, batches)
-
 
 class _Group:
-    """Neighbouring batches in one piece of memory, one after the other, being read.
+    """Neighbouring batches, which from its start are being read into one piece of memory, one after the other.
 
     N are all images of the group.
     """
+
+    _views_NHWC: Tensor
+    _parts: dict[str, dict[str, Tensor]]
 
     def __init__(self, stream: Stream, batches: Sequence[Sequence[Address]]) -> None:
         self.batches = batches
         self._stream = stream
         self._stops = np.cumsum([len(batch) for batch in batches]).tolist()
-        wanted = [item for batch in batches for item in batch]
-        self._views_NHWC, self._parts = _carve(stream, len(wanted))
-        to_read = pieces(wanted)
+        self._to_read = pieces([item for batch in batches for item in batch])
+        self._gathered: dict[str, Gathering] = {}
+        self._begins: list[Callable[[], Finish]] = []
+        self._views: dict[int, Finish] = {}
+
+    def start(self) -> None:
+        """Take memory, and have it filled."""
+        stream = self._stream
+        self._views_NHWC, self._parts = _carve(stream, self._stops[-1])
+        self._begins = stream.source.group(self.batches, self._views_NHWC.numpy())
         self._gathered = {
             teacher.name: Gathering(
                 stream.cache.readers(stream.pool),
-                to_read,
+                self._to_read,
                 partial(_committed, stream, teacher),
                 teacher.rows,
                 {name: values.numpy() for name, values in self._parts[teacher.name].items()},
             )
             for teacher in stream.teachers
         }
-        self._begins = stream.source.group(batches, self._views_NHWC.numpy())
-        self._views: dict[int, Finish] = {}
 
     def begin(self, number: int) -> None:
         """Begin the views of a batch, if there is one of that number and they were not begun."""

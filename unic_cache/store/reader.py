@@ -9,7 +9,7 @@ asked together, and its checksum is that of the compressed bytes.
 Letters: N places, G tiles of W bytes.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache as memoize
 from itertools import groupby
 from types import TracebackType
@@ -35,12 +35,17 @@ NOT_COMMITTED = "their bytes are not the ones that were committed"
 
 
 class RowReader:
-    """Rows of one member, by commit record. Thread-safe. `objects` may be shared by all readers of a location."""
+    """Rows of one member, by commit record. Thread-safe.
 
-    def __init__(self, member: Member, objects: OpenObjects | None = None) -> None:
+    `objects` may be shared by all readers of a location; `undo` makes of an unpacked chunk, in its place, what is read.
+    """
+
+    def __init__(
+        self, member: Member, objects: OpenObjects | None = None, undo: Callable[[Bytes], None] | None = None
+    ) -> None:
         self.member = member
         self._objects = objects or OpenObjects(member.location)
-        self._tiles = Tiles()
+        self._tiles = Tiles(undo=undo)
 
     def read(
         self,

@@ -5,7 +5,7 @@ Letters: G tiles of W bytes.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from numcodecs.zstd import Zstd
 
@@ -22,8 +22,10 @@ _SIZE_BYTES = (0, 2, 4, 8)  # of the content's size, by bits 6 and 7; without a 
 class Tiles:
     """Unpacked chunks by key. Thread-safe; memory is used again when a chunk was dropped and nobody looks at it."""
 
-    def __init__(self, limit: int = UNPACKED_BYTES) -> None:
+    def __init__(self, limit: int = UNPACKED_BYTES, undo: Callable[[Bytes], None] | None = None) -> None:
+        """`undo` makes of what was unpacked, in its place, what is to be kept."""
         self.limit = limit
+        self.undo = undo
         self._kept: OrderedDict[Hashable, Bytes] = OrderedDict()
         self._bytes = 0
         self._ring = Ring(spare=4)
@@ -46,6 +48,8 @@ class Tiles:
             Zstd().decode(frame, chunk)
         except (RuntimeError, ValueError) as error:
             raise BrokenError(f"a compressed chunk that cannot be unpacked ({error})") from error
+        if self.undo is not None:
+            self.undo(chunk)
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = chunk
