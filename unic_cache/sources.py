@@ -173,7 +173,7 @@ class KeptPixels:
         assert reader is not None
         wanted = pieces([item for batch in batches for item in batch])
         (rgb,) = reader.member.arrays
-        threads = self.cache.readers(self._pool)
+        threads = self._pool if rgb.tile else self.cache.readers(self._pool)  # those that work, or those that wait
         gathering = Gathering(threads, wanted, self._committed, reader, {rgb.name: views_NHWC})
         stops = np.cumsum([len(batch) for batch in batches]).tolist()
 
