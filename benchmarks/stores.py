@@ -37,7 +37,7 @@ def write(location: LocalFolder, codec: str, shards: int, pixel_codec: str = "ra
     """A whole cache: index, four teachers, kept pixels."""
     names = [f"tar{shard}" for shard in range(shards)]
     keys = tuple(range(ROWS))
-    extend_index(location, [ShardEntry(name, ROWS, keys, keys, (1,) * ROWS, (None,) * ROWS) for name in names])
+    extend_index(location, [ShardEntry.of(name, ROWS, keys, keys, (1,) * ROWS, (None,) * ROWS) for name in names])
     units = [Unit(0, Extent(shards, ROWS), shard, name, ROWS, VIEWS.name(0)) for shard, name in enumerate(names)]
     seen = write_pixels(location, pixel_codec, units)
     for number in range(TEACHERS):

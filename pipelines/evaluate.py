@@ -28,7 +28,7 @@ from unic_cache.sources import Address, ShardPixels, ahead, thread_pool
 from unic_cache.student.backbone import EncoderSpec, build_encoder, embed, prepare
 from unic_cache.student.export import load_encoder
 from unic_cache.usable import committed_record
-from unic_cache.views.index import ShardEntry
+from unic_cache.views.index import NO_LABEL, ShardEntry
 from unic_cache.views.shards import describe, expand
 
 BATCHES_AHEAD = 3
@@ -113,9 +113,9 @@ def labelled(pattern: str, cache: Cache | None) -> LabelledShards:
         Address(*place, row, 0)
         for place, entry in zip(places, entries, strict=True)
         for row, label in enumerate(entry.labels)
-        if label is not None
+        if label != NO_LABEL
     ]
-    labels = [label for entry in entries for label in entry.labels if label is not None]
+    labels = [label for entry in entries for label in entry.labels if label != NO_LABEL]
     if len(set(labels)) < 2:
         raise ShardError(
             f"{pattern}: {len(labels)} images have a label, of {len(set(labels))} classes; k-NN needs `.cls` "

@@ -29,7 +29,7 @@ from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
 from unic_cache.teachers.catalog import folder, resolve
 from unic_cache.teachers.model import Teacher, load_teacher
-from unic_cache.views.index import ShardEntry, extend_index, read_segments
+from unic_cache.views.index import ShardEntry, extend_index, segment_names
 from unic_cache.views.shards import describe, expand
 
 UNITS_BEING_WRITTEN = 2
@@ -66,7 +66,7 @@ def open_teachers(config: ExtractConfig, pool: ThreadPoolExecutor, device: torch
         location.remove_leftovers()
     paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
     teachers = load_teachers(config, device)
-    before = len(read_segments(location))
+    before = len(segment_names(location))
     segments = extend_index(location, entries)
     if before and len(segments) > before:
         console.print(

@@ -9,6 +9,7 @@
 Everything that is read is checked against the record that vouches for it.
 """
 
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import lru_cache
@@ -107,12 +108,17 @@ class Cache:
             for shard, entry in enumerate(segment.shards)
         }
         self.teachers: dict[str, CachedTeacher] = {}
+        self.uncalibrated: dict[str, Member] = {}  # of no use to a reader: half made, or their calibration is lost
         for folder in location.folders():
             if folder in RESERVED:
                 continue
             member = Member.open(location, folder)
-            calibration = None if member is None else member.calibration()
-            if member is not None and calibration is not None:
+            if member is None:
+                continue
+            calibration = member.calibration()
+            if calibration is None:
+                self.uncalibrated[str(member.spec["teacher"]["name"])] = member
+            else:
                 teacher = CachedTeacher(member, *calibration, self._objects)
                 self.teachers[teacher.name] = teacher
         self.pixels = Member.open(location, VIEWS_MEMBER)
@@ -150,7 +156,7 @@ class Cache:
         """What the index says of a tar."""
         return self.segments[segment].shards[shard]
 
-    def place(self, name: str, keys: Sequence[int]) -> tuple[int, int]:
+    def place(self, name: str, keys: "array[int]") -> tuple[int, int]:
         """(segment, number) of the tar of that name. CacheError unless the cache was made with these very samples."""
         places = self.shards()
         if name not in places:
@@ -158,7 +164,7 @@ class Cache:
                 f"{self.location.url} was not made with shard {name}; extract it first, or leave it out of the pattern"
             )
         entry = self.entry(*places[name])
-        if tuple(entry.keys) != tuple(keys):
+        if entry.keys != keys:
             row = next(
                 (i for i, (a, b) in enumerate(zip(entry.keys, keys, strict=False)) if a != b),
                 min(entry.rows, len(keys)),

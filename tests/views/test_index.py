@@ -14,7 +14,7 @@ from unic_cache.views.index import Segment, ShardEntry, extend_index, read_segme
 
 
 def entry(name: str = "000000", rows: int = 3, first_key: int = 100) -> ShardEntry:
-    return ShardEntry(
+    return ShardEntry.of(
         name=name,
         size=1024 * (rows + 2),
         keys=tuple(range(first_key, first_key + rows)),

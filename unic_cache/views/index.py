@@ -18,9 +18,10 @@ tars that are appended later make the next segment. The same JSON (as segment 0)
 
 import json
 import re
+from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 from crc32c import crc32c
@@ -29,6 +30,7 @@ from unic_cache.errors import CacheError, ShardError
 from unic_cache.location import Location
 
 FORMAT = 1
+NO_LABEL = -1
 KIND = "unic-cache index"
 LIMIT_BYTES = 2**30  # of a segment's file; some twenty million samples
 SHARD_NAME = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*")
@@ -36,14 +38,17 @@ SHARD_NAME = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*")
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar: `rows` samples, each with its key's crc32, its image's place in the tar (bytes) and its label."""
+    """One tar: `rows` samples, each with its key's crc32, its image's place in the tar (bytes) and its label.
+
+    Its columns take 28 bytes a sample: an index of millions stays in memory for as long as anything runs.
+    """
 
     name: str
     size: int  # bytes of the tar
-    keys: tuple[int, ...]
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-    labels: tuple[int | None, ...]
+    keys: "array[int]"
+    offsets: "array[int]"
+    sizes: "array[int]"
+    labels: "array[int]"  # NO_LABEL where there is none
 
     @property
     def rows(self) -> int:
@@ -51,8 +56,28 @@ class ShardEntry:
         return len(self.keys)
 
     @classmethod
+    def of(
+        cls,
+        name: str,
+        size: int,
+        keys: Iterable[int],
+        offsets: Iterable[int],
+        sizes: Iterable[int],
+        labels: Iterable[int | None],
+    ) -> Self:
+        """The entry of plain numbers."""
+        given = [NO_LABEL if label is None else label for label in labels]
+        return cls(name, size, array("I", keys), array("q", offsets), array("q", sizes), array("q", given))
+
+    def to_json(self) -> dict[str, Any]:
+        """A shard of the table above."""
+        labels = [None if label == NO_LABEL else label for label in self.labels]
+        columns = {"keys": list(self.keys), "offsets": list(self.offsets), "sizes": list(self.sizes), "labels": labels}
+        return {"name": self.name, "size": self.size, **columns}
+
+    @classmethod
     def from_json(cls, data: Any, where: str) -> Self:
-        """The entry that `dataclasses.asdict` gave; CacheError, naming `where`, on anything that cannot be one."""
+        """The entry that `to_json` gave; CacheError, naming `where`, on anything that cannot be one."""
         fields = _fields(data, ("name", "size", "keys", "offsets", "sizes", "labels"), where)
         name, size = fields["name"], fields["size"]
         if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
@@ -60,10 +85,10 @@ class ShardEntry:
         if not _natural(size):
             raise CacheError(f"{where}: size {str(size)[:80]} is not a number of bytes")
         columns = {
-            "keys": _column(fields["keys"], "keys", lambda value: _natural(value) and value < 2**32, where),
-            "offsets": _column(fields["offsets"], "offsets", _natural, where),
-            "sizes": _column(fields["sizes"], "sizes", _natural, where),
-            "labels": _column(fields["labels"], "labels", lambda value: value is None or _natural(value), where),
+            "keys": _checked(fields["keys"], "keys", 2**32, where),
+            "offsets": _checked(fields["offsets"], "offsets", 2**63, where),
+            "sizes": _checked(fields["sizes"], "sizes", 2**63, where),
+            "labels": _checked(fields["labels"], "labels", 2**63, where, may_lack=True),
         }
         lengths = {column: len(values) for column, values in columns.items()}
         if len(set(lengths.values())) != 1 or not lengths["keys"]:
@@ -71,7 +96,7 @@ class ShardEntry:
         for row, (offset, length) in enumerate(zip(columns["offsets"], columns["sizes"], strict=True)):
             if offset + length > size:
                 raise CacheError(f"{where}: row {row} ends at byte {offset + length} of a tar of {size} bytes")
-        return cls(name, size, **columns)
+        return cls.of(name, size, **columns)
 
 
 @dataclass(frozen=True)
@@ -95,7 +120,7 @@ class Segment:
         return _json({**self._body(), "self": crc32c(self.to_json())})
 
     def _body(self) -> dict[str, Any]:
-        shards = [asdict(one) for one in self.shards]
+        shards = [one.to_json() for one in self.shards]
         return {"kind": KIND, "format": FORMAT, "number": self.number, "shards": shards}
 
     @classmethod
@@ -129,14 +154,18 @@ def segment_file(number: int) -> str:
     return f"index/{number:06d}.json"
 
 
+def segment_names(cache: Location) -> list[str]:
+    """The segments' files, in order."""
+    return [name for name in cache.names("index") if re.fullmatch(r"index/\d{6}\.json", name)]
+
+
 def read_segments(cache: Location) -> tuple[Segment, ...]:
     """All segments of a cache, in order; none for a cache that is not begun.
 
     CacheError on a gap in the numbers, a file that is not its number's segment, and a shard listed twice.
     """
     segments: list[Segment] = []
-    names = [name for name in cache.names("index") if re.fullmatch(r"index/\d{6}\.json", name)]
-    for number, name in enumerate(names):
+    for number, name in enumerate(segment_names(cache)):
         if (cache.size(name) or 0) > LIMIT_BYTES:
             raise CacheError(f"{cache.url}/{name}: over {LIMIT_BYTES} bytes; refused")
         data = cache.read(segment_file(number))
@@ -214,10 +243,17 @@ def _fields(data: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
     return {name: data[name] for name in names}
 
 
-def _column(values: Any, name: str, good: Callable[[Any], bool], where: str) -> tuple[Any, ...]:
+def _checked(values: Any, name: str, limit: int, where: str, may_lack: bool = False) -> Any:
+    """A list of integers from 0 up to `limit`, or of those and null; CacheError on anything else."""
     if not isinstance(values, list):
         raise CacheError(f"{where}: {name} is not a list")
-    for row, value in enumerate(values):
-        if not good(value):
-            raise CacheError(f"{where}: {name}[{row}] is {str(value)[:80]!r}, which is out of bounds")
-    return tuple(values)
+    there = [value for value in values if value is not None] if may_lack else values
+    if set(map(type, there)) <= {int} and (not there or (min(there) >= 0 and max(there) < limit)):
+        return values
+    fine = {type(None)} if may_lack else set()
+    row = next(
+        row
+        for row, value in enumerate(values)
+        if type(value) not in fine and not (type(value) is int and 0 <= value < limit)
+    )
+    raise CacheError(f"{where}: {name}[{row}] is {str(values[row])[:80]!r}, which is out of bounds")

@@ -45,7 +45,7 @@ def scan_tar(file: BinaryIO, size: int, path: str, name: str) -> ShardEntry:
     if not rows:
         raise shard_error(path, 0, "no images", f"an image's name ends in {', '.join(IMAGE_EXTENSIONS)}")
     keys, offsets, sizes, labels = zip(*rows, strict=True)
-    return ShardEntry(name, size, keys, offsets, sizes, labels)
+    return ShardEntry.of(name, size, keys, offsets, sizes, labels)
 
 
 def key_crc(key: str) -> int:
