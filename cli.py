@@ -180,6 +180,8 @@ def shard(**flags: Any) -> None:
 @click.option("--codec", type=click.Choice(CODECS), help="Take this one. [default: what this machine wants]")
 @click.option("--quality", type=float, help="Mean cosine that klt keeps. [default: 0.99]")
 @click.option("--tokens", type=int, metavar="N", help="Keep N patch tokens of a view. [default: all; a third compared]")
+@click.option("--keep-views", is_flag=True, default=False, help="Count the pixels of the views too.")
+@click.option("--pixel-codec", type=click.Choice(PIXEL_CODECS), help="By which they are kept. [default: raw]")
 @click.option("--batch-size", default=64, show_default=True, help="Images a teacher sees at once.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Teachers' arithmetic.")

@@ -1,11 +1,12 @@
 """What an extraction and training from it will cost, by arithmetic alone, from what was measured on this machine.
 
-    bytes in all        images * views * bytes a view, over all teachers
+    bytes in all        images * views * bytes a view, over all teachers and the pixels that are kept
     extraction          images * views * (forward + encode), device time; images * views * make, core time
+    left to do          1 - the share that the cache holds already, of bytes and of extraction
     read rate needed    student's images a second * bytes a view
     feeds               min(what the disk reads / bytes a view, views read and decoded a second)
     wait                max(0, 1 / feeds - 1 / student's rate): reading costs nothing where it hides behind the step
-    pays after          the fewest epochs E with  views * (forward + encode) + E * wait <= E * forward
+    pays after          the fewest epochs E with  left * views * (forward + encode) + E * wait <= E * forward
 
 `forward` is that of all teachers for one view. Online distillation pays it for every image in every epoch, a cache once
 a view. Making views and the student's step are paid on both sides, so they are left out of the comparison.
@@ -54,6 +55,7 @@ class KeptCost:
     fidelity: Mapping[str, float]  # token type -> mean cosine on held-out views, in the standardized space
     encode_seconds: float  # on the device
     read_seconds: float  # with all threads, from memory to standardized tokens on the device
+    held: float = 0.0  # share of all views that the cache holds already, so kept
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Costs:
     student: tuple[StudentCost, ...]
     free_bytes: int | None  # where the cache will lie; None where nobody can say
     disk_rate: float | None  # bytes a second read there past the page cache
+    pixels_a_view: float = 0.0  # bytes; 0 where pixels are not kept
+    pixels_held: float = 0.0  # share of all views whose pixels the cache holds already
 
     @property
     def forward(self) -> float:
@@ -94,11 +98,12 @@ class Way:
     tokens: int | None
     bytes_a_view: float
     bytes_in_all: float
+    bytes_to_write: float  # of them the cache lacks so many
     extract_seconds: float  # device time in all
     rate_needed: float  # bytes a second that the student eats
     feeds: float  # images a second
     keeps_up: bool  # with the student
-    fits: bool  # on the disk
+    fits: bool  # what is to be written, on the disk
     pays_after: int | None  # epochs; None for never
     online_seconds: float  # device time of all epochs with live teachers
     cached_seconds: float  # device time of extraction and of all epochs from the cache
@@ -132,23 +137,25 @@ def forecast(config: PlanConfig, costs: Costs) -> Forecast:
 def way(config: PlanConfig, costs: Costs, codec: str, tokens: int | None) -> Way:
     """All teachers by one codec."""
     kept = [found for found in costs.kept if (found.codec, found.tokens) == (codec, tokens)]
-    size = sum(found.bytes_a_view for found in kept)
+    size = costs.pixels_a_view + sum(found.bytes_a_view for found in kept)
+    left = (1 - costs.pixels_held) * costs.pixels_a_view + sum((1 - k.held) * k.bytes_a_view for k in kept)
     step = next(found.seconds_an_image for found in costs.student if found.tokens == tokens)
     read = sum(found.read_seconds for found in kept)
     feeds = 1 / max(read, 0.0 if costs.disk_rate is None else size / costs.disk_rate)
     wait = max(0.0, 1 / feeds - step)
-    once = config.views * (costs.forward + sum(found.encode_seconds for found in kept))
-    in_all = costs.images * config.views * size
+    once = config.views * sum((1 - k.held) * (costs.forward_seconds[k.teacher] + k.encode_seconds) for k in kept)
+    views = costs.images * config.views
     return Way(
         codec,
         tokens,
         size,
-        in_all,
+        views * size,
+        views * left,
         extract_seconds=costs.images * once,
         rate_needed=size / step,
         feeds=feeds,
         keeps_up=wait == 0,
-        fits=costs.free_bytes is None or in_all <= costs.free_bytes,
+        fits=costs.free_bytes is None or views * left <= costs.free_bytes,
         pays_after=math.ceil(once / (costs.forward - wait) - ROUNDING) if wait < costs.forward else None,
         online_seconds=config.epochs * costs.images * (step + costs.forward),
         cached_seconds=costs.images * (once + config.epochs * (step + wait)),
@@ -163,7 +170,7 @@ def choice(config: PlanConfig, ways: Sequence[Way]) -> tuple[Way, str]:
         return asked[0], "as asked"
     fitting = [one for one in open_ways if one.fits]
     if not fitting:
-        return min(open_ways, key=lambda one: one.bytes_in_all), "none fits on the disk, and this is the smallest"
+        return min(open_ways, key=lambda one: one.bytes_to_write), "none fits on the disk, and this is the smallest"
     enough = [one for one in fitting if one.keeps_up]
     if enough:
         return min(enough, key=lambda one: one.bytes_in_all), "the smallest that keeps up with the student"

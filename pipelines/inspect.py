@@ -36,6 +36,7 @@ def run(path: str) -> dict[str, Any]:
             for segment in cache.segments
         ],
         "teachers": teachers,
+        "uncalibrated": {name: views_of(cache, member) for name, member in cache.uncalibrated.items()},
     }
     if cache.pixels is not None:
         report["kept_views"] = {
@@ -105,6 +106,11 @@ def show(report: Mapping[str, Any]) -> None:
         )
         console.print(f"  bytes a token: {each}\n  fidelity (cosine): {fidelity}")
         console.print(view_table(teacher["views"]))
+    for name, views in report["uncalibrated"].items():
+        console.print(
+            f"\n[bold]{escape(name)}[/]\n  no calibration yet, or it is lost; the same `unic-cache extract` makes it"
+        )
+        console.print(view_table(views))
     if "kept_views" in report:
         console.print(f"\n[bold]{VIEWS_MEMBER}[/]  pixels, {report['kept_views']['bytes_per_image']:,} bytes an image")
         console.print(view_table(report["kept_views"]["views"]))

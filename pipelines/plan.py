@@ -6,6 +6,7 @@
 It writes to the temporary folder, and a file where the cache will lie; both are gone when it ends.
 """
 
+import dataclasses
 import math
 import os
 import tempfile
@@ -19,11 +20,12 @@ from rich.table import Table
 from pipelines.device import pick_device
 from pipelines.extract import load_teachers
 from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, forecast
+from pipelines.held import Held
 from pipelines.probe_costs import Answers, ask, kept_features, measure_codec
-from pipelines.probe_views import Probe, make_probe
+from pipelines.probe_views import Probe, make_probe, pixel_bytes
 from pipelines.progress import Progress
 from pipelines.step_costs import disk, student_cost
-from unic_cache.config import CODECS
+from unic_cache.config import CODECS, PIXEL_CODECS
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.location import LocalFolder, open_location
 from unic_cache.sources import thread_pool
@@ -48,6 +50,7 @@ def run(config: PlanConfig) -> Forecast:
         counts = token_counts(config, teachers)
         codecs = [codec for codec in CODECS if possible(codec, config, teachers)]
         probe = make_probe(config, pool)
+        held = Held(config, probe.shards)
         forward: dict[str, float] = {}
         kept: list[KeptCost] = []
         total = len(teachers) * (1 + len(codecs) * len(counts)) + len(counts)
@@ -57,7 +60,8 @@ def run(config: PlanConfig) -> Forecast:
                 forward[name] = answers.seconds
                 progress.advance(1)
                 for cost in codec_costs(config, answers, probe, codecs, counts, pool):
-                    kept.append(cost)
+                    features = kept_features(teacher, cost.codec, config.quality, cost.tokens)
+                    kept.append(dataclasses.replace(cost, held=held.of_teacher(name, features)))
                     progress.advance(1)
             steps = []
             for tokens in counts:
@@ -66,7 +70,7 @@ def run(config: PlanConfig) -> Forecast:
     costs = Costs(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=config.threads or len(os.sched_getaffinity(0)),
-        images=probe.images,
+        images=sum(probe.shards.values()),
         probe=len(probe.shown),
         make_seconds=probe.make_seconds,
         forward_seconds=forward,
@@ -74,6 +78,8 @@ def run(config: PlanConfig) -> Forecast:
         student=tuple(steps),
         free_bytes=free,
         disk_rate=rate,
+        pixels_a_view=pixel_bytes(config, probe) if config.keep_views else 0.0,
+        pixels_held=held.of_pixels(config.pixel_codec or PIXEL_CODECS[0]),
     )
     return forecast(config, costs)
 
@@ -165,11 +171,16 @@ def sentences(found: Forecast) -> list[str]:
         f"{1 / step.seconds_an_image:,.1f} images/s with {tokens_text(step.tokens)} tokens (batch {step.batch})"
         for step in costs.student
     )
+    lacking = chosen.bytes_to_write / chosen.bytes_in_all
+    held = [f"the cache holds {1 - lacking:.0%} of it already"] if lacking < 1 else []
+    pixels = [f"kept views: {costs.pixels_a_view:,.0f} bytes each, in the sums above"] if costs.pixels_a_view else []
     free = "unknown" if costs.free_bytes is None else f"{costs.free_bytes / GB:,.0f} GB"
     rate = "not measured" if costs.disk_rate is None else f"{costs.disk_rate / MB:,.0f} MB/s"
     making = costs.images * found.views * costs.make_seconds
     return [
         f"teachers: {each} ms a view; extraction takes {chosen.extract_seconds / HOUR:,.3g} device-hours",
+        *held,
+        *pixels,
         f"making views: {1 / costs.make_seconds:,.0f} a second and core; {making / HOUR:,.3g} core-hours",
         f"student: {student}",
         f"disk: {free} free, read at {rate}",

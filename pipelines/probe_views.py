@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numcodecs.zstd import Zstd
 from torch import Tensor
 
 from pipelines.extract import given_shards
@@ -19,7 +20,8 @@ from unic_cache.config import Views
 from unic_cache.errors import CacheError
 from unic_cache.location import open_location
 from unic_cache.sources import Address, KeptPixels, PixelSource, ShardPixels
-from unic_cache.store.layout import CHUNK_ROWS, VIEWS_MEMBER
+from unic_cache.store.differences import to_differences
+from unic_cache.store.layout import CHUNK_ROWS, VIEWS_MEMBER, ZSTD_LEVEL
 from unic_cache.store.member import Member
 from unic_cache.views.index import ShardEntry
 
@@ -34,7 +36,7 @@ class Probe:
 
     views_NHWC: Tensor  # uint8
     shown: tuple[tuple[int, int], ...]  # (key, view number) of each
-    images: int  # in all tars
+    shards: Mapping[str, int]  # rows of every tar
     padding: float  # rows of all tars, each rounded up to whole chunks, over their images
     make_seconds: float  # of a view, on one core
 
@@ -61,7 +63,16 @@ def make_probe(config: PlanConfig, pool: ThreadPoolExecutor) -> Probe:
     whole = sum(-(-entry.rows // CHUNK_ROWS) * CHUNK_ROWS for entry in index.values())
     shown = [(index[item.segment, item.shard].keys[item.row], item.number) for item in wanted]
     views_NHWC = torch.from_numpy(batch.views_BHWC[good])
-    return Probe(views_NHWC, tuple(shown[place] for place in good), images, whole / images, seconds)
+    shards = {entry.name: entry.rows for entry in index.values()}
+    return Probe(views_NHWC, tuple(shown[place] for place in good), shards, whole / images, seconds)
+
+
+def pixel_bytes(config: PlanConfig, probe: Probe) -> float:
+    """What a view's pixels take in the store."""
+    if config.pixel_codec in {None, "raw"}:
+        return probe.views_NHWC[0].numel() * probe.padding
+    chunks = torch.split(to_differences(probe.views_NHWC), CHUNK_ROWS)
+    return sum(len(Zstd(level=ZSTD_LEVEL).encode(chunk.numpy())) for chunk in chunks) / len(probe.views_NHWC)
 
 
 def origin(

@@ -30,6 +30,7 @@ def of_cache(path: str) -> dict[str, Any]:
         report["teachers"][name] = {
             "weights_sha256": spec["teacher"]["weights_sha256"],
             **{key: spec["provenance"].get(key) for key in SOURCE},
+            **{key: spec["provenance"][key] for key in ("recoded_from",) if key in spec["provenance"]},
             "preprocessing": {"rule": RESIZE, **{key: spec["teacher"].get(key) for key in RULES}},
             **{key: spec.get(key) for key in MADE_WITH},
         }

@@ -17,7 +17,7 @@ from torch import Tensor
 from pipelines.progress import Progress
 from unic_cache.cache import Cache
 from unic_cache.config import PIXEL_CODECS, ExtractConfig, Views
-from unic_cache.errors import CacheError, TeacherError
+from unic_cache.errors import CacheError, ConfigError, TeacherError
 from unic_cache.sampling import kept_positions
 from unic_cache.sources import Address, Pixels, ahead
 from unic_cache.store.calibrate import DEFAULT_QUALITY, Calibration, Calibrator
@@ -94,11 +94,17 @@ def teacher_spec(
     """spec.json of a teacher: what its features are, which weights gave them, and with what they were made.
 
     `before` is the member as the cache has it: its codec, quality and tokens are kept where the config names none.
+    ConfigError where a quality is named, and that codec has none.
     """
     spec = teacher.spec.to_json()
     dims = {key: spec.pop(key) for key in ("cls_dim", "grid", "patch_dim")}
     stands = {} if before is None else before.spec
     codec = config.codec or stands.get("codec", DEFAULT_CODEC)
+    if config.quality is not None and codec != FITTED:
+        raise ConfigError(
+            f"quality is a setting of codec {FITTED}, but {config.cache} keeps {spec['name']} as {codec}; leave "
+            "--quality out, or choose another --cache"
+        )
     quality = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
     return {
         "format": FORMAT,

@@ -73,7 +73,7 @@ def open_training_set(
     config: DistillConfig, cache: Cache, pool: ThreadPoolExecutor, resumed: Snapshot | None
 ) -> TrainingSet:
     """Find all that is to be trained on, and check that it is whole and that the pixels are the teachers'."""
-    names = resumed.teachers if resumed else tuple(dict.fromkeys(config.teachers)) or tuple(sorted(cache.teachers))
+    names = resumed.teachers if resumed else tuple(dict.fromkeys(config.teachers)) or all_teachers(cache)
     teachers = tuple(cache.teacher(name) for name in names)
     if not teachers:
         raise CacheError(f"{cache.location.url} has no teacher; run `unic-cache extract --teacher NAME`")
@@ -114,6 +114,18 @@ def open_training_set(
             cache.location, views, pixels.decoded, config.pixel_tolerance, lambda a: (a.segment, a.shard) in tars
         )
     return TrainingSet(snapshot, teachers, train_rows, val_rows, pixels, difference)
+
+
+def all_teachers(cache: Cache) -> tuple[str, ...]:
+    """The names of the teachers that can be read. CacheError where one that was extracted cannot be."""
+    for name, member in cache.uncalibrated.items():
+        if any(tars for _, _, tars in cache.committed(member)):
+            raise CacheError(
+                f"{cache.location.url}: the calibration of {name} is lost ({member.calibration_name}), so what is kept "
+                "of it cannot be read. The same `unic-cache extract` makes it again; or train without it, with "
+                "--teacher for each of the others"
+            )
+    return tuple(sorted(cache.teachers))
 
 
 def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedTeacher]) -> Views:

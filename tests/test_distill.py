@@ -385,6 +385,16 @@ class TestRefusals:
         ):
             distill.run(training(cache=str(tmp_path / "cache")))
 
+    def test_of_a_teacher_whose_calibration_is_lost_unless_others_are_named(self, training, tmp_path, cache_folder):
+        shutil.copytree(cache_folder, tmp_path / "cache")
+        teachers = open_cache(cache_folder).teachers
+        (tmp_path / "cache" / teachers[VIT].member.calibration_name).unlink()
+        lost = {"cache": str(tmp_path / "cache"), "steps": 1}
+        with pytest.raises(CacheError, match=rf"the calibration of {VIT} is lost .*The same `unic-cache extract`"):
+            distill.run(training(**lost))
+        others = tuple(name for name in teachers if name != VIT)
+        assert distill.run(training(teachers=others, **lost)).steps == 1
+
     def test_never_touch_the_cache(self, training, cache_folder):
         before = tree(cache_folder)
         distill.run(training(steps=2))

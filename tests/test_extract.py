@@ -320,6 +320,12 @@ class TestRefusals:
         extract.run(settings(tmp_path / "cache"))
         assert tree(tmp_path / "cache") == tree(cache_folder)
 
+    def test_of_a_quality_that_the_kept_codec_has_not(self, tmp_path, settings, cache_folder):
+        shutil.copytree(cache_folder, tmp_path / "cache")
+        with pytest.raises(ConfigError, match=rf"keeps {VIT} as f16; leave"):
+            extract.run(settings(tmp_path / "cache", codec=None, quality=0.98))
+        assert tree(tmp_path / "cache") == tree(cache_folder)
+
     def test_of_a_teacher_that_cannot_be_had_leave_no_trace(self, tmp_path, settings):
         with pytest.raises(TeacherError):
             extract.run(settings(tmp_path / "cache", teachers=("ibot",), weights=()))

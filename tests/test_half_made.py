@@ -60,6 +60,7 @@ def test_readers_find_the_teacher_that_is_calibrated_and_are_told_how_to_make_th
     report = inspect.run(str(half_made))
     assert report["teachers"].keys() == {VIT}
     assert (report["teachers"][VIT]["codec"], report["teachers"][VIT]["views"]) == ("klt", {})
+    assert report["uncalibrated"] == {CNN: {}}
 
 
 @pytest.mark.parametrize(
@@ -76,4 +77,6 @@ def test_the_command_line_says_so_in_one_line(tmp_path, shards, half_made, teach
     assert done.exit_code == 1
     assert "Traceback" not in done.output
     assert message in done.output
-    assert CliRunner().invoke(cli.main, ["inspect", str(half_made)]).exit_code == 0
+    shown = CliRunner().invoke(cli.main, ["inspect", str(half_made)])
+    assert shown.exit_code == 0
+    assert f"{CNN}\n  no calibration yet, or it is lost; the same `unic-cache extract` makes it" in shown.output

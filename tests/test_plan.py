@@ -44,6 +44,22 @@ class TestArithmetic:
         assert found("klt")[1].bytes_in_all == 1_000 * 4 * 2_000
         assert found("int8", tokens=10)[1].bytes_in_all == 1_000 * 4 * 4_000
 
+    def test_pixels_that_are_kept_count_once_a_view(self):
+        _, one = found("klt", pixels_a_view=500.0)
+        assert (one.bytes_in_all, one.bytes_to_write) == (1_000 * 4 * 2_500, 1_000 * 4 * 2_500)
+        assert one.rate_needed == pytest.approx(100 * 2_500)
+
+    def test_what_the_cache_holds_is_neither_written_nor_made_again(self):
+        half = tuple(
+            dataclasses.replace(kept, held=0.75) if (kept.teacher, kept.codec) == ("b", "klt") else kept
+            for kept in costs().kept
+        )
+        _, one = found("klt", kept=half, pixels_a_view=500.0, pixels_held=1.0, free_bytes=1_000 * 4 * 1_250)
+        assert (one.bytes_in_all, one.bytes_to_write, one.fits) == (1_000 * 4 * 2_500, 1_000 * 4 * 1_250, True)
+        assert one.extract_seconds == pytest.approx(1_000 * 4 * (0.011 + 0.25 * 0.031))
+        assert one.pays_after == 2  # 4 * 18.75 ms once, 40 ms an epoch with live teachers
+        assert found("f16", kept=half)[1].bytes_to_write == 1_000 * 4 * 16_000
+
     def test_extraction_is_forward_and_encoding_once_a_view(self):
         assert found("klt")[1].extract_seconds == pytest.approx(1_000 * 4 * (0.04 + 0.002))
 
@@ -193,6 +209,19 @@ class TestMeasurements:
             for found in (result, planned)
         )
         assert ours == pytest.approx(theirs, abs=1e-6)
+
+    @pytest.mark.parametrize("pixel_codec", ["raw", "compact"])
+    def test_what_the_cache_holds_is_counted_in_its_own_codec_alone(self, config, settings, tmp_path, pixel_codec):
+        kept = {"keep_views": True, "pixel_codec": pixel_codec, "codec": "int8"}
+        extract.run(settings(tmp_path / "cache", teachers=(VIT,), weights=config.weights[:1], views=1, **kept))
+        plain = {**kept, "codec": None, "cache": str(tmp_path / "cache"), "teachers": (VIT,)}
+        result = plan.run(dataclasses.replace(config, weights=config.weights[:1], views=2, **plain))
+        assert {k.codec: k.held for k in result.costs.kept if k.tokens is None} == {
+            codec: 0.5 if codec == "int8" else 0.0 for codec in CODECS
+        }
+        assert result.costs.pixels_held == 0.5
+        made = inspect.run(str(tmp_path / "cache"))["kept_views"]["bytes_per_image"]
+        assert result.costs.pixels_a_view == pytest.approx(made, rel=0.05)
 
     def test_an_object_store_has_no_disk_to_measure(self, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
