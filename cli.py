@@ -126,6 +126,35 @@ def worker_from_environment() -> tuple[int, int]:
     return number("RANK", "0"), number("WORLD_SIZE", "1")
 
 
+WEIGHTS = click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights; repeatable.")
+RECIPE = click.option(
+    "--recipe", default="unic", show_default=True, type=click.Choice(RECIPES), help="How views are made."
+)
+SIZE = click.option("--size", default=224, show_default=True, help="Pixels of a view.")
+VIEW_SEED = click.option("--seed", default=0, show_default=True, help="Of the views.")
+TEACHER_BATCH = click.option("--batch-size", default=64, show_default=True, help="Images a teacher sees at once.")
+DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+TEACHER_DTYPE = click.option(
+    "--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Teachers' arithmetic."
+)
+IMG_SIZE = click.option("--img-size", type=int, help="Pixels of the student's input. [default: the model's]")
+PATCH_SIZE = click.option("--patch-size", type=int, help="Pixels of a patch. [default: the model's]")
+WORKER_INDEX = click.option(
+    "--worker-index",
+    default=lambda: worker_from_environment()[0],
+    show_default="of SLURM's array or torchrun, or 0",
+    type=int,
+    help="Which share of the work is this process's.",
+)
+NUM_WORKERS = click.option(
+    "--num-workers",
+    default=lambda: worker_from_environment()[1],
+    show_default="of SLURM's array or torchrun, or 1",
+    type=int,
+    help="How many processes share the work.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(version("unic-cache"), prog_name="unic-cache")
 def main() -> None:
@@ -170,26 +199,26 @@ def shard(**flags: Any) -> None:
     """,
 )
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="See `unic-cache teachers`; repeatable.")
-@click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights; repeatable.")
+@WEIGHTS
 @SHARDS
 @CACHE
 @click.option("--views", default=4, show_default=True, help="Views of each image.")
-@click.option("--recipe", default="unic", show_default=True, type=click.Choice(RECIPES), help="How views are made.")
-@click.option("--size", default=224, show_default=True, help="Pixels of a view.")
-@click.option("--seed", default=0, show_default=True, help="Of the views.")
+@RECIPE
+@SIZE
+@VIEW_SEED
 @click.option("--codec", type=click.Choice(CODECS), help="Take this one. [default: what this machine wants]")
 @click.option("--quality", type=float, help="Mean cosine that klt keeps. [default: 0.99]")
 @click.option("--tokens", type=int, metavar="N", help="Keep N patch tokens of a view. [default: all; a third compared]")
 @click.option("--keep-views", is_flag=True, default=False, help="Count the pixels of the views too.")
 @click.option("--pixel-codec", type=click.Choice(PIXEL_CODECS), help="By which they are kept. [default: raw]")
-@click.option("--batch-size", default=64, show_default=True, help="Images a teacher sees at once.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Teachers' arithmetic.")
+@TEACHER_BATCH
+@DEVICE
+@TEACHER_DTYPE
 @click.option("--images", default=256, show_default=True, help="Views of the probe.")
 @click.option("--epochs", default=200.0, show_default=True, help="Of the training that will read the cache.")
 @click.option("--student", default="vit_small_patch16_224", show_default=True, metavar="NAME", help="A timm ViT.")
-@click.option("--img-size", type=int, help="Pixels of the student's input. [default: the model's]")
-@click.option("--patch-size", type=int, help="Pixels of a patch. [default: the model's]")
+@IMG_SIZE
+@PATCH_SIZE
 @click.option("--precision", default="no", show_default=True, type=click.Choice(PRECISIONS), help="The student's.")
 @THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables, and ask nothing.")
@@ -228,19 +257,19 @@ def plan(weights: tuple[str, ...], as_json: bool, yes: bool, **flags: Any) -> No
     """,
 )
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="See `unic-cache teachers`; repeatable.")
-@click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights; repeatable.")
+@WEIGHTS
 @SHARDS
 @CACHE
 @click.option("--views", default=4, show_default=True, help="Views of each image; 1 is enough for center.")
-@click.option("--recipe", default="unic", show_default=True, type=click.Choice(RECIPES), help="How views are made.")
-@click.option("--size", default=224, show_default=True, help="Pixels of a view.")
-@click.option("--seed", default=0, show_default=True, help="Of the views.")
+@RECIPE
+@SIZE
+@VIEW_SEED
 @click.option("--codec", type=click.Choice(CODECS), help="How patch tokens are kept. [default: as before, or klt]")
 @click.option("--quality", type=float, help="Mean cosine that klt keeps. [default: as before, or 0.99]")
 @click.option("--tokens", type=int, metavar="N", help="Keep N patch tokens of a view, at random. [default: all]")
-@click.option("--batch-size", default=64, show_default=True, help="Images a teacher sees at once.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Teachers' arithmetic.")
+@TEACHER_BATCH
+@DEVICE
+@TEACHER_DTYPE
 @click.option("--keep-views", is_flag=True, help="Keep the pixels too: stage two then needs no tars and no decoding.")
 @click.option(
     "--pixel-codec", type=click.Choice(PIXEL_CODECS), help="compact is 0.3 of raw. [default: as before, or raw]"
@@ -248,20 +277,8 @@ def plan(weights: tuple[str, ...], as_json: bool, yes: bool, **flags: Any) -> No
 @click.option("--strict", is_flag=True, help="Stop at the first bad image instead of skipping it.")
 @click.option("--calibration-images", default=5120, show_default=True, help="Views behind the statistics.")
 @THREADS
-@click.option(
-    "--worker-index",
-    default=lambda: worker_from_environment()[0],
-    show_default="of SLURM's array or torchrun, or 0",
-    type=int,
-    help="Which share of the work is this process's.",
-)
-@click.option(
-    "--num-workers",
-    default=lambda: worker_from_environment()[1],
-    show_default="of SLURM's array or torchrun, or 1",
-    type=int,
-    help="How many processes share the work.",
-)
+@WORKER_INDEX
+@NUM_WORKERS
 def extract(weights: tuple[str, ...], **flags: Any) -> None:
     """Show every view of every image to the teachers once, and keep what they say. Run again to resume or to extend."""
     with clear_errors():
@@ -296,8 +313,8 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
 @click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights, with --online; repeatable.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Teachers', --online.")
 @click.option("--calibration-images", default=5120, show_default=True, help="Behind the statistics, --online.")
-@click.option("--img-size", type=int, help="Pixels of the student's input. [default: the model's]")
-@click.option("--patch-size", type=int, help="Pixels of a patch. [default: the model's]")
+@IMG_SIZE
+@PATCH_SIZE
 @click.option("--init", metavar="FILE_OR_TIMM", help="Weights to begin with. [default: random]")
 @click.option("--recipe", default="unic", show_default=True, type=click.Choice([r for r in RECIPES if r != "center"]))
 @click.option("--size", type=int, help="Pixels of the views. [default: the cache's]")
@@ -376,7 +393,7 @@ def distill(weights: tuple[str, ...], **flags: Any) -> None:
 @click.option("--size", type=int, help="Pixels of the center views. [default: the cache's, or the student's input]")
 @click.option("--k", default=20, show_default=True, help="Neighbours, for the table.")
 @click.option("--batch-size", default=64, show_default=True)
-@click.option("--device", default="auto", show_default=True)
+@DEVICE
 @click.option("--seed", default=0, show_default=True, help="Of the random student and of the intervals.")
 @THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
@@ -401,6 +418,7 @@ def evaluate(as_json: bool, **flags: Any) -> None:
     unic-cache recode cache cache-small --quality 0.98
     unic-cache recode cache cache-fast --codec int4 --tokens 64
     unic-cache recode https://example.org/cache cache --teacher dino --no-views
+    unic-cache recode cache cache-small --quality 0.98 --worker-index 3 --num-workers 8
     """,
 )
 @click.argument("source", metavar="SRC")
@@ -412,8 +430,10 @@ def evaluate(as_json: bool, **flags: Any) -> None:
 @click.option("--tokens", type=int, metavar="N", help="Keep N patch tokens of a view. [default: as DST or SRC has it]")
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="Of SRC; repeatable. [default: all]")
 @click.option("--views/--no-views", default=True, show_default=True, help="Copy the kept pixels too.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@DEVICE
 @THREADS
+@WORKER_INDEX
+@NUM_WORKERS
 def recode(**flags: Any) -> None:
     """Make of the cache SRC a cache DST by another codec or with fewer tokens; no teacher runs. Run again to resume."""
     with clear_errors():
@@ -464,8 +484,8 @@ def inspect(cache: str, provenance: bool, as_json: bool) -> None:
 @click.option("--shards", metavar="PATTERN", help="Tars, to make a sample of views again and compare their pixels.")
 @click.option("--pixel-check", type=int, metavar="N", help="Views to make again. [default: 64, with --shards]")
 @click.option("--teacher-check", default=0, metavar="N", help="Images to show to each teacher again. [default: none]")
-@click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights; repeatable.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@WEIGHTS
+@DEVICE
 @THREADS
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def verify(weights: tuple[str, ...], as_json: bool, **flags: Any) -> None:

@@ -8,6 +8,7 @@ from pipelines.progress import Progress
 from pipelines.survey import PROBE_FILE
 from pipelines.transcode import committed_units
 from unic_cache.cache import Cache
+from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.location import Location
 from unic_cache.sources import ahead
@@ -40,10 +41,12 @@ def copy_foundations(source: Cache, target: Location) -> None:
             )
 
 
-def copy_views(source: Cache, target: Cache, ours: Member, pool: ThreadPoolExecutor) -> tuple[int, int]:
-    """Every unit of kept pixels that the target lacks: how many were copied, and how many were there."""
+def copy_views(
+    config: RecodeConfig, source: Cache, target: Cache, ours: Member, pool: ThreadPoolExecutor
+) -> tuple[int, int]:
+    """Every unit of this worker's kept pixels that the target lacks: how many were copied, and how many were there."""
     theirs = Member.ensure(target.location, VIEWS_MEMBER, ours.spec)
-    units = committed_units(source, ours)
+    units = [unit for unit in committed_units(source, ours) if config.is_mine(unit.shard)]
     there = {place: theirs.committed(*place) for place in {(unit.segment, unit.view) for unit in units}}
     missing = [unit for unit in units if unit.shard not in there[unit.segment, unit.view]]
     with Progress("copy views", sum(unit.rows for unit in missing), "rows") as progress:

@@ -3,8 +3,8 @@
     index, probes -> specs, calibrations -> every unit's rows decoded and encoded -> kept views, byte for byte
 
 What does not depend on the codec stays what it is: tars, views, pixel checksums, bad images, and the statistics that
-standardize. Run again it makes only what is missing. Fidelity is measured against the source, whose own error comes on
-top: the cosine to the teacher is about the product of the two.
+standardize. Run again it makes only what is missing; workers share the tars. Fidelity is measured against the source,
+whose own error comes on top: the cosine to the teacher is about the product of the two.
 """
 
 from collections import deque
@@ -65,7 +65,7 @@ class Summary:
 def run(config: RecodeConfig) -> Summary:
     """Make in the target all of the source that it lacks. After an error all that was committed stands, and counts."""
     device = pick_device(config.device)
-    source, location = open_cache(config.source), open_location(config.target)
+    source, location = open_cache(config.source), open_location(config.target, config.worker_index)
     check_apart(source.location, location)
     teachers = [source.teacher(name) for name in dict.fromkeys(config.teachers or source.teachers)]
     specs = {t.name: target_spec(config, t, Member.open(location, t.member.folder)) for t in teachers}
@@ -80,7 +80,7 @@ def run(config: RecodeConfig) -> Summary:
     ):
         coders = {t.name: transcoder(source, t, specs[t.name], location, device) for t in teachers}
         target = Cache(location)
-        work, skipped = missing_units(source, coders)
+        work, skipped = missing_units(config, source, coders)
         summary = Summary(skipped=skipped)
         parts = ahead(reads(work), reading(coders, pool), BATCHES_AHEAD)
         written: deque[Future[CommitRecord]] = deque()
@@ -98,7 +98,7 @@ def run(config: RecodeConfig) -> Summary:
                     summary.before += record.bytes_kept
             summary.after += sum(future.result().bytes_kept for future in written)
         if config.views and source.pixels is not None:
-            summary.views, there = copy_views(source, target, source.pixels, pool)
+            summary.views, there = copy_views(config, source, target, source.pixels, pool)
             summary.skipped += there
     for name, coder in coders.items():
         summary.fidelity[name] = dict(coder.calibration.fidelity)
@@ -132,12 +132,14 @@ def going_on(config: RecodeConfig) -> Iterator[None]:
         ) from error
 
 
-def missing_units(source: Cache, coders: Mapping[str, Transcoder]) -> tuple[Work, int]:
-    """What the source has committed and the target has not, by segment, view and tar; and how many units it has."""
+def missing_units(config: RecodeConfig, source: Cache, coders: Mapping[str, Transcoder]) -> tuple[Work, int]:
+    """Of this worker's tars: what the source has committed and the target has not, by segment, view and tar; and how
+    many units it has.
+    """
     work: dict[Unit, list[str]] = {}
     skipped = 0
     for name, coder in coders.items():
-        units = committed_units(source, coder.source.member)
+        units = [unit for unit in committed_units(source, coder.source.member) if config.is_mine(unit.shard)]
         places = {(unit.segment, unit.view) for unit in units}
         there = {place: coder.target.committed(*place) for place in places}
         for unit in units:

@@ -222,6 +222,14 @@ class TestResume:
             assert tree(target) == whole
             shutil.rmtree(target)
 
+    def test_workers_share_the_tars_and_make_together_what_one_makes(self, tmp_path, source):
+        alone = run(source, tmp_path / "alone", codec="klt")
+        shares = [run(source, tmp_path / "shared", codec="klt", worker_index=n, num_workers=2) for n in (1, 0)]
+        assert [share.units > 0 for share in shares] == [True, True]
+        assert sum(share.units for share in shares) == alone.units
+        assert sum(share.views for share in shares) == alone.views
+        assert tree(tmp_path / "shared") == tree(tmp_path / "alone")
+
     def test_appended_tars_and_more_views_of_the_source_follow(self, tmp_path, settings):
         tars = make_shards(tmp_path / "tars", (20, 9))
         small = settings(tmp_path / "source", shards=tars.pattern, views=1, teachers=(VIT,), weights=vit(settings))

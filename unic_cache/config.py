@@ -128,8 +128,7 @@ class ExtractConfig(_Saved):
         for name, value in (("views", self.views), ("batch-size", self.batch_size), ("num-workers", self.num_workers)):
             _at_least(name, value, 1)
         _at_least("calibration-images", self.calibration_images, 10)
-        if not 0 <= self.worker_index < self.num_workers:
-            raise ConfigError(f"worker-index {self.worker_index} is not one of 0 to {self.num_workers - 1}")
+        check_worker(self.worker_index, self.num_workers)
 
 
 @dataclass(frozen=True)
@@ -257,9 +256,22 @@ class RecodeConfig(_Saved):
     views: bool = True  # copy the kept pixels too
     device: str = "auto"
     threads: int = 0  # that read; 0 is one a core
+    worker_index: int = 0
+    num_workers: int = 1
 
     def __post_init__(self) -> None:
         check_kept(self.codec, self.quality, self.tokens)
+        check_worker(self.worker_index, self.num_workers)
+
+    def is_mine(self, shard: int) -> bool:
+        """Whether a tar is of this worker's share."""
+        return shard % self.num_workers == self.worker_index
+
+
+def check_worker(index: int, count: int) -> None:
+    """ConfigError where there is no worker of that number."""
+    if not 0 <= index < count:
+        raise ConfigError(f"worker-index {index} is not one of 0 to {count - 1}")
 
 
 def check_kept(codec: str | None, quality: float | None, tokens: int | None) -> None:
