@@ -3,7 +3,7 @@
     python -m benchmarks.extracting [--teacher dino --teacher ibot] [--codec klt f16] [--images N] [--batch-size N]
 
 Synthetic photographs of 500 x 375 as JPEG in tars, and teachers with random weights, whose tokens are simpler than real
-ones: at quality 0.9998 `klt` keeps a seventh of float16 of them (ViT-B), as it does of real ones at 0.99. A JSON line for
+ones: at quality 0.9998 `klt` keeps a seventh of float16 of them (ViT-B), as of real ones at 0.99. A JSON line for
 each codec; medians over views that both sides are shown in turns.
 
 | what | how |
