@@ -103,6 +103,7 @@ class Way:
     rate_needed: float  # bytes a second that the student eats
     feeds: float  # images a second
     keeps_up: bool  # with the student
+    begun: bool  # the cache has some of it: with another codec it would not go on
     fits: bool  # what is to be written, on the disk
     pays_after: int | None  # epochs; None for never
     online_seconds: float  # device time of all epochs with live teachers
@@ -155,6 +156,7 @@ def way(config: PlanConfig, costs: Costs, codec: str, tokens: int | None) -> Way
         rate_needed=size / step,
         feeds=feeds,
         keeps_up=wait == 0,
+        begun=any(found.held > 0 for found in kept),
         fits=costs.free_bytes is None or views * left <= costs.free_bytes,
         pays_after=math.ceil(once / (costs.forward - wait) - ROUNDING) if wait < costs.forward else None,
         online_seconds=config.epochs * costs.images * (step + costs.forward),
@@ -163,11 +165,14 @@ def way(config: PlanConfig, costs: Costs, codec: str, tokens: int | None) -> Way
 
 
 def choice(config: PlanConfig, ways: Sequence[Way]) -> tuple[Way, str]:
-    """The codec asked for; else the smallest that keeps up with the student, of those that fit on the disk."""
+    """The codec asked for, or begun with; else the smallest that keeps up with the student and fits on the disk."""
     open_ways = [one for one in ways if one.tokens == config.tokens]
     asked = [one for one in open_ways if one.codec == config.codec]
     if asked:
         return asked[0], "as asked"
+    begun = [one for one in open_ways if one.begun]
+    if begun:
+        return begun[0], "as the cache has it already"
     fitting = [one for one in open_ways if one.fits]
     if not fitting:
         return min(open_ways, key=lambda one: one.bytes_to_write), "none fits on the disk, and this is the smallest"

@@ -27,9 +27,14 @@ class Held:
         same = (kept.codec, kept.sampled) == (features.codec, features.sampled)
         return self._share(teacher.member) if same and kept.quality in {features.quality, None} else 0.0
 
+    @property
+    def pixels(self) -> Member | None:
+        """The member `views` as it stands."""
+        return self._cache.pixels
+
     def of_pixels(self, codec: str) -> float:
         """The share of all views whose pixels stand there, by that codec."""
-        pixels = self._cache.pixels
+        pixels = self.pixels
         return self._share(pixels) if pixels is not None and pixels.spec.get("codec", codec) == codec else 0.0
 
     def _share(self, member: Member) -> float:

@@ -24,8 +24,9 @@ from pipelines.held import Held
 from pipelines.probe_costs import Answers, ask, kept_features, measure_codec
 from pipelines.probe_views import Probe, make_probe, pixel_bytes
 from pipelines.progress import Progress
+from pipelines.recorder import pixel_codec
 from pipelines.step_costs import disk, student_cost
-from unic_cache.config import CODECS, PIXEL_CODECS
+from unic_cache.config import CODECS
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.location import LocalFolder, open_location
 from unic_cache.sources import thread_pool
@@ -59,14 +60,14 @@ def run(config: PlanConfig) -> Forecast:
                 answers = ask(teacher, probe, config.batch_size)
                 forward[name] = answers.seconds
                 progress.advance(1)
-                for cost in codec_costs(config, answers, probe, codecs, counts, pool):
-                    features = kept_features(teacher, cost.codec, config.quality, cost.tokens)
-                    kept.append(dataclasses.replace(cost, held=held.of_teacher(name, features)))
+                for cost in codec_costs(config, answers, probe, held, codecs, counts, pool):
+                    kept.append(cost)
                     progress.advance(1)
             steps = []
             for tokens in counts:
                 steps.append(student_cost(config, list(teachers.values()), tokens))
                 progress.advance(1)
+    codec = pixel_codec(config, held.pixels)
     costs = Costs(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=config.threads or len(os.sched_getaffinity(0)),
@@ -78,8 +79,8 @@ def run(config: PlanConfig) -> Forecast:
         student=tuple(steps),
         free_bytes=free,
         disk_rate=rate,
-        pixels_a_view=pixel_bytes(config, probe) if config.keep_views else 0.0,
-        pixels_held=held.of_pixels(config.pixel_codec or PIXEL_CODECS[0]),
+        pixels_a_view=pixel_bytes(probe, codec) if config.keep_views else 0.0,
+        pixels_held=held.of_pixels(codec),
     )
     return forecast(config, costs)
 
@@ -113,6 +114,7 @@ def codec_costs(
     config: PlanConfig,
     answers: Answers,
     probe: Probe,
+    held: Held,
     codecs: Sequence[str],
     counts: Sequence[int | None],
     pool: ThreadPoolExecutor,
@@ -122,7 +124,8 @@ def codec_costs(
         for codec in codecs:
             features = kept_features(answers.teacher, codec, config.quality, tokens)
             with tempfile.TemporaryDirectory(prefix="unic-cache-plan-") as folder:
-                yield measure_codec(answers, features, probe, config.seed, LocalFolder(folder), pool)
+                cost = measure_codec(answers, features, probe, config.seed, LocalFolder(folder), pool)
+            yield dataclasses.replace(cost, held=held.of_teacher(cost.teacher, features))
 
 
 def show(found: Forecast) -> None:

@@ -67,9 +67,9 @@ def make_probe(config: PlanConfig, pool: ThreadPoolExecutor) -> Probe:
     return Probe(views_NHWC, tuple(shown[place] for place in good), shards, whole / images, seconds)
 
 
-def pixel_bytes(config: PlanConfig, probe: Probe) -> float:
+def pixel_bytes(probe: Probe, codec: str) -> float:
     """What a view's pixels take in the store."""
-    if config.pixel_codec in {None, "raw"}:
+    if codec == "raw":
         return probe.views_NHWC[0].numel() * probe.padding
     chunks = torch.split(to_differences(probe.views_NHWC), CHUNK_ROWS)
     return sum(len(Zstd(level=ZSTD_LEVEL).encode(chunk.numpy())) for chunk in chunks) / len(probe.views_NHWC)

@@ -123,13 +123,17 @@ def teacher_spec(
     }
 
 
+def pixel_codec(config: ExtractConfig, before: Member | None) -> str:
+    """By which codec pixels are kept: the one asked for, or that of those that stand there, or raw."""
+    return config.pixel_codec or str(({} if before is None else before.spec).get("codec", PIXEL_CODECS[0]))
+
+
 def pixel_spec(config: ExtractConfig, before: Member | None) -> dict[str, Any]:
     """spec.json of the member `views`; `before` is the member as the cache has it."""
-    codec = config.pixel_codec or ({} if before is None else before.spec).get("codec", PIXEL_CODECS[0])
     return {
         "format": FORMAT,
         "size": config.size,
-        "codec": codec,
+        "codec": pixel_codec(config, before),
         "augment": AUGMENT_VERSION,
         "versions": versions(),
     }

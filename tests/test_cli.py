@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
+from pipelines.flags import worker_from_environment
 from tests.conftest import CNN, VIT, picture, tree
 from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, ShardConfig
 
@@ -179,7 +180,7 @@ def test_workers_are_told_by_slurm_or_torchrun(monkeypatch, environment, expecte
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert cli.worker_from_environment() == expected
+    assert worker_from_environment() == expected
 
 
 @pytest.mark.parametrize("environment", [{"RANK": "x"}, {"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "3"}])

@@ -60,6 +60,14 @@ class TestArithmetic:
         assert one.pays_after == 2  # 4 * 18.75 ms once, 40 ms an epoch with live teachers
         assert found("f16", kept=half)[1].bytes_to_write == 1_000 * 4 * 16_000
 
+    def test_what_was_begun_goes_on_by_its_codec(self):
+        kept = tuple(
+            dataclasses.replace(k, held=0.1) if (k.teacher, k.codec) == ("a", "f16") else k for k in costs().kept
+        )
+        result, _ = found("f16", kept=kept)
+        assert (result.chosen.codec, result.reason) == ("f16", "as the cache has it already")
+        assert forecast(PlanConfig(("a", "b"), codec="int8"), costs(kept=kept)).chosen.codec == "int8"
+
     def test_extraction_is_forward_and_encoding_once_a_view(self):
         assert found("klt")[1].extract_seconds == pytest.approx(1_000 * 4 * (0.04 + 0.002))
 
@@ -220,6 +228,12 @@ class TestMeasurements:
             codec: 0.5 if codec == "int8" else 0.0 for codec in CODECS
         }
         assert result.costs.pixels_held == 0.5
+        assert (result.chosen.codec, result.reason) == ("int8", "as the cache has it already")
+        unsaid = plan.run(
+            dataclasses.replace(config, weights=config.weights[:1], views=2, **plain | {"pixel_codec": None})
+        )
+        assert unsaid.costs.pixels_a_view == result.costs.pixels_a_view
+        assert unsaid.costs.pixels_held == 0.5
         made = inspect.run(str(tmp_path / "cache"))["kept_views"]["bytes_per_image"]
         assert result.costs.pixels_a_view == pytest.approx(made, rel=0.05)
 

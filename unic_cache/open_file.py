@@ -78,13 +78,14 @@ class LocalFile:
 
     def read(self, offset: int, size: int) -> memoryview:
         """One preadv(2), of whole blocks where it is past the cache."""
-        lead = offset % DIRECT_BLOCK if self.past_cache else 0
-        needed = -(-(lead + size) // DIRECT_BLOCK) * DIRECT_BLOCK if self.past_cache else size
+        direct = self.past_cache  # another thread may settle for less meanwhile
+        lead = offset % DIRECT_BLOCK if direct else 0
+        needed = -(-(lead + size) // DIRECT_BLOCK) * DIRECT_BLOCK if direct else size
         room = _room(needed)[:needed]
         try:
             count = os.preadv(self._descriptor, [room], offset - lead)
         except OSError as error:
-            if not self.past_cache or error.errno != errno.EINVAL:
+            if not direct or error.errno != errno.EINVAL:
                 raise
             fcntl.fcntl(self._descriptor, fcntl.F_SETFL, os.O_RDONLY)
             self.past_cache = False
@@ -93,10 +94,11 @@ class LocalFile:
 
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """One preadv(2), or a read and a copy where that is refused."""
+        direct = self.past_cache
         try:
             return os.preadv(self._descriptor, buffers, offset)
         except OSError as error:
-            if not self.past_cache or error.errno != errno.EINVAL:
+            if not direct or error.errno != errno.EINVAL:
                 raise
             self.sector = 0
         return scatter(self.read(offset, sum(len(buffer) for buffer in buffers)), buffers)

@@ -26,6 +26,7 @@ import torch
 
 import cli
 from pipelines import extract
+from pipelines.flags import STOPPED
 from tests.disk import tree
 from unic_cache.config import ExtractConfig
 
@@ -172,8 +173,8 @@ def interrupt(scene: Scene, stops: int, sync_seconds: float) -> Report:
         asked = time.monotonic()
         code = command.child.code()
         slowest = max(slowest, time.monotonic() - asked)
-        assert code in {0, cli.STOPPED}
-        stopped += code == cli.STOPPED
+        assert code in {0, STOPPED}
+        stopped += code == STOPPED
         assert scene.check_left(cache)
         assert not [name for name in tree(cache) if ".tmp-" in name]
     return {"stopped": stopped, "slowest": slowest, "duration": duration}
