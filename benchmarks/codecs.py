@@ -7,6 +7,7 @@ to the exact tokens in the standardized space. One line of JSON a teacher and co
 | codec | |
 |---|---|
 | `klt`, for each `--quality` | as stored: chunks of 32 images, compressed; its step is the calibration's choice |
+| its `entropy_bytes_per_token` | what an ideal coder of single codes would need |
 | `int8`, `int4`, `f16` | no byte codec; int4 is the usual one of 4 bits and a scale a token, after a rotation |
 | `klt_bitshuffle` | for comparison: principal axes of the channels alone, one byte a code, Blosc zstd with bitshuffle |
 """
@@ -27,6 +28,7 @@ from unic_cache.config import Views
 from unic_cache.store.calibrate import Calibration, Calibrator
 from unic_cache.store.codec import FeatureCodec, Features
 from unic_cache.store.fit import BandMoments
+from unic_cache.store.klt import DEAD_ZONE, TILE, Klt
 from unic_cache.store.layout import CHUNK_ROWS, ZSTD_LEVEL
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import Teacher, load_teacher
@@ -56,7 +58,8 @@ def main() -> None:
             calibration, codec = calibrated(teacher, train, "klt", quality)
             exact = calibration.standardize({"patch": test})["patch"]
             found = measured(codec, exact)
-            report(name, "klt", exact, quality=quality, **found)
+            bound = entropy(Klt.from_arrays(calibration.klt, codec.features.whole_grid, codec.features.tokens), exact)
+            report(name, "klt", exact, quality=quality, **found, entropy_bytes_per_token=bound)
             report(
                 name,
                 "klt_bitshuffle",
@@ -135,6 +138,17 @@ def measured(codec: FeatureCodec, exact_BTD: Tensor) -> dict[str, Any]:
             size += len(Zstd(level=ZSTD_LEVEL).encode(np.ascontiguousarray(kept))) if array.tile else whole
     found = {"cosine": torch.cat(cosines).mean().item(), "bytes_per_token": size / exact_BTD.shape[:2].numel()}
     return {**found, "clipped": clipped / exact_BTD.numel()} if codec.features.codec == "klt" else found
+
+
+def entropy(klt: Klt, exact_BTD: Tensor) -> float:
+    """Bytes a token by the zero-order entropy of the codes: each 256 that calibration found alike have a free table."""
+    steps = klt.coefficients(exact_BTD).flatten(1)[:, torch.from_numpy(klt.order).long()] / klt.step
+    codes = (steps + (1 - DEAD_ZONE) * steps.sign()).trunc()
+    bits = 0.0
+    for group in torch.split(codes, TILE, dim=1):
+        counts = group.unique(return_counts=True)[1]
+        bits -= float((counts * (counts / counts.sum()).log2()).sum())
+    return bits / 8 / exact_BTD.shape[:2].numel()
 
 
 def bitshuffled(calibration: Calibration, train_BTD: Tensor, exact_BTD: Tensor, cosine: float) -> dict[str, Any]:
