@@ -34,8 +34,9 @@ demo: $(READY)
 	@echo "loss curve: $(DEMO)/student/loss.png"
 	$(UNIC) evaluate --encoder $(DEMO)/student --train '$(SETS)/train/*.tar' --test '$(SETS)/test/*.tar' --cache $(CACHE)
 
+# One process a core, at most four; a file's tests share their fixtures, so they stay in one process.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 # Ceph's object gateway, a real S3 server, started on loopback and stopped again by the tests; needs Debian's packages.
 test-s3: $(READY)

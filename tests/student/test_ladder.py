@@ -181,8 +181,8 @@ def test_fused_ladder_under_bf16_autocast_is_as_close_as_one_module_after_the_ot
     plain = outcome(lambda given: one_by_one(ladder, given, GRID))
     for ours, theirs, right in zip(fused, plain, sides, strict=True):
         error, usual = (((side - right).norm() / right.norm()).item() for side in (ours, theirs))
-        assert error < 1.05 * usual
-        assert error < 0.01
+        assert error < 1.5 * usual  # both round to bfloat16 as often; which way differs from CPU to CPU
+        assert error < 0.02  # a few of bfloat16's 2**-8
 
 
 def test_training_steps_change_the_plain_parameters_alike() -> None:

