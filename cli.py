@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from pipelines.failures import clear_errors
 from pipelines.flags import (
     CACHE,
     DEVICE,
@@ -30,11 +31,11 @@ from pipelines.flags import (
     WEIGHTS,
     WORKER_INDEX,
     Examples,
-    clear_errors,
     interrupt,
     named_file,
     on_terminal,
 )
+from pipelines.printing import print_in_any_encoding
 from unic_cache.config import (
     CODECS,
     DTYPES,
@@ -58,6 +59,7 @@ def main() -> None:
 
     Stage one: `shard` and `extract`. Stage two, on another machine if need be: `distill` and `evaluate`.
     """
+    print_in_any_encoding()
     signal.signal(signal.SIGTERM, interrupt)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
 
@@ -297,15 +299,13 @@ def evaluate(as_json: bool, **flags: Any) -> None:
     """Weighted k-NN on frozen features: the student, a random student, and each teacher from the cache."""
     with clear_errors():
         config = EvaluateConfig(**flags)
-        from rich.console import Console
-
         from pipelines import evaluate as pipeline
 
         result = pipeline.run(config)
         if as_json:
             click.echo(json.dumps(result.to_json(), indent=1))
         else:
-            Console().print(result.table())
+            pipeline.show(result)
 
 
 @main.command(

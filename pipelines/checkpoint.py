@@ -10,17 +10,17 @@ draws need no state: both are functions of the step's number. The file is replac
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from unic_cache.errors import ConfigError
+from unic_cache.location import LocalFolder
 
 FORMAT = 1
 FILE = "checkpoint.safetensors"
@@ -29,22 +29,17 @@ FILE = "checkpoint.safetensors"
 def save_checkpoint(
     out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, header: Mapping[str, Any]
 ) -> None:
-    """Write OUT/checkpoint.safetensors, durably and over the one before; `header` is JSON-ready."""
+    """Write OUT/checkpoint.safetensors, durably and over the one before; `header` is JSON-ready.
+
+    OSError where it cannot be written: then the one before stands.
+    """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    temporary = out / f".tmp-{FILE}"
-    save_file(
-        tensors, temporary, {"unic_cache": json.dumps({**header, "format": FORMAT, "steps": steps}, sort_keys=True)}
-    )
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.rename(out / FILE)
-    folder = os.open(out, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    metadata = {"unic_cache": json.dumps({**header, "format": FORMAT, "steps": steps}, sort_keys=True)}
+    LocalFolder(out).replace(FILE, safetensors.torch.save(tensors, metadata))
 
 
 def load_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:

@@ -20,11 +20,13 @@ import torch
 from accelerate import Accelerator
 
 from pipelines.checkpoint import FILE as CHECKPOINT
-from pipelines.checkpoint import load_checkpoint, save_checkpoint
+from pipelines.checkpoint import load_checkpoint
+from pipelines.failures import reason
 from pipelines.learner import Learner, finite, target_spec
 from pipelines.online import open_live_set
-from pipelines.progress import Progress
+from pipelines.progress import Progress, console
 from pipelines.recorder import versions
+from pipelines.run_state import RunState
 from pipelines.runlog import FILE as LOG
 from pipelines.runlog import Clock, RunLog
 from pipelines.signals import stop_on_signal
@@ -34,10 +36,11 @@ from unic_cache.cache import Cache, open_cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.report import plot_losses
+from unic_cache.location import LocalFolder
 from unic_cache.sources import thread_pool
 from unic_cache.stream import Order, Stream
-from unic_cache.student.backbone import EncoderSpec, build_encoder, encoder_spec
-from unic_cache.student.export import ENCODER_FILE, save_encoder, timm_line
+from unic_cache.student.backbone import build_encoder, encoder_spec
+from unic_cache.student.export import ENCODER_FILE, timm_line
 from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.schedule import learning_rate, optimizer
 
@@ -79,7 +82,7 @@ def run(config: DistillConfig) -> Trained:
         trained, adamw = accelerator.prepare(model, adamw)
         restore(accelerator, header)
         keep_settings(config, out, data, accelerator)
-        run_state = Run(out, model, adamw, accelerator, spec, describe(config, data))
+        run_state = RunState(out, model, adamw, accelerator, spec, describe(config, data), start)
 
         learner = Learner(
             trained,
@@ -105,7 +108,7 @@ def run(config: DistillConfig) -> Trained:
         loss, broken = log.last_loss, 0
         with progress_of(config, accelerator, start, total) as bar:
             for done in range(start + 1, total + 1):
-                with clock.waiting():
+                with clock.waiting(), run_state.saved_on_error(done - 1):
                     batch = next(batches)
                 rate = set_rate(adamw, config, done - 1, total)
                 terms = learner.train_terms(batch, done - 1)
@@ -120,18 +123,22 @@ def run(config: DistillConfig) -> Trained:
                     values = meter.read()
                     loss = finite(values["loss"], done)
                     broken += values["broken"]
-                    log.write("train", done, {"lr": rate, **values, **clock.read()})
+                    with run_state.saved_on_error(done):
+                        log.write("train", done, {"lr": rate, **values, **clock.read()})
                     bar.note(f"loss {loss:.4f}")
                 if len(data.val) and (done % config.eval_every == 0 or last):
-                    log.write("val", done, learner.validate(stream, data.val, data.snapshot.numbers[0]))
+                    with run_state.saved_on_error(done):
+                        log.write("val", done, learner.validate(stream, data.val, data.snapshot.numbers[0]))
                 if done % config.save_every == 0 or last or stopping:
                     finite(terms.loss.item(), done)
                     run_state.save(done)
                 if stopping and not last:
                     raise KeyboardInterrupt(f"stopped after step {done} of {total}; go on with --resume")
-    accelerator.end_training()
+        if start == total:
+            run_state.save(total)  # the run may have been stopped between its last checkpoint and its encoder
+    log.close()
     if accelerator.is_main_process:
-        plot_losses(out / LOG, out / CURVE)
+        draw_losses(out)
     path = out / ENCODER_FILE
     licences = {teacher.name: str(teacher.spec["provenance"]["licence"]) for teacher in data.teachers}
     left_out = data.train.left_out + data.val.left_out
@@ -149,6 +156,14 @@ def open_source(
     return cache, data, Cached(data.teachers)
 
 
+def draw_losses(out: Path) -> None:
+    """OUT/loss.png; where it cannot be drawn the run is none the worse."""
+    try:
+        plot_losses(out / LOG, out / CURVE)
+    except Exception as error:
+        console.print(f"{out / CURVE} was not drawn: {reason(error)}", markup=False, highlight=False)
+
+
 def progress_of(config: DistillConfig, accelerator: Accelerator, start: int, total: int) -> Progress:
     """The bar over all images of the run; the main process's alone is seen."""
     size, seen = config.batch_size, accelerator.is_main_process
@@ -163,28 +178,6 @@ def stop_agreed(accelerator: Accelerator, asked: bool, meeting: bool) -> bool:
         return False
     flag = torch.tensor([float(asked)], device=accelerator.device)
     return bool(accelerator.reduce(flag, "sum").item())
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a checkpoint and an export are made of."""
-
-    out: Path
-    model: Student
-    adamw: Any  # as accelerate wraps it
-    accelerator: Accelerator
-    spec: EncoderSpec
-    provenance: Mapping[str, Any]
-
-    def save(self, steps: int) -> None:
-        """Write checkpoint and encoder, by the main process."""
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = None if scaler is None else scaler.state_dict()
-            header = {"scaler": state, "processes": self.accelerator.num_processes}
-            save_checkpoint(self.out, steps, self.model, self.adamw.optimizer, header)
-            save_encoder(self.out / ENCODER_FILE, self.model.encoder, self.spec, {**self.provenance, "steps": steps})
-        self.accelerator.wait_for_everyone()
 
 
 def begin(config: DistillConfig, out: Path) -> Snapshot | None:
@@ -252,7 +245,7 @@ def keep_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerat
         settings = config.to_json()
         if data.difference is not None:
             settings["pixel_difference"] = dataclasses.asdict(data.difference)
-        (out / CONFIG).write_text(json.dumps(settings, sort_keys=True, indent=1) + "\n")
+        LocalFolder(out).replace(CONFIG, (json.dumps(settings, sort_keys=True, indent=1) + "\n").encode())
         data.snapshot.save(out)
 
 

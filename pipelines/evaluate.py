@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pipelines.device import pick_device
+from pipelines.printing import print_table, results
 from pipelines.progress import Progress, console
 from unic_cache.cache import Cache, CachedTeacher, open_cache
 from unic_cache.config import EvaluateConfig, Views
@@ -68,10 +69,12 @@ class Result:
         """The result as JSON-ready data."""
         return dataclasses.asdict(self)
 
-    def table(self) -> Any:
-        """The table of one k."""
-        rows = [Row(e.name, e.kind, e.dim, e.accuracy[self.k], e.over_random) for e in self.encoders]
-        return result_table(rows, f"weighted {self.k}-NN, {self.images} test images, {self.classes} classes")
+
+def show(result: Result) -> None:
+    """The table of one k, for people."""
+    rows = [Row(e.name, e.kind, e.dim, e.accuracy[result.k], e.over_random) for e in result.encoders]
+    title = f"weighted {result.k}-NN, {result.images} test images, {result.classes} classes"
+    print_table(results(), result_table(rows, title))
 
 
 def run(config: EvaluateConfig) -> Result:

@@ -1,18 +1,13 @@
-"""What commands share: their flags, clear errors and exit codes, and what the environment says of workers."""
+"""What commands share: their flags, and what the environment says of workers."""
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import click
 
 from unic_cache.config import DTYPES, RECIPES
-from unic_cache.errors import ConfigError, UnicCacheError
-
-STOPPED = 130
 
 CACHE = click.option("--cache", default="cache", show_default=True, metavar="DIR", help="The cache's folder.")
 
@@ -48,26 +43,6 @@ class Examples(click.Command):
         with formatter.section("Examples"):
             for line in self.examples.strip().splitlines():
                 formatter.write(f"  {line.strip()}\n")
-
-
-@contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
-    """What a user can mend becomes one line and exit code 1 (2 for settings); a signal becomes exit code 130."""
-    try:
-        yield
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
-    except UnicCacheError as error:
-        raise click.ClickException(str(error)) from error
-    except OSError as error:
-        raise click.ClickException(
-            f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}. All that was committed is "
-            "kept; mend this and run the same command again"
-        ) from error
-    except KeyboardInterrupt as error:
-        note = f": {error}" if str(error) else "; run the same command again to go on"
-        click.echo(f"stopped{note}", err=True)
-        sys.exit(STOPPED)
 
 
 def interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from pipelines.printing import print_table, results
 from unic_cache.cache import Cache, open_cache
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
@@ -91,38 +90,35 @@ def sizes_of(member: Member, views: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """The report for people: a paragraph and a table of views for each member, within 80 columns."""
-    console = Console(highlight=False)
+    """The report for people: a paragraph and a table of views for each member."""
+    console = results()
+    console.soft_wrap = True
     images = sum(segment["images"] for segment in report["segments"])
     shards = sum(segment["shards"] for segment in report["segments"])
-    console.print(
-        f"{escape(report['cache'])}: {images:,} images in {shards} shards, {len(report['segments'])} segment(s)"
-    )
+    console.print(f"{report['cache']}: {images:,} images in {shards} shards, {len(report['segments'])} segment(s)")
     for name, teacher in report["teachers"].items():
         each = ", ".join(f"{array} {size:,.0f}" for array, size in teacher["bytes_per_token"].items())
         fidelity = ", ".join(f"{kind} {value:.5f}" for kind, value in teacher["calibration"]["fidelity"].items())
-        console.print(
-            f"\n[bold]{escape(name)}[/]  codec {teacher['codec']}, {teacher['bytes_per_image']:,} bytes an image"
-        )
+        console.print(f"\n{name}", style="bold", end="")
+        console.print(f"  codec {teacher['codec']}, {teacher['bytes_per_image']:,} bytes an image")
         console.print(f"  bytes a token: {each}\n  fidelity (cosine): {fidelity}")
-        console.print(view_table(teacher["views"]))
+        print_table(console, view_table(teacher["views"]))
     for name, views in report["uncalibrated"].items():
-        console.print(
-            f"\n[bold]{escape(name)}[/]\n  no calibration yet, or it is lost; the same `unic-cache extract` makes it"
-        )
-        console.print(view_table(views))
+        console.print(f"\n{name}", style="bold")
+        console.print("  no calibration yet, or it is lost; the same `unic-cache extract` makes it")
+        print_table(console, view_table(views))
     if "kept_views" in report:
-        console.print(f"\n[bold]{VIEWS_MEMBER}[/]  pixels, {report['kept_views']['bytes_per_image']:,} bytes an image")
-        console.print(view_table(report["kept_views"]["views"]))
+        console.print(f"\n{VIEWS_MEMBER}", style="bold", end="")
+        console.print(f"  pixels, {report['kept_views']['bytes_per_image']:,} bytes an image")
+        print_table(console, view_table(report["kept_views"]["views"]))
 
 
 def view_table(views: Mapping[str, Any]) -> Table:
     """One line a view: shards done of all, the first that are missing, bad images, megabytes."""
     table = Table(box=None, padding=(0, 2))
     for heading in ("view", "shards", "missing", "bad", "MB"):
-        table.add_column(
-            heading, justify="left" if heading in {"view", "missing"} else "right", no_wrap=heading == "view"
-        )
+        is_name = heading in {"view", "missing"}
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
     for view, state in views.items():
         missing = state["missing"]
         named = ", ".join(missing[:2]) + (f" and {len(missing) - 2} more" if len(missing) > 2 else "")

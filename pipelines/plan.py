@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from pipelines.device import pick_device
 from pipelines.extract import load_teachers
 from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, forecast
 from pipelines.held import Held
+from pipelines.printing import print_table, results
 from pipelines.probe_costs import Answers, ask, kept_features, measure_codec
 from pipelines.probe_views import Probe, make_probe, pixel_bytes
 from pipelines.progress import Progress
@@ -129,14 +129,14 @@ def codec_costs(
 
 
 def show(found: Forecast) -> None:
-    """The forecast for people, within 80 columns: each teacher by each codec, all teachers together, and in words."""
-    console = Console(highlight=False, markup=False)
+    """The forecast for people: each teacher by each codec, all teachers together, and in words."""
+    console = results()
     costs = found.costs
     console.print(
         f"{costs.images:,} images, {found.views} views of each, measured on {costs.probe} views, {costs.device}"
     )
-    console.print(teacher_table(found))
-    console.print(way_table(found))
+    print_table(console, teacher_table(found))
+    print_table(console, way_table(found))
     console.print("\n".join(sentences(found)), soft_wrap=True)
 
 
@@ -197,7 +197,7 @@ def columns(*headings: str) -> Table:
     """A plain table; numbers are to the right."""
     table = Table(box=None, padding=(0, 1))
     for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place in {0, 2} else "right", no_wrap=True)
+        table.add_column(heading, justify="left" if place in {0, 2} else "right", no_wrap=place > 0, overflow="fold")
     return table
 
 

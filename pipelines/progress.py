@@ -11,7 +11,7 @@ from rich.progress import Progress as RichProgress
 
 LOG_EVERY = 30.0  # seconds between two lines where stderr is no terminal
 
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True)
 
 
 class Progress:

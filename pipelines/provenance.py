@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines.printing import results
 from unic_cache.cache import open_cache
 from unic_cache.student.export import ENCODER_FILE, load_encoder
 
@@ -50,7 +51,8 @@ def of_student(path: str) -> dict[str, Any]:
 
 def show(report: Mapping[str, Any]) -> None:
     """The report for people, one line a fact."""
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = results()
+    console.soft_wrap = True
     for key, value in report.items():
         if key == "teachers":
             for name, facts in value.items():

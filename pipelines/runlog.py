@@ -12,6 +12,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from pipelines.failures import reason
+from pipelines.progress import console
+from unic_cache.durable import naming
 from unic_cache.location import open_location
 from unic_cache.student.loss import LossTerms
 
@@ -103,9 +106,28 @@ class RunLog:
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line {"kind", "step", ...}, and the same numbers to the tracker."""
         if self._accelerator.is_main_process:
-            with open(self._path, "a") as file:
+            with naming(self._path), open(self._path, "a") as file:
                 file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._accelerator.log({f"{kind}/{name}": value for name, value in _flat(values).items()}, step=step)
+        with self._tracking():
+            self._accelerator.log({f"{kind}/{name}": value for name, value in _flat(values).items()}, step=step)
+
+    def close(self) -> None:
+        """End the tracker and accelerate's processes."""
+        with self._tracking():
+            self._accelerator.end_training()
+
+    @contextmanager
+    def _tracking(self) -> Iterator[None]:
+        """A tracker that cannot write is left out from then on: the log has the same numbers."""
+        try:
+            yield
+        except OSError as error:
+            self._accelerator.trackers.clear()
+            console.print(
+                f"the tracker cannot write ({reason(error)}); training goes on without it, and {self._path} has all",
+                markup=False,
+                highlight=False,
+            )
 
     def _lines(self) -> list[str]:
         return self._path.read_text().splitlines(keepends=True) if self._path.exists() else []

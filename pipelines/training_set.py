@@ -16,6 +16,7 @@ from pipelines.extract import given_shards
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import CacheError, ConfigError
+from unic_cache.location import LocalFolder
 from unic_cache.probe import PixelDifference, check_pixels
 from unic_cache.sources import KeptPixels, Pixels, ShardPixels
 from unic_cache.usable import Rows, usable_rows
@@ -44,7 +45,8 @@ class Snapshot:
 
     def save(self, out: Path) -> None:
         """Write OUT/snapshot.json."""
-        (out / FILE).write_text(json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1) + "\n")
+        data = json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1) + "\n"
+        LocalFolder(out).replace(FILE, data.encode())
 
     @classmethod
     def load(cls, out: Path) -> Self:

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import os
 import pickle
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from tests.disk import LOST, Disk, Files, lay_out, tree
 from tests.location_contract import WriteContract
+from unic_cache import durable, location
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.location import LocalFolder, Location, open_location
 from unic_cache.open_file import LocalFile
@@ -256,15 +258,104 @@ def test_link_that_was_made_but_reported_as_failed_counts(
     assert tree(tmp_path) == {"a/b": b"data"}
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
-def test_file_system_without_links_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+NO_LINKS = [errno.EPERM, errno.EMLINK]
+
+
+def refuse_links(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """As exFAT, SMB and some FUSE file systems do."""
+
     def link(source: Path, target: Path) -> None:
-        raise OSError(number, os.strerror(number))
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
 
     monkeypatch.setattr(os, "link", link)
+
+
+class TestWithoutHardLinks(TestLocalFolder):
+    """Where link(2) is refused all promises hold, of one writer at a time and of many."""
+
+    @pytest.fixture(params=NO_LINKS)
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> LocalFolder:
+        refuse_links(monkeypatch, request.param)
+        return LocalFolder(tmp_path / "not" / "yet" / "there")
+
+
+@pytest.mark.usefixtures("quick")
+def test_power_cut_or_kill_without_hard_links_is_made_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_links(monkeypatch, errno.EPERM)
+    disk = Disk(tmp_path / "disk")
+    with disk.watch():
+        commit(LocalFolder(disk.root / CACHE))
+    for number, instant in enumerate(disk.instants):
+        for left in (instant.killed, instant.cut):
+            check_whole(left)
+        check_finishing(instant.killed, tmp_path / f"killed-{number}")
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_file_system_that_cannot_create_only_once_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refuse_links(monkeypatch, number)
+    monkeypatch.setattr(durable, "_renameat2", lambda: None)
     with pytest.raises(CacheError, match=r"a: this file system makes no hard links \(.*put the cache on another one"):
         LocalFolder(tmp_path).create("a/b", b"data")
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EBADF, errno.ENOTSUP])
+@pytest.mark.parametrize("call", ["open", "fsync"])
+def test_file_system_that_syncs_no_folders_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    real = {name: getattr(os, name) for name in ("open", "fsync")}
+
+    def refuse(what: Path | int, *rest: int) -> object:
+        name = what if call == "open" else f"/proc/self/fd/{what}"
+        if os.path.isdir(name):
+            raise OSError(number, os.strerror(number))
+        return real[call](what, *rest)
+
+    monkeypatch.setattr(os, call, refuse)
+    folder = LocalFolder(tmp_path / "x")
+    assert folder.create("a/b", b"data")
+    folder.replace("a/c", b"data")
+    folder.delete("a/b")
+    assert tree(tmp_path) == {"x/a/c": b"data"}
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_error_of_a_file_that_cannot_be_written_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = LocalFolder(tmp_path)
+    folder.create("old", b"old")
+    if call == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        monkeypatch.setattr(location, "open", lambda path, mode: Full(path, mode, fail), raising=False)
+    for write in (folder.create, folder.replace):
+        with pytest.raises(OSError, match=r"No space left") as caught:
+            write("new", b"data")
+        assert caught.value.filename == str(tmp_path / "new")
+    assert tree(tmp_path) == {"old": b"old"}
+
+
+class Full(io.FileIO):
+    """A file on a disk without room."""
+
+    def __init__(self, path: Path, mode: str, fail: Callable[..., int]) -> None:
+        super().__init__(path, mode.replace("b", ""))
+        self.write = fail  # type: ignore[method-assign]
+
+
+def test_file_in_the_way_of_a_folder_is_told(tmp_path: Path) -> None:
+    lay_out({"cache": b"a file"}, tmp_path)
+    with pytest.raises(NotADirectoryError) as caught:
+        LocalFolder(tmp_path / "cache").create("a/b", b"data")
+    assert str(tmp_path / "cache") in str(caught.value.filename)
 
 
 def test_worker_whose_twin_removes_its_temporary_file_writes_it_again(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from unic_cache.buffers import MEMORY
-from unic_cache.errors import CacheError, ConfigError
+from unic_cache.durable import give_name, naming, sync_file, sync_folder
+from unic_cache.errors import ConfigError
 from unic_cache.open_file import LocalFile, OpenFile
 
 NAME = re.compile(r"[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*")
@@ -85,8 +86,9 @@ class LocalFolder:
 
     A file appears by link(2) (or rename, to replace) from a temporary file in the same folder that was fsynced before;
     the folder is fsynced after, and once each folder above it, whoever made it: a file is only as durable as the path
-    to it. Temporary names carry the writer's index, so that the same worker can remove its own left-overs when it
-    starts again, and nobody else does. A call that raises leaves the whole file or nothing.
+    to it. `durable` tells what is done where a file system lacks one of these calls. Temporary names carry the writer's
+    index, so that the same worker can remove its own left-overs when it starts again, and nobody else does. A call that
+    raises leaves the whole file or nothing.
 
     When more than `page_cache` bytes of files have been opened, they will not stay in memory until they are read again;
     files opened from then on are read past the page cache. None stands for half of the machine's memory.
@@ -149,28 +151,29 @@ class LocalFolder:
         target = self.path / checked(name)
         while not os.path.lexists(target):
             with self._temporary(target, data) as temporary:
-                linked = _link(temporary, target)
-            if linked:
-                _sync(target.parent)
+                named = give_name(temporary, target)
+            if named:
+                sync_folder(target.parent)
                 return True
         self._make_durable(target.parent)
-        _sync(target)
-        _sync(target.parent)
-        return target.read_bytes() == data
+        sync_file(target)
+        sync_folder(target.parent)
+        with naming(target):
+            return target.read_bytes() == data
 
     def replace(self, name: str, data: bytes) -> None:
         """One rename(2) of what is durable already."""
         target = self.path / checked(name)
         with self._temporary(target, data) as temporary:
             temporary.rename(target)
-        _sync(target.parent)
+        sync_folder(target.parent)
 
     def delete(self, name: str) -> None:
         """One unlink(2), made durable."""
         target = self.path / checked(name)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             target.unlink()
-            _sync(target.parent)
+            sync_folder(target.parent)
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """One walk."""
@@ -205,7 +208,7 @@ class LocalFolder:
         self._make_durable(target.parent)
         temporary = target.parent / f".tmp-{self.worker}-{secrets.token_hex(8)}"
         try:
-            with open(temporary, "xb") as file:
+            with naming(target), open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -218,8 +221,9 @@ class LocalFolder:
             return
         if folder.parent != folder:
             self._make_durable(folder.parent)
-            folder.mkdir(exist_ok=True)
-            _sync(folder.parent)
+            if not folder.is_dir():
+                _make(folder)
+            sync_folder(folder.parent)
         self._durable.add(folder)
 
 
@@ -240,38 +244,12 @@ def open_location(where: str | Path, worker: int = 0) -> Location:
     raise ConfigError(f"{text}: no store for {scheme[1]}:// is known; use a path, s3://, gs://, or https:// to read")
 
 
-def _link(temporary: Path, target: Path) -> bool:
-    """Give `temporary` its second name; False where `target` is taken, or `temporary` was taken away, by another.
-
-    On NFS the answer to a link that was made can be lost and the repeated request refused: the link count tells.
-    """
+def _make(folder: Path) -> None:
+    """mkdir(2); a file of that name is in the way."""
     try:
-        os.link(temporary, target)
-    except OSError as error:
-        with contextlib.suppress(FileNotFoundError):
-            if temporary.stat().st_nlink == 2:
-                return True
-        if error.errno in {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP}:
-            raise CacheError(
-                f"{target.parent}: this file system makes no hard links ({error.strerror}), without which no file can "
-                "be created once and for all; put the cache on another one"
-            ) from error
-        if isinstance(error, FileExistsError | FileNotFoundError):
-            return False
-        raise
-    return True
-
-
-def _sync(path: Path) -> None:
-    """fsync a file, or the entries of a folder; a folder that may not be read is taken to be durable."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        folder.mkdir(exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
 
 
 def _raise_unless_missing(error: OSError) -> None:

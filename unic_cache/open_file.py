@@ -13,6 +13,7 @@ memory until they are read again: those are read past it.
 import errno
 import fcntl
 import os
+import resource
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -129,6 +130,12 @@ class RangeFile:
     def expecting(self, spans: Sequence[Span]) -> OpenFile:  # noqa: ARG002
         """The file itself."""
         return self
+
+
+def files_at_once(most: int, share: int) -> int:
+    """How many files to keep open: `most`, or one in `share` of those that `ulimit -n` allows, and four at least."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return most if allowed == resource.RLIM_INFINITY else min(most, max(allowed // share, 4))
 
 
 def scatter(data: memoryview, buffers: Sequence[memoryview]) -> int:

@@ -24,6 +24,7 @@ from unic_cache.cache import Cache
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError, CacheError, ImageError
 from unic_cache.gather import Gathering, pieces
+from unic_cache.open_file import files_at_once
 from unic_cache.store.commit import CommitRecord
 from unic_cache.views.augment import decode, make_view, pixel_crc
 from unic_cache.views.index import ShardEntry
@@ -32,7 +33,7 @@ from unic_cache.views.shards import OpenShard
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Image = npt.NDArray[np.uint8]
-OPEN_SHARDS = 64
+OPEN_SHARDS = files_at_once(64, 16)
 
 
 class Address(NamedTuple):

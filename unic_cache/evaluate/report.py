@@ -1,5 +1,6 @@
 """What a person looks at: the table of encoders and the picture of a run's losses."""
 
+import io
 import json
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.knn import Interval
+from unic_cache.location import LocalFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,13 +35,13 @@ class Row:
 
 
 def result_table(rows: Sequence[Row], title: str) -> Table:
-    """The rows in the order given, within 80 columns: accuracy and its gain over the random student, in percent.
+    """The rows in the order given: accuracy and its gain over the random student, in percent.
 
     Both have their 95% interval. The gain is paired, image by image, so its interval is narrower than those of two
     accuracies suggest.
     """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("encoder", no_wrap=True)
+    table.add_column("encoder", overflow="fold")
     for heading in ("dim", "k-NN % (95%)", "over random (95%)"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
@@ -84,7 +86,9 @@ def plot_losses(log: str | os.PathLike[str], out: str | os.PathLike[str]) -> Non
     total, parts = figure.subplots(1, 2)
     _draw(total, {kind: _total(records, kind) for kind in ("train", "val")}, "total loss")
     _draw(parts, {kind: _parts(records, kind) for kind in ("train", "val")}, "loss by teacher and token type")
-    figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110, metadata={"Software": None})
+    LocalFolder(Path(out).parent).replace(Path(out).name, drawn.getvalue())
 
 
 def _total(records: Sequence[dict[str, Any]], kind: str) -> Lines:

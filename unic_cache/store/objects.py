@@ -14,9 +14,9 @@ from crc32c import crc32c
 
 from unic_cache.errors import BrokenError
 from unic_cache.location import Location
-from unic_cache.open_file import OpenFile, Span
+from unic_cache.open_file import OpenFile, Span, files_at_once
 
-OBJECTS_KEPT = 256  # open files, of the 1,024 that a process may have on most systems
+OBJECTS_KEPT = files_at_once(256, 4)  # most systems allow a process 1,024 open files
 
 
 @dataclass(frozen=True)

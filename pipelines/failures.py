@@ -1,0 +1,132 @@
+"""What went wrong, as one line and an exit code: settings, data, disks, memory, limits, signals.
+
+| what | exit code |
+|---|---|
+| a setting (ConfigError) | 2 |
+| data, a disk, a limit of the machine | 1 |
+| a signal | 130 |
+| nobody reads what is printed (`| head`) | 1, in silence |
+
+The error's notes (`add_note`) say what is safe and how to go on; without any, it is what every stage can say. What is
+none of these is a mistake of ours and keeps its traceback.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+
+import click
+
+from unic_cache.errors import ConfigError, UnicCacheError
+
+STOPPED = 130
+ADVICE_HERE = "{advice}"  # in a note
+KEPT = f"All that was committed is kept; {ADVICE_HERE} and run the same command again"
+# what to do about each errno that a disk or a limit answers with
+ADVICE = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some of your quota there",
+    errno.EROFS: "mount it for writing, or choose another folder,",
+    errno.EACCES: "check the permissions of the file and of its folder",
+    errno.EPERM: "check the owner and the permissions of the file and of its folder",
+    errno.EIO: "check the disk, or the connection to it,",
+    errno.ESTALE: "mount the network file system again",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EMFILE: "raise the limit (`ulimit -n 4096`), or lower --threads,",
+    errno.ENFILE: "let other programs close files",
+    errno.EFBIG: "raise the limit (`ulimit -f`), or choose a file system for larger files,",
+    errno.ENOTDIR: "choose a folder: there is a file where one is needed,",
+    errno.EEXIST: "choose another name: this one is taken,",
+    errno.EISDIR: "choose a file: there is a folder where one is needed,",
+    errno.ENOENT: "check the path",
+    errno.ELOOP: "mend the links, which lead round in a circle,",
+    errno.ENOMEM: "free some memory",
+    errno.EAGAIN: "lower --threads, or raise the limit of processes (`ulimit -u`),",
+}
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust end the message
+MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """What a user, a file or a machine did becomes one line and an exit code."""
+    threading.excepthook = _thread_failed
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # click ends in silence
+    except KeyboardInterrupt as error:
+        note = f": {error}" if str(error) else "; run the same command again to go on"
+        click.echo(f"stopped{note}", err=True)
+        sys.exit(STOPPED)
+    except Exception as error:
+        said = explain(error)
+        if said is None:
+            raise
+        raise (click.UsageError(said) if isinstance(error, ConfigError) else click.ClickException(said)) from error
+
+
+def explain(error: BaseException) -> str | None:
+    """The line that tells of an error; None where it is a mistake of ours."""
+    if isinstance(error, UnicCacheError):
+        return one_line(". ".join([str(error).rstrip("."), *_notes(error, "mend that")]))
+    cause: BaseException | None = error
+    while cause is not None:
+        found = _happened(cause)
+        if found is not None:
+            happened, advice = found
+            notes = _notes(error, advice) or _notes(cause, advice) or [KEPT.replace(ADVICE_HERE, advice)]
+            return one_line(". ".join([happened.rstrip("."), *notes]))
+        cause = cause.__cause__
+    return None
+
+
+def reason(error: BaseException) -> str:
+    """What happened, for an error that does not end the command."""
+    found = _happened(error)
+    return one_line(f"{type(error).__name__}: {error}" if found is None else found[0])
+
+
+def one_line(text: str) -> str:
+    """Libraries break their messages into lines."""
+    return " ".join(text.split())
+
+
+def _happened(error: BaseException) -> tuple[str, str] | None:
+    """(what happened, what to do about it before the same command is run again)."""
+    text = str(error)
+    told = OS_ERROR.search(text)
+    if isinstance(error, OSError):
+        where = f": {_path(error.filename)}" if error.filename else ""
+        return f"{error.strerror or text or type(error).__name__}{where}", _advice(error.errno)
+    if told is not None:
+        return f"{os.strerror(int(told[1]))} ({type(error).__name__})", _advice(int(told[1]))
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"the GPU's memory is full ({text.partition('. ')[0]})", "lower --batch-size"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(text)):
+        return "the machine's memory is full", "lower --batch-size or --threads"
+    if isinstance(error, RuntimeError) and "can't start new thread" in text:
+        return "no more threads can be started", ADVICE[errno.EAGAIN]
+    return None
+
+
+def _advice(number: int | None) -> str:
+    return ADVICE.get(number or 0, "mend this")
+
+
+def _path(name: object) -> str:
+    return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else f"file {name}"
+
+
+def _notes(error: BaseException, advice: str) -> list[str]:
+    return [note.replace(ADVICE_HERE, advice) for note in getattr(error, "__notes__", [])]
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """A library's thread that a disk stopped says so when it is asked for the next time: no traceback before."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)
