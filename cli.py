@@ -31,11 +31,14 @@ from pipelines.flags import (
     WEIGHTS,
     WORKER_INDEX,
     Examples,
+    check_both_said,
     interrupt,
     named_file,
     on_terminal,
+    ready,
 )
 from pipelines.printing import print_in_any_encoding
+from pipelines.threads import settle_waiting
 from unic_cache.config import (
     CODECS,
     DTYPES,
@@ -50,6 +53,7 @@ from unic_cache.config import (
     RecodeConfig,
     ShardConfig,
 )
+from unic_cache.unsaved import InspectConfig, RepairConfig, VerifyConfig
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -60,6 +64,7 @@ def main() -> None:
     Stage one: `shard` and `extract`. Stage two, on another machine if need be: `distill` and `evaluate`.
     """
     print_in_any_encoding()
+    settle_waiting()
     signal.signal(signal.SIGTERM, interrupt)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
 
@@ -80,10 +85,10 @@ def main() -> None:
 @click.option("--strict", is_flag=True, help="Stop at the first bad image instead of skipping it.")
 def shard(**flags: Any) -> None:
     """Pack IMAGES (a folder of class folders, or a CSV of path,label) into WebDataset tars in OUT, with an index."""
-    with clear_errors():
+    with clear_errors(), ready(ShardConfig(**flags)) as config:
         from pipelines import shard as pipeline
 
-        done = pipeline.run(ShardConfig(**flags))
+        done = pipeline.run(config)
         click.echo(f"{done.images} images in {done.shards} shards of {flags['out']}, {done.skipped} skipped")
 
 
@@ -128,13 +133,14 @@ def plan(weights: tuple[str, ...], as_json: bool, yes: bool, **flags: Any) -> No
     counts as free as long as it hides behind the student's step. Nothing is known of other machines: run it on the one
     that will do the work.
     """
-    with clear_errors():
-        if as_json and yes:
-            raise click.UsageError("--json is for programs, which start what they want themselves; leave out --yes")
-        from pipelines import plan as pipeline
-        from pipelines.forecast import PlanConfig
+    if as_json and yes:
+        raise click.UsageError("--json is for programs, which start what they want themselves; leave out --yes")
+    from pipelines.forecast import PlanConfig
 
-        found = pipeline.run(PlanConfig(weights=tuple(named_file(text) for text in weights), **flags))
+    with clear_errors(), ready(PlanConfig(weights=tuple(named_file(text) for text in weights), **flags)) as config:
+        from pipelines import plan as pipeline
+
+        found = pipeline.run(config)
         line = shlex.join(["unic-cache", "extract", *found.command])
         if as_json:
             click.echo(json.dumps({**found.to_json(), "command": line}, indent=1))
@@ -179,8 +185,8 @@ def plan(weights: tuple[str, ...], as_json: bool, yes: bool, **flags: Any) -> No
 @NUM_WORKERS
 def extract(weights: tuple[str, ...], **flags: Any) -> None:
     """Show every view of every image to the teachers once, and keep what they say. Run again to resume or to extend."""
-    with clear_errors():
-        config = ExtractConfig(weights=tuple(named_file(text) for text in weights), **flags)
+    check_both_said()
+    with clear_errors(), ready(ExtractConfig(weights=tuple(named_file(text) for text in weights), **flags)) as config:
         from pipelines import extract as pipeline
 
         done = pipeline.run(config)
@@ -257,8 +263,7 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
 @THREADS
 def distill(weights: tuple[str, ...], **flags: Any) -> None:
     """Train one student from the cache and export its encoder for timm."""
-    with clear_errors():
-        config = DistillConfig(weights=tuple(named_file(text) for text in weights), **flags)
+    with clear_errors(), ready(DistillConfig(weights=tuple(named_file(text) for text in weights), **flags)) as config:
         from pipelines import distill as pipeline
 
         done = pipeline.run(config)
@@ -297,8 +302,7 @@ def distill(weights: tuple[str, ...], **flags: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 def evaluate(as_json: bool, **flags: Any) -> None:
     """Weighted k-NN on frozen features: the student, a random student, and each teacher from the cache."""
-    with clear_errors():
-        config = EvaluateConfig(**flags)
+    with clear_errors(), ready(EvaluateConfig(**flags)) as config:
         from pipelines import evaluate as pipeline
 
         result = pipeline.run(config)
@@ -332,8 +336,8 @@ def evaluate(as_json: bool, **flags: Any) -> None:
 @NUM_WORKERS
 def recode(**flags: Any) -> None:
     """Make of the cache SRC a cache DST by another codec or with fewer tokens; no teacher runs. Run again to resume."""
-    with clear_errors():
-        config = RecodeConfig(**flags)
+    check_both_said()
+    with clear_errors(), ready(RecodeConfig(**flags)) as config:
         from pipelines import recode as pipeline
 
         click.echo("\n".join(pipeline.run(config).lines(config)))
@@ -355,12 +359,12 @@ def inspect(cache: str, provenance: bool, as_json: bool) -> None:
 
     With --provenance: what a cache, or an exported student, was made from.
     """
-    with clear_errors():
+    with clear_errors(), ready(InspectConfig(cache, provenance)) as config:
         from pipelines import inspect as contents
         from pipelines import provenance as origins
 
         pipeline = origins if provenance else contents
-        report = pipeline.run(cache)
+        report = pipeline.run(config.cache)
         if as_json:
             click.echo(json.dumps(report, indent=1))
         else:
@@ -386,10 +390,10 @@ def inspect(cache: str, provenance: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def verify(weights: tuple[str, ...], as_json: bool, **flags: Any) -> None:
     """Read all of CACHE and say whether it is what was committed. Exit code 0: whole, 3: incomplete, 1: broken."""
-    with clear_errors():
+    with clear_errors(), ready(VerifyConfig(weights=tuple(named_file(text) for text in weights), **flags)) as config:
         from pipelines import verify as pipeline
 
-        report = pipeline.run(pipeline.VerifyConfig(weights=tuple(named_file(text) for text in weights), **flags))
+        report = pipeline.run(config)
         click.echo(json.dumps(report.to_json(), indent=1) if as_json else "\n".join(report.lines()))
     sys.exit(report.exit_code)
 
@@ -400,10 +404,10 @@ def verify(weights: tuple[str, ...], as_json: bool, **flags: Any) -> None:
 @THREADS
 def repair(cache: str, dry_run: bool, threads: int) -> None:
     """Un-commit what is broken in CACHE, so that `extract` makes it again; stop all extraction into it first."""
-    with clear_errors():
+    with clear_errors(), ready(RepairConfig(cache, dry_run, threads)) as config:
         from pipelines import repair as pipeline
 
-        done = pipeline.run(cache, dry_run, threads)
+        done = pipeline.run(config.cache, config.dry_run, config.threads)
         click.echo("\n".join(done.lines(dry_run)))
     sys.exit(1 if done.left else 0)
 

@@ -21,15 +21,19 @@ from accelerate import Accelerator
 
 from pipelines.checkpoint import FILE as CHECKPOINT
 from pipelines.checkpoint import load_checkpoint
+from pipelines.device import device_words
 from pipelines.failures import reason
 from pipelines.learner import Learner, finite, target_spec
 from pipelines.online import open_live_set
-from pipelines.progress import Progress, console
+from pipelines.preflight import CONFIG, FREE_ON_RESUME, check_run
+from pipelines.processes import begin_tracking, make_accelerator, run_claimed
+from pipelines.progress import Progress, begins, console
 from pipelines.recorder import versions
 from pipelines.run_state import RunState
 from pipelines.runlog import FILE as LOG
 from pipelines.runlog import Clock, RunLog
 from pipelines.signals import stop_on_signal
+from pipelines.surroundings import say_surroundings
 from pipelines.targets import Cached, Source, Targets
 from pipelines.training_set import Snapshot, TrainingSet, open_training_set
 from unic_cache.cache import Cache, open_cache
@@ -39,16 +43,12 @@ from unic_cache.evaluate.report import plot_losses
 from unic_cache.location import LocalFolder
 from unic_cache.sources import thread_pool
 from unic_cache.stream import Order, Stream
-from unic_cache.student.backbone import build_encoder, encoder_spec
+from unic_cache.student.backbone import EncoderSpec, build_encoder, encoder_spec
 from unic_cache.student.export import ENCODER_FILE, timm_line
 from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.schedule import learning_rate, optimizer
 
-CONFIG = "config.json"
 CURVE = "loss.png"
-FREE_ON_RESUME = frozenset(
-    {"cache", "shards", "out", "resume", "threads", "log_every", "save_every", "tracker", "skip_broken"}
-)
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,23 @@ class Trained:
 def run(config: DistillConfig) -> Trained:
     """Train from the cache, or go on where OUT's checkpoint stands; the exported encoder and how to load it."""
     out = Path(config.out)
-    snapshot = begin(config, out)
+    check_run(config, out)
     accelerator = make_accelerator(config, out)
+    with run_claimed(out, accelerator):
+        snapshot = Snapshot.load(out) if check_run(config, out) else None
+        begin_tracking(config, accelerator)
+        return train(config, out, snapshot, accelerator)
+
+
+def train(config: DistillConfig, out: Path, snapshot: Snapshot | None, accelerator: Accelerator) -> Trained:
+    """All steps from the first, or from those of the snapshot's checkpoint, to the last."""
     spec = encoder_spec(config.student, config.img_size, config.patch_size, config.drop_path)
     with thread_pool(config.threads) as pool, stop_on_signal() as stop:
         cache, data, source = open_source(config, snapshot, pool, accelerator)
         total = config.steps or max(1, round(config.epochs * len(data.train) / config.batch_size))
+        if accelerator.is_main_process:
+            begins("distill", *facts(config, spec, data, total, accelerator))
+            say_surroundings()
         encoder = build_encoder(spec, config.seed, config.init)
         targets = {teacher.name: target_spec(teacher) for teacher in data.teachers}
         model = Student(encoder, Ladder(encoder.embed_dim, len(encoder.blocks), targets, config.seed))
@@ -164,6 +175,22 @@ def draw_losses(out: Path) -> None:
         console.print(f"{out / CURVE} was not drawn: {reason(error)}", markup=False, highlight=False)
 
 
+def facts(
+    config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total: int, accelerator: Accelerator
+) -> list[str]:
+    """What is about to be done, for people."""
+    processes = f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''}"
+    views = data.snapshot.views
+    return [
+        f"{config.student} at {spec.img_size} px on {device_words(accelerator.device)}",
+        f"{processes}, precision {config.precision}",
+        f"{len(data.train):,} images x {len(data.snapshot.numbers)} views of {views.size} px ({views.recipe})",
+        f"teachers {', '.join(teacher.name for teacher in data.teachers)}",
+        f"{total:,} steps of {config.batch_size} images ({total * config.batch_size / len(data.train):,.4g} epochs)",
+        f"into {config.out}",
+    ]
+
+
 def progress_of(config: DistillConfig, accelerator: Accelerator, start: int, total: int) -> Progress:
     """The bar over all images of the run; the main process's alone is seen."""
     size, seen = config.batch_size, accelerator.is_main_process
@@ -178,45 +205,6 @@ def stop_agreed(accelerator: Accelerator, asked: bool, meeting: bool) -> bool:
         return False
     flag = torch.tensor([float(asked)], device=accelerator.device)
     return bool(accelerator.reduce(flag, "sum").item())
-
-
-def begin(config: DistillConfig, out: Path) -> Snapshot | None:
-    """The snapshot to resume from, or None for a new run. ConfigError where OUT's run and --resume disagree."""
-    if not (out / CHECKPOINT).exists():
-        if config.resume and not (out / CONFIG).exists():
-            raise ConfigError(f"{out}: there is no run to resume here; leave --resume out to begin one")
-        out.mkdir(parents=True, exist_ok=True)
-        return None
-    if not config.resume:
-        raise ConfigError(f"{out} holds a run already; go on with --resume, or choose another --out")
-    before = json.loads((out / CONFIG).read_text())
-    now = json.loads(json.dumps(config.to_json()))
-    different = [key for key in now if key not in FREE_ON_RESUME and now[key] != before.get(key)]
-    if different:
-        key = different[0]
-        raise ConfigError(f"{out}: began with {key} {before.get(key)!r}, not {now[key]!r}; keep it to resume")
-    return Snapshot.load(out)
-
-
-def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
-    """Accelerate's device, precision, processes and tracker."""
-    try:
-        accelerator = Accelerator(
-            mixed_precision=config.precision,
-            log_with=None if config.tracker == "none" else config.tracker,
-            project_dir=str(out),
-        )
-    except ValueError as error:
-        raise ConfigError(
-            f"precision {config.precision} or tracker {config.tracker} cannot be used: {error}"
-        ) from error
-    if config.batch_size % accelerator.num_processes:
-        raise ConfigError(
-            f"batch-size {config.batch_size} is over all processes and does not divide by {accelerator.num_processes}"
-        )
-    plain = {key: value for key, value in config.to_json().items() if isinstance(value, int | float | str | bool)}
-    accelerator.init_trackers("tensorboard", config=plain)
-    return accelerator
 
 
 def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.device import pick_device
+from pipelines.device import device_words, pick_device
 from pipelines.printing import print_table, results
-from pipelines.progress import Progress, console
+from pipelines.progress import Progress, begins, console
+from pipelines.surroundings import say_surroundings
 from unic_cache.cache import Cache, CachedTeacher, open_cache
 from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import CacheError, ShardError
@@ -91,6 +92,13 @@ def run(config: EvaluateConfig) -> Result:
     with thread_pool(config.threads) as pool:
         sets = [labelled(str(pattern), cache) for pattern in patterns]
         check_sets(sets)
+        begins(
+            "evaluate",
+            f"student, random student and {len(teachers)} cached teachers on {device_words(device)}",
+            f"{' + '.join(f'{len(images.wanted):,}' for images in sets)} images, center views of {views.size} px",
+            f"batch {config.batch_size}",
+        )
+        say_surroundings()
         for images in sets:
             source = ShardPixels(views, images.tars, pool)
             if cache is not None:

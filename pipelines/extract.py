@@ -14,9 +14,12 @@ from functools import partial
 
 import torch
 
-from pipelines.device import pick_device
-from pipelines.progress import Progress, console
+from pipelines.device import device_words, pick_device
+from pipelines.preflight import DEFAULT_SHARDS
+from pipelines.progress import Progress, begins, say
 from pipelines.recorder import BATCHES_AHEAD, Recorder, calibrate, pixel_spec, recorder, teacher_spec
+from pipelines.shares import share_lines
+from pipelines.surroundings import say_surroundings
 from pipelines.unit_rows import UnitRows, Work
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig, Views
@@ -33,7 +36,6 @@ from unic_cache.views.index import ShardEntry, extend_index, segment_names
 from unic_cache.views.shards import describe, expand
 
 UNITS_BEING_WRITTEN = 2
-DEFAULT_SHARDS = "shards/*.tar"
 
 
 @dataclass
@@ -58,20 +60,22 @@ class Opened:
     pixels: Pixels
 
 
-def open_teachers(config: ExtractConfig, pool: ThreadPoolExecutor, device: torch.device) -> Opened:
+def open_teachers(
+    config: ExtractConfig, pool: ThreadPoolExecutor, device: torch.device, command: str = "extract"
+) -> Opened:
     """Make or extend the cache's index, and make the spec and the calibration of every teacher that has none."""
     views = Views(config.recipe, config.size, config.seed)
     location = open_location(config.cache, config.worker_index)
     if isinstance(location, LocalFolder):
         location.remove_leftovers()
     paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
+    begins(command, *facts(config, entries, device))
+    say_surroundings()
     teachers = load_teachers(config, device)
     before = len(segment_names(location))
     segments = extend_index(location, entries)
     if before and len(segments) > before:
-        console.print(
-            f"{len(segments[-1].shards)} new tars are appended to {location.url} as segment {before}", markup=False
-        )
+        say(f"{len(segments[-1].shards)} new tars are appended to {location.url} as segment {before}")
     members = {
         name: Member.ensure(
             location, folder(name), teacher_spec(config, teacher, device, Member.open(location, folder(name)))
@@ -100,7 +104,11 @@ def run(config: ExtractConfig) -> Summary:
         if config.keep_views:
             spec = pixel_spec(config, Member.open(location, VIEWS_MEMBER))
             recorders[VIEWS_MEMBER] = recorder(Member.ensure(location, VIEWS_MEMBER, spec), None)
-        work, skipped = plan(config, cache, views, sorted(opened.tars) or sorted(cache.shards().values()), recorders)
+        tars = sorted(opened.tars) or sorted(cache.shards().values())
+        units = len(tars) * config.views
+        work, skipped = plan(config, cache, views, tars, recorders)
+        for line in share_lines(config.worker_index, config.num_workers, len(work) + skipped, units):
+            say(line)
         batches = ahead(batches_of(work, config.batch_size), partial(start_batch, opened.pixels, config), BATCHES_AHEAD)
         summary = Summary(skipped=skipped)
         written: deque[Future[int]] = deque()
@@ -120,6 +128,17 @@ def run(config: ExtractConfig) -> Summary:
                 progress.note(f"{summary.bytes / 1e6:,.0f} MB kept")
             summary.bytes += sum(future.result() for future in written)
     return summary
+
+
+def facts(config: ExtractConfig, entries: Sequence[ShardEntry], device: torch.device) -> list[str]:
+    """What is about to be done, for people."""
+    images = f"{sum(entry.rows for entry in entries):,} images" if entries else "the kept views"
+    return [
+        f"{', '.join(config.teachers) or 'no teacher'} on {device_words(device)}, {config.dtype}",
+        f"{images} x {config.views} views of {config.size} px ({config.recipe})",
+        f"batch {config.batch_size}",
+        f"into {config.cache}",
+    ]
 
 
 @contextmanager

@@ -1,13 +1,19 @@
 """What commands share: their flags, and what the environment says of workers."""
 
-import os
+import contextlib
 import sys
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
+from pipelines.shares import environment_share
 from unic_cache.config import DTYPES, RECIPES
+from unic_cache.errors import ConfigError
+
+T = TypeVar("T")
 
 CACHE = click.option("--cache", default="cache", show_default=True, metavar="DIR", help="The cache's folder.")
 
@@ -57,25 +63,32 @@ def on_terminal() -> bool:
 
 def worker_from_environment() -> tuple[int, int]:
     """(index, number of workers) of a SLURM array's task or of a torchrun process; (0, 1) elsewhere."""
+    try:
+        share = environment_share()
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    return share.index, share.count
 
-    def number(name: str, default: str) -> int:
-        text = os.environ.get(name, default)
-        if not text.isdecimal():
-            raise click.UsageError(
-                f"{name} is {text!r} in the environment, not a number; say --worker-index, --num-workers"
-            )
-        return int(text)
 
-    if "SLURM_ARRAY_TASK_ID" in os.environ:
-        place = number("SLURM_ARRAY_TASK_ID", "0") - number("SLURM_ARRAY_TASK_MIN", "0")
-        index, rest = divmod(place, max(number("SLURM_ARRAY_TASK_STEP", "1"), 1))
-        count = number("SLURM_ARRAY_TASK_COUNT", "1")
-        if rest or not 0 <= index < count:
-            raise click.UsageError(
-                "the array's task numbers are not evenly spaced; say --worker-index and --num-workers"
-            )
-        return index, count
-    return number("RANK", "0"), number("WORLD_SIZE", "1")
+def check_both_said() -> None:
+    """UsageError where a worker's index comes from a flag and the number from elsewhere, or the reverse."""
+    context = click.get_current_context()
+    said = [
+        n for n in ("worker_index", "num_workers") if context.get_parameter_source(n) is ParameterSource.COMMANDLINE
+    ]
+    if len(said) == 1:
+        raise click.UsageError("--worker-index and --num-workers belong together; say both, or neither")
+
+
+@contextlib.contextmanager
+def ready(config: T) -> Iterator[T]:
+    """The config, after a look at its names and paths that needs no torch; meanwhile a long start is told."""
+    from pipelines.preflight import look
+    from pipelines.progress import starting
+
+    look(config)
+    with starting(click.get_current_context().info_name or "unic-cache"):
+        yield config
 
 
 WEIGHTS = click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights; repeatable.")

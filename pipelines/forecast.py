@@ -18,10 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unic_cache.bounds import check_choice
 from unic_cache.config import CODECS, PRECISIONS, ExtractConfig
-from unic_cache.errors import ConfigError
 
-LEAST_IMAGES = 10  # of a probe
+LEAST_IMAGES = 10  # of a probe; see bounds.py
 ROUNDING = 1e-9
 
 
@@ -38,10 +38,7 @@ class PlanConfig(ExtractConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"precision {self.precision!r} is unknown; choose from {', '.join(PRECISIONS)}")
-        if self.images < LEAST_IMAGES:
-            raise ConfigError(f"images {self.images} is out of bounds; choose {LEAST_IMAGES} or more")
+        check_choice("precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def open_live_set(
     if not config.teachers:
         raise ConfigError("--online runs the teachers itself: name each with --teacher, and its weights with --weights")
     views = Views(config.recipe, config.size or DEFAULT_SIZE, config.view_seed or 0)
-    opened = open_teachers(extract_config(config, views, device, worker), pool, device)
+    opened = open_teachers(extract_config(config, views, device, worker), pool, device, "distill --online, first")
     location, tars = opened.cache.location, dict(opened.tars)
     val: tuple[str, ...] = ()
     if config.val_shards is not None:

@@ -16,14 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from rich.table import Table
 
-from pipelines.device import pick_device
+from pipelines.device import device_words, pick_device
 from pipelines.extract import load_teachers
 from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, forecast
 from pipelines.held import Held
 from pipelines.printing import print_table, results
 from pipelines.probe_costs import Answers, ask, kept_features, measure_codec
 from pipelines.probe_views import Probe, make_probe, pixel_bytes
-from pipelines.progress import Progress
+from pipelines.progress import Progress, begins
 from pipelines.recorder import pixel_codec
 from pipelines.step_costs import disk, student_cost
 from unic_cache.config import CODECS
@@ -45,6 +45,13 @@ def run(config: PlanConfig) -> Forecast:
     if not config.teachers:
         raise ConfigError("no teacher: name at least one with --teacher")
     encoder_spec(config.student, config.img_size, config.patch_size)
+    begins(
+        "plan",
+        f"{', '.join(config.teachers)} on {device_words(device)}, {config.dtype}",
+        f"a probe of {config.images} views of {config.size} px",
+        f"batch {config.batch_size}",
+        f"student {config.student}",
+    )
     free, rate = disk(open_location(config.cache))
     with thread_pool(config.threads) as pool:
         teachers = load_teachers(config, device)

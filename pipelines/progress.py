@@ -1,6 +1,9 @@
-"""One progress line for every stage: done of total, rate, time left, and a note. In a log, a line now and then."""
+"""What a person or a log is told meanwhile, on stderr: what begins, then how far it is, how fast, and how long yet."""
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -9,13 +12,43 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+FIRST_LINE = 5.0  # seconds until a log has one, though nothing be done yet
 LOG_EVERY = 30.0  # seconds between two lines where stderr is no terminal
 
 console = Console(stderr=True, soft_wrap=True)
+_under_way = threading.Event()  # the command has said what it does
+
+
+def say(text: str) -> None:
+    """One line on stderr, as it is."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def begins(command: str, *facts: str) -> None:
+    """The line before the first step: what the command is about to do, and with what."""
+    _under_way.set()
+    say(f"{command}: {', '.join(fact for fact in facts if fact)}")
+
+
+@contextmanager
+def starting(command: str) -> Iterator[None]:
+    """Until `begins` or a `Progress`, say now and then that libraries, weights or the cache are being loaded."""
+
+    def watch() -> None:
+        while not _under_way.wait(FIRST_LINE if time.monotonic() - began < FIRST_LINE else LOG_EVERY):
+            say(f"{command}: still loading, {time.monotonic() - began:,.0f} s since it began")
+
+    began = time.monotonic()
+    _under_way.clear()
+    threading.Thread(target=watch, name="starting", daemon=True).start()
+    try:
+        yield
+    finally:
+        _under_way.set()
 
 
 class Progress:
-    """A bar on a terminal's stderr; elsewhere, as under a batch system, a line every half minute."""
+    """A bar on a terminal's stderr; elsewhere, as under a batch system, a line soon and then every half minute."""
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
         self.label = label
@@ -36,6 +69,10 @@ class Progress:
         self._note = ""
         self._first, self._done = done, done
         self._began = self._told = time.monotonic()
+        self._logs = not quiet and not console.is_terminal
+        self._silent = True
+        self._telling = threading.Lock()
+        self._ended = threading.Event()
 
     def advance(self, count: int) -> None:
         """`count` more units are done."""
@@ -44,26 +81,47 @@ class Progress:
         speed = self._bar.tasks[0].speed
         if speed:
             self._bar.update(self._task, rate=f"{speed:,.1f} {self.unit}/s")
-        if not self.quiet and not console.is_terminal and time.monotonic() - self._told >= LOG_EVERY:
-            self._tell()
+        self._tell_after(LOG_EVERY)
 
     def note(self, text: str) -> None:
         """Say something at the end of the line."""
         self._note = text
         self._bar.update(self._task, note=text)
 
+    def watch(self) -> None:
+        """Tell a log how far it is though nothing was done: the first line comes early, and a batch may take long."""
+        self._tell_after(FIRST_LINE if self._silent else LOG_EVERY)
+
+    def _tell_after(self, seconds: float) -> None:
+        """A line, unless the last one is younger than that."""
+        with self._telling:
+            if self._logs and time.monotonic() - self._told >= seconds:
+                self._tell()
+
     def _tell(self) -> None:
-        self._told = time.monotonic()
-        rate = (self._done - self._first) / max(self._told - self._began, 1e-9)
-        left = timedelta(seconds=round((self.total - self._done) / max(rate, 1e-9)))
-        line = f"{self.label} {self._done:,}/{self.total:,} {self.unit}, {rate:,.1f}/s, {left} left"
-        console.print(f"{line}, {self._note}" if self._note else line, markup=False, highlight=False, soft_wrap=True)
+        self._told, self._silent = time.monotonic(), False
+        place = f"{self.label} {self._done:,}/{self.total:,} {self.unit}"
+        since = self._told - self._began
+        if self._done == self._first:
+            say(f"{place}, {timedelta(seconds=round(since))} since it began")
+            return
+        rate = (self._done - self._first) / max(since, 1e-9)
+        line = f"{place}, {rate:,.1f}/s, {timedelta(seconds=round((self.total - self._done) / rate))} left"
+        say(f"{line}, {self._note}" if self._note else line)
+
+    def _keep_watching(self) -> None:
+        while not self._ended.wait(1.0):
+            self.watch()
 
     def __enter__(self) -> Self:
+        _under_way.set()
         self._bar.start()
+        if self._logs:
+            threading.Thread(target=self._keep_watching, name="progress", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         self._bar.stop()

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.copying import copy_foundations, copy_views
-from pipelines.device import pick_device
+from pipelines.device import device_words, pick_device
 from pipelines.extract import UNITS_BEING_WRITTEN, dropped, seen_before
-from pipelines.progress import Progress
+from pipelines.progress import Progress, begins, say
 from pipelines.recorder import BATCHES_AHEAD
+from pipelines.shares import share_lines
 from pipelines.transcode import Transcoder, codes_stay, committed_units, shown_rows, target_spec, transcoder
 from unic_cache.cache import Cache, open_cache
 from unic_cache.config import RecodeConfig
@@ -71,6 +72,8 @@ def run(config: RecodeConfig) -> Summary:
     specs = {t.name: target_spec(config, t, Member.open(location, t.member.folder)) for t in teachers}
     if isinstance(location, LocalFolder):
         location.remove_leftovers()
+    kept = ", ".join(f"{name} as {spec['codec']}" for name, spec in specs.items())
+    begins("recode", f"{kept or 'no teacher'} on {device_words(device)}", f"{config.source} into {config.target}")
     copy_foundations(source, location)
     with (
         going_on(config),
@@ -81,6 +84,10 @@ def run(config: RecodeConfig) -> Summary:
         coders = {t.name: transcoder(source, t, specs[t.name], location, device) for t in teachers}
         target = Cache(location)
         work, skipped = missing_units(config, source, coders)
+        mine = sum(len(names) for names in work.values()) + skipped
+        units = sum(len(committed_units(source, coder.source.member)) for coder in coders.values())
+        for line in share_lines(config.worker_index, config.num_workers, mine, units):
+            say(line)
         summary = Summary(skipped=skipped)
         parts = ahead(reads(work), reading(coders, pool), BATCHES_AHEAD)
         written: deque[Future[CommitRecord]] = deque()

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipelines.verify import Report, VerifyConfig
+from pipelines.verify import Report
 from pipelines.verify import run as verify
 from unic_cache.location import Location, open_location
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
 from unic_cache.store.verify import BY_HAND, REMOVE, REWRITE, UNCOMMIT, Finding, uncommit
+from unic_cache.unsaved import VerifyConfig
 
 Step = tuple[str, Callable[[], None]]  # what it is called, and how it is done
 

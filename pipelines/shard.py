@@ -14,7 +14,8 @@ from pathlib import Path
 
 from webdataset import TarWriter
 
-from pipelines.progress import Progress, console
+from pipelines.claim import claimed
+from pipelines.progress import Progress, begins, console
 from unic_cache.config import ShardConfig
 from unic_cache.draws import Purpose, permutation, words
 from unic_cache.errors import ConfigError, ImageError
@@ -22,7 +23,7 @@ from unic_cache.location import open_location
 from unic_cache.sources import ahead, thread_pool
 from unic_cache.views.decode import upright_file
 from unic_cache.views.index import Segment, ShardEntry
-from unic_cache.views.listing import Sample, list_images
+from unic_cache.views.listing import Listing, Sample, list_images
 from unic_cache.views.shards import scan
 
 UNFINISHED = ".unfinished"  # in OUT: the settings of a run that did not end
@@ -56,15 +57,18 @@ class Packed:
 
 def run(config: ShardConfig) -> Summary:
     """Write OUT/[PREFIX]000000.tar, ... and, last, OUT/index.json; bad images are left out, unless strict."""
-    for where in (config.images, config.out):
-        if "://" in where:
-            raise ConfigError(
-                f"{where}: `shard` packs local files into a local folder; copy that to the store afterwards"
-            )
     listing = list_images(config.images)
+    _refuse_occupied(Path(config.out), config)
+    with claimed(Path(config.out)):
+        return _pack_all(config, listing)
+
+
+def _pack_all(config: ShardConfig, listing: Listing) -> Summary:
     out = Path(config.out)
     _refuse_occupied(out, config)
-    out.mkdir(parents=True, exist_ok=True)
+    classes = f" of {len(listing.classes)} classes" if listing.classes else ""
+    shards = -(-len(listing.samples) // config.per_shard)
+    begins("shard", f"{len(listing.samples):,} images{classes} in {config.images}", f"{shards:,} tars in {out}")
     (out / UNFINISHED).write_text(_settings(config))
     order = permutation(words(Purpose.SHARD, config.seed, 0, 0, len(listing.samples)))
     samples = [listing.samples[at] for at in order]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from webdataset.shardlists import expand_urls
 
 from pipelines.extract import given_shards
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.location import LocalFolder
+from unic_cache.paths import braced
 from unic_cache.probe import PixelDifference, check_pixels
 from unic_cache.sources import KeptPixels, Pixels, ShardPixels
 from unic_cache.usable import Rows, usable_rows
@@ -173,7 +173,7 @@ def val_names(config: DistillConfig, cache: Cache, given: Sequence[str]) -> tupl
     """The held-out shards' names; without tars, the pattern's file names are matched with the index."""
     if config.val_shards is None or given:
         return tuple(given)
-    stems = [Path(str(name)).name.removesuffix(".tar") for name in expand_urls(config.val_shards)]
+    stems = [Path(str(name)).name.removesuffix(".tar") for name in braced(config.val_shards)]
     found = tuple(name for name in cache.shards() if any(fnmatch(name, stem) for stem in stems))
     if not found:
         raise CacheError(

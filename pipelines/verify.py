@@ -14,16 +14,17 @@ from typing import Any
 
 from pipelines.agreement import Agreement
 from pipelines.foundations import check_calibration, check_probes, read_index, read_members
-from pipelines.progress import Progress
+from pipelines.progress import Progress, begins
 from pipelines.recheck import ask_again, load_checked, origin, remake_views
 from pipelines.survey import Missing, Survey, survey
 from unic_cache.cache import Cache
-from unic_cache.errors import CacheError, ConfigError
+from unic_cache.errors import CacheError
 from unic_cache.location import Location, open_location
 from unic_cache.sources import ahead, thread_pool
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
 from unic_cache.store.verify import Finding, UnitState, check_metadata_file, check_unit
+from unic_cache.unsaved import VerifyConfig
 
 SHOWN = 20
 REMEDIES = {
@@ -34,25 +35,6 @@ REMEDIES = {
 EXIT_CODES = {"whole": 0, "broken": 1, "incomplete": 3}
 VIEWS_REMADE = 64
 UNITS_AHEAD = 8
-
-
-@dataclass(frozen=True)
-class VerifyConfig:
-    """`unic-cache verify`. It makes nothing, so it is not saved."""
-
-    cache: str
-    shards: str | None = None  # tars to make views again from
-    pixel_check: int | None = None  # views; None is 64 where there are tars
-    teacher_check: int = 0  # images shown to each teacher again
-    weights: tuple[tuple[str, str], ...] = ()  # (teacher, file), as in ExtractConfig
-    device: str = "auto"
-    threads: int = 0  # that read; 0 is one a core
-
-    def __post_init__(self) -> None:
-        if self.pixel_check is not None and (self.shards is None or self.pixel_check < 1):
-            raise ConfigError("pixel-check makes at least one view again, from tars: say --shards PATTERN too")
-        if self.teacher_check < 0:
-            raise ConfigError(f"teacher-check {self.teacher_check} is out of bounds; choose 0 or more")
 
 
 @dataclass
@@ -138,6 +120,12 @@ def run(config: VerifyConfig) -> Report:
     report.missing, report.foreign = found.missing, found.foreign
     report.probes = sorted(found.probes - names)
     report.broken += check_probes(location, names, segments)
+    begins(
+        "verify",
+        f"{len(found.committed):,} units of {len(members)} members in {config.cache}",
+        "" if config.shards is None else f"{config.pixel_check or VIEWS_REMADE} views made again",
+        f"{config.teacher_check} images asked of each teacher again" if config.teacher_check else "",
+    )
     with thread_pool(config.threads) as pool:
         report.broken += check_metadata(pool, found)
         if not report.broken:

@@ -66,7 +66,7 @@ def test_teachers_lists_names_rules_licences_and_sources(run):
     text = run("teachers").output
     for name in ("dino", "deit3", "ibot", "dbot-ft", "efficientnet-lite0", "vit-s-saliency", "timm:NAME"):
         assert name in text
-    data = json.loads(run("teachers", "--json").output)
+    data = json.loads(run("teachers", "--json").stdout)
     assert {spec["name"] for spec in data} >= {"dino", "ibot"}
     assert all(spec["licence"] for spec in data)
 
@@ -92,7 +92,7 @@ def test_the_whole_way_from_a_folder_of_images_to_a_table(run, tmp_path, weights
         16,
     ]
     done = run("shard", tmp_path / "images", tmp_path / "shards", "--per-shard", 16)
-    assert (done.exit_code, done.output) == (0, f"36 images in 3 shards of {tmp_path / 'shards'}, 0 skipped\n")
+    assert (done.exit_code, done.stdout) == (0, f"36 images in 3 shards of {tmp_path / 'shards'}, 0 skipped\n")
     done = run("extract", *teachers, *common, "--views", 2)
     assert done.exit_code == 0
     assert "72 views of 6 units extracted" in done.output
@@ -109,10 +109,10 @@ def test_the_whole_way_from_a_folder_of_images_to_a_table(run, tmp_path, weights
     assert done.exit_code == 0
     for name in (VIT, CNN, "random student", "student", "over random (95%)"):
         assert name in done.output
-    result = json.loads(run("evaluate", "--encoder", out, *common, "--json").output)
+    result = json.loads(run("evaluate", "--encoder", out, *common, "--json").stdout)
     assert [encoder["kind"] for encoder in result["encoders"]] == ["teacher", "teacher", "random student", "student"]
     assert result["images"] == 36
-    inspected = json.loads(run("inspect", tmp_path / "cache", "--json").output)
+    inspected = json.loads(run("inspect", tmp_path / "cache", "--json").stdout)
     assert set(inspected["teachers"]) == {VIT, CNN}
     view = inspected["teachers"][VIT]["views"]["unic-32-0-001"]
     assert (view["done"], view["missing"], view["images"]) == (3, [], 36)

@@ -7,18 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"views", "teachers", "store", "student", "evaluate"}
-BASE = {
-    "buffers",
-    "config",
-    "errors",
-    "draws",
-    "durable",
-    "location",
-    "object_store",
-    "open_file",
-    "outages",
-    "web_folder",
-}
+BASE = {"bounds", "buffers", "config", "errors", "draws", "location", "object_store", "open_file", "outages", "paths"}
+BASE |= {"durable", "web_folder"}
 MODULES = sorted([*(ROOT / "unic_cache").rglob("*.py"), *(ROOT / "pipelines").glob("*.py"), ROOT / "cli.py"])
 
 

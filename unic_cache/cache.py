@@ -32,7 +32,7 @@ from unic_cache.store.member import Member
 from unic_cache.store.objects import OpenObjects
 from unic_cache.store.reader import RowReader, Rows
 from unic_cache.store.runs import picks
-from unic_cache.views.index import Segment, ShardEntry, read_segments
+from unic_cache.views.index import Segment, ShardEntry, no_cache, read_segments
 
 RECORDS_KEPT = 1024
 READS_AT_ONCE = 8  # that keep a disk or a server busy
@@ -219,5 +219,5 @@ def open_cache(path: str | Path) -> Cache:
     """Open a cache for reading. CacheError where there is none, or none that this release reads."""
     cache = Cache(open_location(path))
     if not cache.segments:
-        raise CacheError(f"{path}: no cache is here (index/000000.json is missing); make one with `unic-cache extract`")
+        raise no_cache(path)
     return cache

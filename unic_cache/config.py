@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+from unic_cache.bounds import check_choice, check_numbers, check_worker
 from unic_cache.errors import ConfigError
+from unic_cache.paths import check_paths
 
 RECIPES = ("unic", "light", "center")
 PIXEL_CODECS = ("raw", "compact")
@@ -29,12 +31,8 @@ class Views:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise ConfigError(f"recipe {self.recipe!r} is unknown; choose from {', '.join(RECIPES)}")
-        if not 16 <= self.size <= 4096:
-            raise ConfigError(f"a view size of {self.size} px is out of bounds; choose 16 to 4096")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed {self.seed} is out of bounds; choose 0 to 2**63 - 1")
+        check_choice("recipe", self.recipe, RECIPES)
+        check_numbers(self)
 
     def name(self, number: int) -> str:
         """The view's folder in a store, such as 'unic-224-0-003'."""
@@ -51,9 +49,13 @@ class Views:
 
 
 class _Saved:
-    """JSON round trip of a stage's dataclass."""
+    """What all stages' dataclasses share: numbers within bounds, paths as they were meant, and a JSON round trip."""
 
     stage: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_numbers(self)
+        check_paths(self)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_json` gives an equal config back."""
@@ -84,7 +86,7 @@ class ShardConfig(_Saved):
     strict: bool = False  # stop at the first bad image
 
     def __post_init__(self) -> None:
-        _at_least("per-shard", self.per_shard, 1)
+        super().__post_init__()
         if not re.fullmatch(r"[A-Za-z0-9_@+-]*", self.prefix):
             raise ConfigError(f"prefix {self.prefix!r} must be of letters, digits, '_', '@', '+' and '-'")
 
@@ -117,17 +119,15 @@ class ExtractConfig(_Saved):
     num_workers: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         Views(self.recipe, self.size, self.seed)
         if not self.teachers and not self.keep_views:
             raise ConfigError(
                 "no teacher: name at least one with --teacher, or keep the pixels alone with --keep-views"
             )
-        check_kept(self.codec, self.quality, self.tokens)
-        _choice("pixel-codec", self.pixel_codec or PIXEL_CODECS[0], PIXEL_CODECS)
-        _choice("dtype", self.dtype, DTYPES)
-        for name, value in (("views", self.views), ("batch-size", self.batch_size), ("num-workers", self.num_workers)):
-            _at_least(name, value, 1)
-        _at_least("calibration-images", self.calibration_images, 10)
+        check_kept(self.codec, self.quality)
+        check_choice("pixel-codec", self.pixel_codec or PIXEL_CODECS[0], PIXEL_CODECS)
+        check_choice("dtype", self.dtype, DTYPES)
         check_worker(self.worker_index, self.num_workers)
 
 
@@ -177,37 +177,22 @@ class DistillConfig(_Saved):
     skip_broken: bool = False  # go on without rows that are not what was committed
 
     def __post_init__(self) -> None:
-        _choice("recipe", self.recipe, RECIPES)
+        super().__post_init__()
+        check_choice("recipe", self.recipe, RECIPES)
         if self.recipe == "center":
             raise ConfigError("recipe 'center' is for evaluation and is never trained on; choose unic or light")
-        _choice("normalization", self.normalization, NORMALIZATIONS)
-        _choice("precision", self.precision, PRECISIONS)
-        _choice("dtype", self.dtype, DTYPES)
-        _at_least("calibration-images", self.calibration_images, 10)
+        check_choice("normalization", self.normalization, NORMALIZATIONS)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("dtype", self.dtype, DTYPES)
         if self.weights and not self.online:
             raise ConfigError("--weights are of teachers that --online runs; a cache needs none")
-        _choice("standardize", self.standardize, STANDARDIZATIONS)
-        check_kept(None, None, self.tokens)
-        _choice("tracker", self.tracker, ("tensorboard", "none"))
-        for name, value in (
-            ("batch-size", self.batch_size),
-            ("eval-every", self.eval_every),
-            ("log-every", self.log_every),
-            ("save-every", self.save_every),
-            ("steps", 1 if self.steps is None else self.steps),
-            ("views", 1 if self.views is None else self.views),
-        ):
-            _at_least(name, value, 1)
-        for name, share in (
-            ("warmup", self.warmup),
-            ("drop-path", self.drop_path),
-            ("drop-teacher", self.drop_teacher),
-        ):
-            if not 0 <= share < 1:
-                raise ConfigError(f"{name} {share} is out of bounds; choose 0 to below 1")
-        if self.epochs <= 0:
-            raise ConfigError(f"epochs {self.epochs} is out of bounds; choose more than 0")
-        _at_least("pixel-tolerance", self.pixel_tolerance, 0)
+        check_choice("standardize", self.standardize, STANDARDIZATIONS)
+        check_choice("tracker", self.tracker, ("tensorboard", "none"))
+        if self.min_lr > self.peak_lr():
+            raise ConfigError(
+                f"min-lr {self.min_lr} is above the peak learning rate {self.peak_lr()}: the rate would rise to the "
+                "end; choose --min-lr at most as high"
+            )
 
     def peak_lr(self) -> float:
         """The learning rate after warm-up: UNIC's 3e-4 for each 256 images of a batch, unless `lr` says otherwise."""
@@ -238,8 +223,7 @@ class EvaluateConfig(_Saved):
     def __post_init__(self) -> None:
         if (self.shards is None) == (self.train is None) or (self.train is None) != (self.test is None):
             raise ConfigError("say --shards PATTERN (leave-one-out), or both --train PATTERN and --test PATTERN")
-        _at_least("k", self.k, 1)
-        _at_least("bootstrap", self.bootstrap, 100)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -260,7 +244,8 @@ class RecodeConfig(_Saved):
     num_workers: int = 1
 
     def __post_init__(self) -> None:
-        check_kept(self.codec, self.quality, self.tokens)
+        super().__post_init__()
+        check_kept(self.codec, self.quality)
         check_worker(self.worker_index, self.num_workers)
 
     def is_mine(self, shard: int) -> bool:
@@ -268,31 +253,11 @@ class RecodeConfig(_Saved):
         return shard % self.num_workers == self.worker_index
 
 
-def check_worker(index: int, count: int) -> None:
-    """ConfigError where there is no worker of that number."""
-    if not 0 <= index < count:
-        raise ConfigError(f"worker-index {index} is not one of 0 to {count - 1}")
-
-
-def check_kept(codec: str | None, quality: float | None, tokens: int | None) -> None:
-    """ConfigError on settings of what is kept that make no sense, alone or together."""
-    _choice("codec", codec or CODECS[0], CODECS)
-    if quality is not None and not 0.5 <= quality <= 0.9999:
-        raise ConfigError(f"quality {quality} is out of bounds; choose 0.5 to 0.9999 (a mean cosine)")
+def check_kept(codec: str | None, quality: float | None) -> None:
+    """ConfigError if codec and quality are invalid or conflict."""
+    check_choice("codec", codec or CODECS[0], CODECS)
     if quality is not None and codec not in {None, "klt"}:
         raise ConfigError(f"quality is a setting of codec klt; {codec} has none")
-    if tokens is not None:
-        _at_least("tokens", tokens, 1)
-
-
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} {value!r} is unknown; choose from {', '.join(choices)}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name} {value} is out of bounds; choose {least} or more")
 
 
 def _frozen(value: Any) -> Any:

@@ -17,6 +17,7 @@ from unic_cache.buffers import MEMORY
 from unic_cache.durable import give_name, naming, sync_file, sync_folder
 from unic_cache.errors import ConfigError
 from unic_cache.open_file import LocalFile, OpenFile
+from unic_cache.paths import check_path
 
 NAME = re.compile(r"[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*")
 
@@ -229,19 +230,17 @@ class LocalFolder:
 
 def open_location(where: str | Path, worker: int = 0) -> Location:
     """A path or a URL as a `Location`; the folder need not exist yet."""
-    text = str(where)
-    scheme = re.match(r"([a-z0-9]+)://", text)
-    if scheme is None or scheme[1] == "file":
-        return LocalFolder(text.removeprefix("file://"), worker)
-    if scheme[1] in {"s3", "gs"}:
+    text = check_path(str(where))
+    scheme = text.partition("://")[0] if "://" in text else "file"
+    if scheme in {"s3", "gs"}:
         from unic_cache.object_store import ObjectFolder
 
         return ObjectFolder(text)
-    if scheme[1] in {"http", "https"}:
+    if scheme in {"http", "https"}:
         from unic_cache.web_folder import WebFolder
 
         return WebFolder(text)
-    raise ConfigError(f"{text}: no store for {scheme[1]}:// is known; use a path, s3://, gs://, or https:// to read")
+    return LocalFolder(text.removeprefix("file://"), worker)
 
 
 def _make(folder: Path) -> None:

@@ -103,7 +103,7 @@ class TestCommandLine:
             f"{broken} is broken: `unic-cache repair` un-commits what `extract` can make again, "
             "and says what it cannot mend"
         )
-        assert run("repair", broken, "--dry-run").output.startswith("would have un-committed ")
+        assert run("repair", broken, "--dry-run").stdout.startswith("would have un-committed ")
         assert run("repair", broken).exit_code == 0
         assert run("verify", broken).exit_code == 3
 
@@ -116,7 +116,7 @@ class TestCommandLine:
     def test_json_says_all(self, run, broken):
         flip(broken / VIT_FOLDER / "features.zarr/000000" / VIEW / "patch/c.0.0.0.0", 100)
         done = run("verify", broken, "--json")
-        report = json.loads(done.output)
+        report = json.loads(done.stdout)
         assert (done.exit_code, report["state"], report["units"]) == (1, "broken", 6)
         assert report["broken"][0]["rows"] == [0]
         assert report["bytes"] > 0

@@ -16,7 +16,7 @@ import difflib
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.spec import TeacherSpec
 
-__all__ = ["CATALOG", "TeacherSpec", "folder", "resolve"]
+__all__ = ["CATALOG", "TeacherSpec", "folder", "no_weights", "resolve"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -145,6 +145,14 @@ def resolve(name: str) -> TeacherSpec:
     if base not in CATALOG:
         raise TeacherError(_unknown(base))
     return CATALOG[base].resized(int(size)) if at else CATALOG[base]
+
+
+def no_weights(spec: TeacherSpec) -> TeacherError:
+    """The error of a teacher whose weights nobody but its authors has, and no file was named."""
+    return TeacherError(
+        f"teacher {spec.name}: timm has no weights for it. Its authors publish them at {spec.published}; "
+        f"fetch the file from there and pass --weights {spec.name}=FILE"
+    )
 
 
 def folder(name: str) -> str:

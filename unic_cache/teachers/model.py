@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 
 from unic_cache.errors import TeacherError
 from unic_cache.teachers import positions
+from unic_cache.teachers.catalog import no_weights
 from unic_cache.teachers.derive import meta_model
 from unic_cache.teachers.hub import hub_file
 from unic_cache.teachers.spec import TeacherSpec
@@ -100,10 +101,7 @@ def _source_file(spec: TeacherSpec) -> Path:
     if spec.source == "timm":
         return hub_file(spec)
     if spec.source == "file":
-        raise TeacherError(
-            f"teacher {spec.name}: timm has no weights for it. Its authors publish them at {spec.published}; "
-            f"fetch the file from there and pass --weights {spec.name}=FILE"
-        )
+        raise no_weights(spec)
     package, _, file = spec.source.removeprefix("package:").partition("/")
     found = importlib.util.find_spec(package)
     folders = list(found.submodule_search_locations or ()) if found else []

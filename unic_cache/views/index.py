@@ -22,6 +22,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from crc32c import crc32c
@@ -152,6 +153,11 @@ class Segment:
 def segment_file(number: int) -> str:
     """The segment's file within a cache."""
     return f"index/{number:06d}.json"
+
+
+def no_cache(path: str | Path) -> CacheError:
+    """The error of a folder without an index."""
+    return CacheError(f"{path}: no cache is here (index/000000.json is missing); make one with `unic-cache extract`")
 
 
 def segment_names(cache: Location) -> list[str]:

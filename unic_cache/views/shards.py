@@ -12,10 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
-from webdataset.shardlists import expand_urls
-
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.location import Location, open_location
+from unic_cache.paths import braced, check_pattern
 from unic_cache.views.index import KIND, SHARD_NAME, Segment, ShardEntry
 from unic_cache.views.tars import BLOCK, image_header, scan_tar, shard_error
 
@@ -27,14 +26,14 @@ def expand(pattern: str) -> tuple[str, ...]:
 
     In a URL only the last part may be a glob.
     """
-    pattern = pattern.removeprefix("file://")
+    pattern = check_pattern(pattern).removeprefix("file://")
     if not _is_remote(pattern):
         if Path(pattern).is_dir():
             raise ShardError(f"{pattern} is a folder; say '{pattern.rstrip('/')}/*.tar'")
         if Path(pattern).is_file():
             return (pattern,)
     try:
-        parts = [str(part) for part in expand_urls(pattern)]
+        parts = braced(pattern)
     except ValueError as error:
         raise ShardError(f"{pattern}: the braces cannot be expanded: {error}") from error
     found = [path for part in parts for path in (_globbed(part) if glob.has_magic(part) else [part])]

@@ -10,8 +10,6 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from webdataset.tariterators import base_plus_ext
-
 from unic_cache.errors import ShardError
 from unic_cache.views.index import ShardEntry
 
@@ -130,3 +128,12 @@ def _label(file: BinaryIO, member: tarfile.TarInfo | None) -> int | None:
 def shard_error(path: str, offset: int, what: str, remedy: str) -> ShardError:
     """The error of something wrong at a byte of a tar."""
     return ShardError(f"{path}, byte {offset}: {what}; {remedy}")
+
+
+def base_plus_ext(name: str) -> tuple[str | None, str]:
+    """A member's key and extension: all before and after the first '.' of its last part; (None, "") without one.
+
+    That is WebDataset's rule; its own function comes with torch, whose import takes seconds.
+    """
+    found = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", name)
+    return (found[1], found[2]) if found else (None, "")

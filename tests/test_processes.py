@@ -1,0 +1,171 @@
+"""Processes that train together, and those that think they do: joined, refused or told."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines import distill
+from pipelines.device import pick_device
+from pipelines.processes import LAUNCHED, MPI_RANK, MPI_SIZE, make_accelerator
+from unic_cache.config import DistillConfig
+from unic_cache.errors import ConfigError
+
+NAMES = ["RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", *LAUNCHED, *MPI_RANK, *MPI_SIZE]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    for name in [*NAMES, *(name for name in os.environ if name.startswith("ACCELERATE_"))]:
+        monkeypatch.delenv(name, raising=False)
+
+
+def made(tmp_path: Path, **changes):
+    return make_accelerator(DistillConfig(tracker="none", **changes), tmp_path)
+
+
+@pytest.mark.parametrize("variables", [{}, {"LOCAL_RANK": "0"}, {"LOCAL_RANK": "1", "MASTER_ADDR": "localhost"}])
+def test_processes_that_nobody_would_join_are_refused(training, tmp_path, monkeypatch, variables):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2 .* nobody would join .*torchrun --nproc_per_node 2 -m cli"):
+        distill.run(training())
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_accelerate_does_not_join_are_refused(tmp_path, monkeypatch):
+    """As with ranks beside a GPU that no launcher has given a local rank, or an MPI that accelerate leaves alone."""
+    monkeypatch.setattr("pipelines.processes.world_size", lambda: 2)
+    monkeypatch.setattr("pipelines.processes.check_launched", lambda world: None)
+    monkeypatch.setattr("accelerate.state.PartialState._prepare_backend", lambda *a: (None, "NO"))
+    with pytest.raises(ConfigError, match=r"says 2 processes .* joins 1, and each would train alone"):
+        made(tmp_path)
+
+
+def test_a_port_where_nobody_can_meet_is_refused(tmp_path, monkeypatch):
+    meeting = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in meeting.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="MASTER_PORT is 0"):
+        made(tmp_path)
+
+
+@pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("x", "2"), ("0", "many")])
+def test_ranks_that_make_no_sense_are_refused(tmp_path, monkeypatch, rank, size):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(ConfigError, match="in the environment"):
+        made(tmp_path)
+
+
+@pytest.mark.parametrize("what", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_what_would_change_the_run_altogether_is_refused(tmp_path, monkeypatch, what):
+    monkeypatch.setenv(f"ACCELERATE_USE_{what}", "true")
+    with pytest.raises(ConfigError, match=rf"accelerate is configured for .* \(ACCELERATE_USE_{what}\)"):
+        made(tmp_path)
+
+
+def test_what_would_change_the_student_is_set_and_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    accelerator = made(tmp_path)
+    assert accelerator.gradient_accumulation_steps == 1
+    assert accelerator.state.dynamo_plugin.backend.value == "NO"
+    assert accelerator.mixed_precision == "no"
+    said = capsys.readouterr().err
+    for line in ("gradient accumulation 4", "dynamo backend INDUCTOR", "mixed precision bf16 has no effect"):
+        assert line in said
+
+
+def test_what_accelerate_launch_sets_by_itself_is_not_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    made(tmp_path, precision="bf16")
+    assert capsys.readouterr().err == ""
+
+
+def test_one_process_where_more_were_asked_for_is_told(tmp_path, monkeypatch, capsys):
+    """`accelerate launch --cpu --num_processes 2` sets these, and starts one."""
+    for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    assert made(tmp_path).num_processes == 1
+    assert "one process: on CPUs `accelerate launch` starts no more without MPI" in capsys.readouterr().err
+
+
+def test_a_device_of_the_environment_that_is_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "tpu")
+    with pytest.raises(ConfigError, match="ACCELERATE_TORCH_DEVICE is 'tpu'"):
+        made(tmp_path)
+
+
+def test_the_gradients_do_not_depend_on_accelerates_settings(training, tmp_path, monkeypatch):
+    plain = distill.run(training(steps=2, out=str(tmp_path / "plain")))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
+    other = distill.run(training(steps=2, out=str(tmp_path / "other")))
+    assert plain.encoder.read_bytes() == other.encoder.read_bytes()
+
+
+def test_ranks_of_torchrun_train_together_and_only_the_first_claims(training, tmp_path, shards):
+    """Two processes on CPUs, started by torchrun, see the very samples and views of one world batch."""
+    common = {"steps": 4, "log_every": 4, "drop_path": 0.0, "drop_teacher": 0.0, "threads": 1}
+    common |= {"val_shards": str(shards.folder / "000002.tar")}
+    config = training(out=str(tmp_path / "two"), **common)
+    flags = []
+    for field in dataclasses.fields(DistillConfig):
+        value = getattr(config, field.name)
+        if value != field.default and field.name not in {"teachers", "weights"}:
+            flags += [f"--{field.name.replace('_', '-')}", str(value)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "0",
+        "-m",
+        "cli",
+    ]
+    done = subprocess.run([*command, "distill", *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("4 steps, loss") == 1
+    assert "2 processes, precision no" in done.stderr
+    distill.run(training(out=str(tmp_path / "one"), **common))
+    from tests.test_distill import load_file, log_of
+
+    for two, one in zip(log_of(tmp_path / "two"), log_of(tmp_path / "one"), strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)
+    tensors, others = (load_file(tmp_path / name / "encoder.safetensors") for name in ("one", "two"))
+    assert max((tensors[name] - others[name]).abs().max().item() for name in tensors) < 1e-3
+
+
+class TestDevices:
+    @pytest.fixture(autouse=True)
+    def two_cards(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.setattr(torch, "empty", lambda *a, device=None: device)
+
+    @pytest.mark.parametrize(("rank", "device"), [("0", "cuda:0"), ("1", "cuda:1"), ("3", "cuda:1")])
+    def test_a_rank_takes_its_own_card(self, monkeypatch, rank, device):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert str(pick_device("auto")) == device
+        assert str(pick_device("cuda")) == device
+        assert str(pick_device("cuda:0")) == "cuda:0"
+        assert str(pick_device("cpu")) == "cpu"
+
+    def test_alone_the_first(self, monkeypatch):
+        assert str(pick_device("auto")) == "cuda"
+
+
+@pytest.mark.parametrize("name", ["cuda:77", "cudda", "cuda:x", "", "meta:"])
+def test_a_device_that_is_not_there_is_told(name):
+    with pytest.raises(ConfigError, match=r"device .* cannot be used: .*try --device cpu"):
+        pick_device(name)

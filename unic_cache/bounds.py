@@ -1,0 +1,107 @@
+"""The bounds of every number that a command takes, by the name of its field, and the checks that stages share.
+
+A test walks over all fields and all options: a new number needs a row here. What is far outside any use is refused as
+well, since it is a typing error, or ends hours later in a full memory.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from unic_cache.errors import ConfigError
+
+MANY = 10**9
+SEEDS = 2**63 - 1
+WIDE = 5000
+LARGEST_IMAGE = 4096  # pixels, height and width
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`; `above` and `below` leave the end itself out."""
+
+    least: float
+    most: float
+    above: bool = False
+    below: bool = False
+
+    def check(self, name: str, value: float) -> None:
+        """ConfigError naming the range where `value` is outside it, infinite or not a number."""
+        low = self.least < value if self.above else self.least <= value
+        high = value < self.most if self.below else value <= self.most
+        if not (math.isfinite(value) and low and high):
+            raise ConfigError(f"{name} {value} is out of bounds; choose {self._choices(value)}")
+
+    def _choices(self, value: float) -> str:
+        """The range in words; of a wide one the end that `value` missed alone."""
+        first = f"{'more than ' if self.above else ''}{_plain(self.least)}"
+        if self.most >= WIDE and value < math.inf:
+            return f"at most {_plain(self.most)}" if value > self.most else f"{first}{'' if self.above else ' or more'}"
+        return f"{first} to {'below ' if self.below else ''}{_plain(self.most)}"
+
+
+COUNT = Range(1, MANY)
+SHARE = Range(0, 1, below=True)
+SEED = Range(0, SEEDS)
+PIXELS = Range(1, LARGEST_IMAGE)
+RANGES = {
+    "batch_size": Range(1, 65_536),  # images
+    "bootstrap": Range(100, 1_000_000),  # resamples
+    "calibration_images": Range(10, 10_000_000),
+    "drop_path": SHARE,
+    "drop_teacher": SHARE,
+    "epochs": Range(0, 1_000_000, above=True),
+    "eval_every": COUNT,  # steps
+    "images": Range(10, 1_000_000),  # of a probe
+    "img_size": PIXELS,
+    "k": Range(1, 1_000_000),
+    "log_every": COUNT,  # steps
+    "lr": Range(0, 10, above=True),
+    "min_lr": Range(0, 10),
+    "neighbours": Range(1, 1_000_000),
+    "num_workers": Range(1, 1_000_000),
+    "patch_size": PIXELS,
+    "per_shard": COUNT,  # images
+    "pixel_check": COUNT,  # views
+    "pixel_tolerance": Range(0, 255),  # levels
+    "quality": Range(0.5, 0.9999),  # a mean cosine
+    "save_every": COUNT,  # steps
+    "seed": SEED,
+    "size": Range(16, LARGEST_IMAGE),  # pixels of a view
+    "steps": COUNT,
+    "teacher_check": Range(0, MANY),  # images
+    "temperature": Range(0, 100, above=True),
+    "threads": Range(0, 1024),
+    "tokens": Range(1, (LARGEST_IMAGE // 4) ** 2),
+    "view_seed": SEED,
+    "views": Range(1, 100_000),
+    "warmup": SHARE,
+    "weight_decay": Range(0, 10),
+    "worker_index": Range(0, 999_999),
+}
+
+
+def check_numbers(config: Any) -> None:
+    """ConfigError where a number of a stage's dataclass, or one of a tuple of numbers, is out of its bounds."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                RANGES[field.name].check(field.name.replace("_", "-"), number)
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """ConfigError listing the choices unless `value` is one."""
+    if value not in choices:
+        raise ConfigError(f"{name} {value!r} is unknown; choose from {', '.join(choices)}")
+
+
+def check_worker(index: int, count: int) -> None:
+    """ConfigError where there is no worker of that number."""
+    if not 0 <= index < count:
+        raise ConfigError(f"worker-index {index} is not one of 0 to {count - 1}")
+
+
+def _plain(number: float) -> str:
+    return f"{number:,}" if number < SEEDS else "2**63 - 1"

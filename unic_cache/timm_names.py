@@ -1,0 +1,27 @@
+"""Whether timm can know a model's name, by the text of its files: importing timm and torch takes seconds.
+
+A name that stands nowhere in timm's files is none of its models. One that does may be something else; timm itself says.
+"""
+
+import difflib
+import importlib.util
+import re
+from pathlib import Path
+
+ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")  # where timm finds models that it has not
+
+
+def close_names(name: str) -> list[str] | None:
+    """Up to three names of timm's models that are close to `name`, where timm surely has none of it; else None."""
+    architecture = name.partition(".")[0]
+    if name.startswith(ELSEWHERE) or not re.fullmatch(r"\w+", architecture):
+        return None
+    found = importlib.util.find_spec("timm")
+    folders = list(found.submodule_search_locations or ()) if found else []
+    files = [file for folder in folders for file in sorted(Path(folder, "models").glob("*.py"))]
+    word = re.compile(rf"\b{architecture}\b")
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    if not texts or any(word.search(text) for text in texts):
+        return None
+    models = {model for text in texts for model in re.findall(r"^def (\w+)\(pretrained", text, re.MULTILINE)}
+    return difflib.get_close_matches(architecture, sorted(models), n=3)
