@@ -162,8 +162,10 @@ class LocalFolder:
     def replace(self, name: str, data: bytes) -> None:
         """One rename(2) of what is durable already."""
         target = self.path / checked(name)
-        with self._temporary(target, data) as temporary:
-            temporary.rename(target)
+        while True:
+            with self._temporary(target, data) as temporary:
+                if _renamed(temporary, target):
+                    break
         _sync(target.parent)
 
     def delete(self, name: str) -> None:
@@ -258,6 +260,17 @@ def _link(temporary: Path, target: Path) -> bool:
         if isinstance(error, FileExistsError | FileNotFoundError):
             return False
         raise
+    return True
+
+
+def _renamed(temporary: Path, target: Path) -> bool:
+    """Give `temporary` its name; False where another process of the same worker index took it for a left-over."""
+    try:
+        temporary.rename(target)
+    except FileNotFoundError:
+        if temporary.exists():
+            raise
+        return False
     return True
 
 
