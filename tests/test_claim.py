@@ -66,9 +66,8 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys, numb
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with claimed(tmp_path):
-        with pytest.raises(ConfigError, match="is writing there"), claimed(tmp_path):
-            pass
+    with claimed(tmp_path), pytest.raises(ConfigError, match="is writing there"), claimed(tmp_path):
+        pass
     assert capsys.readouterr().err.count("this file system has no locks") == 1
 
 
