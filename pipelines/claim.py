@@ -52,18 +52,18 @@ def _locked(path: Path) -> int:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), path.stat()):
                     return descriptor
-        except BlockingIOError:
-            holder = _named(_holder(descriptor))
-            os.close(descriptor)
-            raise ConfigError(
-                f"{path.parent}: {holder} is writing there; let it end, stop it, or choose another folder"
-            ) from None
         except OSError as error:
-            if error.errno in NO_LOCKS:
+            holder = _holder(descriptor)
+            if error.errno in NO_LOCKS and not _alive(holder):
                 say(f"{path.parent}: this file system has no locks; see to it that no other run writes there")
                 return descriptor
             os.close(descriptor)
-            raise
+            if error.errno not in {errno.EWOULDBLOCK, *NO_LOCKS}:
+                raise
+            raise ConfigError(
+                f"{path.parent}: {_named(holder)} is writing there; let it end, stop it, or choose another folder "
+                f"(where that machine is gone and its lock stays: rm {path})"
+            ) from None
         os.close(descriptor)
 
 
@@ -79,6 +79,14 @@ def _holder(descriptor: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _alive(holder: dict[str, Any]) -> bool:
+    """Whether a process of this machine that holds the claim is still there: all there is to go by without locks."""
+    process = holder.get("process")
+    if holder.get("host") != socket.gethostname() or not isinstance(process, int):
+        return False
+    return Path(f"/proc/{process}").exists()
 
 
 def _named(holder: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipelines.device import device_words, pick_device
 from pipelines.printing import print_table, results
-from pipelines.progress import Progress, begins, console
+from pipelines.progress import Progress, begins, console, say
 from pipelines.surroundings import say_surroundings
 from unic_cache.cache import Cache, CachedTeacher, open_cache
 from unic_cache.config import EvaluateConfig, Views
@@ -99,6 +99,9 @@ def run(config: EvaluateConfig) -> Result:
             f"batch {config.batch_size}",
         )
         say_surroundings()
+        bank = len(sets[0].wanted) - (len(sets) == 1)
+        if config.k > bank:
+            say(f"k is {config.k}, but there are {bank} neighbours to ask: all of them vote")
         for images in sets:
             source = ShardPixels(views, images.tars, pool)
             if cache is not None:

@@ -13,10 +13,10 @@ from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, Reco
 from unic_cache.errors import ConfigError, TeacherError
 from unic_cache.location import LocalFolder, open_location
 from unic_cache.paths import SCHEME
-from unic_cache.teachers.catalog import no_weights, resolve
+from unic_cache.teachers.catalog import folder, no_weights, resolve
 from unic_cache.timm_names import close_names
 from unic_cache.unsaved import InspectConfig, RepairConfig, VerifyConfig
-from unic_cache.views.index import no_cache, segment_names
+from unic_cache.views.index import no_cache, no_teacher, segment_names
 from unic_cache.views.shards import expand
 
 DEFAULT_SHARDS = "shards/*.tar"
@@ -42,10 +42,7 @@ def check_shard(config: ShardConfig) -> None:
 def check_extract(config: ExtractConfig) -> None:
     """Teachers' names, weights, tars, and a cache that can be a folder."""
     check_teachers(config.teachers, dict(config.weights))
-    if is_here(config.cache) and config.shards is None:
-        kept = Path(config.cache.removeprefix("file://"), "views").is_dir()
-        check_tars(None if kept else DEFAULT_SHARDS)
-    check_tars(config.shards)
+    check_tars(config.shards, config.cache)
 
 
 def check_distill(config: DistillConfig) -> None:
@@ -60,8 +57,8 @@ def check_distill(config: DistillConfig) -> None:
     if config.online:
         check_teachers(config.teachers, dict(config.weights))
     else:
-        check_cache(config.cache)
-    check_tars(config.shards)
+        check_cache(config.cache, config.teachers)
+    check_tars(config.shards, config.out if config.online else config.cache)
 
 
 def check_run(config: DistillConfig, out: Path) -> bool:
@@ -90,12 +87,12 @@ def check_evaluate(config: EvaluateConfig) -> None:
     for pattern in (config.shards, config.train, config.test):
         check_tars(pattern)
     if config.cache is not None:
-        check_cache(config.cache)
+        check_cache(config.cache, config.teachers)
 
 
 def check_recode(config: RecodeConfig) -> None:
     """The source."""
-    check_cache(config.source)
+    check_cache(config.source, config.teachers)
 
 
 def check_verify(config: VerifyConfig) -> None:
@@ -139,17 +136,28 @@ def check_files(files: Iterable[str]) -> None:
         raise TeacherError(f"weights file {missing}: there is no such file")
 
 
-def check_tars(pattern: str | None) -> None:
-    """ShardError where a pattern of local tars names none, or one that is not there."""
+def check_tars(pattern: str | None, cache: str | None = None) -> None:
+    """ShardError where a pattern of local tars names none, or one that is not there.
+
+    Without a pattern shards/*.tar stands for it, unless the cache keeps the views, or lies where only the stage looks.
+    """
+    if pattern is None and cache is not None and is_here(cache):
+        pattern = None if Path(cache.removeprefix("file://"), "views").is_dir() else DEFAULT_SHARDS
     if pattern is not None and is_here(pattern):
         expand(pattern)
 
 
-def check_cache(path: str) -> None:
-    """CacheError where there is no cache in a local folder."""
+def check_cache(path: str, teachers: Iterable[str] = ()) -> None:
+    """CacheError where there is no cache in a local folder, or it has not begun with a teacher that is named."""
     location = open_location(path)
-    if isinstance(location, LocalFolder) and not segment_names(location):
+    if not isinstance(location, LocalFolder):
+        return
+    if not segment_names(location):
         raise no_cache(path)
+    unknown = [name for name in teachers if location.size(f"{folder(name)}/spec.json") is None]
+    if unknown:
+        specs = [json.loads(location.read(f"{name}/spec.json") or b"{}") for name in location.folders()]
+        raise no_teacher(path, unknown[0], sorted(spec["teacher"]["name"] for spec in specs if "teacher" in spec))
 
 
 def check_folder(path: str) -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -30,21 +30,31 @@ def begins(command: str, *facts: str) -> None:
     say(f"{command}: {', '.join(fact for fact in facts if fact)}")
 
 
+def on_terminal() -> bool:
+    """Whether stderr is a terminal to draw on; FORCE_COLOR makes none of a file."""
+    return console.is_terminal and console.file.isatty()
+
+
 @contextmanager
 def starting(command: str) -> Iterator[None]:
     """Until `begins` or a `Progress`, say now and then that libraries, weights or the cache are being loaded."""
 
     def watch() -> None:
-        while not _under_way.wait(FIRST_LINE if time.monotonic() - began < FIRST_LINE else LOG_EVERY):
-            say(f"{command}: still loading, {time.monotonic() - began:,.0f} s since it began")
+        with suppress(OSError, ValueError):  # stderr is closed
+            pause = FIRST_LINE
+            while not _under_way.wait(pause):
+                say(f"{command}: still loading, {time.monotonic() - began:,.0f} s since it began")
+                pause = LOG_EVERY
 
     began = time.monotonic()
     _under_way.clear()
-    threading.Thread(target=watch, name="starting", daemon=True).start()
+    watcher = threading.Thread(target=watch, name="starting", daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         _under_way.set()
+        watcher.join()
 
 
 class Progress:
@@ -55,6 +65,7 @@ class Progress:
         self.total = total
         self.unit = unit
         self.quiet = quiet
+        drawn = on_terminal()
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -63,16 +74,17 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=console,
-            disable=quiet or not console.is_terminal,
+            disable=quiet or not drawn,
         )
         self._task = self._bar.add_task(label, total=total, completed=done, note="", rate="")
         self._note = ""
         self._first, self._done = done, done
         self._began = self._told = time.monotonic()
-        self._logs = not quiet and not console.is_terminal
+        self._logs = not quiet and not drawn
         self._silent = True
         self._telling = threading.Lock()
         self._ended = threading.Event()
+        self._watcher = threading.Thread(target=self._keep_watching, name="progress", daemon=True)
 
     def advance(self, count: int) -> None:
         """`count` more units are done."""
@@ -110,18 +122,21 @@ class Progress:
         say(f"{line}, {self._note}" if self._note else line)
 
     def _keep_watching(self) -> None:
-        while not self._ended.wait(1.0):
-            self.watch()
+        with suppress(OSError, ValueError):  # stderr is closed
+            while not self._ended.wait(1.0):
+                self.watch()
 
     def __enter__(self) -> Self:
         _under_way.set()
         self._bar.start()
         if self._logs:
-            threading.Thread(target=self._keep_watching, name="progress", daemon=True).start()
+            self._watcher.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        if self._logs:
+            self._watcher.join()
         self._bar.stop()

@@ -4,8 +4,6 @@ import dataclasses
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -255,31 +253,6 @@ class TestTwoMachines:
 
 def load_tensors(path: Path) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in load_file(path).items()}
-
-
-def test_processes_share_the_world_batch(training, tmp_path, shards, cache_folder):
-    """Two processes under accelerate see the very samples, views and dropped teachers of one world batch."""
-    one_batch = str(shards.folder / "000002.tar")  # of five images
-    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--module", "cli", "distill"]
-    flags = {
-        "cache": cache_folder, "shards": shards.pattern, "out": tmp_path / "two", "student": "test_vit", "img-size": 32,
-        "patch-size": 16, "steps": 4, "batch-size": 8, "lr": 1e-3, "log-every": 4, "tracker": "none", "threads": 1,
-        "drop-path": 0.0, "drop-teacher": 0.0, "val-shards": one_batch,
-    }  # fmt: skip
-    for name, value in flags.items():
-        command += [f"--{name}", str(value)]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("4 steps, loss") == 1
-    alone = training(
-        out=str(tmp_path / "one"), steps=4, log_every=4, drop_path=0.0, drop_teacher=0.0, val_shards=one_batch
-    )
-    distill.run(alone)
-    for two, one in zip(log_of(tmp_path / "two"), log_of(tmp_path / "one"), strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)
-    tensors, others = (load_file(tmp_path / name / "encoder.safetensors") for name in ("one", "two"))
-    assert max((tensors[name] - others[name]).abs().max().item() for name in tensors) < 1e-3
 
 
 class TestRefusals:

@@ -52,18 +52,23 @@ def test_the_watching_thread_ends_with_the_bar(monkeypatch):
     monkeypatch.setattr(progress, "console", Console(file=io.StringIO(), width=80))
     with progress.Progress("verify", total=2, unit="units"):
         assert "progress" in {thread.name for thread in threading.enumerate()}
-    for thread in threading.enumerate():
-        if thread.name == "progress":
-            thread.join(timeout=30)
     assert "progress" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_quiet_bar_and_a_terminal_have_no_log(monkeypatch):
-    for quiet, terminal in ((True, False), (False, True)):
-        out = io.StringIO()
-        monkeypatch.setattr(progress, "console", Console(file=out, width=80, force_terminal=terminal))
-        with progress.Progress("plan", total=2, unit="units", quiet=quiet):
-            assert "progress" not in {thread.name for thread in threading.enumerate() if thread.is_alive()}
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("quiet", "out", "logs"),
+    [(True, io.StringIO(), False), (False, Terminal(), False), (False, io.StringIO(), True)],
+)
+def test_only_a_file_gets_a_log_whatever_colours_are_forced(monkeypatch, quiet, out, logs):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(progress, "console", Console(file=out, width=80))
+    with progress.Progress("plan", total=2, unit="units", quiet=quiet):
+        assert ("progress" in {thread.name for thread in threading.enumerate()}) == logs
 
 
 def test_a_long_start_is_told_until_the_command_says_what_it_does(monkeypatch):

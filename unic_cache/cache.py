@@ -32,7 +32,7 @@ from unic_cache.store.member import Member
 from unic_cache.store.objects import OpenObjects
 from unic_cache.store.reader import RowReader, Rows
 from unic_cache.store.runs import picks
-from unic_cache.views.index import Segment, ShardEntry, no_cache, read_segments
+from unic_cache.views.index import Segment, ShardEntry, no_cache, no_teacher, read_segments
 
 RECORDS_KEPT = 1024
 READS_AT_ONCE = 8  # that keep a disk or a server busy
@@ -140,11 +140,7 @@ class Cache:
     def teacher(self, name: str) -> CachedTeacher:
         """The teacher of that name; CacheError listing the others where there is none."""
         if name not in self.teachers:
-            known = ", ".join(self.teachers) or "no teacher at all"
-            raise CacheError(
-                f"{self.location.url} has no teacher {name!r}; it has {known}. "
-                f"Make it with `unic-cache extract --teacher {name} --cache {self.location.url}`"
-            )
+            raise no_teacher(self.location.url, name, self.teachers)
         return self.teachers[name]
 
     def unit(self, segment: int, shard: int, view: str) -> Unit:

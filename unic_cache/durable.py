@@ -64,6 +64,17 @@ def _renamed(temporary: Path, target: Path, refused: OSError) -> bool:
     raise OSError(number, os.strerror(number), str(target))
 
 
+def take_name(temporary: Path, target: Path) -> bool:
+    """Call `temporary` `target`, whatever was there; False where another process removed it as a left-over."""
+    try:
+        temporary.rename(target)
+    except FileNotFoundError:
+        if temporary.exists():
+            raise
+        return False
+    return True
+
+
 @memoize
 def _renameat2() -> Any:
     """The C library's function, or None where it has none."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from unic_cache.buffers import MEMORY
-from unic_cache.durable import give_name, naming, sync_file, sync_folder
+from unic_cache.durable import give_name, naming, sync_file, sync_folder, take_name
 from unic_cache.errors import ConfigError
 from unic_cache.open_file import LocalFile, OpenFile
 from unic_cache.paths import check_path
@@ -165,8 +165,10 @@ class LocalFolder:
     def replace(self, name: str, data: bytes) -> None:
         """One rename(2) of what is durable already."""
         target = self.path / checked(name)
-        with self._temporary(target, data) as temporary:
-            temporary.rename(target)
+        while True:
+            with self._temporary(target, data) as temporary:
+                if take_name(temporary, target):
+                    break
         sync_folder(target.parent)
 
     def delete(self, name: str) -> None:

@@ -262,4 +262,5 @@ def thread_pool(threads: int) -> ThreadPoolExecutor:
 
 def processes_here() -> int:
     """How many processes torchrun starts on this machine; 1 without it."""
-    return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(int(text), 1) if text.isdecimal() else 1

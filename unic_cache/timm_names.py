@@ -4,6 +4,7 @@ A name that stands nowhere in timm's files is none of its models. One that does 
 """
 
 import difflib
+import functools
 import importlib.util
 import re
 from pathlib import Path
@@ -16,12 +17,17 @@ def close_names(name: str) -> list[str] | None:
     architecture = name.partition(".")[0]
     if name.startswith(ELSEWHERE) or not re.fullmatch(r"\w+", architecture):
         return None
-    found = importlib.util.find_spec("timm")
-    folders = list(found.submodule_search_locations or ()) if found else []
-    files = [file for folder in folders for file in sorted(Path(folder, "models").glob("*.py"))]
-    word = re.compile(rf"\b{architecture}\b")
-    texts = [file.read_text(encoding="utf-8") for file in files]
-    if not texts or any(word.search(text) for text in texts):
+    texts = _texts()
+    if not texts or any(re.search(rf"\b{architecture}\b", text) for text in texts):
         return None
     models = {model for text in texts for model in re.findall(r"^def (\w+)\(pretrained", text, re.MULTILINE)}
     return difflib.get_close_matches(architecture, sorted(models), n=3)
+
+
+@functools.cache
+def _texts() -> tuple[str, ...]:
+    """The files of timm's models; none where timm is not installed."""
+    found = importlib.util.find_spec("timm")
+    folders = list(found.submodule_search_locations or ()) if found else []
+    files = [file for folder in folders for file in sorted(Path(folder, "models").glob("*.py"))]
+    return tuple(file.read_text(encoding="utf-8") for file in files)

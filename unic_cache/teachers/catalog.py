@@ -13,6 +13,7 @@
 
 import difflib
 
+from unic_cache.bounds import LARGEST_IMAGE
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.spec import TeacherSpec
 
@@ -138,6 +139,8 @@ def resolve(name: str) -> TeacherSpec:
     base, at, size = name.partition("@")
     if at and not size.isdecimal():
         raise TeacherError(f"teacher {name!r}: after '@' comes the input size in px, as in {base}@224")
+    if at and not 1 <= int(size) <= LARGEST_IMAGE:
+        raise TeacherError(f"teacher {name!r}: an input of {size} px is out of bounds; choose 1 to {LARGEST_IMAGE}")
     if base.startswith("timm:"):
         from unic_cache.teachers.derive import derive
 

@@ -160,6 +160,14 @@ def no_cache(path: str | Path) -> CacheError:
     return CacheError(f"{path}: no cache is here (index/000000.json is missing); make one with `unic-cache extract`")
 
 
+def no_teacher(path: str, name: str, others: Iterable[str]) -> CacheError:
+    """The error of a cache without a teacher of that name."""
+    return CacheError(
+        f"{path} has no teacher {name!r}; it has {', '.join(others) or 'no teacher at all'}. "
+        f"Make it with `unic-cache extract --teacher {name} --cache {path}`"
+    )
+
+
 def segment_names(cache: Location) -> list[str]:
     """The segments' files, in order."""
     return [name for name in cache.names("index") if re.fullmatch(r"index/\d{6}\.json", name)]
