@@ -23,6 +23,7 @@ from pipelines.checkpoint import FILE as CHECKPOINT
 from pipelines.checkpoint import load_checkpoint, save_checkpoint
 from pipelines.learner import Learner, finite, target_spec
 from pipelines.online import open_live_set
+from pipelines.opening import opened
 from pipelines.progress import Progress
 from pipelines.recorder import versions
 from pipelines.runlog import FILE as LOG
@@ -30,7 +31,7 @@ from pipelines.runlog import Clock, RunLog
 from pipelines.signals import stop_on_signal
 from pipelines.targets import Cached, Source, Targets
 from pipelines.training_set import Snapshot, TrainingSet, open_training_set
-from unic_cache.cache import Cache, open_cache
+from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.report import plot_losses
@@ -144,7 +145,7 @@ def open_source(
     """Where tokens come from, the cache or the teachers themselves, and what there is to train on."""
     if config.online:
         return open_live_set(config, pool, accelerator.device, (accelerator.process_index, accelerator.num_processes))
-    cache = open_cache(config.cache)
+    cache = opened(config.cache)
     data = open_training_set(config, cache, pool, snapshot)
     return cache, data, Cached(data.teachers)
 
@@ -198,11 +199,14 @@ def begin(config: DistillConfig, out: Path) -> Snapshot | None:
         raise ConfigError(f"{out} holds a run already; go on with --resume, or choose another --out")
     before = json.loads((out / CONFIG).read_text())
     now = json.loads(json.dumps(config.to_json()))
-    different = [key for key in now if key not in FREE_ON_RESUME and now[key] != before.get(key)]
+    known = {**json.loads(json.dumps(DistillConfig().to_json())), **before}  # an older run lacks newer settings
+    snapshot = Snapshot.load(out)
+    now["recipe"], known["recipe"] = now["recipe"] or snapshot.recipe, snapshot.recipe
+    different = [key for key in now if key not in FREE_ON_RESUME and now[key] != known.get(key)]
     if different:
         key = different[0]
         raise ConfigError(f"{out}: began with {key} {before.get(key)!r}, not {now[key]!r}; keep it to resume")
-    return Snapshot.load(out)
+    return snapshot
 
 
 def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:

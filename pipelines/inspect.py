@@ -7,14 +7,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unic_cache.cache import Cache, open_cache
+from pipelines.opening import opened
+from unic_cache.cache import Cache
+from unic_cache.held_out import held_out
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
 
 
 def run(path: str) -> dict[str, Any]:
     """The report as JSON-ready data: segments, and for each teacher and the kept pixels their views."""
-    cache = open_cache(path)
+    cache = opened(path)
     teachers = {
         name: {
             **{key: teacher.spec[key] for key in ("codec", "dtype", "features", "provenance", "versions")},
@@ -38,6 +40,10 @@ def run(path: str) -> dict[str, Any]:
         "teachers": teachers,
         "uncalibrated": {name: views_of(cache, member) for name, member in cache.uncalibrated.items()},
     }
+    if held := held_out(cache):
+        report["held_out"] = list(held)
+    if cache.guests:
+        report["left_alone"] = cache.guests
     if cache.pixels is not None:
         report["kept_views"] = {
             **sizes_of(cache.pixels, views := views_of(cache, cache.pixels)),
@@ -98,6 +104,8 @@ def show(report: Mapping[str, Any]) -> None:
     console.print(
         f"{escape(report['cache'])}: {images:,} images in {shards} shards, {len(report['segments'])} segment(s)"
     )
+    if "held_out" in report:
+        console.print(f"held out of training: {escape(', '.join(report['held_out']))}", soft_wrap=True)
     for name, teacher in report["teachers"].items():
         each = ", ".join(f"{array} {size:,.0f}" for array, size in teacher["bytes_per_token"].items())
         fidelity = ", ".join(f"{kind} {value:.5f}" for kind, value in teacher["calibration"]["fidelity"].items())

@@ -21,11 +21,14 @@ from pipelines.device import pick_device
 from pipelines.extract import load_teachers
 from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, forecast
 from pipelines.held import Held
+from pipelines.kinds import settled
+from pipelines.opening import tell_guests
 from pipelines.probe_costs import Answers, ask, kept_features, measure_codec
 from pipelines.probe_views import Probe, make_probe, pixel_bytes
 from pipelines.progress import Progress
 from pipelines.recorder import pixel_codec
 from pipelines.step_costs import disk, student_cost
+from unic_cache.cache import Cache
 from unic_cache.config import CODECS
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.location import LocalFolder, open_location
@@ -45,6 +48,9 @@ def run(config: PlanConfig) -> Forecast:
     if not config.teachers:
         raise ConfigError("no teacher: name at least one with --teacher")
     encoder_spec(config.student, config.img_size, config.patch_size)
+    cache = Cache(open_location(config.cache))
+    tell_guests(config.cache, cache.guests)
+    config = settled(config, cache)
     free, rate = disk(open_location(config.cache))
     with thread_pool(config.threads) as pool:
         teachers = load_teachers(config, device)
@@ -124,7 +130,7 @@ def codec_costs(
         for codec in codecs:
             features = kept_features(answers.teacher, codec, config.quality, tokens)
             with tempfile.TemporaryDirectory(prefix="unic-cache-plan-") as folder:
-                cost = measure_codec(answers, features, probe, config.seed, LocalFolder(folder), pool)
+                cost = measure_codec(answers, features, probe, config.kind.seed, LocalFolder(folder), pool)
             yield dataclasses.replace(cost, held=held.of_teacher(cost.teacher, features))
 
 
