@@ -105,7 +105,7 @@ def shard(**flags: Any) -> None:
 @WEIGHTS
 @SHARDS
 @CACHE
-@click.option("--views", default=4, show_default=True, help="Views of each image.")
+@click.option("--views", type=int, help="Views of each image. [default: 4, or as many as the cache has]")
 @RECIPE
 @SIZE
 @VIEW_SEED
@@ -164,7 +164,7 @@ def plan(weights: tuple[str, ...], as_json: bool, yes: bool, **flags: Any) -> No
 @WEIGHTS
 @SHARDS
 @CACHE
-@click.option("--views", default=4, show_default=True, help="Views of each image; 1 is enough for center.")
+@click.option("--views", type=int, help="Views of each image. [default: 4, or as many as the cache has; 1 of center]")
 @RECIPE
 @SIZE
 @VIEW_SEED
@@ -220,7 +220,9 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
 @IMG_SIZE
 @PATCH_SIZE
 @click.option("--init", metavar="FILE_OR_TIMM", help="Weights to begin with. [default: random]")
-@click.option("--recipe", default="unic", show_default=True, type=click.Choice([r for r in RECIPES if r != "center"]))
+@click.option(
+    "--recipe", type=click.Choice([r for r in RECIPES if r != "center"]), help="Of the views. [default: the cache's]"
+)
 @click.option("--size", type=int, help="Pixels of the views. [default: the cache's]")
 @click.option("--view-seed", type=int, help="Seed of the views. [default: the cache's]")
 @click.option("--views", type=int, help="Views to cycle through. [default: all]")
@@ -253,7 +255,8 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
 @click.option("--precision", default="no", show_default=True, type=click.Choice(PRECISIONS), help="Mixed precision.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on where OUT's checkpoint stands.")
-@click.option("--val-shards", metavar="PATTERN", help="Held out of training; their loss is logged.")
+@click.option("--val-shards", metavar="PATTERN", help="Tars (or cache:NAMES) held out of training, now and later.")
+@click.option("--use-held-out", is_flag=True, help="Train on tars that earlier runs held out, too.")
 @click.option("--eval-every", default=1000, show_default=True, help="Steps.")
 @click.option("--log-every", default=10, show_default=True, help="Steps.")
 @click.option("--save-every", default=1000, show_default=True, help="Steps.")
@@ -363,7 +366,7 @@ def inspect(cache: str, provenance: bool, as_json: bool) -> None:
         from pipelines import inspect as contents
         from pipelines import provenance as origins
 
-        pipeline = origins if provenance else contents
+        pipeline = origins if provenance or origins.is_student(config.cache) else contents
         report = pipeline.run(config.cache)
         if as_json:
             click.echo(json.dumps(report, indent=1))

@@ -38,7 +38,7 @@ from webdataset import TarWriter
 
 from pipelines import extract
 from pipelines.device import pick_device
-from unic_cache.config import CODECS, DTYPES, ExtractConfig, Views
+from unic_cache.config import CODECS, DTYPES, ExtractConfig
 from unic_cache.sources import Address, ShardPixels, thread_pool
 from unic_cache.student.backbone import EncoderSpec, prepare
 from unic_cache.teachers.catalog import resolve
@@ -192,7 +192,7 @@ def views_of(config: ExtractConfig, number: int, device: torch.device) -> Tensor
     tars = {(0, shard): pair for shard, pair in enumerate(zip(paths, entries, strict=True))}
     wanted = [Address(0, shard, row, number) for shard, entry in enumerate(entries) for row in range(entry.rows)]
     with thread_pool(0) as pool:
-        source = ShardPixels(Views(config.recipe, config.size, config.seed), tars, pool)
+        source = ShardPixels(config.kind, tars, pool)
         return torch.from_numpy(source.start(wanted, len(wanted))().views_BHWC).to(device)
 
 

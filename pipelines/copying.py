@@ -5,16 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from pipelines.progress import Progress
-from pipelines.survey import PROBE_FILE
+from pipelines.survey import is_probe
 from pipelines.transcode import committed_units
 from unic_cache.cache import Cache
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError
+from unic_cache.held_out import FILE as HELD_OUT_FILE
 from unic_cache.location import Location
 from unic_cache.sources import ahead
 from unic_cache.store.calibrate import load_npz
 from unic_cache.store.commit import CommitRecord, Unit
-from unic_cache.store.layout import VIEWS_MEMBER, check_metadata, metadata_objects
+from unic_cache.store.layout import HELD_OUT, VIEWS_MEMBER, check_metadata, metadata_objects
 from unic_cache.store.member import Member
 from unic_cache.store.verify import data_names
 from unic_cache.store.writer import chunk_crcs, decode_objects, row_crcs
@@ -26,11 +27,12 @@ UNITS_AHEAD = 2  # in memory
 def copy_foundations(source: Cache, target: Location) -> None:
     """The index's segments and the probes. CacheError where the target was made with other tars."""
     names = [segment_file(segment.number) for segment in source.segments]
-    names += [name for name in source.location.names("probe") if PROBE_FILE.fullmatch(name)]
+    names += [name for name in source.location.names("probe") if is_probe(name)]
+    names += [name for name in source.location.names(HELD_OUT) if HELD_OUT_FILE.fullmatch(name)]
     for name in names:
         data = source.location.read(name)
         if data is not None:
-            if PROBE_FILE.fullmatch(name):
+            if is_probe(name):
                 load_npz(data, f"{source.location.url}/{name}")
             target.create(name, data)
     for ours, theirs in zip(source.segments, read_segments(target), strict=False):

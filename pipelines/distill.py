@@ -25,6 +25,7 @@ from pipelines.device import device_words
 from pipelines.failures import reason
 from pipelines.learner import Learner, finite, target_spec
 from pipelines.online import open_live_set
+from pipelines.opening import opened
 from pipelines.preflight import CONFIG, FREE_ON_RESUME, check_run
 from pipelines.processes import begin_tracking, make_accelerator, run_claimed
 from pipelines.progress import Progress, begins, console
@@ -36,7 +37,7 @@ from pipelines.signals import stop_on_signal
 from pipelines.surroundings import say_surroundings
 from pipelines.targets import Cached, Source, Targets
 from pipelines.training_set import Snapshot, TrainingSet, open_training_set
-from unic_cache.cache import Cache, open_cache
+from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.report import plot_losses
@@ -162,7 +163,7 @@ def open_source(
     """Where tokens come from, the cache or the teachers themselves, and what there is to train on."""
     if config.online:
         return open_live_set(config, pool, accelerator.device, (accelerator.process_index, accelerator.num_processes))
-    cache = open_cache(config.cache)
+    cache = opened(config.cache)
     data = open_training_set(config, cache, pool, snapshot)
     return cache, data, Cached(data.teachers)
 

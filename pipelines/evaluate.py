@@ -10,16 +10,22 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.device import device_words, pick_device
+from pipelines.labelled import LabelledShards, Usable, check_apart, labelled, twins
+from pipelines.opening import opened
 from pipelines.printing import print_table, results
 from pipelines.progress import Progress, begins, console, say
 from pipelines.surroundings import say_surroundings
-from unic_cache.cache import Cache, CachedTeacher, open_cache
+from pipelines.training_set import FILE as SNAPSHOT
+from pipelines.training_set import Snapshot
+from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.evaluate.knn import Correct, Interval, bootstrap, knn, knn_leave_one_out, paired_difference
@@ -27,23 +33,13 @@ from unic_cache.evaluate.report import Row, result_table
 from unic_cache.location import open_location
 from unic_cache.probe import check_pixels
 from unic_cache.sources import Address, ShardPixels, ahead, thread_pool
+from unic_cache.store.commit import CommitRecord
 from unic_cache.student.backbone import EncoderSpec, build_encoder, embed, prepare
 from unic_cache.student.export import load_encoder
 from unic_cache.usable import committed_record
-from unic_cache.views.index import NO_LABEL, ShardEntry
-from unic_cache.views.shards import describe, expand
 
 BATCHES_AHEAD = 3
 ROWS_AT_ONCE = 64  # whose patch tokens are in memory together
-
-
-@dataclass(frozen=True)
-class LabelledShards:
-    """The tars of one set, the images that count, and their labels."""
-
-    tars: Mapping[tuple[int, int], tuple[str, ShardEntry]]
-    wanted: Sequence[Address]
-    labels_N: Tensor
 
 
 @dataclass(frozen=True)
@@ -82,13 +78,14 @@ def run(config: EvaluateConfig) -> Result:
     """Features of all encoders for the labelled shards, then k-NN: test against train, or leave-one-out."""
     device = pick_device(config.device)
     encoder, spec, _ = load_encoder(config.encoder)
-    cache = None if config.cache is None else open_cache(config.cache)
+    cache = None if config.cache is None else opened(config.cache)
     teachers = [] if cache is None else centered(cache, config.teachers)
     views = Views("center", config.size or cached_size(cache, teachers) or spec.img_size, 0)
     patterns = [config.shards] if config.shards is not None else [config.train, config.test]
     untrained = build_encoder(dataclasses.replace(spec, drop_path=0.0), config.seed).eval()
 
     features: dict[str, list[Tensor]] = {"random student": [], "student": [], **{t.name: [] for t in teachers}}
+    found: list[Usable] = []
     with thread_pool(config.threads) as pool:
         sets = [labelled(str(pattern), cache) for pattern in patterns]
         check_sets(sets)
@@ -102,53 +99,34 @@ def run(config: EvaluateConfig) -> Result:
         bank = len(sets[0].wanted) - (len(sets) == 1)
         if config.k > bank:
             say(f"k is {config.k}, but there are {bank} neighbours to ask: all of them vote")
+        tell_training(config.encoder, cache, sets[-1])
         for images in sets:
-            source = ShardPixels(views, images.tars, pool)
+            source, records = ShardPixels(views, images.tars, pool), records_of(cache, teachers, views, images)
             if cache is not None:
                 check_pixels(cache.location, views, source, 0, lambda a, tars=images.tars: (a.segment, a.shard) in tars)  # type: ignore[misc]
             models = {"random student": untrained.to(device), "student": encoder.to(device)}
-            for name, values in embeddings(models, spec, source, images.wanted, config.batch_size).items():
+            found.append(Usable(images, records, source))
+            for name, values in embeddings(models, spec, found[-1], config.batch_size).items():
                 features[name].append(values)
+            found[-1].finish()
             for teacher in teachers:
                 assert cache is not None
-                features[teacher.name].append(cached_features(cache, teacher, views, images))
+                features[teacher.name].append(cached_features(cache, teacher, views, found[-1].wanted))
+        pairs_P2 = twins(found)
     neighbours = tuple(sorted({*config.neighbours, config.k}))
     features = {name: [part.to(device) for part in values] for name, values in features.items()}
-    correct = {name: classify(values, sets, neighbours, config.temperature) for name, values in features.items()}
-    return report(config, features, correct, sets)
-
-
-def labelled(pattern: str, cache: Cache | None) -> LabelledShards:
-    """The labelled images of the tars; places are the cache's where there is one. ShardError where none has a label."""
-    paths = expand(pattern)
-    entries = describe(paths)
-    places = [(0, n) if cache is None else cache.place(entry.name, entry.keys) for n, entry in enumerate(entries)]
-    wanted = [
-        Address(*place, row, 0)
-        for place, entry in zip(places, entries, strict=True)
-        for row, label in enumerate(entry.labels)
-        if label != NO_LABEL
-    ]
-    labels = [label for entry in entries for label in entry.labels if label != NO_LABEL]
-    if len(set(labels)) < 2:
-        raise ShardError(
-            f"{pattern}: {len(labels)} images have a label, of {len(set(labels))} classes; k-NN needs `.cls` "
-            "members of two classes at least. Make labelled shards with `unic-cache shard`"
-        )
-    tars = {place: (path, entry) for place, path, entry in zip(places, paths, entries, strict=True)}
-    return LabelledShards(tars, wanted, torch.tensor(labels))
+    labels = [usable.labels for usable in found]
+    correct = {
+        name: classify(values, labels, neighbours, config.temperature, pairs_P2) for name, values in features.items()
+    }
+    return report(config, features, correct, labels[-1])
 
 
 def check_sets(sets: Sequence[LabelledShards]) -> None:
-    """ShardError where an image is both asked and an answer, or where two folders number their classes differently."""
-    train, test = sets[0].tars.values(), sets[-1].tars.values()
+    """ShardError where a tar is in both sets, or where two folders number their classes differently."""
     if len(sets) == 2:
-        keys = {key for _, entry in train for key in entry.keys}
-        both = next((path for path, entry in test if entry.keys and keys.issuperset(entry.keys)), None)
-        if both is not None:
-            raise ShardError(
-                f"{both}: its images are in --train too and would find themselves; use --shards, leave-one-out"
-            )
+        check_apart(*sets)
+    train, test = sets[0].tars.values(), sets[-1].tars.values()
     numbered = {path.rpartition("/")[0]: read_classes(path) for path, _ in (*train, *test)}
     known = {folder: classes for folder, classes in numbered.items() if classes is not None}
     if len({json.dumps(classes, sort_keys=True) for classes in known.values()}) > 1:
@@ -162,6 +140,41 @@ def read_classes(path: str) -> Any:
     """What classes.json beside a tar says, or None where there is none."""
     data = open_location(path.rpartition("/")[0] or ".").read("classes.json")
     return None if data is None else json.loads(data)
+
+
+def records_of(
+    cache: Cache | None, teachers: Sequence[CachedTeacher], views: Views, images: LabelledShards
+) -> dict[tuple[int, int], list[CommitRecord]]:
+    """Of each tar, what the teachers committed under the center view."""
+    if cache is None:
+        return {}
+    return {
+        place: [committed_record(cache, teacher, views.name(0), *place) for teacher in teachers]
+        for place in images.tars
+    }
+
+
+def tell_training(encoder: str, cache: Cache | None, test: LabelledShards) -> None:
+    """Say how many test images the student was trained on, as far as its run's snapshot and the cache tell."""
+    run = Path(encoder) if Path(encoder).is_dir() else Path(encoder).parent
+    if cache is None or not (run / SNAPSHOT).is_file():
+        return
+    snapshot = Snapshot.load(run)
+    names = {entry.name for _, entry in test.tars.values()} & set(snapshot.train)
+    records = [
+        teacher.record(cache.unit(*cache.shards()[name], snapshot.views.name(snapshot.numbers[0])))
+        for name in names
+        for teacher in cache.teachers.values()
+    ]
+    if names and any(record and snapshot.records.get(record.name) == record.checksum for record in records):
+        count = sum(test.tars[item.segment, item.shard][1].name in names for item in test.wanted)
+        console.print(
+            f"the student was trained on views of {count} of the {len(test.wanted)} test images, without labels; what "
+            "was held out (--val-shards) tells more of other images",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def centered(cache: Cache, names: Sequence[str]) -> list[CachedTeacher]:
@@ -200,35 +213,31 @@ def cached_size(cache: Cache | None, teachers: Sequence[CachedTeacher]) -> int |
 
 @torch.inference_mode()
 def embeddings(
-    models: Mapping[str, torch.nn.Module], spec: EncoderSpec, source: ShardPixels, wanted: Sequence[Address], size: int
+    models: Mapping[str, torch.nn.Module], spec: EncoderSpec, usable: Usable, size: int
 ) -> dict[str, Tensor]:
-    """Each model's feature (N, D) of every image; ShardError on a bad one."""
-    batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    """Each model's feature (N, D) of every image that can be used; CacheError on pixels that the cache has not seen."""
+    wanted, source = usable.images.wanted, usable.source
+    starts = range(0, len(wanted), size)
+    batches = [wanted[start : start + size] for start in starts]
     found: dict[str, list[Tensor]] = {name: [] for name in models}
     with Progress("evaluate", total=len(wanted), unit="images") as progress:
-        for group, batch in zip(batches, ahead(batches, lambda g: source.start(g, len(g)), BATCHES_AHEAD), strict=True):
-            if batch.bad:
-                place, reason = next(iter(batch.bad.items()))
-                path = source.tars[group[place].segment, group[place].shard][0]
-                raise ShardError(f"{path}, row {group[place].row}: {reason}; evaluation needs every labelled image")
-            for name, model in models.items():
+        made = ahead(batches, lambda group: source.start(group, len(group)), BATCHES_AHEAD)
+        for start, group, batch in zip(starts, batches, made, strict=True):
+            good = usable.add(start, group, batch)
+            for name, model in models.items() if len(good) else ():
                 device = next(model.parameters()).device
-                images_BCHW = prepare(torch.from_numpy(batch.views_BHWC).to(device), spec)
+                images_BCHW = prepare(torch.from_numpy(batch.views_BHWC[good]).to(device), spec)
                 found[name].append(embed(model, images_BCHW).cpu())
             progress.advance(len(group))
-    return {name: torch.cat(values) for name, values in found.items()}
+    return {name: torch.cat(values) if values else torch.zeros(0, 1) for name, values in found.items()}
 
 
-def cached_features(cache: Cache, teacher: CachedTeacher, views: Views, images: LabelledShards) -> Tensor:
+def cached_features(cache: Cache, teacher: CachedTeacher, views: Views, wanted: Sequence[Address]) -> Tensor:
     """A teacher's own (de-standardized) CLS tokens (N, D); the mean of its patch tokens where it has no CLS."""
     found = []
-    for segment, shard in images.tars:
+    for (segment, shard), items in groupby(wanted, lambda item: (item.segment, item.shard)):
         record = committed_record(cache, teacher, views.name(0), segment, shard)
-        rows = [item.row for item in images.wanted if (item.segment, item.shard) == (segment, shard)]
-        if set(rows) & set(record.bad):
-            raise CacheError(
-                f"{cache.location.url}: {record.unit} has bad rows, and evaluation needs every labelled image"
-            )
+        rows = [item.row for item in items]
         if teacher.codec.cls_dim is not None:
             found.append(teacher.calibration.destandardize({"cls": teacher.cls(record, rows)})["cls"])
             continue
@@ -239,19 +248,23 @@ def cached_features(cache: Cache, teacher: CachedTeacher, views: Views, images: 
 
 
 def classify(
-    features: Sequence[Tensor], sets: Sequence[LabelledShards], neighbours: Sequence[int], temperature: float
+    features: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    neighbours: Sequence[int],
+    temperature: float,
+    twins_P2: Tensor,
 ) -> dict[int, Correct]:
     """For each k, which test images are classified correctly."""
-    if len(sets) == 1:
-        return knn_leave_one_out(features[0], sets[0].labels_N, neighbours, temperature)
-    return knn(features[0], sets[0].labels_N, features[1], sets[1].labels_N, neighbours, temperature)
+    if len(labels) == 1:
+        return knn_leave_one_out(features[0], labels[0], neighbours, temperature, twins_P2)
+    return knn(features[0], labels[0], features[1], labels[1], neighbours, temperature, twins_P2)
 
 
 def report(
     config: EvaluateConfig,
     features: Mapping[str, Sequence[Tensor]],
     correct: Mapping[str, Mapping[int, Correct]],
-    sets: Sequence[LabelledShards],
+    labels_N: Tensor,
 ) -> Result:
     """Accuracies with bootstrap intervals over the test images, teachers first, the student last."""
     kinds = {"random student": "random student", "student": "student"}
@@ -265,5 +278,4 @@ def report(
                 correct[name][config.k], correct["random student"][config.k], config.seed, config.bootstrap
             )
         encoders.append(Encoder(name, kinds.get(name, "teacher"), features[name][0].shape[1], accuracy, over))
-    labels_N = sets[-1].labels_N
     return Result(config.k, len(labels_N), len(set(labels_N.tolist())), encoders)

@@ -15,6 +15,8 @@ from functools import partial
 import torch
 
 from pipelines.device import device_words, pick_device
+from pipelines.kinds import kept_alike, settled
+from pipelines.opening import tell_guests
 from pipelines.preflight import DEFAULT_SHARDS
 from pipelines.progress import Progress, begins, say
 from pipelines.recorder import BATCHES_AHEAD, Recorder, calibrate, pixel_spec, recorder, teacher_spec
@@ -24,8 +26,10 @@ from pipelines.unit_rows import UnitRows, Work
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import ConfigError, ShardError
+from unic_cache.guests import sort_folders
 from unic_cache.location import LocalFolder, open_location
-from unic_cache.probe import settle_probe
+from unic_cache.probe import check_known_pixels, settle_probe
+from unic_cache.seen import Seen
 from unic_cache.sources import Address, KeptPixels, Pixels, ShardPixels, ViewBatch, ahead, thread_pool
 from unic_cache.store.commit import Crcs, Unit
 from unic_cache.store.layout import VIEWS_MEMBER
@@ -36,6 +40,7 @@ from unic_cache.views.index import ShardEntry, extend_index, segment_names
 from unic_cache.views.shards import describe, expand
 
 UNITS_BEING_WRITTEN = 2
+ROWS_OF_IDLE = 8  # that are made of a tar that needs no work
 
 
 @dataclass
@@ -64,10 +69,10 @@ def open_teachers(
     config: ExtractConfig, pool: ThreadPoolExecutor, device: torch.device, command: str = "extract"
 ) -> Opened:
     """Make or extend the cache's index, and make the spec and the calibration of every teacher that has none."""
-    views = Views(config.recipe, config.size, config.seed)
+    views = config.kind
     location = open_location(config.cache, config.worker_index)
     if isinstance(location, LocalFolder):
-        location.remove_leftovers()
+        location.remove_leftovers(without=sort_folders(location)[1].keys() - set(map(folder, config.teachers)))
     paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
     begins(command, *facts(config, entries, device))
     say_surroundings()
@@ -83,18 +88,23 @@ def open_teachers(
         for name, teacher in teachers.items()
     }
     cache = Cache(location)
+    tell_guests(location.url, cache.guests)
     tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
     pin = device.type == "cuda"
-    pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin))
-    settle_probe(cache, views, pixels.decoded, lambda item: (item.segment, item.shard) in tars)
+    seen = Seen(cache)
+    for kind in seen.kinds(tars) - {views}:
+        check_known_pixels(cache, kind, ShardPixels(kind, tars, pool), lambda item: (item.segment, item.shard) in tars)
+    settle_probe(cache, views, ShardPixels(views, tars, pool), lambda item: (item.segment, item.shard) in tars)
+    pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin, seen))
     calibrate(config, cache, pixels, teachers, members, device)
     return Opened(cache, teachers, members, tars, pixels)
 
 
 def run(config: ExtractConfig) -> Summary:
     """Extend the cache to all that the config asks for. After an error all that was committed stands, and counts."""
-    views = Views(config.recipe, config.size, config.seed)
-    device = pick_device(config.device)
+    device, before = pick_device(config.device), Cache(open_location(config.cache))
+    config = kept_alike(settled(config, before), before)
+    views = config.kind
     with thread_pool(config.threads) as pool, ThreadPoolExecutor(1, "writer") as writing, dropped(pool, writing):
         opened = open_teachers(config, pool, device)
         cache, location = opened.cache, opened.cache.location
@@ -105,17 +115,24 @@ def run(config: ExtractConfig) -> Summary:
             spec = pixel_spec(config, Member.open(location, VIEWS_MEMBER))
             recorders[VIEWS_MEMBER] = recorder(Member.ensure(location, VIEWS_MEMBER, spec), None)
         tars = sorted(opened.tars) or sorted(cache.shards().values())
-        units = len(tars) * config.views
         work, skipped = plan(config, cache, views, tars, recorders)
-        for line in share_lines(config.worker_index, config.num_workers, len(work) + skipped, units):
+        for line in share_lines(config.worker_index, config.num_workers, len(work) + skipped, len(tars) * config.count):
             say(line)
+        check_idle(opened, work)
         batches = ahead(batches_of(work, config.batch_size), partial(start_batch, opened.pixels, config), BATCHES_AHEAD)
         summary = Summary(skipped=skipped)
         written: deque[Future[int]] = deque()
         with Progress("extract", total=sum(item.unit.rows for item in work), unit="images") as progress:
             for item in work:
                 keys = cache.entry(item.unit.segment, item.unit.shard).keys
-                rows = UnitRows(item, keys, recorders, seen_before(cache, item.unit), config.strict)
+                rows = UnitRows(
+                    item,
+                    keys,
+                    recorders,
+                    seen_before(cache, item.unit),
+                    config.strict,
+                    partial(name_of, opened, item.unit),
+                )
                 for first in range(0, item.unit.rows, config.batch_size):
                     rows.add(first, next(batches), device)
                     progress.advance(min(config.batch_size, item.unit.rows - first))
@@ -124,7 +141,9 @@ def run(config: ExtractConfig) -> Summary:
                 written.append(writing.submit(rows.commit))
                 summary.units += 1
                 summary.images += item.unit.rows
-                summary.bad |= {f"{item.unit.name} row {row}": reason for row, reason in rows.bad.items()}
+                summary.bad |= {
+                    f"{item.unit.name} row {row}": f"{rows.called(row)}: {reason}" for row, reason in rows.bad.items()
+                }
                 progress.note(f"{summary.bytes / 1e6:,.0f} MB kept")
             summary.bytes += sum(future.result() for future in written)
     return summary
@@ -135,7 +154,7 @@ def facts(config: ExtractConfig, entries: Sequence[ShardEntry], device: torch.de
     images = f"{sum(entry.rows for entry in entries):,} images" if entries else "the kept views"
     return [
         f"{', '.join(config.teachers) or 'no teacher'} on {device_words(device)}, {config.dtype}",
-        f"{images} x {config.views} views of {config.size} px ({config.recipe})",
+        f"{images} x {config.count} views of {config.kind.size} px ({config.kind.recipe})",
         f"batch {config.batch_size}",
         f"into {config.cache}",
     ]
@@ -150,6 +169,30 @@ def dropped(*executors: Executor) -> Iterator[None]:
         for executor in executors:
             executor.shutdown(wait=False, cancel_futures=True)
         raise
+
+
+def check_idle(opened: Opened, work: Sequence[Work]) -> None:
+    """CacheError where a tar that needs no work is laid out otherwise than the cache's and holds other pictures.
+
+    Of such a tar a few rows are made: two sets that number their files alike are two sets.
+    """
+    busy = {(item.unit.segment, item.unit.shard) for item in work}
+    for place, (_, entry) in opened.tars.items():
+        if place not in busy and not same_layout(entry, opened.cache.entry(*place)):
+            rows = sorted({entry.rows * part // ROWS_OF_IDLE for part in range(ROWS_OF_IDLE)})
+            opened.pixels.decoded.start([Address(*place, row, 0) for row in rows], len(rows))()
+
+
+def same_layout(one: ShardEntry, other: ShardEntry) -> bool:
+    """Whether all images of two tars lie at the same places."""
+    return one.offsets == other.offsets and one.sizes == other.sizes
+
+
+def name_of(opened: Opened, unit: Unit, row: int) -> str:
+    """What the tar calls the image of a row; its key's checksum where no tar was given."""
+    if (unit.segment, unit.shard) not in opened.tars:
+        return f"key {opened.cache.entry(unit.segment, unit.shard).keys[row]:08x}"
+    return opened.pixels.decoded.name(Address(unit.segment, unit.shard, row, 0))
 
 
 def seen_before(cache: Cache, unit: Unit) -> dict[str, Crcs]:
@@ -194,13 +237,13 @@ def plan(
     recorders: Mapping[str, Recorder],
 ) -> tuple[list[Work], int]:
     """This worker's units that a member lacks, tar by tar, and how many of its units lack nothing."""
-    mine = [(place, number) for place in tars for number in range(config.views)]
+    mine = [(place, number) for place in tars for number in range(config.count)]
     mine = mine[config.worker_index :: config.num_workers]
     there = {
         (name, segment, number): found.member.committed(segment, views.name(number))
         for name, found in recorders.items()
         for segment in {place[0] for place in tars}
-        for number in range(config.views)
+        for number in range(config.count)
     }
     work = []
     for (segment, shard), number in mine:

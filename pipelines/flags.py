@@ -93,10 +93,10 @@ def ready(config: T) -> Iterator[T]:
 
 WEIGHTS = click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights; repeatable.")
 RECIPE = click.option(
-    "--recipe", default="unic", show_default=True, type=click.Choice(RECIPES), help="How views are made."
+    "--recipe", type=click.Choice(RECIPES), help="How views are made. [default: the cache's, or unic]"
 )
-SIZE = click.option("--size", default=224, show_default=True, help="Pixels of a view.")
-VIEW_SEED = click.option("--seed", default=0, show_default=True, help="Of the views.")
+SIZE = click.option("--size", type=int, help="Pixels of a view. [default: the cache's, or 224]")
+VIEW_SEED = click.option("--seed", type=int, help="Random seed for the views. [default: the cache's, or 0]")
 TEACHER_BATCH = click.option("--batch-size", default=64, show_default=True, help="Images a teacher sees at once.")
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
 TEACHER_DTYPE = click.option(

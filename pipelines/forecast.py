@@ -129,7 +129,7 @@ def forecast(config: PlanConfig, costs: Costs) -> Forecast:
     sets = dict.fromkeys((found.codec, found.tokens) for found in costs.kept)
     ways = tuple(way(config, costs, codec, tokens) for codec, tokens in sets)
     chosen, reason = choice(config, ways)
-    return Forecast(costs, config.views, config.epochs, ways, chosen, reason, command(config, chosen))
+    return Forecast(costs, config.count, config.epochs, ways, chosen, reason, command(config, chosen))
 
 
 def way(config: PlanConfig, costs: Costs, codec: str, tokens: int | None) -> Way:
@@ -141,8 +141,8 @@ def way(config: PlanConfig, costs: Costs, codec: str, tokens: int | None) -> Way
     read = sum(found.read_seconds for found in kept)
     feeds = 1 / max(read, 0.0 if costs.disk_rate is None else size / costs.disk_rate)
     wait = max(0.0, 1 / feeds - step)
-    once = config.views * sum((1 - k.held) * (costs.forward_seconds[k.teacher] + k.encode_seconds) for k in kept)
-    views = costs.images * config.views
+    once = config.count * sum((1 - k.held) * (costs.forward_seconds[k.teacher] + k.encode_seconds) for k in kept)
+    views = costs.images * config.count
     return Way(
         codec,
         tokens,

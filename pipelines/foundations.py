@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from crc32c import crc32c
 
-from pipelines.survey import PROBE_FILE
+from pipelines.survey import is_probe
 from unic_cache.config import Views
 from unic_cache.errors import CacheError
 from unic_cache.location import NAME, Location
@@ -94,7 +94,7 @@ def check_calibration(member: Member, needed: bool, findings: list[Finding]) -> 
 def check_probes(location: Location, names: Collection[str], segments: Sequence[Segment]) -> list[Finding]:
     """Every probe that stands."""
     findings = []
-    for name in sorted(name for name in names if PROBE_FILE.fullmatch(name)):
+    for name in sorted(name for name in names if is_probe(name)):
         why = _probe_problem(location, name, segments)
         if why:
             findings.append(Finding(name, f"{why}; `unic-cache extract` with the same tars makes it again", REMOVE))

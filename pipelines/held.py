@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from pipelines.forecast import PlanConfig
 from unic_cache.cache import Cache
-from unic_cache.config import Views
 from unic_cache.location import open_location
 from unic_cache.store.codec import Features
 from unic_cache.store.member import Member
@@ -14,7 +13,7 @@ class Held:
     """The cache as it stands; `shards` maps the name of each tar of the plan to its rows."""
 
     def __init__(self, config: PlanConfig, shards: Mapping[str, int]) -> None:
-        self._views = [Views(config.recipe, config.size, config.seed).name(number) for number in range(config.views)]
+        self._views = [config.kind.name(number) for number in range(config.count)]
         self._cache = Cache(open_location(config.cache))
         self._shards = shards
 

@@ -5,15 +5,17 @@ from typing import Any
 
 from rich.table import Table
 
+from pipelines.opening import opened
 from pipelines.printing import print_table, results
-from unic_cache.cache import Cache, open_cache
+from unic_cache.cache import Cache
+from unic_cache.held_out import held_out
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
 
 
 def run(path: str) -> dict[str, Any]:
     """The report as JSON-ready data: segments, and for each teacher and the kept pixels their views."""
-    cache = open_cache(path)
+    cache = opened(path)
     teachers = {
         name: {
             **{key: teacher.spec[key] for key in ("codec", "dtype", "features", "provenance", "versions")},
@@ -37,6 +39,10 @@ def run(path: str) -> dict[str, Any]:
         "teachers": teachers,
         "uncalibrated": {name: views_of(cache, member) for name, member in cache.uncalibrated.items()},
     }
+    if held := held_out(cache):
+        report["held_out"] = list(held)
+    if cache.guests:
+        report["left_alone"] = cache.guests
     if cache.pixels is not None:
         report["kept_views"] = {
             **sizes_of(cache.pixels, views := views_of(cache, cache.pixels)),
@@ -96,6 +102,8 @@ def show(report: Mapping[str, Any]) -> None:
     images = sum(segment["images"] for segment in report["segments"])
     shards = sum(segment["shards"] for segment in report["segments"])
     console.print(f"{report['cache']}: {images:,} images in {shards} shards, {len(report['segments'])} segment(s)")
+    if "held_out" in report:
+        console.print(f"held out of training: {', '.join(report['held_out'])}")
     for name, teacher in report["teachers"].items():
         each = ", ".join(f"{array} {size:,.0f}" for array, size in teacher["bytes_per_token"].items())
         fidelity = ", ".join(f"{kind} {value:.5f}" for kind, value in teacher["calibration"]["fidelity"].items())

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from pipelines.extract import given_shards, open_teachers
+from pipelines.split import train_names
 from pipelines.targets import Live
-from pipelines.training_set import Snapshot, TrainingSet, train_names
+from pipelines.training_set import Snapshot, TrainingSet
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig, ExtractConfig, Views
 from unic_cache.errors import ConfigError
@@ -33,7 +34,7 @@ def open_live_set(
     """
     if not config.teachers:
         raise ConfigError("--online runs the teachers itself: name each with --teacher, and its weights with --weights")
-    views = Views(config.recipe, config.size or DEFAULT_SIZE, config.view_seed or 0)
+    views = Views(config.recipe or Views().recipe, config.size or DEFAULT_SIZE, config.view_seed or 0)
     opened = open_teachers(extract_config(config, views, device, worker), pool, device, "distill --online, first")
     location, tars = opened.cache.location, dict(opened.tars)
     val: tuple[str, ...] = ()
@@ -44,7 +45,7 @@ def open_live_set(
         tars |= {places[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
         val = tuple(entry.name for entry in entries)
     cache = Cache(location)
-    train = train_names(config, cache, [entry for _, entry in opened.tars.values()], val)
+    train = train_names(config, [entry.name for _, entry in opened.tars.values()], val, ())
     rows = all_rows(cache, train)
     snapshot = Snapshot(
         config.teachers, views.recipe, views.size, views.seed, view_numbers(config, len(rows)), train, val, {}

@@ -20,12 +20,15 @@ from pipelines.device import device_words, pick_device
 from pipelines.extract import load_teachers
 from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, forecast
 from pipelines.held import Held
+from pipelines.kinds import settled
+from pipelines.opening import tell_guests
 from pipelines.printing import print_table, results
 from pipelines.probe_costs import Answers, ask, kept_features, measure_codec
 from pipelines.probe_views import Probe, make_probe, pixel_bytes
 from pipelines.progress import Progress, begins
 from pipelines.recorder import pixel_codec
 from pipelines.step_costs import disk, student_cost
+from unic_cache.cache import Cache
 from unic_cache.config import CODECS
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.location import LocalFolder, open_location
@@ -45,10 +48,13 @@ def run(config: PlanConfig) -> Forecast:
     if not config.teachers:
         raise ConfigError("no teacher: name at least one with --teacher")
     encoder_spec(config.student, config.img_size, config.patch_size)
+    cache = Cache(open_location(config.cache))
+    tell_guests(config.cache, cache.guests)
+    config = settled(config, cache)
     begins(
         "plan",
         f"{', '.join(config.teachers)} on {device_words(device)}, {config.dtype}",
-        f"a probe of {config.images} views of {config.size} px",
+        f"a probe of {config.images} views of {config.kind.size} px",
         f"batch {config.batch_size}",
         f"student {config.student}",
     )
@@ -131,7 +137,7 @@ def codec_costs(
         for codec in codecs:
             features = kept_features(answers.teacher, codec, config.quality, tokens)
             with tempfile.TemporaryDirectory(prefix="unic-cache-plan-") as folder:
-                cost = measure_codec(answers, features, probe, config.seed, LocalFolder(folder), pool)
+                cost = measure_codec(answers, features, probe, config.kind.seed, LocalFolder(folder), pool)
             yield dataclasses.replace(cost, held=held.of_teacher(cost.teacher, features))
 
 

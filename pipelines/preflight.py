@@ -22,6 +22,7 @@ from unic_cache.views.shards import expand
 DEFAULT_SHARDS = "shards/*.tar"
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.json"
+SNAPSHOT = "snapshot.json"
 FREE_ON_RESUME = frozenset(
     {"cache", "shards", "out", "resume", "threads", "log_every", "save_every", "tracker", "skip_broken"}
 )
@@ -71,7 +72,11 @@ def check_run(config: DistillConfig, out: Path) -> bool:
         raise ConfigError(f"{out} holds a run already; go on with --resume, or choose another --out")
     before = json.loads((out / CONFIG).read_text())
     now = json.loads(json.dumps(config.to_json()))
-    different = [key for key in now if key not in FREE_ON_RESUME and now[key] != before.get(key)]
+    known = {**json.loads(json.dumps(DistillConfig().to_json())), **before}  # an older run lacks newer settings
+    if (out / SNAPSHOT).exists():
+        known["recipe"] = json.loads((out / SNAPSHOT).read_text()).get("recipe")  # left open, it was the cache's
+        now["recipe"] = now["recipe"] or known["recipe"]
+    different = [key for key in now if key not in FREE_ON_RESUME and now[key] != known.get(key)]
     if different:
         key = different[0]
         raise ConfigError(f"{out}: began with {key} {before.get(key)!r}, not {now[key]!r}; keep it to resume")

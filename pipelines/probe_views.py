@@ -16,7 +16,6 @@ from torch import Tensor
 from pipelines.extract import given_shards
 from pipelines.forecast import LEAST_IMAGES, PlanConfig
 from unic_cache.cache import open_cache
-from unic_cache.config import Views
 from unic_cache.errors import CacheError
 from unic_cache.location import open_location
 from unic_cache.sources import Address, KeptPixels, PixelSource, ShardPixels
@@ -79,7 +78,7 @@ def origin(
     config: PlanConfig, pool: ThreadPoolExecutor
 ) -> tuple[Index, Callable[[ThreadPoolExecutor], PixelSource], list[Address]]:
     """All tars by their place, what makes their views in some threads, and the views to be measured on."""
-    views, location = Views(config.recipe, config.size, config.seed), open_location(config.cache)
+    views, location = config.kind, open_location(config.cache)
     paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
     if paths:
         tars = {(0, at): pair for at, pair in enumerate(zip(paths, entries, strict=True))}

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines.opening import opened
 from pipelines.printing import results
-from unic_cache.cache import open_cache
 from unic_cache.student.export import ENCODER_FILE, load_encoder
 
 SOURCE = ("about", "source", "published", "licence", "weights_file_sha256")
@@ -18,13 +18,17 @@ MADE_WITH = ("codec", "dtype", "device", "batch_size", "augment", "versions")
 
 def run(path: str) -> dict[str, Any]:
     """JSON-ready: of an exported student (a run's folder, or its file), or else of the cache that is there."""
-    place = Path(path)
-    return of_student(path) if place.is_file() or (place / ENCODER_FILE).is_file() else of_cache(path)
+    return of_student(path) if is_student(path) else of_cache(path)
+
+
+def is_student(path: str) -> bool:
+    """Whether there is an exported student: a run's folder, or its file."""
+    return Path(path).is_file() or (Path(path) / ENCODER_FILE).is_file()
 
 
 def of_cache(path: str) -> dict[str, Any]:
     """{"cache", "teachers": {name: {"weights_sha256", "preprocessing", ...}}, "kept_views": what made the pixels}."""
-    cache = open_cache(path)
+    cache = opened(path)
     report: dict[str, Any] = {"cache": path, "teachers": {}}
     for name, teacher in cache.teachers.items():
         spec = teacher.spec

@@ -6,9 +6,10 @@ by its checksum is passed over here: `verify` reads all of it and reports it.
 Letters: B images, T patch tokens, D channels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Origin:
     tars: Mapping[tuple[int, int], tuple[str, ShardEntry]]
     pool: ThreadPoolExecutor
 
-    def decoded(self, unit: Unit) -> PixelSource | None:
+    def decoded(self, unit: Unit) -> ShardPixels | None:
         """The unit's tar, where it was given."""
         place = unit.segment, unit.shard
         if place not in self.tars:
@@ -79,7 +80,7 @@ def remake_views(source: Origin, committed: Committed, count: int) -> tuple[int,
             batch = tar.start(addresses(unit, rows), len(rows))()
             for member in members[unit]:
                 record = readable(member, unit)
-                findings += [] if record is None else other_pixels(record, rows, batch)
+                findings += [] if record is None else other_pixels(record, rows, batch, partial(named, tar, unit))
             made += len(rows)
             progress.advance(len(rows))
     return made, findings
@@ -166,7 +167,14 @@ def cosines(
     ]
 
 
-def other_pixels(record: CommitRecord, rows: Sequence[int], batch: ViewBatch) -> list[Finding]:
+def named(tar: ShardPixels, unit: Unit, row: int) -> str:
+    """A row's number, and what the tar calls it."""
+    return f"{row} ({tar.name(addresses(unit, [row])[0])})"
+
+
+def other_pixels(
+    record: CommitRecord, rows: Sequence[int], batch: ViewBatch, called: Callable[[int], str] = str
+) -> list[Finding]:
     """A finding for the rows whose pixels are not those that the record has checksums of."""
     different = np.flatnonzero(batch.crcs != record.pixels[rows])
     if not len(different):
@@ -174,8 +182,9 @@ def other_pixels(record: CommitRecord, rows: Sequence[int], batch: ViewBatch) ->
     place = int(different[0])
     now = batch.bad.get(place) or f"checksum {batch.crcs[place]:08x}"
     why = (
-        f"has pixels with checksum {record.pixels[rows[place]]:08x} in row {rows[place]}, but the tar gives {now}: the "
-        "image is another one, or this machine decodes differently; compare library versions with those in spec.json"
+        f"has pixels with checksum {record.pixels[rows[place]]:08x} in row {called(rows[place])}, but the tar gives "
+        f"{now}: the image is another one, or this machine decodes differently; compare library versions with those in "
+        "spec.json"
     )
     hit = tuple(rows[int(at)] for at in different)
     return [Finding(record.name, why, BY_HAND, record.member, record.unit, rows=hit)]

@@ -19,13 +19,15 @@ import numpy as np
 from pipelines.copying import copy_foundations, copy_views
 from pipelines.device import device_words, pick_device
 from pipelines.extract import UNITS_BEING_WRITTEN, dropped, seen_before
+from pipelines.opening import opened
 from pipelines.progress import Progress, begins, say
 from pipelines.recorder import BATCHES_AHEAD
 from pipelines.shares import share_lines
 from pipelines.transcode import Transcoder, codes_stay, committed_units, shown_rows, target_spec, transcoder
-from unic_cache.cache import Cache, open_cache
+from unic_cache.cache import Cache
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
+from unic_cache.guests import sort_folders
 from unic_cache.location import LocalFolder, Location, open_location
 from unic_cache.sources import ahead, thread_pool
 from unic_cache.store.commit import CommitRecord, Unit
@@ -66,12 +68,12 @@ class Summary:
 def run(config: RecodeConfig) -> Summary:
     """Make in the target all of the source that it lacks. After an error all that was committed stands, and counts."""
     device = pick_device(config.device)
-    source, location = open_cache(config.source), open_location(config.target, config.worker_index)
+    source, location = opened(config.source), open_location(config.target, config.worker_index)
     check_apart(source.location, location)
     teachers = [source.teacher(name) for name in dict.fromkeys(config.teachers or source.teachers)]
     specs = {t.name: target_spec(config, t, Member.open(location, t.member.folder)) for t in teachers}
     if isinstance(location, LocalFolder):
-        location.remove_leftovers()
+        location.remove_leftovers(without=sort_folders(location)[1].keys() - {t.member.folder for t in teachers})
     kept = ", ".join(f"{name} as {spec['codec']}" for name, spec in specs.items())
     begins("recode", f"{kept or 'no teacher'} on {device_words(device)}", f"{config.source} into {config.target}")
     copy_foundations(source, location)

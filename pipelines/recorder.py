@@ -132,7 +132,7 @@ def pixel_spec(config: ExtractConfig, before: Member | None) -> dict[str, Any]:
     """spec.json of the member `views`; `before` is the member as the cache has it."""
     return {
         "format": FORMAT,
-        "size": config.size,
+        "size": config.kind.size,
         "codec": pixel_codec(config, before),
         "augment": AUGMENT_VERSION,
         "versions": versions(),
@@ -171,7 +171,7 @@ def calibrate(
             views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
             shown = [(cache.entry(item.segment, item.shard).keys[item.row], item.number) for item in group]
             for name, calibrator in calibrators.items() if good.any() else ():
-                kept_BN = sampled(members[name], config.seed, shown)
+                kept_BN = sampled(members[name], config.kind.seed, shown)
                 calibrator.update(
                     {kind: values.cpu()[good] for kind, values in teachers[name](views_BHWC).items()},
                     None if kept_BN is None else kept_BN[good[: len(group)]],

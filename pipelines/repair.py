@@ -2,13 +2,15 @@
 
 A broken unit loses its record first and its data then, so that nothing is ever vouched for that is going. What a killed
 run left without a record goes too: it may stand in the way of another machine's. Whole units are never touched, nor is
-what all others hang on: index, spec and calibration.
+what all others hang on: index, spec and calibration. Nor is what nothing proves to be broken and the cache's own:
+folders that are guests, records that were made for other tars, and data whose records were all lost.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
+from pipelines.opening import tell_guests
 from pipelines.verify import Report
 from pipelines.verify import run as verify
 from unic_cache.location import Location, open_location
@@ -43,6 +45,12 @@ def run(cache: str, dry_run: bool = False, threads: int = 0) -> Repaired:
     """Verify and mend. No extraction into the cache may run meanwhile. CacheError where there is no cache."""
     report = verify(VerifyConfig(cache, threads=threads))
     result = Repaired(left=[str(finding) for finding in report.broken if finding.mend == BY_HAND])
+    result.left += [
+        f"{member}, view {view}: {tars} tars have all their data and not one commit record: was {member}/commits lost, "
+        f"or not copied yet? Put it back, or remove {member}/features.zarr yourself"
+        for (member, view), tars in report.unrecorded.items()
+    ]
+    tell_guests(cache, report.guests)
     for what, how in steps(report, open_location(cache)):
         if not dry_run:
             how()
@@ -65,7 +73,8 @@ def steps(report: Report, location: Location) -> Iterator[Step]:
             seen.add((finding.member, finding.unit))
             yield f"un-committed {finding.member}, {finding.unit}", partial(_uncommit, location, finding)
     for unit in report.missing:
-        if unit.data:
+        place = unit.member.folder, unit.unit.view
+        if unit.data and unit.member.folder not in report.strangers and place not in report.unrecorded:
             yield (
                 f"removed what was left of {unit.member.folder}, {unit.unit}",
                 partial(uncommit, unit.member, unit.unit),

@@ -45,7 +45,9 @@ def student_cost(config: PlanConfig, teachers: Sequence[Teacher], tokens: int | 
     adamw = optimizer(student, peak=1e-6, weight_decay=0.03)
 
     def step(batch: int) -> float:
-        views_BHWC = torch.randint(256, (batch, config.size, config.size, 3), dtype=torch.uint8, device=device)
+        views_BHWC = torch.randint(
+            256, (batch, config.kind.size, config.kind.size, 3), dtype=torch.uint8, device=device
+        )
         kept, wanted = random_targets(targets, tokens, batch, device)
         uniforms_Bn = torch.rand(batch, len(targets), device=device)
         wait_for(device)

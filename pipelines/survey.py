@@ -6,12 +6,14 @@ a run that was stopped, or is being written now; it is not broken, and `extract`
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from unic_cache.config import Views
 from unic_cache.errors import ConfigError
+from unic_cache.held_out import FILE as HELD_OUT_FILE
 from unic_cache.store.commit import Unit
 from unic_cache.store.layout import Extent, commit_name, metadata_objects
 from unic_cache.store.member import Member
@@ -19,7 +21,7 @@ from unic_cache.store.verify import data_names
 from unic_cache.views.index import Segment, segment_file
 
 VIEW_FILE = re.compile(r"(?P<member>[^/]+)/(commits|features\.zarr)/(?P<segment>\d{6})/(?P<view>[^/]+)/.+")
-PROBE_FILE = re.compile(r"probe/[^/]+\.npz")
+PROBE_FILE = re.compile(r"probe/([^/]+)\.npz")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,16 @@ class Survey:
     probes: set[str] = field(default_factory=set)  # that committed views need
     foreign: list[str] = field(default_factory=list)
 
+    def unrecorded(self) -> dict[tuple[str, str], int]:
+        """(member, view) -> tars with all their data, where several have it and not one has a record.
+
+        A killed run leaves one such tar for each worker. More of them are records that were lost, or not copied yet.
+        """
+        done = {(member.folder, unit.view) for member, unit in self.committed}
+        whole = [one for one in self.missing if len(one.data) == len(data_names(one.member, one.unit))]
+        found = Counter((one.member.folder, one.unit.view) for one in whole)
+        return {place: tars for place, tars in found.items() if tars > 1 and place not in done}
+
 
 def survey(names: Collection[str], segments: Sequence[Segment], members: Sequence[Member], lost: set[str]) -> Survey:
     """Sort the names. `lost` are folders of members that cannot be read: their files are nobody's fault."""
@@ -69,7 +81,10 @@ def survey(names: Collection[str], segments: Sequence[Segment], members: Sequenc
     found.foreign = sorted(
         name
         for name in names
-        if name not in claimed and not PROBE_FILE.fullmatch(name) and name.partition("/")[0] not in lost
+        if name not in claimed
+        and not is_probe(name)
+        and not HELD_OUT_FILE.fullmatch(name)
+        and name.partition("/")[0] not in lost
     )
     return found
 
@@ -95,6 +110,12 @@ def claim_view(found: Survey, names: Collection[str], member: Member, segment: S
         views, _ = Views.parse(view)
         found.probes.add(f"probe/{views.recipe}-{views.size}-{views.seed}.npz")
     return claimed | set(expected)
+
+
+def is_probe(name: str) -> bool:
+    """Whether a file is called as a recipe's probe is."""
+    match = PROBE_FILE.fullmatch(name)
+    return match is not None and is_view(f"{match[1]}-000")
 
 
 def is_view(name: str) -> bool:

@@ -5,22 +5,21 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
 from pipelines.extract import given_shards
+from pipelines.split import check_pictures, given_val, split, tell_leaks
 from unic_cache.cache import Cache, CachedTeacher
-from unic_cache.config import DistillConfig, Views
+from unic_cache.config import CENTER, RECIPES, DistillConfig, Views
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.location import LocalFolder
-from unic_cache.paths import braced
 from unic_cache.probe import PixelDifference, check_pixels
+from unic_cache.seen import Seen
 from unic_cache.sources import KeptPixels, Pixels, ShardPixels
 from unic_cache.usable import Rows, usable_rows
-from unic_cache.views.index import ShardEntry
 
 FILE = "snapshot.json"
 
@@ -75,27 +74,25 @@ def open_training_set(
     config: DistillConfig, cache: Cache, pool: ThreadPoolExecutor, resumed: Snapshot | None
 ) -> TrainingSet:
     """Find all that is to be trained on, and check that it is whole and that the pixels are the teachers'."""
-    names = resumed.teachers if resumed else tuple(dict.fromkeys(config.teachers)) or all_teachers(cache)
-    teachers = tuple(cache.teacher(name) for name in names)
+    chosen = resumed.teachers if resumed else tuple(dict.fromkeys(config.teachers)) or all_teachers(cache)
+    teachers = tuple(cache.teacher(name) for name in chosen)
     if not teachers:
         raise CacheError(f"{cache.location.url} has no teacher; run `unic-cache extract --teacher NAME`")
     views = resumed.views if resumed else cached_views(config, cache, teachers)
     numbers = resumed.numbers if resumed else view_numbers(config, cache, teachers, views)
     paths, entries = given_shards(config.shards, cache.pixels is not None)
-    val_paths, val_entries = (
-        ((), ()) if config.val_shards is None or not paths else given_shards(config.val_shards, False)
-    )
+    val_paths, val_entries = ((), ()) if resumed and not paths else given_val(config, cache)
     tars = {
         cache.place(entry.name, entry.keys): (path, entry)
         for path, entry in zip((*paths, *val_paths), (*entries, *val_entries), strict=True)
         if resumed is None or entry.name in {*resumed.train, *resumed.val}
     }
-    val = resumed.val if resumed else val_names(config, cache, [entry.name for entry in val_entries])
-    train = resumed.train if resumed else train_names(config, cache, entries, val)
+    names = [entry.name for entry in entries] or list(cache.shards())
+    train, val = (resumed.train, resumed.val) if resumed else split(config, cache, names, val_entries)
     train_rows, records = usable_rows(cache, teachers, views, numbers, train, config.skip_broken)
     val_rows, val_records = usable_rows(cache, teachers, views, numbers[:1], val, config.skip_broken)
     snapshot = Snapshot(
-        tuple(names),
+        tuple(chosen),
         views.recipe,
         views.size,
         views.seed,
@@ -115,11 +112,20 @@ def open_training_set(
         difference = check_pixels(
             cache.location, views, pixels.decoded, config.pixel_tolerance, lambda a: (a.segment, a.shard) in tars
         )
+    if resumed is None and not config.skip_broken:
+        tell_leaks(cache, teachers[0], views.name(numbers[0]), train_rows, val_rows)
+    exact = ShardPixels(views, tars, pool, seen=Seen(cache)) if val and not config.pixel_tolerance else None
+    check_pictures(cache, views, tars, pixels.kept, numbers[0], pool, exact)
     return TrainingSet(snapshot, teachers, train_rows, val_rows, pixels, difference)
 
 
 def all_teachers(cache: Cache) -> tuple[str, ...]:
     """The names of the teachers that can be read. CacheError where one that was extracted cannot be."""
+    if cache.lost:
+        raise CacheError(
+            f"{cache.location.url}/{cache.lost[0]}/spec.json is missing, so what is kept there cannot be read. The "
+            "same `unic-cache extract` makes it again; or train without it, with --teacher for each of the others"
+        )
     for name, member in cache.uncalibrated.items():
         if any(tars for _, _, tars in cache.committed(member)):
             raise CacheError(
@@ -136,14 +142,15 @@ def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedT
     fits = [
         views
         for views in found
-        if views.recipe == config.recipe
+        if views.recipe != CENTER
+        and config.recipe in {None, views.recipe}
         and config.size in {None, views.size}
         and config.view_seed in {None, views.seed}
     ]
     if len(fits) != 1:
         listed = ", ".join(sorted(f"{v.recipe} (size {v.size}, seed {v.seed})" for v in found)) or "none"
         seed = "any" if config.view_seed is None else config.view_seed
-        asked = f"recipe {config.recipe}, size {config.size or 'any'}, seed {seed}"
+        asked = f"recipe {config.recipe or ('any' if fits else RECIPES[0])}, size {config.size or 'any'}, seed {seed}"
         raise CacheError(
             f"{cache.location.url}: {len(fits)} kinds of views of {teachers[0].name} fit {asked}; it has {listed}. "
             "Choose by --recipe, --size and --view-seed, or extract what is missing"
@@ -167,27 +174,3 @@ def view_numbers(
             f"teacher; run `unic-cache extract --views {config.views}` with the same settings"
         )
     return numbers[: config.views]
-
-
-def val_names(config: DistillConfig, cache: Cache, given: Sequence[str]) -> tuple[str, ...]:
-    """The held-out shards' names; without tars, the pattern's file names are matched with the index."""
-    if config.val_shards is None or given:
-        return tuple(given)
-    stems = [Path(str(name)).name.removesuffix(".tar") for name in braced(config.val_shards)]
-    found = tuple(name for name in cache.shards() if any(fnmatch(name, stem) for stem in stems))
-    if not found:
-        raise CacheError(
-            f"{cache.location.url}: no shard of the cache is called as in --val-shards {config.val_shards}"
-        )
-    return found
-
-
-def train_names(
-    config: DistillConfig, cache: Cache, entries: Sequence[ShardEntry], val: Sequence[str]
-) -> tuple[str, ...]:
-    """All shards given (or in the cache), less those that are held out."""
-    names = [entry.name for entry in entries] or list(cache.shards())
-    train = tuple(name for name in names if name not in val)
-    if not train:
-        raise ConfigError(f"--val-shards {config.val_shards} holds out every shard; leave some to train on")
-    return train

@@ -3,7 +3,7 @@
 Letters: B images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,12 +37,15 @@ class UnitRows:
         recorders: Mapping[str, Recorder],
         seen: Mapping[str, Crcs],
         strict: bool,
+        called: Callable[[int], str],
     ) -> None:
+        """`called` says what the tar calls a row's image."""
         self.unit = work.unit
         self.keys = keys
         self.seen = seen
         self.recorders = {name: recorders[name] for name in work.missing}
         self.strict = strict
+        self.called = called
         self.bad: dict[int, str] = {}
         self.crcs: Crcs = np.zeros(self.unit.rows, np.uint32)
         self.clipped = dict.fromkeys(self.recorders, 0)
@@ -57,7 +60,10 @@ class UnitRows:
         count = min(len(batch.views_BHWC), self.unit.rows - first)
         if batch.bad and self.strict:
             place, reason = next(iter(batch.bad.items()))
-            raise ImageError(f"{self.unit}, row {first + place}: {reason}. Without --strict it is skipped and counted")
+            raise ImageError(
+                f"{self.unit}, row {first + place}: {self.called(first + place)}: {reason}. Without --strict it is "
+                "skipped and counted"
+            )
         self.bad |= {first + place: reason for place, reason in batch.bad.items()}
         self.crcs[first : first + count] = batch.crcs[:count]
         for member, crcs in self.seen.items():

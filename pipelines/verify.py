@@ -19,11 +19,12 @@ from pipelines.recheck import ask_again, load_checked, origin, remake_views
 from pipelines.survey import Missing, Survey, survey
 from unic_cache.cache import Cache
 from unic_cache.errors import CacheError
+from unic_cache.guests import sort_folders
 from unic_cache.location import Location, open_location
 from unic_cache.sources import ahead, thread_pool
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
-from unic_cache.store.verify import Finding, UnitState, check_metadata_file, check_unit
+from unic_cache.store.verify import BY_HAND, ELSEWHERE, Finding, UnitState, check_metadata_file, check_unit
 from unic_cache.unsaved import VerifyConfig
 
 SHOWN = 20
@@ -46,6 +47,9 @@ class Report:
     missing: list[Missing] = field(default_factory=list)  # units
     probes: list[str] = field(default_factory=list)  # that are missing; `extract` makes them
     foreign: list[str] = field(default_factory=list)
+    guests: dict[str, str] = field(default_factory=dict)  # folders that are not the cache's own -> why
+    strangers: set[str] = field(default_factory=set)  # members that hold another cache's records
+    unrecorded: dict[tuple[str, str], int] = field(default_factory=dict)  # member, view without a record -> tars
     units: int = 0  # committed, and read
     rows: int = 0
     bytes: int = 0  # of objects
@@ -74,7 +78,9 @@ class Report:
         """For people: what is broken first, the sum last."""
         lines = [f"broken: {finding}" for finding in _first(self.broken)]
         lines += [f"missing: {unit}" for unit in (*_first(self.missing), *self.probes)]
-        lines += [f"foreign, and harmless: {name}" for name in _first(self.foreign)]
+        strange = [name for name in self.foreign if name.removesuffix("/") not in self.guests]
+        lines += [f"foreign, and harmless: {name}" for name in _first(strange)]
+        lines += [f"left alone, as not this cache's own: {name}/ ({why})" for name, why in self.guests.items()]
         for name, cosine in self.cosines.items():
             lines.append(f"{name} asked again: cosine {cosine:.6f} or more")
         if self.views:
@@ -94,6 +100,7 @@ class Report:
             "broken": [finding.to_json() for finding in self.broken],
             "missing": [*(unit.to_json() for unit in self.missing), *({"file": name} for name in self.probes)],
             "foreign": self.foreign,
+            "left_alone": self.guests,
         }
 
 
@@ -101,7 +108,8 @@ def run(config: VerifyConfig) -> Report:
     """Check a cache. CacheError where there is none; what is wrong with one is in the report."""
     location = open_location(config.cache)
     report = Report(config.cache)
-    names = frozenset(location.names())
+    _, report.guests = sort_folders(location)
+    names = frozenset(location.names(without=report.guests))
     segments = read_index(location, names, report.broken)
     members, lost = read_members(location, names, report.broken)
     if not segments:
@@ -117,7 +125,8 @@ def run(config: VerifyConfig) -> Report:
     }
     readable = [member for member in members if member.folder not in unreadable]
     found = survey(names, segments, readable, lost | unreadable)
-    report.missing, report.foreign = found.missing, found.foreign
+    report.missing, report.unrecorded = found.missing, found.unrecorded()
+    report.foreign = [*found.foreign, *(f"{folder}/" for folder in report.guests)]
     report.probes = sorted(found.probes - names)
     report.broken += check_probes(location, names, segments)
     begins(
@@ -131,6 +140,7 @@ def run(config: VerifyConfig) -> Report:
         if not report.broken:
             recheck(config, location, pool, found, report)
         read_all(pool, max(UNITS_AHEAD, 2 * config.threads), found, calibrations, report)
+    leave_strangers(report)
     return report
 
 
@@ -171,6 +181,7 @@ def read_all(
         for state in ahead(found.committed, start, depth):
             agreement.add(state)
             report.broken += state.findings
+            report.strangers |= {finding.member for finding in state.findings if finding.mend == ELSEWHERE}
             report.units += 1
             report.rows += state.unit.rows
             report.bytes += 0 if state.record is None else state.record.bytes_kept
@@ -178,6 +189,18 @@ def read_all(
             progress.advance(1)
             progress.note(f"{report.megabytes_per_second:,.0f} MB/s")
     report.broken += agreement.findings()
+
+
+def leave_strangers(report: Report) -> None:
+    """Where a member's records are another cache's, nothing of it is broken: one finding says so, for a person."""
+    for member in sorted(report.strangers):
+        others = [finding for finding in report.broken if finding.member == member and finding.mend == ELSEWHERE]
+        why = (
+            f"{others[0].why} (and {len(others) - 1} more): {member}/ was copied from a cache of other tars, or index/ "
+            "was. Nothing of it is broken: put the right index back, or move the folder out of this cache"
+        )
+        rest = [finding for finding in report.broken if finding.member != member]
+        report.broken = [*rest, Finding(others[0].file, why, BY_HAND, member, others[0].unit)]
 
 
 def _first(items: Sequence[Any]) -> list[str]:

@@ -1,10 +1,12 @@
 """k-NN through the whole pipeline against features taken directly, and what it refuses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
-from pipelines import evaluate, extract
+from pipelines import distill, evaluate, extract
 from tests.conftest import CNN, VIT, make_shards, picture, png, write_tar
 from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import CacheError, ConfigError, ShardError
@@ -106,12 +108,84 @@ def test_shards_without_labels_are_told(tmp_path, encoder_file):
         evaluate.run(EvaluateConfig(str(encoder_file), shards=str(tmp_path / "tars/*.tar")))
 
 
-def test_a_bad_image_is_told(tmp_path, encoder_file):
-    samples = [(f"image{n}", png(picture(n)), n % 2) for n in range(6)]
+def test_a_bad_image_is_left_out_counted_and_named(tmp_path, settings, encoder_file, capsys):
+    samples = [(f"image{n}", png(picture(n)), n % 2) for n in range(9)]
     samples[4] = ("broken", b"nothing", 0)
     path = write_tar(tmp_path / "tars/000000.tar", samples)
-    with pytest.raises(ShardError, match=f"{path}, row 4: .*needs every labelled image"):
+    extract.run(settings(tmp_path / "cache", shards=str(path), recipe="center", views=1, calibration_images=10))
+    capsys.readouterr()
+    result = evaluate.run(EvaluateConfig(str(encoder_file), shards=str(path), cache=str(tmp_path / "cache"), k=3))
+    assert (result.images, len(result.encoders)) == (8, 4)
+    assert f"1 of 9 images: {path}, row 4 (broken.png): " in capsys.readouterr().err
+    good = write_tar(tmp_path / "good/000000.tar", [sample for sample in samples if sample[0] != "broken"])
+    assert evaluate.run(EvaluateConfig(str(encoder_file), shards=str(good), k=3)).encoders[-1] == result.encoders[-1]
+
+
+def test_what_cannot_be_judged_without_bad_images_is_told(tmp_path, encoder_file):
+    samples = [(f"image{n}", png(picture(n)), 0) for n in range(4)] + [("broken", b"nothing", 1)]
+    path = write_tar(tmp_path / "tars/000000.tar", samples)
+    with pytest.raises(ShardError, match="4 images have a label, of 1 classes"):
         evaluate.run(EvaluateConfig(str(encoder_file), shards=str(path)))
+
+
+class TestWhatVouchesForAnImageIsTheImage:
+    def test_features_of_other_pictures_are_refused_with_row_and_key(self, tmp_path, settings, encoder_file):
+        def pack(folder, *replaced):
+            pictures = [picture(n + (400 if n in replaced else 0)) for n in range(30)]
+            return write_tar(
+                tmp_path / folder / "a.tar", [(f"k{n:02d}", png(p), n % 3) for n, p in enumerate(pictures)]
+            )
+
+        cache = tmp_path / "cache"
+        extract.run(settings(cache, shards=str(pack("old")), recipe="center", views=1, calibration_images=10))
+        again = EvaluateConfig(str(encoder_file), shards=str(pack("new", 17)), cache=str(cache), k=3)
+        with pytest.raises(CacheError, match=r"new/a.tar, row 17 \(k17.png\): 1 of 30 pictures are not those"):
+            evaluate.run(again)
+        many = dataclasses.replace(again, shards=str(pack("many", *range(1, 15))))
+        with pytest.raises(CacheError, match=r"row 5 \(k05.png\), and 9 more: 14 of 30 pictures"):
+            evaluate.run(many)
+
+    def test_two_sets_that_number_their_files_alike_are_two_sets(self, tmp_path, encoder_file, capsys):
+        train, test = (make_shards(tmp_path / name, (9,), first=first) for name, first in (("a", 0), ("b", 0)))
+        write_tar(tmp_path / "b/000000.tar", [(f"image{n:05d}", png(picture(n + 70)), n % 3) for n in range(9)])
+        result = evaluate.run(EvaluateConfig(str(encoder_file), train=train.pattern, test=test.pattern, k=3))
+        assert result.images == 9
+        assert "pixel for pixel" not in capsys.readouterr().err
+
+    def test_a_picture_in_both_sets_is_counted_and_is_no_neighbour_of_itself(self, tmp_path, encoder_file, capsys):
+        """Under another key, in another tar, with another label: what it would have answered is not asked."""
+        pictures = [(f"image{n:05d}", png(picture(n)), n % 3) for n in range(12)]
+        write_tar(tmp_path / "train/000000.tar", [*pictures, ("twin", png(picture(50)), 2)])
+        write_tar(tmp_path / "alone/000000.tar", pictures)
+        test = write_tar(tmp_path / "test/000000.tar", [("x", png(picture(50)), 2), ("y", png(picture(51)), 0)])
+        config = EvaluateConfig(str(encoder_file), train=f"{tmp_path}/train/*.tar", test=str(test), k=1)
+        twins = evaluate.run(config)
+        told = capsys.readouterr().err
+        assert (
+            f"1 of 2 test images are in --train too, pixel for pixel, the first of them {test}, row 0 (x.png)" in told
+        )
+        without = evaluate.run(dataclasses.replace(config, train=f"{tmp_path}/alone/*.tar"))
+        assert [e.accuracy for e in twins.encoders] == [e.accuracy for e in without.encoders]
+        assert "pixel for pixel" not in capsys.readouterr().err
+
+    def test_twins_within_a_set_do_not_find_each_other(self, tmp_path, encoder_file, capsys):
+        samples = [(f"image{n:05d}", png(picture(n)), n % 2) for n in range(8)]
+        path = write_tar(tmp_path / "tars/a.tar", [*samples, ("again", png(picture(3)), 1)])
+        evaluate.run(EvaluateConfig(str(encoder_file), shards=str(path), k=3))
+        assert "2 of 9 test images are there more than once, pixel for pixel" in capsys.readouterr().err
+
+    def test_a_copied_tar_under_other_keys_is_found_by_its_pixels(self, tmp_path, encoder_file):
+        make_shards(tmp_path / "train", (9, 9))
+        write_tar(tmp_path / "test/copy.tar", [(f"other{n}", png(picture(n)), n % 3) for n in range(9, 18)])
+        config = EvaluateConfig(str(encoder_file), train=f"{tmp_path}/train/*.tar", test=f"{tmp_path}/test/*.tar")
+        with pytest.raises(ShardError, match=r"copy.tar: its images are in --train too and would find themselves"):
+            evaluate.run(config)
+
+    def test_what_the_student_was_trained_on_is_said(self, shards, cache_folder, training, capsys):
+        distill.run(training(steps=1, val_shards=None))
+        config = EvaluateConfig(training().out, shards=shards.pattern, cache=str(cache_folder), k=3)
+        evaluate.run(config)
+        assert "was trained on views of 82 of the 82 test images, without labels" in capsys.readouterr().err
 
 
 def test_shards_that_the_cache_does_not_know_are_told(tmp_path, cache_folder, encoder_file):

@@ -22,12 +22,13 @@ from torch import Tensor
 from unic_cache.buffers import Bytes
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError, CacheError
+from unic_cache.guests import sort_folders
 from unic_cache.location import Location, open_location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codec import FeatureCodec
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.differences import from_differences
-from unic_cache.store.layout import RESERVED, VIEWS_MEMBER, Extent
+from unic_cache.store.layout import VIEWS_MEMBER, Extent
 from unic_cache.store.member import Member
 from unic_cache.store.objects import OpenObjects
 from unic_cache.store.reader import RowReader, Rows
@@ -109,11 +110,14 @@ class Cache:
         }
         self.teachers: dict[str, CachedTeacher] = {}
         self.uncalibrated: dict[str, Member] = {}  # of no use to a reader: half made, or their calibration is lost
-        for folder in location.folders():
-            if folder in RESERVED:
+        self.lost: list[str] = []  # folders whose records are there, and whose spec is not
+        own, self.guests = sort_folders(location)
+        for folder in own:
+            if folder == VIEWS_MEMBER:
                 continue
             member = Member.open(location, folder)
             if member is None:
+                self.lost.append(folder)
                 continue
             calibration = member.calibration()
             if calibration is None:
@@ -121,7 +125,7 @@ class Cache:
             else:
                 teacher = CachedTeacher(member, *calibration, self._objects)
                 self.teachers[teacher.name] = teacher
-        self.pixels = Member.open(location, VIEWS_MEMBER)
+        self.pixels = Member.open(location, VIEWS_MEMBER) if VIEWS_MEMBER in own else None
         self._pixel_record = None if self.pixels is None else lru_cache(RECORDS_KEPT)(self.pixels.record)
         self.pixel_rows = None if self.pixels is None else RowReader(self.pixels, self._objects, _undo(self.pixels))
 

@@ -14,6 +14,7 @@ from unic_cache.errors import ConfigError
 from unic_cache.paths import check_paths
 
 RECIPES = ("unic", "light", "center")
+CENTER = "center"
 PIXEL_CODECS = ("raw", "compact")
 CODECS = ("klt", "f16", "int8", "int4")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -100,11 +101,11 @@ class ExtractConfig(_Saved):
     weights: tuple[tuple[str, str], ...] = ()  # (teacher, file); teacher "" is the only one named
     shards: str | None = None  # None: shards/*.tar, or else the views that the cache keeps
     cache: str = "cache"
-    views: int = 4  # views of each image
-    recipe: str = "unic"
-    size: int = 224  # pixels of a view
-    seed: int = 0
-    codec: str | None = None  # None: the one that the teacher has in the cache, or else klt
+    views: int | None = None  # views of each image; None: 4, or 1 of center; more where the cache has
+    recipe: str | None = None  # None: the cache's, or else unic
+    size: int | None = None  # pixels of a view; None: the cache's, or else 224
+    seed: int | None = None  # of the views; None: the cache's, or else 0
+    codec: str | None = None  # None: the one that the teacher, or all others, have in the cache, or else klt
     quality: float | None = None  # mean cosine of klt on held-out tokens; None: as before, or else 0.99
     tokens: int | None = None  # patch tokens kept of each view, at random places; None: as before, or else all
     batch_size: int = 64  # images; part of what makes features equal to the bit
@@ -120,7 +121,7 @@ class ExtractConfig(_Saved):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Views(self.recipe, self.size, self.seed)
+        _ = self.kind
         if not self.teachers and not self.keep_views:
             raise ConfigError(
                 "no teacher: name at least one with --teacher, or keep the pixels alone with --keep-views"
@@ -129,6 +130,23 @@ class ExtractConfig(_Saved):
         check_choice("pixel-codec", self.pixel_codec or PIXEL_CODECS[0], PIXEL_CODECS)
         check_choice("dtype", self.dtype, DTYPES)
         check_worker(self.worker_index, self.num_workers)
+
+    @property
+    def kind(self) -> Views:
+        """The views' recipe, size and seed; what is left open is UNIC's."""
+        default = Views()
+        return Views(
+            default.recipe if self.recipe is None else self.recipe,
+            default.size if self.size is None else self.size,
+            default.seed if self.seed is None else self.seed,
+        )
+
+    @property
+    def count(self) -> int:
+        """How many views of each image."""
+        if self.views is None:
+            return 1 if self.recipe == CENTER else 4
+        return self.views
 
 
 @dataclass(frozen=True)
@@ -148,7 +166,7 @@ class DistillConfig(_Saved):
     weights: tuple[tuple[str, str], ...] = ()  # (teacher, file), online
     dtype: str = "float32"  # of the teachers' arithmetic, online
     calibration_images: int = 5120  # online
-    recipe: str = "unic"
+    recipe: str | None = None  # of the views; None is the only one in the cache; online: unic
     size: int | None = None  # pixels of the views; None is the only size in the cache
     view_seed: int | None = None  # None is the only seed in the cache
     views: int | None = None  # how many of the cached views to cycle through; None is all
@@ -167,7 +185,8 @@ class DistillConfig(_Saved):
     precision: str = "no"
     seed: int = 0
     resume: bool = False
-    val_shards: str | None = None
+    val_shards: str | None = None  # tars, or cache:NAMES; held out, and remembered in the cache
+    use_held_out: bool = False  # train on what earlier runs held out
     eval_every: int = 1000  # steps
     log_every: int = 10  # steps
     save_every: int = 1000  # steps
@@ -178,8 +197,8 @@ class DistillConfig(_Saved):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("recipe", self.recipe, RECIPES)
-        if self.recipe == "center":
+        check_choice("recipe", self.recipe or RECIPES[0], RECIPES)
+        if self.recipe == CENTER:
             raise ConfigError("recipe 'center' is for evaluation and is never trained on; choose unic or light")
         check_choice("normalization", self.normalization, NORMALIZATIONS)
         check_choice("precision", self.precision, PRECISIONS)

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -73,8 +73,11 @@ class Location(Protocol):
         """Remove a file; no error where there is none."""
         ...
 
-    def names(self, prefix: str = "") -> Iterator[str]:
-        """The names below the folder `prefix`, sorted; temporary files are not among them."""
+    def names(self, prefix: str = "", without: Collection[str] = ()) -> Iterator[str]:
+        """The names below the folder `prefix`, sorted; temporary files are not among them.
+
+        What lies in the folders named in `without`, directly inside `prefix`, is left out, readable or not.
+        """
         ...
 
     def folders(self, prefix: str = "") -> list[str]:
@@ -178,16 +181,10 @@ class LocalFolder:
             target.unlink()
             sync_folder(target.parent)
 
-    def names(self, prefix: str = "") -> Iterator[str]:
-        """One walk."""
-        root = self.path / checked(prefix) if prefix else self.path
-        found = [
-            os.path.join(folder, file)
-            for folder, _, files in os.walk(root, onerror=_raise_unless_missing)
-            for file in files
-            if not file.startswith(".tmp-")
-        ]
-        yield from sorted(os.path.relpath(path, self.path).replace(os.sep, "/") for path in found)
+    def names(self, prefix: str = "", without: Collection[str] = ()) -> Iterator[str]:
+        """One walk, through links to folders too."""
+        found = (name for name in self._walk(prefix, without) if not name.rpartition("/")[2].startswith(".tmp-"))
+        yield from sorted(found)
 
     def folders(self, prefix: str = "") -> list[str]:
         """One listing."""
@@ -198,12 +195,24 @@ class LocalFolder:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def remove_leftovers(self) -> int:
-        """Delete the temporary files that a killed worker with this index left; how many there were."""
-        found = [path for path in self.path.rglob(f".tmp-{self.worker}-*") if path.is_file()]
-        for path in found:
-            path.unlink(missing_ok=True)
+    def remove_leftovers(self, without: Collection[str] = ()) -> int:
+        """Delete the temporary files that a killed worker with this index left; how many there were.
+
+        The folders named in `without` are somebody else's.
+        """
+        own = f".tmp-{self.worker}-"
+        found = [name for name in self._walk("", without) if name.rpartition("/")[2].startswith(own)]
+        for name in found:
+            (self.path / name).unlink(missing_ok=True)
         return len(found)
+
+    def _walk(self, prefix: str, without: Collection[str]) -> Iterator[str]:
+        """Every file below a folder, by its name; a link to a folder that it lies in is not followed."""
+        root = self.path / checked(prefix) if prefix else self.path
+        for folder, below, files in os.walk(root, onerror=_raise_unless_missing, followlinks=True):
+            left_out = without if Path(folder) == root else ()
+            below[:] = [name for name in below if name not in left_out and not _leads_back(folder, name)]
+            yield from (os.path.relpath(os.path.join(folder, file), self.path).replace(os.sep, "/") for file in files)
 
     @contextlib.contextmanager
     def _temporary(self, target: Path, data: bytes) -> Iterator[Path]:
@@ -251,6 +260,12 @@ def _make(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from error
+
+
+def _leads_back(folder: str, name: str) -> bool:
+    """Whether the entry is a link to a folder that it lies in."""
+    path = Path(folder, name)
+    return path.is_symlink() and Path(folder).resolve().is_relative_to(path.resolve())
 
 
 def _raise_unless_missing(error: OSError) -> None:

@@ -10,7 +10,7 @@ late is told so.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -135,12 +135,14 @@ class ObjectFolder:
         except FileNotFoundError:
             return
 
-    def names(self, prefix: str = "") -> Iterator[str]:
+    def names(self, prefix: str = "", without: Collection[str] = ()) -> Iterator[str]:
         """A listing, a thousand names a request."""
         path = checked(prefix) if prefix else None
-        yield from self._persist(
+        left_out = tuple(f"{prefix}/{folder}/".lstrip("/") for folder in without)
+        found = self._persist(
             prefix, lambda store: sorted(entry["path"] for page in obstore.list(store, path) for entry in page)
         )
+        yield from (name for name in found if not name.startswith(left_out))
 
     def folders(self, prefix: str = "") -> list[str]:
         """A listing up to the next "/"."""

@@ -14,11 +14,12 @@ from unic_cache.cache import Cache
 from unic_cache.config import Views
 from unic_cache.errors import CacheError
 from unic_cache.location import Location
-from unic_cache.sources import Address, PixelSource
+from unic_cache.sources import Address, ShardPixels
 from unic_cache.store.calibrate import load_npz, save_npz
 from unic_cache.views.augment import AUGMENT_VERSION, decoder_versions
 
 PROBES = 16
+DECODERS_APART = 16  # levels of 255: beyond it, and of the same versions, a view is of another picture
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,20 @@ def probe_name(views: Views) -> str:
     return f"probe/{views.recipe}-{views.size}-{views.seed}.npz"
 
 
-def settle_probe(cache: Cache, views: Views, source: PixelSource, available: Callable[[Address], bool]) -> None:
+def settle_probe(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
     """Check this machine's views against the probe, or make it, create-only: whoever comes first."""
     if cache.location.size(probe_name(views)) is None:
         make_probe(cache, views, source, available)
     check_pixels(cache.location, views, source, 0, available)
 
 
-def make_probe(cache: Cache, views: Views, source: PixelSource, available: Callable[[Address], bool]) -> None:
+def check_known_pixels(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
+    """Check this machine's views against the probe of another recipe, where the cache has one."""
+    if cache.location.size(probe_name(views)) is not None:
+        check_pixels(cache.location, views, source, 0, available)
+
+
+def make_probe(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
     """Keep the pixels of a few views, evenly over the tars that are available."""
     rows = [
         Address(segment.number, shard, row, 0)
@@ -68,7 +75,7 @@ def make_probe(cache: Cache, views: Views, source: PixelSource, available: Calla
 def check_pixels(
     location: Location,
     views: Views,
-    source: PixelSource,
+    source: ShardPixels,
     tolerance: int,
     available: Callable[[Address], bool],
 ) -> PixelDifference:
@@ -88,6 +95,14 @@ def check_pixels(
     if difference.largest > tolerance:
         then = json.loads(np.asarray(kept["versions"], np.uint8).tobytes())
         now = {**decoder_versions(), "augment": str(AUGMENT_VERSION)}
+        if then == now and difference.largest > DECODERS_APART:
+            worst = wanted[places[int(apart.max(axis=(1, 2, 3)).argmax())]]
+            others = int((apart.max(axis=(1, 2, 3)) > tolerance).sum())
+            raise CacheError(
+                f"{source.where(worst)}: another picture than {location.url} has seen: its view differs by "
+                f"up to {difference.largest} levels of 255, as do {others - 1} more of {difference.images} that were "
+                "compared, and the library versions are the same. Give the tars that the cache was made with"
+            )
         raise CacheError(
             f"{location.url}: this machine does not make the pixels that the teachers saw. Over {difference.images} "
             f"probe views they differ by up to {difference.largest} levels of 255 ({difference.mean:.4f} on "

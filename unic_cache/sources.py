@@ -25,6 +25,7 @@ from unic_cache.config import Views
 from unic_cache.errors import BrokenError, CacheError, ImageError
 from unic_cache.gather import Gathering, pieces
 from unic_cache.open_file import files_at_once
+from unic_cache.seen import Seen
 from unic_cache.store.commit import CommitRecord
 from unic_cache.views.augment import decode, make_view, pixel_crc
 from unic_cache.views.index import ShardEntry
@@ -88,8 +89,11 @@ class ShardPixels:
         tars: Mapping[tuple[int, int], tuple[str, ShardEntry]],
         pool: ThreadPoolExecutor,
         pin: bool = False,
+        seen: Seen | None = None,
     ) -> None:
+        """With `seen`, a picture that is not the one that the cache has seen is an error: CacheError."""
         self.pin = pin
+        self.seen = seen
         self.views = views
         self.tars = tars
         self._pool = pool
@@ -120,11 +124,27 @@ class ShardPixels:
         """Write one view into `out`; its crc32c, or why there is none."""
         path, entry = self.tars[wanted.segment, wanted.shard]
         data = self._shard(wanted, path, entry).read(wanted.row)
+        place, where = (wanted.segment, wanted.shard), partial(self.where, wanted)
         try:
-            out[:] = make_view(decode(data), self.views, entry.keys[wanted.row], wanted.number)
+            image = decode(data)
+            out[:] = make_view(image, self.views, entry.keys[wanted.row], wanted.number)
         except ImageError as error:
+            if self.seen is not None:
+                self.seen.fails(place, wanted.row, where, str(error))
             return str(error)
+        if self.seen is not None:
+            self.seen.check(place, wanted.row, image, where)
         return pixel_crc(out)
+
+    def where(self, wanted: Address) -> str:
+        """The row for people: its tar, its number, and what the tar calls it."""
+        path, _ = self.tars[wanted.segment, wanted.shard]
+        return f"{path}, row {wanted.row} ({self.name(wanted)})"
+
+    def name(self, wanted: Address) -> str:
+        """What the tar calls the image of the row."""
+        path, entry = self.tars[wanted.segment, wanted.shard]
+        return self._shard(wanted, path, entry).name(wanted.row)
 
     def _shard(self, wanted: Address, path: str, entry: ShardEntry) -> OpenShard:
         place = (wanted.segment, wanted.shard)

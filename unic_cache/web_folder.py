@@ -8,7 +8,7 @@ import http.client
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from html.parser import HTMLParser
 
 from obstore.exceptions import GenericError
@@ -38,22 +38,24 @@ class WebFolder(ObjectFolder):
         """CacheError: read-only."""
         raise self._read_only(name)
 
-    def names(self, prefix: str = "") -> Iterator[str]:
+    def names(self, prefix: str = "", without: Collection[str] = ()) -> Iterator[str]:
         """The index pages, one a folder."""
-        yield from sorted(self._below(checked(prefix) if prefix else "", DEEPEST))
+        left_out = {f"{prefix}/{folder}".lstrip("/") for folder in without}
+        yield from sorted(self._below(checked(prefix) if prefix else "", DEEPEST, left_out))
 
     def folders(self, prefix: str = "") -> list[str]:
         """One index page."""
         links = self._links(checked(prefix) if prefix else "")
         return sorted(link.removesuffix("/") for link in links if link.endswith("/"))
 
-    def _below(self, folder: str, depth: int) -> Iterator[str]:
+    def _below(self, folder: str, depth: int, left_out: Collection[str]) -> Iterator[str]:
         if not depth:
             raise CacheError(f"{self.url}/{folder}: folders lie more than {DEEPEST} deep; this is no cache")
         for link in self._links(folder):
             name = f"{folder}/{link.removesuffix('/')}".lstrip("/")
             if link.endswith("/"):
-                yield from self._below(name, depth - 1)
+                if name not in left_out:
+                    yield from self._below(name, depth - 1, left_out)
             else:
                 yield name
 

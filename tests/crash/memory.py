@@ -1,6 +1,6 @@
 """A folder of files in memory whose every call is watched: counted, stopped, or made to fail."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -57,7 +57,8 @@ class MemoryFolder:
     def delete(self, name: str) -> None:
         self._call("delete", name, lambda: self.files.pop(name, None))
 
-    def names(self, prefix: str = "") -> Iterator[str]:
+    def names(self, prefix: str = "", without: Collection[str] = ()) -> Iterator[str]:
+        assert not without
         return iter(self._call("names", prefix, lambda: self._below(prefix)))
 
     def folders(self, prefix: str = "") -> list[str]:

@@ -3,7 +3,7 @@
 Cosine similarity s of L2-normalised features; each of the k most similar training images votes for its class with
 weight exp(s / temperature), temperature 0.07 (as UNIC and DINO evaluate). Intervals come from resampling test images.
 
-Letters: N test images, M training images, D channels, K classes.
+Letters: N test images, M training images, D channels, K classes, P pairs.
 """
 
 from collections.abc import Sequence
@@ -40,11 +40,13 @@ def knn(
     test_labels: Tensor,
     neighbours: Sequence[int],
     temperature: float = 0.07,
+    twins_P2: Tensor | None = None,
 ) -> dict[int, Correct]:
     """For each k of `neighbours`, which test images are classified correctly, bool (N,).
 
-    A k above M counts all M. Of classes with equal votes the one with the lowest label wins. Labels are integers (M,)
-    and (N,); float32 throughout. ConfigError for features that are not finite, or sizes that disagree.
+    `twins_P2` are pairs (test image, training image) of one picture, which are no neighbours of each other. A k above M
+    counts all M. Of classes with equal votes the one with the lowest label wins. Labels are integers (M,) and (N,);
+    float32 throughout. ConfigError for features that are not finite, or sizes that disagree.
     """
     return _correct(
         _unit(train_MD, train_labels),
@@ -53,18 +55,24 @@ def knn(
         test_labels,
         neighbours,
         temperature,
-        exclude_own=False,
+        twins_P2,
     )
 
 
 def knn_leave_one_out(
-    features_ND: Tensor, labels: Tensor, neighbours: Sequence[int], temperature: float = 0.07
+    features_ND: Tensor,
+    labels: Tensor,
+    neighbours: Sequence[int],
+    temperature: float = 0.07,
+    twins_P2: Tensor | None = None,
 ) -> dict[int, Correct]:
-    """As `knn`, each image classified by all the others."""
+    """As `knn`, each image classified by all the others but its twins."""
     unit_ND = _unit(features_ND, labels)
     if len(unit_ND) < 2:
         raise ConfigError(f"leave-one-out needs at least 2 labelled images, and there are {len(unit_ND)}")
-    return _correct(unit_ND, labels, unit_ND, labels, neighbours, temperature, exclude_own=True)
+    own_N2 = torch.arange(len(unit_ND))[:, None].expand(-1, 2)
+    pairs_P2 = own_N2 if twins_P2 is None else torch.cat([own_N2, twins_P2])
+    return _correct(unit_ND, labels, unit_ND, labels, neighbours, temperature, pairs_P2, len(unit_ND) - 1)
 
 
 def bootstrap(values: npt.NDArray[np.generic], seed: int, resamples: int = 1000) -> Interval:
@@ -99,20 +107,21 @@ def _correct(
     test_labels: Tensor,
     neighbours: Sequence[int],
     temperature: float,
-    exclude_own: bool,
+    excluded_P2: Tensor | None,
+    bank: int | None = None,
 ) -> dict[int, Correct]:
     if train_MD.shape[1] != test_ND.shape[1]:
         raise ConfigError(f"training features have {train_MD.shape[1]} channels and test features {test_ND.shape[1]}")
     classes_K, train_classes = torch.unique(train_labels.to(train_MD.device), return_inverse=True)
-    bank = len(train_MD) - exclude_own
-    largest = min(max(neighbours), bank)
+    largest = min(max(neighbours), len(train_MD) if bank is None else bank)
     found: dict[int, list[Tensor]] = {k: [] for k in neighbours}
     for start in range(0, len(test_ND), BLOCK):
         block_BD = test_ND[start : start + BLOCK]
         similarity_BM = block_BD @ train_MD.T
-        if exclude_own:
-            own = torch.arange(len(block_BD), device=block_BD.device)
-            similarity_BM[own, start + own] = -torch.inf
+        if excluded_P2 is not None:
+            here_P = (excluded_P2[:, 0] >= start) & (excluded_P2[:, 0] < start + len(block_BD))
+            asked, answer = excluded_P2[here_P].to(block_BD.device).T
+            similarity_BM[asked - start, answer] = -torch.inf
         nearest = similarity_BM.topk(largest, dim=1)
         weights, voters = (nearest.values / temperature).exp(), train_classes[nearest.indices]
         truth = test_labels[start : start + BLOCK].to(block_BD.device)

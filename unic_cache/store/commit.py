@@ -142,6 +142,17 @@ def calibration_of(data: bytes, member: str, unit: Unit) -> int | None:
         raise CacheError(f"{where}: not a commit record ({error!r:.200}); run `unic-cache repair`") from error
 
 
+def is_whole(data: bytes, member: str, unit: Unit) -> bool:
+    """Whether a record is undamaged and stands in its place: if it cannot be parsed, it was made for another index."""
+    try:
+        body: dict[str, Any] = json.loads(data)
+        own = body.pop("self")
+        place = [body[key] for key in ("member", "segment", "view", "shard")]
+    except _NO_RECORD:
+        return False
+    return bool(own == crc32c(_json(body)) and place == [member, unit.segment, unit.view, unit.shard])
+
+
 def _body_of(data: bytes, where: str, member: str, unit: Unit) -> dict[str, Any]:
     """A record's JSON, checked against its own checksum and against where it stands."""
     body: dict[str, Any] = json.loads(data)

@@ -2,6 +2,7 @@
 
     index/000000.json                                         a segment: shards in order, keys, member offsets
     probe/RECIPE-SIZE-SEED.npz                                pixels of a few views, to tell one decoder from another
+    held-out/SEGMENT/S.json                                   a tar that a run named as held out of training
     TEACHER/spec.json                                         what the features are and how they were made
     TEACHER/calibration.npz                                   mean and std of each token type
     TEACHER/features.zarr/SEGMENT/VIEW/ARRAY/zarr.json        plain Zarr v3 metadata
@@ -42,7 +43,8 @@ SHARD_ROWS = 1024
 ZSTD_LEVEL = 1  # higher ones look for repetitions, which codes do not have, and spoil the entropy code
 ABSENT = 2**64 - 1  # offset and size of a chunk that an object does not hold
 VIEWS_MEMBER = "views"
-RESERVED = frozenset({"index", "probe", VIEWS_MEMBER})
+HELD_OUT = "held-out"
+RESERVED = frozenset({"index", "probe", HELD_OUT, VIEWS_MEMBER})
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,16 @@ def read_within(location: Location, name: str, limit: int) -> bytes | None:
     return data
 
 
+def whole_spec(data: bytes) -> dict[str, Any] | None:
+    """The content of a spec.json whose own checksum fits it; None where it does not, or where it is no such file."""
+    try:
+        spec = json.loads(data)
+        own = spec.pop("self", None)
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        return None
+    return spec if isinstance(spec, dict) and own in {None, _checksum(spec)} else None
+
+
 def spec_bytes(spec: Mapping[str, Any]) -> bytes:
     """spec.json: sorted keys, and `self`, the crc32c of the rest, so that a changed byte is told."""
     return (json.dumps({**spec, "self": _checksum(spec)}, sort_keys=True, indent=1) + "\n").encode()

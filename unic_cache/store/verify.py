@@ -25,7 +25,7 @@ from crc32c import crc32c
 
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.location import Location
-from unic_cache.store.commit import CommitRecord, Unit
+from unic_cache.store.commit import CommitRecord, Unit, is_whole
 from unic_cache.store.layout import (
     ABSENT,
     CHUNK_ROWS,
@@ -44,6 +44,7 @@ LIMIT_METADATA_BYTES = 2**20
 UNCOMMIT = "un-commit"  # remove the unit's record, then its data
 REWRITE = "rewrite"  # put `content` in its place: it follows from the spec and the index
 REMOVE = "remove"  # nothing was made from it, and `extract` makes it again
+ELSEWHERE = "elsewhere"  # undamaged, but made for other tars than the index lists
 BY_HAND = "by hand"  # all else depends on it, or nobody knows which side is right
 
 Spans = npt.NDArray[np.int64]
@@ -98,11 +99,16 @@ def check_unit(member: Member, unit: Unit) -> UnitState:
     def finding(why: str) -> Finding:
         return Finding(name, why, UNCOMMIT, member.folder, unit)
 
+    data = None
     try:
         data = member.record_bytes(unit)
         record = None if data is None else member.parse(data, unit)
     except BrokenError as error:
-        return UnitState(member, unit, None, (finding(str(error).removeprefix(f"{name}: ")),))
+        why = str(error).removeprefix(f"{name}: ")
+        if data is not None and is_whole(data, member.folder, unit):
+            why = why.removesuffix("; run `unic-cache repair`")
+            return UnitState(member, unit, None, (Finding(name, why, ELSEWHERE, member.folder, unit),))
+        return UnitState(member, unit, None, (finding(why),))
     if record is None:
         return UnitState(member, unit, None, (finding("vanished while it was read"),))
     found = [finding(why) for why in _contradictions(member, record)]

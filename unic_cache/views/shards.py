@@ -16,7 +16,7 @@ from unic_cache.errors import CacheError, ShardError
 from unic_cache.location import Location, open_location
 from unic_cache.paths import braced, check_pattern
 from unic_cache.views.index import KIND, SHARD_NAME, Segment, ShardEntry
-from unic_cache.views.tars import BLOCK, image_header, scan_tar, shard_error
+from unic_cache.views.tars import BLOCK, image_header, member_name, scan_tar, shard_error
 
 READ_AHEAD = 1 << 20  # bytes of a remote tar that one request brings while its headers are walked
 
@@ -108,6 +108,12 @@ class OpenShard:
     def read_header(self, row: int) -> tuple[int, int] | None:
         """(crc32 of the key, bytes) that the tar itself says of the image; None where there is no header."""
         return image_header(self._range(self.entry.offsets[row] - BLOCK, BLOCK))
+
+    def name(self, row: int) -> str:
+        """What the tar calls the image of a row, or its key's checksum where its header is too short for the name."""
+        found = member_name(self._range(self.entry.offsets[row] - BLOCK, BLOCK))
+        key = self.entry.keys[row]
+        return found[1] if found is not None and found[0] == key else f"key {key:08x}"
 
     def close(self) -> None:
         """Close the file; `read` fails afterwards. A tar that nothing refers to any more closes by itself."""

@@ -61,6 +61,16 @@ def image_header(block: bytes) -> tuple[int, int] | None:
     return None if key is None else (key_crc(key), member.size)
 
 
+def member_name(block: bytes) -> tuple[int, str] | None:
+    """(crc32 of the key, name) of the member whose tar header the block is, printable; None where it is none."""
+    try:
+        name = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").name
+    except tarfile.HeaderError:
+        return None
+    key, _ = base_plus_ext(name)
+    return None if key is None else (key_crc(key), name.encode("utf-8", "backslashreplace").decode())
+
+
 def _samples(file: BinaryIO, path: str, size: int) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
     """Runs of members with one key, as (key, {lower-case extension: member})."""
     current: str | None = None

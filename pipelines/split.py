@@ -1,0 +1,162 @@
+"""Which tars a run trains on, and which are held out: named now, or by an earlier run on the same cache."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+
+import numpy as np
+import numpy.typing as npt
+from webdataset.shardlists import expand_urls
+
+from pipelines.extract import given_shards, same_layout
+from pipelines.progress import console
+from unic_cache.cache import Cache, CachedTeacher
+from unic_cache.config import DistillConfig, Views
+from unic_cache.errors import CacheError, ConfigError, ShardError
+from unic_cache.held_out import held_out, hold_out
+from unic_cache.sources import Address, KeptPixels, ShardPixels
+from unic_cache.usable import Rows, committed_record
+from unic_cache.views.index import ShardEntry
+
+BY_NAME = "cache:"  # before a pattern of --val-shards: names that the cache knows, instead of tars
+ROWS_COMPARED = 8  # of a tar
+PICTURES_APART = 8.0  # levels of 255 on average: no two decoders differ so much
+SHOWN = 6
+
+Tars = Mapping[tuple[int, int], tuple[str, ShardEntry]]
+
+
+def given_val(config: DistillConfig, cache: Cache) -> tuple[Sequence[str], Sequence[ShardEntry]]:
+    """The tars that --val-shards names. ShardError where one is not there: nothing is matched by a path's last part."""
+    if config.val_shards is None or config.val_shards.startswith(BY_NAME):
+        return (), ()
+    try:
+        return given_shards(config.val_shards, False)
+    except ShardError as error:
+        hint = (
+            "" if cache.pixels is None else f"; without tars, name what the cache knows: --val-shards '{BY_NAME}NAMES'"
+        )
+        raise ShardError(f"--val-shards: {error}{hint}") from error
+
+
+def val_names(config: DistillConfig, cache: Cache, given: Sequence[ShardEntry]) -> tuple[str, ...]:
+    """The names of the tars that this run holds out. CacheError where the cache knows none of such a name."""
+    if config.val_shards is None or not config.val_shards.startswith(BY_NAME):
+        return tuple(entry.name for entry in given)
+    patterns = [str(name) for name in expand_urls(config.val_shards.removeprefix(BY_NAME))]
+    found = tuple(name for name in cache.shards() if any(fnmatch(name, pattern) for pattern in patterns))
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in found):
+            known = _listed(list(cache.shards()))
+            raise CacheError(f"{cache.location.url}: --val-shards names {pattern!r}, and the cache has {known}")
+    return found
+
+
+def train_names(
+    config: DistillConfig, names: Sequence[str], val: Sequence[str], before: Sequence[str]
+) -> tuple[str, ...]:
+    """All tars given, less those that this run or an earlier one holds out. ConfigError where none is left."""
+    left = set(before) - set(val) if not config.use_held_out else set()
+    train = tuple(name for name in names if name not in val and name not in left)
+    if not train and left & set(names):
+        earlier = _listed(sorted(left & set(names)))
+        raise ConfigError(
+            f"every tar is held out, {earlier} by an earlier run or `shard`; --use-held-out trains on them"
+        )
+    if not train:
+        raise ConfigError(f"--val-shards {config.val_shards} holds out every shard; leave some to train on")
+    return train
+
+
+def split(
+    config: DistillConfig, cache: Cache, names: Sequence[str], given: Sequence[ShardEntry]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(train, val): the names of the tars; what is held out is said, and remembered in the cache where it can be."""
+    before, val = held_out(cache), val_names(config, cache, given)
+    train = train_names(config, names, val, before)
+    if val:
+        _say(f"held out of training: {_listed(val)}")
+    earlier = [name for name in names if name in before and name not in val]
+    if earlier and config.use_held_out:
+        _say(f"trained on, though an earlier run held them out: {_listed(earlier)}")
+    elif earlier:
+        _say(
+            f"held out of training, as an earlier run or `shard` named them: {_listed(earlier)}; --use-held-out trains "
+            "on them"
+        )
+    try:
+        hold_out(cache, [name for name in val if name not in before])
+    except (CacheError, OSError) as error:
+        _say(f"{cache.location.url} cannot remember what is held out ({error}); name --val-shards in each run")
+    return train, val
+
+
+def check_pictures(
+    cache: Cache,
+    views: Views,
+    tars: Tars,
+    kept: KeptPixels,
+    number: int,
+    pool: ThreadPoolExecutor,
+    exact: ShardPixels | None,
+) -> None:
+    """CacheError where a tar is called as one of the cache's, and holds other pictures than those that it has seen.
+
+    They are compared with kept views, or else, where `exact`, with what the teachers saw. One row of each tar is made;
+    more where its images do not lie where the cache's lay.
+    """
+    source = ShardPixels(views, tars, pool)
+    for place, (_, entry) in tars.items():
+        count = 1 if same_layout(entry, cache.entry(*place)) else ROWS_COMPARED
+        rows = [
+            Address(*place, row, number)
+            for row in sorted({(2 * n + 1) * entry.rows // (2 * count) for n in range(count)})
+        ]
+        if not kept.has(rows[0]):
+            if exact:
+                exact.start(rows, len(rows))()
+            continue
+        ours, theirs = (one.start(rows, len(rows))() for one in (source, kept))
+        apart = np.abs(ours.views_BHWC.astype(np.int16) - theirs.views_BHWC).mean(axis=(1, 2, 3))
+        others = [
+            at for at in range(len(rows)) if at not in theirs.bad and (at in ours.bad or apart[at] > PICTURES_APART)
+        ]
+        if others:
+            raise CacheError(
+                f"{source.where(rows[others[0]])}: another picture than {cache.location.url} keeps the view of, under "
+                "this tar's name. Give the tar that the cache was made with, or leave it out"
+            )
+
+
+def tell_leaks(cache: Cache, teacher: CachedTeacher, view: str, train: Rows, val: Rows) -> None:
+    """Say how many held-out images are trained on as well, in other tars: those of equal keys and equal pixels.
+
+    Copies under other keys have other views, and are not found.
+    """
+    if not len(val):
+        return
+    both = int(np.isin(prints(cache, teacher, view, val), prints(cache, teacher, view, train)).sum())
+    if both:
+        _say(f"{both} of {len(val)} held-out images are trained on as well, pixel for pixel, in other tars")
+
+
+def prints(cache: Cache, teacher: CachedTeacher, view: str, rows: Rows) -> npt.NDArray[np.int64]:
+    """(N,) 64 bits of each row's key and pixels, by the commit records."""
+    found = np.zeros(len(rows), np.int64)
+    places = rows.segment << 32 | rows.shard
+    for place in np.unique(places).tolist():
+        here = np.flatnonzero(places == place)
+        segment, shard = divmod(place, 2**32)
+        keys = np.asarray(cache.entry(segment, shard).keys, np.int64)[rows.row[here]]
+        record = committed_record(cache, teacher, view, segment, shard)
+        found[here] = keys << 32 | record.pixels[rows.row[here]].astype(np.int64)
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,115 @@
+"""What an extraction leaves open is as the cache has it, and another value is said."""
+
+import pytest
+
+from pipelines import extract, plan
+from pipelines.forecast import PlanConfig
+from pipelines.kinds import kept_alike, settled
+from tests.conftest import CNN, VIT, make_shards
+from unic_cache.cache import Cache, open_cache
+from unic_cache.config import ExtractConfig, Views
+from unic_cache.errors import ConfigError
+from unic_cache.location import open_location
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("small"), (12,))
+
+
+@pytest.fixture(scope="module")
+def options(settings, small):
+    """An extraction of one teacher, with recipe, size, seed, views and codec left open."""
+    free = {"views": None, "recipe": None, "size": None, "seed": None, "codec": None}
+
+    def make(cache, **changes):
+        one = {"teachers": (VIT,), "weights": settings(cache).weights[:1], "shards": small.pattern}
+        return settings(cache, **{**one, **free, "calibration_images": 12, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, options):
+    """A cache of five views of 48 px and seed 5, 2 tokens of each as int8."""
+    folder = tmp_path_factory.mktemp("begun") / "cache"
+    extract.run(options(folder, size=48, seed=5, views=5, codec="int8", tokens=2))
+    return folder
+
+
+def found(cache, config):
+    done = settled(config, Cache(open_location(cache)))
+    return done.kind, done.count
+
+
+def test_a_new_cache_has_the_papers_settings(tmp_path, options):
+    assert found(tmp_path, options(tmp_path)) == (Views("unic", 224, 0), 4)
+    assert found(tmp_path, options(tmp_path, recipe="center")) == (Views("center", 224, 0), 1)
+
+
+def test_what_is_left_open_is_the_caches_and_nothing_needs_to_be_said(begun, options, capsys):
+    assert found(begun, options(begun)) == (Views("unic", 48, 5), 5)
+    assert found(begun, options(begun, views=3)) == (Views("unic", 48, 5), 3)
+    assert found(begun, options(begun, recipe="center")) == (Views("center", 48, 0), 1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind"),
+    [
+        ({"size": 64}, Views("unic", 64, 5)),
+        ({"seed": 0}, Views("unic", 48, 0)),
+        ({"recipe": "light"}, Views("light", 48, 0)),
+        ({"recipe": "center", "size": 32}, Views("center", 32, 0)),
+    ],
+)
+def test_another_value_is_said(begun, options, capsys, asked, kind):
+    assert found(begun, options(begun, **asked))[0] == kind
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert f"this adds {kind.recipe} views of {kind.size} px (seed {kind.seed}) to {begun}" in told
+    assert "which has unic views of 48 px (seed 5)" in told
+
+
+def test_several_kinds_are_asked_about(tmp_path, options):
+    cache = tmp_path / "cache"
+    extract.run(options(cache, size=32, views=1))
+    extract.run(options(cache, size=48, views=1))
+    with pytest.raises(ConfigError, match="has views of size 32 and 48; say which with --size"):
+        extract.run(options(cache))
+    assert found(cache, options(cache, size=48)) == (Views("unic", 48, 0), 4)  # a begun cache is no wish for less
+
+
+def test_extraction_goes_on_by_the_caches_settings_alone(begun, options, tmp_path):
+    assert extract.run(options(begun)).units == 0
+    assert extract.run(options(begun, recipe="center")).units == 1
+    assert set(extract.seen_before(open_cache(begun), open_cache(begun).unit(0, 0, "center-48-0-000"))) == {
+        VIT.replace(":", ".")
+    }
+
+
+def test_a_new_teacher_is_kept_as_the_others_and_it_is_said(begun, options, capsys):
+    done = kept_alike(options(begun, teachers=(CNN,), weights=()), open_cache(begun))
+    assert (done.codec, done.quality, done.tokens) == ("int8", None, 2)
+    assert f"{CNN}: kept as the cache's other teachers are: codec int8, tokens 2" in capsys.readouterr().err
+    other = kept_alike(options(begun, teachers=(CNN,), weights=(), codec="f16", tokens=4), open_cache(begun))
+    assert (other.codec, other.tokens) == ("f16", 4)
+    assert kept_alike(options(begun, quality=0.98), open_cache(begun)).codec is None
+
+
+def test_plan_assumes_what_the_cache_has(begun, options, monkeypatch):
+    asked: list[PlanConfig] = []
+
+    def stop(config, pool):
+        asked.append(config)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(plan, "make_probe", stop)
+    fields = {name: getattr(options(begun), name) for name in ExtractConfig.__dataclass_fields__}
+    with pytest.raises(ConfigError, match="far enough"):
+        plan.run(PlanConfig(**fields, student="test_vit", img_size=32, patch_size=16))
+    assert (asked[0].kind, asked[0].count) == (Views("unic", 48, 5), 5)
+
+
+def test_what_is_left_open_survives_json(options, tmp_path):
+    config = options(tmp_path)
+    assert ExtractConfig.from_json(config.to_json()) == config

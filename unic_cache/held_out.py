@@ -1,0 +1,59 @@
+"""Which tars are held out of training: `shard --val-fraction` marks them, or a run names them, and the cache remembers.
+
+    held-out/SEGMENT/S.json     {"name": the tar's name, "self": crc32c of the rest}, one file a tar, created once
+
+Releases that know nothing of it pass the folder over.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+
+from crc32c import crc32c
+
+from unic_cache.cache import Cache
+from unic_cache.errors import BrokenError, CacheError
+from unic_cache.store.layout import HELD_OUT
+from unic_cache.store.member import read_within
+
+FILE = re.compile(rf"{HELD_OUT}/(\d{{6}})/(\d{{6}})\.json")
+LIMIT_BYTES = 2**16
+
+
+def held_out(cache: Cache) -> tuple[str, ...]:
+    """The names of the tars that are held out, in the cache's order. CacheError on a file of another cache."""
+    places = {place: name for name, place in cache.shards().items()}
+    found = {name for name, place in cache.shards().items() if getattr(cache.entry(*place), "held_out", False)}
+    for file in cache.location.names(HELD_OUT):
+        match = FILE.fullmatch(file)
+        if match is None:
+            continue
+        name = places.get((int(match[1]), int(match[2])), "")
+        why = problem(cache, file, name)
+        if why:
+            raise CacheError(f"{cache.location.url}/{file}: {why}; remove it, or put the right one back")
+        found.add(name)
+    return tuple(name for name in cache.shards() if name in found)
+
+
+def problem(cache: Cache, file: str, name: str) -> str:
+    """Why a file does not say that the tar `name` is held out, or nothing."""
+    try:
+        data = read_within(cache.location, file, LIMIT_BYTES)
+    except BrokenError as error:
+        return str(error)
+    if data == _content(name) or data is None:
+        return ""
+    return f"does not say that the tar {name!r} is held out: it is damaged, or of another cache"
+
+
+def hold_out(cache: Cache, names: Sequence[str]) -> None:
+    """Remember that these tars are held out. CacheError or OSError where the cache cannot be written to."""
+    for name in names:
+        segment, shard = cache.shards()[name]
+        cache.location.create(f"{HELD_OUT}/{segment:06d}/{shard:06d}.json", _content(name))
+
+
+def _content(name: str) -> bytes:
+    body = json.dumps({"name": name}, separators=(",", ":")).encode()
+    return json.dumps({"name": name, "self": int(crc32c(body))}, sort_keys=True, separators=(",", ":")).encode()
