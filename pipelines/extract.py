@@ -25,7 +25,7 @@ from pipelines.surroundings import say_surroundings
 from pipelines.unit_rows import UnitRows, Work
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig, Views
-from unic_cache.errors import ConfigError, ShardError
+from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.guests import sort_folders
 from unic_cache.location import LocalFolder, open_location
 from unic_cache.probe import check_known_pixels, settle_probe
@@ -111,6 +111,7 @@ def run(config: ExtractConfig) -> Summary:
         recorders: dict[str, Recorder] = {
             name: recorder(opened.members[name], teacher) for name, teacher in opened.teachers.items()
         }
+        check_calibrations(cache, recorders)
         if config.keep_views:
             spec = pixel_spec(config, Member.open(location, VIEWS_MEMBER))
             recorders[VIEWS_MEMBER] = recorder(Member.ensure(location, VIEWS_MEMBER, spec), None)
@@ -169,6 +170,20 @@ def dropped(*executors: Executor) -> Iterator[None]:
         for executor in executors:
             executor.shutdown(wait=False, cancel_futures=True)
         raise
+
+
+def check_calibrations(cache: Cache, recorders: Mapping[str, Recorder]) -> None:
+    """CacheError where the calibration that stands is not the one that the teacher's units were made with."""
+    for found in recorders.values():
+        for view, segment, tars in cache.committed(found.member):
+            unit = cache.unit(segment, min(tars), view) if tars else None
+            before = None if unit is None else found.member.calibration_of(unit)
+            if before not in {None, found.writer.calibration_crc}:
+                file = f"{cache.location.url}/{found.member.calibration_name}"
+                raise CacheError(
+                    f"{file} has checksum {found.writer.calibration_crc}, "
+                    f"but {unit} was made with one of checksum {before}: the file was replaced; put the right one back"
+                )
 
 
 def check_idle(opened: Opened, work: Sequence[Work]) -> None:

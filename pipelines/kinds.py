@@ -26,7 +26,8 @@ def settled(config: Config, cache: Cache) -> Config:
     alike = [views for views in found if views.recipe == recipe] or list(found)
     fitting = [views for views in alike if config.seed in {None, views.seed}] or alike
     size = config.size or _only(cache, "size", {views.size for views in fitting}, config.kind.size)
-    seeds = {views.seed for views in fitting if views.recipe == recipe and views.size == size}
+    alike = [views for views in fitting if views.recipe == recipe]
+    seeds = {views.seed for views in alike if views.size == size} or {views.seed for views in alike}
     seed = config.seed
     if seed is None:
         seed = 0 if recipe == CENTER else _only(cache, "seed", seeds, 0)

@@ -29,6 +29,7 @@ from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
 from unic_cache.guests import sort_folders
 from unic_cache.location import LocalFolder, Location, open_location
+from unic_cache.seen import Seen
 from unic_cache.sources import ahead, thread_pool
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.member import Member
@@ -85,6 +86,7 @@ def run(config: RecodeConfig) -> Summary:
     ):
         coders = {t.name: transcoder(source, t, specs[t.name], location, device) for t in teachers}
         target = Cache(location)
+        before = Seen(target)
         work, skipped = missing_units(config, source, coders)
         mine = sum(len(names) for names in work.values()) + skipped
         units = sum(len(committed_units(source, coder.source.member)) for coder in coders.values())
@@ -96,6 +98,7 @@ def run(config: RecodeConfig) -> Summary:
         with Progress("recode", sum(unit.rows * len(names) for unit, names in work.items()), "rows") as progress:
             for unit, names in work.items():
                 check_same_pixels(source, target, unit, {name: committed(coders[name], unit) for name in names})
+                before.check_cache((unit.segment, unit.shard), source)
                 for name in names:
                     record = committed(coders[name], unit)
                     arrays, clipped = recoded(source, coders[name], record, parts, progress)

@@ -1,5 +1,7 @@
 """What an extraction leaves open is as the cache has it, and another value is said."""
 
+import dataclasses
+
 import pytest
 
 from pipelines import extract, plan
@@ -104,7 +106,7 @@ def test_plan_assumes_what_the_cache_has(begun, options, monkeypatch):
         raise ConfigError("far enough")
 
     monkeypatch.setattr(plan, "make_probe", stop)
-    fields = {name: getattr(options(begun), name) for name in ExtractConfig.__dataclass_fields__}
+    fields = {field.name: getattr(options(begun), field.name) for field in dataclasses.fields(ExtractConfig)}
     with pytest.raises(ConfigError, match="far enough"):
         plan.run(PlanConfig(**fields, student="test_vit", img_size=32, patch_size=16))
     assert (asked[0].kind, asked[0].count) == (Views("unic", 48, 5), 5)

@@ -1,13 +1,16 @@
 """A unit is added, and a teacher, only where the tar still gives the pixels that the cache has seen."""
 
+import dataclasses
 import shutil
 
 import pytest
 
-from pipelines import extract
+from pipelines import extract, recode
 from tests.conftest import CNN, VIT, picture, png, tree, write_tar
 from unic_cache import seen
+from unic_cache.config import RecodeConfig
 from unic_cache.errors import CacheError
+from unic_cache.store.calibrate import Calibration
 
 ROWS = 20
 
@@ -105,3 +108,21 @@ def test_bad_images_are_named(tmp_path, options):
     done = extract.run(options(pack(tmp_path / "old/a.tar", bad=(3,)), tmp_path / "cache"))
     (reason,) = done.bad.values()
     assert (list(done.bad), reason.partition(": ")[0]) == (["a row 3"], "k03.png")
+
+
+def test_a_calibration_that_was_replaced_is_told_before_anything_is_added(made, options, tmp_path):
+    path = made / VIT.replace(":", ".") / "calibration.npz"
+    kept = Calibration.from_bytes(path.read_bytes(), "x")
+    path.write_bytes(dataclasses.replace(kept, mean={kind: mean + 1 for kind, mean in kept.mean.items()}).to_bytes())
+    before = tree(made)
+    with pytest.raises(CacheError, match=r"calibration.npz has checksum \d+, but view .* the file was replaced"):
+        extract.run(options(tmp_path / "old/a.tar", made, views=2))
+    assert tree(made) == before
+
+
+def test_a_cache_is_not_recoded_into_one_that_has_seen_other_pictures_under_another_view(made, options, tmp_path):
+    extract.run(options(pack(tmp_path / "new/a.tar", 7), tmp_path / "other", views=2))
+    less = str(tmp_path / "less")
+    recode.run(RecodeConfig(str(made), less, codec="int8", device="cpu"))
+    with pytest.raises(CacheError, match=r"other and .*less have seen other pictures in shard a, by unic-32-0-000"):
+        recode.run(RecodeConfig(str(tmp_path / "other"), less, device="cpu"))

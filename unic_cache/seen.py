@@ -30,8 +30,7 @@ class Seen:
         self._units: dict[Place, tuple[str, Member]] = {}
         self._known: dict[Place, tuple[CommitRecord, npt.NDArray[np.bool_]] | None] = {}
         self._lock = threading.Lock()
-        members = [teacher.member for teacher in cache.teachers.values()] + ([cache.pixels] if cache.pixels else [])
-        for member in members:
+        for member in _members(cache):
             for view, segment, tars in cache.committed(member):
                 for tar in tars:
                     before = self._units.get((segment, tar))
@@ -66,6 +65,20 @@ class Seen:
                 "the tar is damaged or another one, or this machine reads fewer formats"
             )
 
+    def check_cache(self, place: Place, other: Cache) -> None:
+        """CacheError where another cache has seen other pixels of a tar, under the view that is compared here."""
+        known = self._of(place)
+        if known is None:
+            return
+        ours = known[0]
+        for member in _members(other):
+            theirs = member.record(other.unit(*place, ours.unit.view))
+            if theirs is not None and not np.array_equal(theirs.pixels, ours.pixels):
+                raise CacheError(
+                    f"{other.location.url} and {self.cache.location.url} have seen other pictures in shard "
+                    f"{ours.unit.name}, by {ours.unit.view}; one cache cannot hold both"
+                )
+
     def _of(self, place: Place) -> tuple[CommitRecord, npt.NDArray[np.bool_]] | None:
         with self._lock:
             if place not in self._known:
@@ -82,6 +95,10 @@ class Seen:
         view, member = self._units[place]
         unit: Unit = self.cache.unit(*place, view)
         return member.record(unit)
+
+
+def _members(cache: Cache) -> list[Member]:
+    return [*(teacher.member for teacher in cache.teachers.values()), *([cache.pixels] if cache.pixels else [])]
 
 
 def other_picture(where: str, record: CommitRecord, row: int, found: int) -> CacheError:
