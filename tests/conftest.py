@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,12 +141,14 @@ def cache(cache_folder) -> Cache:
 
 @pytest.fixture
 def training(shards, cache_folder, tmp_path):
-    """Keyword arguments of a DistillConfig on the shared cache."""
+    """Keyword arguments of a DistillConfig on a copy of the shared cache: a run leaves word there of what it held out."""
+    own = tmp_path / "cache-trained-on"
+    shutil.copytree(cache_folder, own)
 
     def make(**changes) -> DistillConfig:
         return DistillConfig(
             **{
-                "cache": str(cache_folder),
+                "cache": str(own),
                 "shards": shards.pattern,
                 "out": str(tmp_path / "run"),
                 "student": "test_vit",

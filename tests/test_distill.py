@@ -368,7 +368,8 @@ class TestRefusals:
         others = tuple(name for name in teachers if name != VIT)
         assert distill.run(training(teachers=others, **lost)).steps == 1
 
-    def test_never_touch_the_cache(self, training, cache_folder):
-        before = tree(cache_folder)
-        distill.run(training(steps=2))
-        assert tree(cache_folder) == before
+    def test_never_touch_the_cache(self, training):
+        config = training(steps=2)
+        before = tree(Path(config.cache))
+        distill.run(config)
+        assert tree(Path(config.cache)) == before
