@@ -141,7 +141,7 @@ def cache(cache_folder) -> Cache:
 
 @pytest.fixture
 def training(shards, cache_folder, tmp_path):
-    """Keyword arguments of a DistillConfig on a copy of the shared cache: a run leaves word there of what it held out."""
+    """Keyword arguments of a DistillConfig on a copy of the shared cache: a run leaves word of what it held out."""
     own = tmp_path / "cache-trained-on"
     shutil.copytree(cache_folder, own)
 

@@ -143,7 +143,9 @@ def test_ranks_of_torchrun_train_together_and_only_the_first_claims(training, tm
     for two, one in zip(log_of(tmp_path / "two"), log_of(tmp_path / "one"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)
     tensors, others = (load_file(tmp_path / name / "encoder.safetensors") for name in ("one", "two"))
-    assert max((tensors[name] - others[name]).abs().max().item() for name in tensors) < 1e-3
+    # AdamW moves a weight whose gradient is all rounding by its sign, so single ones differ by up to the rates' sum
+    apart = torch.cat([(tensors[name] - others[name]).abs().flatten() for name in tensors])
+    assert apart.mean() < 1e-2 * 4e-3
 
 
 class TestDevices:
