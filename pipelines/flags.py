@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from pipelines.shares import environment_share
+from pipelines.shares import environment_share, unshared_lines
 from unic_cache.config import DTYPES, RECIPES
 from unic_cache.errors import ConfigError
 
@@ -84,10 +84,13 @@ def check_both_said() -> None:
 def ready(config: T) -> Iterator[T]:
     """The config, after a look at its names and paths that needs no torch; meanwhile a long start is told."""
     from pipelines.preflight import look
-    from pipelines.progress import starting
+    from pipelines.progress import say, starting
 
     look(config)
-    with starting(click.get_current_context().info_name or "unic-cache"):
+    command = click.get_current_context().info_name or "unic-cache"
+    for line in unshared_lines(command):
+        say(line)
+    with starting(command):
         yield config
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from unic_cache.errors import ConfigError
 
 REMEDY = "say --worker-index and --num-workers"
+SHARING = {"extract", "recode", "distill"}  # commands that take a share, or train together
 SIZES = {  # launchers that share nothing out by themselves: how many processes, and which one
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
@@ -77,6 +78,17 @@ def share_lines(index: int, count: int, mine: int, units: int) -> list[str]:
                 f"them, say --worker-index ${rank} --num-workers ${size}"
             ]
     return []
+
+
+def unshared_lines(command: str) -> list[str]:
+    """What to say where torchrun has started several processes of a command that shares nothing out."""
+    try:
+        found = rank_share()
+    except ConfigError:
+        return []
+    if command in SHARING or found.count == 1:
+        return []
+    return [f"process {found.index + 1} of {found.count}: `{command}` is not shared out, and each does all of it"]
 
 
 def _number(name: str, default: str) -> int:

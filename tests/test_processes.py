@@ -122,17 +122,7 @@ def test_ranks_of_torchrun_train_together_and_only_the_first_claims(training, tm
         value = getattr(config, field.name)
         if value != field.default and field.name not in {"teachers", "weights"}:
             flags += [f"--{field.name.replace('_', '-')}", str(value)]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "0",
-        "-m",
-        "cli",
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cli"]
     done = subprocess.run([*command, "distill", *flags], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("4 steps, loss") == 1

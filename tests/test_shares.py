@@ -5,7 +5,7 @@ from click.testing import CliRunner
 
 import cli
 from pipelines import extract
-from pipelines.shares import SIZES, environment_share, share_lines
+from pipelines.shares import SIZES, environment_share, share_lines, unshared_lines
 from pipelines.surroundings import RESULTS, say_surroundings
 from tests.conftest import VIT
 from unic_cache.errors import ConfigError
@@ -86,6 +86,15 @@ def test_one_flag_without_the_other_is_refused(environment, command, flag):
     done = CliRunner().invoke(cli.main, [*command, flag])
     assert done.exit_code == 2
     assert "say both, or neither" in done.output
+
+
+@pytest.mark.parametrize("command", sorted(cli.main.commands))
+def test_a_command_that_shares_nothing_says_so(environment, command):
+    environment()
+    assert unshared_lines(command) == []
+    environment(RANK="1", WORLD_SIZE="2")
+    lines = [f"process 2 of 2: `{command}` is not shared out, and each does all of it"]
+    assert unshared_lines(command) == ([] if command in {"extract", "recode", "distill"} else lines)
 
 
 def test_flags_go_before_an_unclear_environment(environment):
