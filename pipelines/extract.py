@@ -14,9 +14,10 @@ from functools import partial
 
 import torch
 
+from pipelines.calibrating import calibrate, views_to_calibrate
 from pipelines.device import pick_device
 from pipelines.progress import Progress, console
-from pipelines.recorder import BATCHES_AHEAD, Recorder, calibrate, pixel_spec, recorder, teacher_spec
+from pipelines.recorder import BATCHES_AHEAD, Recorder, pixel_spec, recorder, teacher_spec
 from pipelines.unit_rows import UnitRows, Work
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig, Views
@@ -72,9 +73,10 @@ def open_teachers(config: ExtractConfig, pool: ThreadPoolExecutor, device: torch
         console.print(
             f"{len(segments[-1].shards)} new tars are appended to {location.url} as segment {before}", markup=False
         )
+    count = views_to_calibrate(config, segments[0].shards)
     members = {
         name: Member.ensure(
-            location, folder(name), teacher_spec(config, teacher, device, Member.open(location, folder(name)))
+            location, folder(name), teacher_spec(config, teacher, device, Member.open(location, folder(name)), count)
         )
         for name, teacher in teachers.items()
     }

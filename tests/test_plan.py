@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from pipelines import extract, inspect, plan, recorder, step_costs, verify
+from pipelines import calibrating, extract, inspect, plan, step_costs, verify
 from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, StudentCost, forecast
 from tests.conftest import CNN, VIT, tree
 from unic_cache.config import CODECS, ExtractConfig
@@ -308,8 +308,8 @@ class TestCommand:
     def quickly(self, monkeypatch, planned):
         """What was measured already, and few images to calibrate by."""
         monkeypatch.setattr(plan, "run", lambda config: forecast(config, planned.costs))
-        honest = recorder.calibration_images
-        monkeypatch.setattr(recorder, "calibration_images", lambda cache, count: honest(cache, 40))
+        honest = calibrating.calibration_images
+        monkeypatch.setattr(calibrating, "calibration_images", lambda cache, count: honest(cache, 40))
 
     @pytest.mark.parametrize(
         ("terminal", "answer", "starts"), [(False, "y\n", False), (True, "n\n", False), (True, "y\n", True)]
