@@ -26,7 +26,7 @@ from pipelines.learner import Learner, finite, target_spec
 from pipelines.online import open_live_set
 from pipelines.progress import Progress, console
 from pipelines.recorder import versions
-from pipelines.run_state import RunState
+from pipelines.run_state import CONFIG, RunState, read_settings, refuse_others
 from pipelines.runlog import FILE as LOG
 from pipelines.runlog import Clock, RunLog
 from pipelines.signals import stop_on_signal
@@ -44,7 +44,6 @@ from unic_cache.student.export import ENCODER_FILE, timm_line
 from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.schedule import learning_rate, optimizer
 
-CONFIG = "config.json"
 CURVE = "loss.png"
 FREE_ON_RESUME = frozenset(
     {"cache", "shards", "out", "resume", "threads", "log_every", "save_every", "tracker", "skip_broken"}
@@ -185,11 +184,12 @@ def begin(config: DistillConfig, out: Path) -> Snapshot | None:
     if not (out / CHECKPOINT).exists():
         if config.resume and not (out / CONFIG).exists():
             raise ConfigError(f"{out}: there is no run to resume here; leave --resume out to begin one")
+        refuse_others(out)
         out.mkdir(parents=True, exist_ok=True)
         return None
     if not config.resume:
         raise ConfigError(f"{out} holds a run already; go on with --resume, or choose another --out")
-    before = json.loads((out / CONFIG).read_text())
+    before = read_settings(out)
     now = json.loads(json.dumps(config.to_json()))
     different = [key for key in now if key not in FREE_ON_RESUME and now[key] != before.get(key)]
     if different:

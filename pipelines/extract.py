@@ -19,7 +19,7 @@ from pipelines.device import pick_device
 from pipelines.progress import Progress, console
 from pipelines.recorder import BATCHES_AHEAD, Recorder, pixel_spec, recorder, teacher_spec
 from pipelines.unit_rows import UnitRows, Work
-from unic_cache.cache import Cache
+from unic_cache.cache import Cache, refuse_other_folders
 from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import ConfigError, ShardError
 from unic_cache.location import LocalFolder, open_location
@@ -63,6 +63,7 @@ def open_teachers(config: ExtractConfig, pool: ThreadPoolExecutor, device: torch
     """Make or extend the cache's index, and make the spec and the calibration of every teacher that has none."""
     views = Views(config.recipe, config.size, config.seed)
     location = open_location(config.cache, config.worker_index)
+    refuse_other_folders(location)
     if isinstance(location, LocalFolder):
         location.remove_leftovers()
     paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)

@@ -22,7 +22,7 @@ from pipelines.extract import UNITS_BEING_WRITTEN, dropped, seen_before
 from pipelines.progress import Progress
 from pipelines.recorder import BATCHES_AHEAD
 from pipelines.transcode import Transcoder, codes_stay, committed_units, shown_rows, target_spec, transcoder
-from unic_cache.cache import Cache, open_cache
+from unic_cache.cache import Cache, open_cache, refuse_other_folders
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
 from unic_cache.location import LocalFolder, Location, open_location
@@ -67,6 +67,7 @@ def run(config: RecodeConfig) -> Summary:
     device = pick_device(config.device)
     source, location = open_cache(config.source), open_location(config.target, config.worker_index)
     check_apart(source.location, location)
+    refuse_other_folders(location)
     teachers = [source.teacher(name) for name in dict.fromkeys(config.teachers or source.teachers)]
     specs = {t.name: target_spec(config, t, Member.open(location, t.member.folder)) for t in teachers}
     if isinstance(location, LocalFolder):

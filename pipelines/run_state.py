@@ -1,6 +1,7 @@
 """A run's checkpoint and its exported encoder: written together, and what an error elsewhere leaves of the run."""
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,35 @@ from accelerate import Accelerator
 
 from pipelines.checkpoint import save_checkpoint
 from pipelines.failures import ADVICE_HERE
-from unic_cache.errors import UnicCacheError
+from unic_cache.config import DistillConfig
+from unic_cache.errors import ConfigError, UnicCacheError
 from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.export import ENCODER_FILE, save_encoder
 from unic_cache.student.ladder import Student
+
+CONFIG = "config.json"
+
+
+def read_settings(out: Path) -> dict[str, Any]:
+    """OUT/config.json as a run wrote it. ConfigError where it is missing, broken, or another program's."""
+    try:
+        settings = json.loads((out / CONFIG).read_text())
+    except (FileNotFoundError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{out / CONFIG}: cannot be resumed from ({error}); put it back") from error
+    if not isinstance(settings, dict) or settings.get("stage") != DistillConfig.stage:
+        raise ConfigError(f"{out / CONFIG} is not of a run of `unic-cache distill`; choose another --out")
+    return settings
+
+
+def refuse_others(out: Path) -> None:
+    """ConfigError where a new run in OUT would overwrite what no unfinished run of this program has left there."""
+    if (out / CONFIG).exists():
+        read_settings(out)
+    if (out / ENCODER_FILE).exists():
+        raise ConfigError(
+            f"{out} holds {ENCODER_FILE} and no checkpoint: a new run would overwrite it; choose another --out, or "
+            "move it away"
+        )
 
 
 @dataclass

@@ -34,7 +34,7 @@ def told(cache, name=VIT) -> int:
     return int(open_cache(cache).teachers[name].spec["calibration_images"])
 
 
-@pytest.mark.parametrize(("views", "asked", "expected"), [(1, 5120, 13), (3, 5120, 39), (3, 10, 10), (1, 13, 13)])
+@pytest.mark.parametrize(("views", "asked", "expected"), [(1, 5120, 13), (3, 10, 10)])
 def test_it_is_of_no_more_views_than_there_will_be(small, tmp_path, capsys, views, asked, expected):
     extract.run(small("cache", views=views, calibration_images=asked))
     assert f"calibrating {VIT}, {CNN} on {expected} views\n" in capsys.readouterr().err
@@ -80,10 +80,12 @@ class TestStopped:
         monkeypatch.setattr(calibrating.Calibrating, "update", update)
         return found
 
-    @pytest.mark.parametrize("changes", [{"codec": "klt"}, {"codec": "klt", "tokens": 2}, {"codec": "int8"}])
-    def test_it_goes_on_and_ends_with_the_same_bytes(self, small, tmp_path, stop_after, shown, changes):
+    @pytest.mark.parametrize(
+        ("changes", "stops"), [({"codec": "klt", "tokens": 2}, (1, 7)), ({"codec": "klt"}, (5,)), ({}, (3,))]
+    )
+    def test_it_goes_on_and_ends_with_the_same_bytes(self, small, tmp_path, stop_after, shown, changes, stops):
         extract.run(small("never-stopped", **changes))
-        for batches in (1, 3, 7):
+        for batches in stops:
             shown.clear()
             stop_after(batches)
             with pytest.raises(KeyboardInterrupt):
@@ -94,7 +96,7 @@ class TestStopped:
             assert sorted(shown) == sorted(2 * list(range(7)))
             assert tree(tmp_path / f"cache-{batches}") == tree(tmp_path / "never-stopped")
 
-    @pytest.mark.parametrize("changes", [{"batch_size": 5}, {"seed": 1}, {"recipe": "light"}, {"views": 1}])
+    @pytest.mark.parametrize("changes", [{"batch_size": 5}, {"views": 1}])
     def test_other_settings_begin_anew(self, small, tmp_path, stop_after, shown, changes):
         extract.run(small("never-stopped", **changes))
         stop_after(2)
@@ -148,8 +150,7 @@ class TestLost:
         assert tree(tmp_path / "cache") == whole
 
 
-@pytest.mark.parametrize("codec", ["klt", "f16"])
-@pytest.mark.parametrize(("images", "views"), [(5, 1), (3, 2)])
+@pytest.mark.parametrize(("images", "views", "codec"), [(5, 1, "klt"), (3, 2, "klt"), (5, 1, "f16")])
 def test_five_views_are_enough(settings, tmp_path, images, views, codec):
     tars = make_shards(tmp_path / "shards", (images,)).pattern
     extract.run(settings(tmp_path / "cache", shards=tars, views=views, codec=codec, threads=1))
@@ -157,8 +158,8 @@ def test_five_views_are_enough(settings, tmp_path, images, views, codec):
         assert all(np.isfinite(value) and value > 0.9 for value in teacher.calibration.fidelity.values())
 
 
-@pytest.mark.parametrize(("images", "views"), [(4, 1), (1, 4)])
-def test_fewer_are_refused(settings, tmp_path, images, views):
+def test_fewer_are_refused(settings, tmp_path):
+    images, views = 2, 2
     tars = make_shards(tmp_path / "shards", (images,)).pattern
     message = rf"{images * views} views are too few for a calibration: 5 are needed at least; .* or say more --views"
     with pytest.raises(CacheError, match=message):
