@@ -19,11 +19,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from pipelines.run_folder import CHECKPOINT
 from unic_cache.errors import ConfigError
 from unic_cache.location import LocalFolder
 
 FORMAT = 1
-FILE = "checkpoint.safetensors"
 
 
 def save_checkpoint(
@@ -39,31 +39,40 @@ def save_checkpoint(
             tensors[f"optimizer.{name}.{key}"] = value
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"unic_cache": json.dumps({**header, "format": FORMAT, "steps": steps}, sort_keys=True)}
-    LocalFolder(out).replace(FILE, safetensors.torch.save(tensors, metadata))
+    LocalFolder(out).replace(CHECKPOINT, safetensors.torch.save(tensors, metadata))
 
 
 def load_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
     """Put the saved state into model and optimizer; (steps done, header). ConfigError where it does not fit."""
-    path = out / FILE
+    path = out / CHECKPOINT
+    steps, header, tensors = _read(path)
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
+    parameters = dict(model.named_parameters())
+    try:
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            parts[kind][rest] = value
+        model.load_state_dict(parts["model"])
+        for name, value in parts["optimizer"].items():
+            parameter, _, key = name.rpartition(".")
+            target = parameters[parameter]
+            optimizer.state[target][key] = value if key == "step" else value.to(target.device)
+    except (RuntimeError, KeyError) as error:
+        raise ConfigError(f"{path}: is of another student or other teachers: {str(error)[:300]}") from error
+    return steps, header
+
+
+def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]]:
+    """(steps done, header, tensors) of the file. ConfigError where a run of this release did not write it."""
     try:
         with safe_open(path, "pt") as opened:
-            header = json.loads((opened.metadata() or {}).get("unic_cache", "{}"))
+            found = (opened.metadata() or {}).get("unic_cache")
+            header = None if found is None else json.loads(found)
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be resumed from ({error}); start the run again in another --out") from error
-    if header.get("format") != FORMAT:
-        raise ConfigError(f"{path}: format {header.get('format')!r}, but this release resumes from format {FORMAT}")
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition(".")
-        parts[kind][rest] = value
-    try:
-        model.load_state_dict(parts["model"])
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: is of another student or other teachers: {str(error)[:300]}") from error
-    parameters = dict(model.named_parameters())
-    for name, value in parts["optimizer"].items():
-        parameter, _, key = name.rpartition(".")
-        target = parameters[parameter]
-        optimizer.state[target][key] = value if key == "step" else value.to(target.device)
-    return int(header["steps"]), header
+    if not isinstance(header, dict) or "format" not in header or not isinstance(header.get("steps"), int):
+        raise ConfigError(f"{path}: is no checkpoint of `unic-cache distill`; choose another --out")
+    if header["format"] != FORMAT:
+        raise ConfigError(f"{path}: format {header['format']!r}, but this release resumes from format {FORMAT}")
+    return header["steps"], header, tensors

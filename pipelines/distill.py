@@ -19,17 +19,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pipelines.checkpoint import FILE as CHECKPOINT
 from pipelines.checkpoint import load_checkpoint
 from pipelines.device import device_words
 from pipelines.failures import reason
 from pipelines.learner import Learner, finite, target_spec
 from pipelines.online import open_live_set
 from pipelines.opening import opened
-from pipelines.preflight import CONFIG, FREE_ON_RESUME, check_run
 from pipelines.processes import begin_tracking, make_accelerator, run_claimed
 from pipelines.progress import Progress, begins, console
 from pipelines.recorder import versions
+from pipelines.run_folder import CHECKPOINT, CONFIG, FREE_ON_RESUME, check_run
 from pipelines.run_state import RunState
 from pipelines.runlog import FILE as LOG
 from pipelines.runlog import Clock, RunLog

@@ -14,16 +14,17 @@ from functools import partial
 
 import torch
 
+from pipelines.calibrating import calibrate, views_to_calibrate
 from pipelines.device import device_words, pick_device
 from pipelines.kinds import kept_alike, settled
 from pipelines.opening import tell_guests
 from pipelines.preflight import DEFAULT_SHARDS
 from pipelines.progress import Progress, begins, say
-from pipelines.recorder import BATCHES_AHEAD, Recorder, calibrate, pixel_spec, recorder, teacher_spec
+from pipelines.recorder import BATCHES_AHEAD, Recorder, pixel_spec, recorder, teacher_spec
 from pipelines.shares import share_lines
 from pipelines.surroundings import say_surroundings
 from pipelines.unit_rows import UnitRows, Work
-from unic_cache.cache import Cache
+from unic_cache.cache import Cache, refuse_other_folders
 from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.guests import sort_folders
@@ -71,6 +72,7 @@ def open_teachers(
     """Make or extend the cache's index, and make the spec and the calibration of every teacher that has none."""
     views = config.kind
     location = open_location(config.cache, config.worker_index)
+    refuse_other_folders(location)
     if isinstance(location, LocalFolder):
         location.remove_leftovers(without=sort_folders(location)[1].keys() - set(map(folder, config.teachers)))
     paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
@@ -81,9 +83,10 @@ def open_teachers(
     segments = extend_index(location, entries)
     if before and len(segments) > before:
         say(f"{len(segments[-1].shards)} new tars are appended to {location.url} as segment {before}")
+    count = views_to_calibrate(config, segments[0].shards)
     members = {
         name: Member.ensure(
-            location, folder(name), teacher_spec(config, teacher, device, Member.open(location, folder(name)))
+            location, folder(name), teacher_spec(config, teacher, device, Member.open(location, folder(name)), count)
         )
         for name, teacher in teachers.items()
     }

@@ -1,7 +1,9 @@
 """What an extraction and training from it will cost, by arithmetic alone, from what was measured on this machine.
 
     bytes in all        images * views * bytes a view, over all teachers and the pixels that are kept
-    extraction          images * views * (forward + encode), device time; images * views * make, core time
+    extraction          images * views * (forward + encode) + calibration, device time; images * views * make, core time
+    calibration         of each teacher that has none: v * (forward + count) + min(v, fitted at most) * fit, v being
+                        --calibration-images, and no more than images * views
     left to do          1 - the share that the cache holds already, of bytes and of extraction
     read rate needed    student's images a second * bytes a view
     feeds               min(what the disk reads / bytes a view, views read and decoded a second)
@@ -22,6 +24,7 @@ from unic_cache.bounds import check_choice
 from unic_cache.config import CODECS, PRECISIONS, ExtractConfig
 
 LEAST_IMAGES = 10  # of a probe; see bounds.py
+FITTED_VIEWS = 512  # of a calibration, at most: the codec is fitted to them
 ROUNDING = 1e-9
 
 
@@ -52,6 +55,7 @@ class KeptCost:
     fidelity: Mapping[str, float]  # token type -> mean cosine on held-out views, in the standardized space
     encode_seconds: float  # on the device
     read_seconds: float  # with all threads, from memory to standardized tokens on the device
+    fit_seconds: float = 0.0  # to fit the codec, a view that it is fitted to
     held: float = 0.0  # share of all views that the cache holds already, so kept
 
 
@@ -78,6 +82,9 @@ class Costs:
     student: tuple[StudentCost, ...]
     free_bytes: int | None  # where the cache will lie; None where nobody can say
     disk_rate: float | None  # bytes a second read there past the page cache
+    calibrated_views: int = 0  # that a calibration is of
+    # teacher without a calibration -> of a view, to count it there
+    count_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     pixels_a_view: float = 0.0  # bytes; 0 where pixels are not kept
     pixels_held: float = 0.0  # share of all views whose pixels the cache holds already
 
@@ -142,6 +149,7 @@ def way(config: PlanConfig, costs: Costs, codec: str, tokens: int | None) -> Way
     feeds = 1 / max(read, 0.0 if costs.disk_rate is None else size / costs.disk_rate)
     wait = max(0.0, 1 / feeds - step)
     once = config.count * sum((1 - k.held) * (costs.forward_seconds[k.teacher] + k.encode_seconds) for k in kept)
+    once += sum(calibration_seconds(costs, found) for found in kept) / costs.images
     views = costs.images * config.count
     return Way(
         codec,
@@ -159,6 +167,14 @@ def way(config: PlanConfig, costs: Costs, codec: str, tokens: int | None) -> Way
         online_seconds=config.epochs * costs.images * (step + costs.forward),
         cached_seconds=costs.images * (once + config.epochs * (step + wait)),
     )
+
+
+def calibration_seconds(costs: Costs, kept: KeptCost) -> float:
+    """Device time of a teacher's calibration under one codec; 0 where the cache has it."""
+    if kept.teacher not in costs.count_seconds:
+        return 0.0
+    a_view = costs.forward_seconds[kept.teacher] + costs.count_seconds[kept.teacher]
+    return costs.calibrated_views * a_view + min(costs.calibrated_views, FITTED_VIEWS) * kept.fit_seconds
 
 
 def choice(config: PlanConfig, ways: Sequence[Way]) -> tuple[Way, str]:

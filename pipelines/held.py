@@ -26,6 +26,10 @@ class Held:
         same = (kept.codec, kept.sampled) == (features.codec, features.sampled)
         return self._share(teacher.member) if same and kept.quality in {features.quality, None} else 0.0
 
+    def calibrated(self, name: str) -> bool:
+        """Whether the teacher's calibration stands there."""
+        return name in self._cache.teachers
+
     @property
     def pixels(self) -> Member | None:
         """The member `views` as it stands."""

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from pipelines.device import device_words, pick_device
 from pipelines.extract import load_teachers
-from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, forecast
+from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, Way, calibration_seconds, forecast
 from pipelines.held import Held
 from pipelines.kinds import settled
 from pipelines.opening import tell_guests
@@ -66,12 +66,15 @@ def run(config: PlanConfig) -> Forecast:
         probe = make_probe(config, pool)
         held = Held(config, probe.shards)
         forward: dict[str, float] = {}
+        counting: dict[str, float] = {}
         kept: list[KeptCost] = []
         total = len(teachers) * (1 + len(codecs) * len(counts)) + len(counts)
         with Progress("plan", total, "measurements") as progress:
             for name, teacher in teachers.items():
                 answers = ask(teacher, probe, config.batch_size)
                 forward[name] = answers.seconds
+                if not held.calibrated(name):
+                    counting[name] = answers.count_seconds
                 progress.advance(1)
                 for cost in codec_costs(config, answers, probe, held, codecs, counts, pool):
                     kept.append(cost)
@@ -92,6 +95,8 @@ def run(config: PlanConfig) -> Forecast:
         student=tuple(steps),
         free_bytes=free,
         disk_rate=rate,
+        calibrated_views=min(config.calibration_images, config.count * sum(probe.shards.values())),
+        count_seconds=counting,
         pixels_a_view=pixel_bytes(probe, codec) if config.keep_views else 0.0,
         pixels_held=held.of_pixels(codec),
     )
@@ -193,8 +198,11 @@ def sentences(found: Forecast) -> list[str]:
     free = "unknown" if costs.free_bytes is None else f"{costs.free_bytes / GB:,.0f} GB"
     rate = "not measured" if costs.disk_rate is None else f"{costs.disk_rate / MB:,.0f} MB/s"
     making = costs.images * found.views * costs.make_seconds
+    first = sum(calibration_seconds(costs, kept) for kept in costs.kept if fits(kept, chosen))
+    calibration = [f"of them calibration, on {costs.calibrated_views:,} views: {first:,.0f} s"] if first else []
     return [
         f"teachers: {each} ms a view; extraction takes {chosen.extract_seconds / HOUR:,.3g} device-hours",
+        *calibration,
         *held,
         *pixels,
         f"making views: {1 / costs.make_seconds:,.0f} a second and core; {making / HOUR:,.3g} core-hours",
@@ -204,6 +212,11 @@ def sentences(found: Forecast) -> list[str]:
         f"{chosen.cached_seconds / HOUR:,.3g} with a cache, extraction included",
         f"codec {chosen.codec}: {found.reason}",
     ]
+
+
+def fits(kept: KeptCost, way: Way) -> bool:
+    """Whether a teacher's measurement is of the way's codec and tokens."""
+    return (kept.codec, kept.tokens) == (way.codec, way.tokens)
 
 
 def columns(*headings: str) -> Table:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.run_folder import check_run
 from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, RecodeConfig, ShardConfig
 from unic_cache.errors import ConfigError, TeacherError
 from unic_cache.location import LocalFolder, open_location
@@ -20,12 +21,6 @@ from unic_cache.views.index import no_cache, no_teacher, segment_names
 from unic_cache.views.shards import expand
 
 DEFAULT_SHARDS = "shards/*.tar"
-CHECKPOINT = "checkpoint.safetensors"
-CONFIG = "config.json"
-SNAPSHOT = "snapshot.json"
-FREE_ON_RESUME = frozenset(
-    {"cache", "shards", "out", "resume", "threads", "log_every", "save_every", "tracker", "skip_broken"}
-)
 
 
 def look(config: Any) -> None:
@@ -60,27 +55,6 @@ def check_distill(config: DistillConfig) -> None:
     else:
         check_cache(config.cache, config.teachers)
     check_tars(config.shards, config.out if config.online else config.cache)
-
-
-def check_run(config: DistillConfig, out: Path) -> bool:
-    """Whether there is a run to go on with in OUT. ConfigError where OUT's run and --resume disagree."""
-    if not (out / CHECKPOINT).exists():
-        if config.resume and not (out / CONFIG).exists():
-            raise ConfigError(f"{out}: there is no run to resume here; leave --resume out to begin one")
-        return False
-    if not config.resume:
-        raise ConfigError(f"{out} holds a run already; go on with --resume, or choose another --out")
-    before = json.loads((out / CONFIG).read_text())
-    now = json.loads(json.dumps(config.to_json()))
-    known = {**json.loads(json.dumps(DistillConfig().to_json())), **before}  # an older run lacks newer settings
-    if (out / SNAPSHOT).exists():
-        known["recipe"] = json.loads((out / SNAPSHOT).read_text()).get("recipe")  # left open, it was the cache's
-        now["recipe"] = now["recipe"] or known["recipe"]
-    different = [key for key in now if key not in FREE_ON_RESUME and now[key] != known.get(key)]
-    if different:
-        key = different[0]
-        raise ConfigError(f"{out}: began with {key} {before.get(key)!r}, not {now[key]!r}; keep it to resume")
-    return True
 
 
 def check_evaluate(config: EvaluateConfig) -> None:

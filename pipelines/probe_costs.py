@@ -41,6 +41,7 @@ class Answers:
     standardized: Mapping[str, Tensor]  # {"cls": (N, D), "patch": (N, T, D)} float32 on the CPU
     calibration: Calibration  # the statistics alone
     seconds: float  # of a view, on the teacher's device
+    count_seconds: float  # of a view, to add it to the statistics
 
 
 def kept_features(teacher: Teacher, codec: str, quality: float | None, tokens: int | None) -> Features:
@@ -66,9 +67,11 @@ def ask(teacher: Teacher, probe: Probe, batch_size: int) -> Answers:
             said.setdefault(kind, []).append(values.cpu())
     tokens = {kind: torch.cat(values)[:count] for kind, values in said.items()}
     calibrator = Calibrator(kept_features(teacher, "f16", None, None))
+    began = time.perf_counter()
     calibrator.update(tokens)
+    counting = (time.perf_counter() - began) / count
     calibration = calibrator.calibration()
-    return Answers(teacher, calibration.standardize(tokens), calibration, seconds / len(padded))
+    return Answers(teacher, calibration.standardize(tokens), calibration, seconds / len(padded), counting)
 
 
 def measure_codec(
@@ -82,7 +85,9 @@ def measure_codec(
     if features.sampled is not None and features.patch_dim is not None:
         kept_NM = torch.from_numpy(kept_positions(seed, probe.shown, features.grid, features.sampled))
         tokens["patch"] = tokens["patch"].take_along_dim(kept_NM[..., None], dim=1)
+    began = time.perf_counter()
     calibration = refit(answers.calibration, features, pieces(tokens))
+    fitting = (time.perf_counter() - began) / len(probe.shown)
     member = make_member(location, f"probe-{features.codec}-{features.sampled}", name, features, calibration)
     arrays, encode_seconds = encoded(member, tokens, device)
     count = len(probe.shown)
@@ -97,6 +102,7 @@ def measure_codec(
         dict(calibration.fidelity),
         encode_seconds,
         read_seconds(member, record, device, pool),
+        fitting,
     )
 
 

@@ -24,7 +24,7 @@ from pipelines.progress import Progress, begins, say
 from pipelines.recorder import BATCHES_AHEAD
 from pipelines.shares import share_lines
 from pipelines.transcode import Transcoder, codes_stay, committed_units, shown_rows, target_spec, transcoder
-from unic_cache.cache import Cache
+from unic_cache.cache import Cache, refuse_other_folders
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
 from unic_cache.guests import sort_folders
@@ -71,6 +71,7 @@ def run(config: RecodeConfig) -> Summary:
     device = pick_device(config.device)
     source, location = opened(config.source), open_location(config.target, config.worker_index)
     check_apart(source.location, location)
+    refuse_other_folders(location)
     teachers = [source.teacher(name) for name in dict.fromkeys(config.teachers or source.teachers)]
     specs = {t.name: target_spec(config, t, Member.open(location, t.member.folder)) for t in teachers}
     if isinstance(location, LocalFolder):

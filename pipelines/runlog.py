@@ -101,7 +101,7 @@ class RunLog:
         if accelerator.is_main_process:
             kept = [line for line in self._lines() if _step(line) <= steps_done]
             open_location(out).replace(FILE, "".join(kept).encode())
-            self.last_loss = next((json.loads(x)["loss"] for x in reversed(kept) if '"train"' in x), math.nan)
+            self.last_loss = next((loss for line in reversed(kept) if (loss := _loss(line)) is not None), math.nan)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line {"kind", "step", ...}, and the same numbers to the tracker."""
@@ -130,15 +130,21 @@ class RunLog:
             )
 
     def _lines(self) -> list[str]:
-        return self._path.read_text().splitlines(keepends=True) if self._path.exists() else []
+        return self._path.read_text(errors="replace").splitlines(keepends=True) if self._path.exists() else []
 
 
 def _step(line: str) -> float:
     """The step of a line; infinite for one that a killed run left half written."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
+
+
+def _loss(line: str) -> float | None:
+    """The loss of a training line that `_step` has read."""
+    record = json.loads(line)
+    return float(record["loss"]) if record.get("kind") == "train" and isinstance(record.get("loss"), float) else None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

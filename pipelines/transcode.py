@@ -21,9 +21,10 @@ import torch
 from crc32c import crc32c
 from torch import Tensor
 
+from pipelines.calibrating import check_calibration
 from pipelines.progress import Progress
 from pipelines.recheck import spread
-from pipelines.recorder import check_calibration, sampled
+from pipelines.recorder import sampled
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import RecodeConfig, Views
 from unic_cache.errors import CacheError

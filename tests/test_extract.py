@@ -314,9 +314,9 @@ class TestRefusals:
         folder = tmp_path / "cache" / open_cache(cache_folder).teachers[VIT].member.folder
         (folder / "calibration.npz").unlink()
         with pytest.raises(
-            CacheError, match=r"the one made now has checksum \d+, not \d+ .*--calibration-images \(60\)"
+            CacheError, match=r"the one made now has checksum \d+, not \d+ .*--batch-size \(16\) that it was made with"
         ):
-            extract.run(settings(tmp_path / "cache", views=3, calibration_images=20))
+            extract.run(settings(tmp_path / "cache", views=3, batch_size=7))
         extract.run(settings(tmp_path / "cache"))
         assert tree(tmp_path / "cache") == tree(cache_folder)
 

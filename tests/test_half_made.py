@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from pipelines import extract, inspect, recorder, repair, verify
+from pipelines import calibrating, extract, inspect, repair, verify
 from pipelines.verify import VerifyConfig
 from tests.conftest import CNN, VIT, tree
 from unic_cache.cache import open_cache
@@ -15,8 +15,8 @@ from unic_cache.errors import CacheError
 def half_made(tmp_path, settings, monkeypatch):
     """What an extraction leaves that is stopped while the calibration of the second of two teachers is made."""
 
-    made: list[recorder.Calibrator] = []
-    honest = recorder.Calibrator.calibration
+    made: list[calibrating.Calibrator] = []
+    honest = calibrating.Calibrator.calibration
 
     def stopped(calibrator):
         made.append(calibrator)
@@ -25,7 +25,7 @@ def half_made(tmp_path, settings, monkeypatch):
         return honest(calibrator)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recorder.Calibrator, "calibration", stopped)
+        patch.setattr(calibrating.Calibrator, "calibration", stopped)
         with pytest.raises(KeyboardInterrupt):
             extract.run(settings(tmp_path / "cache", codec="klt", views=1))
     assert [VIT.replace(":", ".") in name for name in tree(tmp_path / "cache") if "calibration.npz" in name] == [True]

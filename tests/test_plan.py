@@ -11,11 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from pipelines import extract, inspect, plan, recorder, step_costs, verify
-from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, StudentCost, forecast
+from pipelines import calibrating, extract, inspect, plan, step_costs, verify
+from pipelines.forecast import FITTED_VIEWS, Costs, Forecast, KeptCost, PlanConfig, StudentCost, forecast
 from tests.conftest import CNN, VIT, tree
 from unic_cache.config import CODECS, ExtractConfig
 from unic_cache.errors import CacheError, ConfigError
+from unic_cache.store.calibrate import FIT_IMAGES, HELD_OUT_IMAGES
 
 BYTES = {"klt": 1_000, "f16": 8_000, "int8": 4_000, "int4": 2_000}
 READ = {"klt": 0.002, "f16": 0.0001, "int8": 0.0002, "int4": 0.0005}
@@ -67,6 +68,18 @@ class TestArithmetic:
         result, _ = found("f16", kept=kept)
         assert (result.chosen.codec, result.reason) == ("f16", "as the cache has it already")
         assert forecast(PlanConfig(("a", "b"), codec="int8"), costs(kept=kept)).chosen.codec == "int8"
+
+    def test_calibration_counts_where_there_is_none(self):
+        """Of both teachers, then of one; fitting costs by the views that are remembered whole."""
+        assert FITTED_VIEWS == FIT_IMAGES + HELD_OUT_IMAGES
+        before = found("klt")[1]
+        for views, new in ((2_000, {"a": 0.002, "b": 0.004}), (300, {"b": 0.004})):
+            kept = [dataclasses.replace(one, fit_seconds=0.1) for one in costs().kept]
+            one = found("klt", kept=tuple(kept), calibrated_views=views, count_seconds=new)[1]
+            each = {"a": 0.01 + 0.002, "b": 0.03 + 0.004}
+            expected = sum(views * each[name] + min(views, FITTED_VIEWS) * 0.1 for name in new)
+            assert one.extract_seconds - before.extract_seconds == pytest.approx(expected)
+            assert one.cached_seconds - before.cached_seconds == pytest.approx(expected)
 
     def test_extraction_is_forward_and_encoding_once_a_view(self):
         assert found("klt")[1].extract_seconds == pytest.approx(1_000 * 4 * (0.04 + 0.002))
@@ -308,8 +321,8 @@ class TestCommand:
     def quickly(self, monkeypatch, planned):
         """What was measured already, and few images to calibrate by."""
         monkeypatch.setattr(plan, "run", lambda config: forecast(config, planned.costs))
-        honest = recorder.calibration_images
-        monkeypatch.setattr(recorder, "calibration_images", lambda cache, count: honest(cache, 40))
+        honest = calibrating.calibration_images
+        monkeypatch.setattr(calibrating, "calibration_images", lambda cache, count: honest(cache, 40))
 
     @pytest.mark.parametrize(
         ("terminal", "answer", "starts"), [(False, "y\n", False), (True, "n\n", False), (True, "y\n", True)]

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from unic_cache.buffers import Bytes
 from unic_cache.config import Views
-from unic_cache.errors import BrokenError, CacheError
+from unic_cache.errors import BrokenError, CacheError, ConfigError
 from unic_cache.guests import sort_folders
-from unic_cache.location import Location, open_location
+from unic_cache.location import LocalFolder, Location, open_location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codec import FeatureCodec
 from unic_cache.store.commit import CommitRecord, Unit
@@ -36,6 +36,7 @@ from unic_cache.store.runs import picks
 from unic_cache.views.index import Segment, ShardEntry, no_cache, no_teacher, read_segments
 
 RECORDS_KEPT = 1024
+OTHERS = {"checkpoint.safetensors", "encoder.safetensors", "index.json"}  # of a run's folder, of one of tars
 READS_AT_ONCE = 8  # that keep a disk or a server busy
 
 
@@ -221,3 +222,13 @@ def open_cache(path: str | Path) -> Cache:
     if not cache.segments:
         raise no_cache(path)
     return cache
+
+
+def refuse_other_folders(location: Location) -> None:
+    """ConfigError where a new cache would be made among tars, or in a run's folder: its own is the way to find it."""
+    if not isinstance(location, LocalFolder) or read_segments(location):
+        return
+    names = [path.name for path in location.path.iterdir()] if location.path.is_dir() else []
+    others = [name for name in sorted(names) if name in OTHERS or name.endswith(".tar")]
+    if others:
+        raise ConfigError(f"{location.url} holds {others[0]} and no cache; choose a folder of its own with --cache")

@@ -65,10 +65,10 @@ def read_log(log: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"{path}: there is no such log; `unic-cache distill` writes it into the run's folder")
     records: dict[tuple[int, str], dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
-            if record["kind"] in {"train", "val"}:
+            if record["kind"] in {"train", "val"} and isinstance(record["loss"], float):
                 records[int(record["step"]), record["kind"]] = record
         except (json.JSONDecodeError, KeyError, TypeError):
             continue

@@ -27,11 +27,12 @@ from unic_cache.errors import CacheError
 from unic_cache.store.codec import FeatureCodec, Features
 from unic_cache.store.fit import BandMoments, fit_klt
 from unic_cache.store.klt import Klt
-from unic_cache.store.moments import Covariance, Floats, Moments, SomeImages
+from unic_cache.store.moments import Covariance, Floats, Moments, SomeImages, State, below, part
 
 STD_GUARD = 1e-6
 DEFAULT_QUALITY = 0.99
 AT_ONCE = 32  # images that are encoded together to measure fidelity
+KINDS = ("cls", "patch")
 HELD_OUT = 5  # every fifth image measures fidelity and is not part of the statistics
 COVARIANCE_TOKENS = 16  # of each image, evenly: they are enough for it, and all would cost minutes
 FIT_IMAGES, HELD_OUT_IMAGES = 384, 128  # of which all tokens are remembered, at most
@@ -130,6 +131,24 @@ class CodecSample:
                 self._fit.offer(values[~held_out_B])
                 self._bands.update(values[~held_out_B])
 
+    def state(self) -> State:
+        """What `restore` takes."""
+        state: State = {}
+        for kind, found in self._held_out.items():
+            state |= below(f"held_out/{kind}", found.state())
+        if self._bands is not None and self._bands.begun:
+            state |= below("fit", self._fit.state()) | below("bands", self._bands.state())
+        return state
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+        for kind in sorted({name.split("/")[1] for name in state if name.startswith("held_out/")}, key=KINDS.index):
+            self._held_out[kind] = SomeImages(HELD_OUT_IMAGES)
+            self._held_out[kind].restore(part(f"held_out/{kind}", state))
+        if self._bands is not None and part("bands", state):
+            self._fit.restore(part("fit", state))
+            self._bands.restore(part("bands", state))
+
     def calibration(self, known: Calibration) -> Calibration:
         """`known`, by which the images are standardized, with the codec fitted to them and its held-out fidelity."""
         exact = known.standardize({kind: found.stacked() for kind, found in self._held_out.items()})
@@ -171,6 +190,24 @@ class Calibrator:
                 batch["patch"] = batch["patch"].take_along_dim(kept_BN[..., None], dim=1)
             self._sample.update(batch, held_out_B)
 
+    def state(self) -> State:
+        """All that was counted, so that `restore` goes on as if there had been no end."""
+        state: State = {"images": np.asarray(self.images), **below("sample", self._sample.state())}
+        for kind in self._moments:
+            state |= below(f"moments/{kind}", self._moments[kind].state())
+            state |= below(f"covariance/{kind}", self._covariance[kind].state())
+        return state
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+        self.images = int(state["images"])
+        self._sample.restore(part("sample", state))
+        for kind in sorted({name.split("/")[1] for name in state if name.startswith("moments/")}, key=KINDS.index):
+            mean = state[f"moments/{kind}/mean"]
+            self._moments[kind], self._covariance[kind] = Moments(len(mean)), Covariance()
+            self._moments[kind].restore(part(f"moments/{kind}", state))
+            self._covariance[kind].restore(part(f"covariance/{kind}", state))
+
     def calibration(self) -> Calibration:
         """The statistics of all images but every fifth, the codec fitted to them, and its fidelity on the fifth.
 
@@ -178,8 +215,8 @@ class Calibrator:
         """
         if self.images < HELD_OUT:
             raise CacheError(
-                f"{self.images} images are too few for a calibration: {HELD_OUT} are needed at least; extract from "
-                "more images, or from ones that can be decoded"
+                f"{self.images} views are too few for a calibration: {HELD_OUT} are needed at least; extract from "
+                "more images, or from ones that can be decoded, or say more --views"
             )
         mean = {kind: moments.mean for kind, moments in self._moments.items()}
         std = {kind: np.maximum(moments.std(), STD_GUARD) for kind, moments in self._moments.items()}

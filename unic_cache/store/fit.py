@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from unic_cache.store.klt import Grid, Klt, band_tokens, dct, over_grid
+from unic_cache.store.moments import State
 
 # rms in steps from which a coefficient belongs to each class of klt.LARGEST; under the last it is left out
 CLASS_FROM = (20.0, 2.6, 0.85, 0.42, 0.09)
@@ -55,6 +56,23 @@ class BandMoments:
         for number, (places, every) in enumerate(zip(self._places, self._every, strict=True)):
             flat = spectrum_BTD[:, places].flatten(0, 1).double().numpy()
             self._products[number] = self._products[number] + every * (flat.T @ flat)
+
+    @property
+    def begun(self) -> bool:
+        """Whether any image came."""
+        return self._origin is not None
+
+    def state(self) -> State:
+        """What `restore` takes."""
+        assert self._origin is not None
+        sums = {"sum": np.asarray(self._sum), "products": np.stack([np.asarray(one) for one in self._products])}
+        return {"origin": self._origin.numpy(), "count": np.asarray(self._count), **sums}
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+        self._origin = torch.from_numpy(np.asarray(state["origin"], np.float32))
+        self._count, self._sum = int(state["count"]), np.asarray(state["sum"], np.float64)
+        self._products = list(np.asarray(state["products"], np.float64))
 
     def axes(self, mean: Floats, std: Floats) -> npt.NDArray[np.float32]:
         """(G, D, D): the principal axes of (x - mean) / std in each band, as columns, the largest first.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
+State = dict[str, npt.NDArray[np.generic]]  # all that a sum has seen so far, to go on from elsewhere
 STD_FLOOR = 0.01  # of the median channel: a channel that hardly moved in the sample may move elsewhere
 
 
@@ -32,6 +33,15 @@ class Moments:
         self.squares = self.squares + squares + np.square(shift) * (self.count * len(tokens) / total)
         self.mean = self.mean + shift * (len(tokens) / total)
         self.count = total
+
+    def state(self) -> State:
+        """What `restore` takes."""
+        return {"count": np.asarray(self.count), "mean": self.mean, "squares": self.squares}
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+        self.count = int(state["count"])
+        self.mean, self.squares = (np.asarray(state[name], np.float64) for name in ("mean", "squares"))
 
     def std(self) -> Floats:
         """The unbiased standard deviation of each channel, at least a hundredth of the median channel's.
@@ -61,6 +71,19 @@ class Covariance:
         self._sum = self._sum + tokens.sum(axis=0)
         self._products = self._products + tokens.T @ tokens
 
+    def state(self) -> State:
+        """What `restore` takes."""
+        assert self._origin is not None
+        sums = {"sum": np.asarray(self._sum), "products": np.asarray(self._products)}
+        return {"origin": self._origin, "count": np.asarray(self._count), **sums}
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+        self._origin, self._sum, self._products = (
+            np.asarray(state[name], np.float64) for name in ("origin", "sum", "products")
+        )
+        self._count = int(state["count"])
+
     def of_standardized(self, std: Floats) -> npt.NDArray[np.float32]:
         """(D, D): the covariance of the tokens in units of `std`."""
         centred = self._products - np.outer(self._sum, self._sum) / max(self._count, 1)
@@ -86,6 +109,26 @@ class SomeImages:
                 self._kept = self._kept[::2]
                 self._every *= 2
 
+    def state(self) -> State:
+        """What `restore` takes."""
+        kept = {"kept": self.stacked().numpy()} if self._kept else {}
+        return {"every": np.asarray(self._every), "offered": np.asarray(self._offered), **kept}
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+        self._every, self._offered = int(state["every"]), int(state["offered"])
+        self._kept = list(torch.from_numpy(np.asarray(state["kept"], np.float32))) if "kept" in state else []
+
     def stacked(self) -> Tensor:
         """(B, T, D); at least one was offered."""
         return torch.stack(self._kept)
+
+
+def below(prefix: str, state: State) -> State:
+    """The state of a part, under names of its own in the state of the whole."""
+    return {f"{prefix}/{name}": values for name, values in state.items()}
+
+
+def part(prefix: str, state: State) -> State:
+    """The inverse of `below`; empty where the whole has no such part."""
+    return {name.removeprefix(f"{prefix}/"): x for name, x in state.items() if name.startswith(f"{prefix}/")}

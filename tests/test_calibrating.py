@@ -1,0 +1,168 @@
+"""Calibration is of no more views than there will be, goes on where it was stopped, and comes out as it was."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipelines import calibrating, extract
+from pipelines.half_calibrated import HalfCalibrated
+from tests.conftest import CNN, VIT, make_shards, tree
+from unic_cache.cache import open_cache
+from unic_cache.errors import CacheError
+
+ROWS = 13
+
+
+@pytest.fixture
+def tars(tmp_path) -> str:
+    return make_shards(tmp_path / "shards", (8, ROWS - 8)).pattern
+
+
+@pytest.fixture
+def small(settings, tars, tmp_path):
+    """An extraction of 13 images with the default number of calibration images."""
+
+    def make(name: str, **changes):
+        common = {"shards": tars, "views": 2, "batch_size": 4, "calibration_images": 5120, "threads": 1}
+        return settings(tmp_path / name, **{**common, **changes})
+
+    return make
+
+
+def told(cache, name=VIT) -> int:
+    return int(open_cache(cache).teachers[name].spec["calibration_images"])
+
+
+@pytest.mark.parametrize(("views", "asked", "expected"), [(1, 5120, 13), (3, 10, 10)])
+def test_it_is_of_no_more_views_than_there_will_be(small, tmp_path, capsys, views, asked, expected):
+    extract.run(small("cache", views=views, calibration_images=asked))
+    assert f"calibrating {VIT}, {CNN} on {expected} views\n" in capsys.readouterr().err
+    assert told(tmp_path / "cache") == expected
+
+
+def test_its_views_are_the_first_that_will_be_kept(small, tmp_path):
+    extract.run(small("cache"))
+    wanted = calibrating.calibration_images(open_cache(tmp_path / "cache"), 2 * ROWS)
+    assert sorted(wanted) == sorted(
+        (0, tar, row, n) for tar, rows in ((0, 8), (1, 5)) for row in range(rows) for n in (0, 1)
+    )
+
+
+class TestStopped:
+    """As by Ctrl-C, after each of the batches."""
+
+    @pytest.fixture
+    def stop_after(self, monkeypatch):
+        """Let the calibration stop after so many of its batches."""
+        honest = HalfCalibrated.keep
+
+        def make(batches: int) -> None:
+            def keep(half, calibrator, done, at_once):
+                honest(half, calibrator, done, at_once or done == batches)
+                if done == batches and "efficientnet" in half._name:
+                    raise KeyboardInterrupt
+
+            monkeypatch.setattr(HalfCalibrated, "keep", keep)
+
+        return make
+
+    @pytest.fixture
+    def shown(self, monkeypatch) -> list[int]:
+        """The batches that the teachers were shown for the calibration."""
+        found: list[int] = []
+        honest = calibrating.Calibrating.update
+
+        def update(one, *rest):
+            found.append(one.done)
+            honest(one, *rest)
+
+        monkeypatch.setattr(calibrating.Calibrating, "update", update)
+        return found
+
+    @pytest.mark.parametrize(
+        ("changes", "stops"), [({"codec": "klt", "tokens": 2}, (1, 7)), ({"codec": "klt"}, (5,)), ({}, (3,))]
+    )
+    def test_it_goes_on_and_ends_with_the_same_bytes(self, small, tmp_path, stop_after, shown, changes, stops):
+        extract.run(small("never-stopped", **changes))
+        for batches in stops:
+            shown.clear()
+            stop_after(batches)
+            with pytest.raises(KeyboardInterrupt):
+                extract.run(small(f"cache-{batches}", **changes))
+            assert any(".tmp-calibration-0" in name for name in tree(tmp_path / f"cache-{batches}"))
+            stop_after(-1)
+            extract.run(small(f"cache-{batches}", **changes))
+            assert sorted(shown) == sorted(2 * list(range(7)))
+            assert tree(tmp_path / f"cache-{batches}") == tree(tmp_path / "never-stopped")
+
+    @pytest.mark.parametrize("changes", [{"batch_size": 5}, {"views": 1}])
+    def test_other_settings_begin_anew(self, small, tmp_path, stop_after, shown, changes):
+        extract.run(small("never-stopped", **changes))
+        stop_after(2)
+        with pytest.raises(KeyboardInterrupt):
+            extract.run(small("cache"))
+        stop_after(-1)
+        shown.clear()
+        extract.run(small("cache", **changes))
+        assert shown.count(0) == 2
+        name = f"{VIT.replace(':', '.')}/calibration.npz"
+        assert tree(tmp_path / "cache")[name] == tree(tmp_path / "never-stopped")[name]
+
+    def test_a_file_that_is_half_or_another_begins_anew(self, small, tmp_path, stop_after):
+        extract.run(small("never-stopped"))
+        stop_after(2)
+        with pytest.raises(KeyboardInterrupt):
+            extract.run(small("cache"))
+        stop_after(-1)
+        halves = sorted((tmp_path / "cache").rglob(".tmp-calibration-0"))
+        halves[0].write_bytes(halves[0].read_bytes()[:1000])
+        halves[1].write_bytes(halves[1].read_bytes().replace(b"images", b"imager"))
+        extract.run(small("cache"))
+        assert tree(tmp_path / "cache") == tree(tmp_path / "never-stopped")
+
+
+class TestLost:
+    """A calibration that is lost while features that were made with it stand."""
+
+    def lose(self, cache) -> dict[str, bytes]:
+        whole = tree(cache)
+        for path in cache.rglob("calibration.npz"):
+            path.unlink()
+        return whole
+
+    @pytest.mark.parametrize("changes", [{"views": 1}, {"calibration_images": 10}])
+    def test_it_is_made_again_of_as_many_views_as_before(self, small, tmp_path, changes):
+        extract.run(small("cache"))
+        whole = self.lose(tmp_path / "cache")
+        extract.run(small("cache", **changes))
+        assert tree(tmp_path / "cache") == whole
+
+    def test_one_of_more_views_than_there_are_too(self, small, tmp_path, monkeypatch):
+        """As an earlier release made them."""
+        with monkeypatch.context() as patch:
+            for module in (extract, calibrating):
+                patch.setattr(module, "views_to_calibrate", lambda config, shards: 40)
+            extract.run(small("cache", views=1))
+        assert told(tmp_path / "cache") == 40
+        whole = self.lose(tmp_path / "cache")
+        extract.run(small("cache", views=1))
+        assert tree(tmp_path / "cache") == whole
+
+
+@pytest.mark.parametrize(("images", "views", "codec"), [(5, 1, "klt"), (3, 2, "klt"), (5, 1, "f16")])
+def test_five_views_are_enough(settings, tmp_path, images, views, codec):
+    tars = make_shards(tmp_path / "shards", (images,)).pattern
+    extract.run(settings(tmp_path / "cache", shards=tars, views=views, codec=codec, threads=1))
+    for teacher in open_cache(tmp_path / "cache").teachers.values():
+        assert all(np.isfinite(value) and value > 0.9 for value in teacher.calibration.fidelity.values())
+
+
+def test_fewer_are_refused(settings, tmp_path):
+    images, views = 2, 2
+    tars = make_shards(tmp_path / "shards", (images,)).pattern
+    message = rf"{images * views} views are too few for a calibration: 5 are needed at least; .* or say more --views"
+    with pytest.raises(CacheError, match=message):
+        extract.run(settings(tmp_path / "cache", shards=tars, views=views, threads=1))
+    spec = json.loads(next((tmp_path / "cache").rglob("spec.json")).read_text())
+    assert spec["calibration_images"] == images * views
