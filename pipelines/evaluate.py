@@ -7,7 +7,6 @@ Letters: N images, D channels, B images of a batch.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +15,21 @@ import torch
 from torch import Tensor
 
 from pipelines.device import pick_device
+from pipelines.given import given_shards, say
 from pipelines.progress import Progress, console
 from unic_cache.cache import Cache, CachedTeacher, open_cache
 from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.evaluate.knn import Correct, Interval, bootstrap, knn, knn_leave_one_out, paired_difference
 from unic_cache.evaluate.report import Row, result_table
-from unic_cache.location import open_location
 from unic_cache.probe import check_pixels
 from unic_cache.sources import Address, ShardPixels, ahead, thread_pool
 from unic_cache.student.backbone import EncoderSpec, build_encoder, embed, prepare
 from unic_cache.student.export import load_encoder
 from unic_cache.usable import committed_record
+from unic_cache.views.classes import check_classes, classes_beside
 from unic_cache.views.index import NO_LABEL, ShardEntry
-from unic_cache.views.shards import describe, expand
+from unic_cache.views.left_out import UNREAD_LABEL, merged
 
 BATCHES_AHEAD = 3
 ROWS_AT_ONCE = 64  # whose patch tokens are in memory together
@@ -106,8 +106,8 @@ def run(config: EvaluateConfig) -> Result:
 
 def labelled(pattern: str, cache: Cache | None) -> LabelledShards:
     """The labelled images of the tars; places are the cache's where there is one. ShardError where none has a label."""
-    paths = expand(pattern)
-    entries = describe(paths)
+    paths, entries = given_shards(pattern, False)
+    tell_unlabelled(pattern, entries)
     places = [(0, n) if cache is None else cache.place(entry.name, entry.keys) for n, entry in enumerate(entries)]
     wanted = [
         Address(*place, row, 0)
@@ -135,19 +135,23 @@ def check_sets(sets: Sequence[LabelledShards]) -> None:
             raise ShardError(
                 f"{both}: its images are in --train too and would find themselves; use --shards, leave-one-out"
             )
-    numbered = {path.rpartition("/")[0]: read_classes(path) for path, _ in (*train, *test)}
-    known = {folder: classes for folder, classes in numbered.items() if classes is not None}
-    if len({json.dumps(classes, sort_keys=True) for classes in known.values()}) > 1:
-        raise ShardError(
-            f"{' and '.join(sorted(known))} number their classes differently (classes.json): a label would mean two "
-            "things. Shard both from folders with the same class names, or from a CSV with your own numbers"
-        )
+    numbered = classes_beside([path for path, _ in (*train, *test)])
+    check_classes(numbered)
+    trusted = sorted(folder or "." for folder, names in numbered.items() if names is None)
+    if trusted:
+        say(f"taken on trust: what the labels in {', '.join(trusted)} mean, as no classes.json is there")
 
 
-def read_classes(path: str) -> Any:
-    """What classes.json beside a tar says, or None where there is none."""
-    data = open_location(path.rpartition("/")[0] or ".").read("classes.json")
-    return None if data is None else json.loads(data)
+def tell_unlabelled(pattern: str, entries: Sequence[ShardEntry]) -> None:
+    """One line on stderr that says how many images have no label, or one that cannot be read."""
+    none = sum(label == NO_LABEL for entry in entries for label in entry.labels)
+    unread = merged(one for entry in entries for one in entry.left_out if one.reason == UNREAD_LABEL)
+    broken = sum(one.count for one in unread)
+    parts = [f"{none - broken:,} have no label"] if none > broken else []
+    parts += [f"{one.count:,} have a label that cannot be read ({one.example})" for one in unread]
+    if parts:
+        images = sum(entry.rows for entry in entries)
+        say(f"not evaluated of the {images:,} images of {pattern}: {', and '.join(parts)}")
 
 
 def centered(cache: Cache, names: Sequence[str]) -> list[CachedTeacher]:

@@ -15,12 +15,13 @@ from functools import partial
 import torch
 
 from pipelines.device import pick_device
+from pipelines.given import given_shards, say
 from pipelines.progress import Progress, console
 from pipelines.recorder import BATCHES_AHEAD, Recorder, calibrate, pixel_spec, recorder, teacher_spec
 from pipelines.unit_rows import UnitRows, Work
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig, Views
-from unic_cache.errors import ConfigError, ShardError
+from unic_cache.errors import ConfigError, EmptyShardError
 from unic_cache.location import LocalFolder, open_location
 from unic_cache.probe import settle_probe
 from unic_cache.sources import Address, KeptPixels, Pixels, ShardPixels, ViewBatch, ahead, thread_pool
@@ -30,10 +31,8 @@ from unic_cache.store.member import Member
 from unic_cache.teachers.catalog import folder, resolve
 from unic_cache.teachers.model import Teacher, load_teacher
 from unic_cache.views.index import ShardEntry, extend_index, segment_names
-from unic_cache.views.shards import describe, expand
 
 UNITS_BEING_WRITTEN = 2
-DEFAULT_SHARDS = "shards/*.tar"
 
 
 @dataclass
@@ -64,7 +63,7 @@ def open_teachers(config: ExtractConfig, pool: ThreadPoolExecutor, device: torch
     location = open_location(config.cache, config.worker_index)
     if isinstance(location, LocalFolder):
         location.remove_leftovers()
-    paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
+    paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None, config.strict)
     teachers = load_teachers(config, device)
     before = len(segment_names(location))
     segments = extend_index(location, entries)
@@ -88,11 +87,18 @@ def open_teachers(config: ExtractConfig, pool: ThreadPoolExecutor, device: torch
 
 
 def run(config: ExtractConfig) -> Summary:
-    """Extend the cache to all that the config asks for. After an error all that was committed stands, and counts."""
+    """Extend the cache to all that the config asks for: to nothing where every tar is empty.
+
+    After an error all that was committed stands, and counts.
+    """
     views = Views(config.recipe, config.size, config.seed)
     device = pick_device(config.device)
     with thread_pool(config.threads) as pool, ThreadPoolExecutor(1, "writer") as writing, dropped(pool, writing):
-        opened = open_teachers(config, pool, device)
+        try:
+            opened = open_teachers(config, pool, device)
+        except EmptyShardError as error:  # no view is missing
+            say(str(error))
+            return Summary()
         cache, location = opened.cache, opened.cache.location
         recorders: dict[str, Recorder] = {
             name: recorder(opened.members[name], teacher) for name, teacher in opened.teachers.items()
@@ -138,17 +144,6 @@ def seen_before(cache: Cache, unit: Unit) -> dict[str, Crcs]:
     members = [teacher.member for teacher in cache.teachers.values()] + ([cache.pixels] if cache.pixels else [])
     records = {member.folder: member.record(unit) for member in members}
     return {folder: record.pixels for folder, record in records.items() if record is not None}
-
-
-def given_shards(pattern: str | None, views_are_kept: bool) -> tuple[Sequence[str], Sequence[ShardEntry]]:
-    """The tars to work on: those of the pattern, else shards/*.tar, else none where the cache keeps the views."""
-    try:
-        paths = expand(DEFAULT_SHARDS if pattern is None else pattern)
-    except ShardError:
-        if pattern is None and views_are_kept:
-            return (), ()
-        raise
-    return paths, describe(paths)
 
 
 def load_teachers(config: ExtractConfig, device: torch.device) -> dict[str, Teacher]:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from pipelines.extract import given_shards, open_teachers
+from pipelines.extract import open_teachers
+from pipelines.given import given_shards
 from pipelines.targets import Live
-from pipelines.training_set import Snapshot, TrainingSet, train_names
+from pipelines.training_set import Snapshot, TrainingSet, held_out, tell_held_out, train_names
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig, ExtractConfig, Views
 from unic_cache.errors import ConfigError
@@ -38,13 +39,17 @@ def open_live_set(
     location, tars = opened.cache.location, dict(opened.tars)
     val: tuple[str, ...] = ()
     if config.val_shards is not None:
-        paths, entries = given_shards(config.val_shards, False)
+        paths, entries = given_shards(config.val_shards, False, flag="--val-shards")
         extend_index(location, entries)
         places = Cache(location).shards()
         tars |= {places[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
         val = tuple(entry.name for entry in entries)
-    cache = Cache(location)
-    train = train_names(config, cache, [entry for _, entry in opened.tars.values()], val)
+    cache, entries = Cache(location), [entry for _, entry in opened.tars.values()]
+    held = held_out(cache, entries)
+    val = val or held
+    train = train_names(config, cache, entries, (*val, *held))
+    if held:
+        tell_held_out(held, val)
     rows = all_rows(cache, train)
     snapshot = Snapshot(
         config.teachers, views.recipe, views.size, views.seed, view_numbers(config, len(rows)), train, val, {}

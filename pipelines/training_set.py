@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from webdataset.shardlists import expand_urls
 
-from pipelines.extract import given_shards
+from pipelines.given import given_shards, say
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import CacheError, ConfigError
@@ -81,15 +81,20 @@ def open_training_set(
     numbers = resumed.numbers if resumed else view_numbers(config, cache, teachers, views)
     paths, entries = given_shards(config.shards, cache.pixels is not None)
     val_paths, val_entries = (
-        ((), ()) if config.val_shards is None or not paths else given_shards(config.val_shards, False)
+        ((), ())
+        if config.val_shards is None or not paths
+        else given_shards(config.val_shards, False, flag="--val-shards")
     )
     tars = {
         cache.place(entry.name, entry.keys): (path, entry)
         for path, entry in zip((*paths, *val_paths), (*entries, *val_entries), strict=True)
         if resumed is None or entry.name in {*resumed.train, *resumed.val}
     }
-    val = resumed.val if resumed else val_names(config, cache, [entry.name for entry in val_entries])
-    train = resumed.train if resumed else train_names(config, cache, entries, val)
+    held = held_out(cache, entries)
+    val = resumed.val if resumed else val_names(config, cache, [entry.name for entry in val_entries]) or held
+    train = resumed.train if resumed else train_names(config, cache, entries, (*val, *held))
+    if held and not resumed:
+        tell_held_out(held, val)
     train_rows, records = usable_rows(cache, teachers, views, numbers, train, config.skip_broken)
     val_rows, val_records = usable_rows(cache, teachers, views, numbers[:1], val, config.skip_broken)
     snapshot = Snapshot(
@@ -180,12 +185,28 @@ def val_names(config: DistillConfig, cache: Cache, given: Sequence[str]) -> tupl
     return found
 
 
+def held_out(cache: Cache, entries: Sequence[ShardEntry]) -> tuple[str, ...]:
+    """The tars that `shard --val-fraction` held out, of those given or, where none is, of the cache."""
+    marked = {entry.name for part in cache.segments for entry in part.shards if entry.held_out}
+    marked |= {entry.name for entry in entries if entry.held_out}
+    return tuple(name for name in [entry.name for entry in entries] or cache.shards() if name in marked)
+
+
+def tell_held_out(held: Sequence[str], val: Sequence[str]) -> None:
+    """One line on stderr: what is done with the tars that `shard --val-fraction` held out."""
+    shown = held[0] if len(held) == 1 else f"{held[0]} to {held[-1]} ({len(held)} tars)"
+    use = "the validation set is" if set(held) <= set(val) else "not trained on:"
+    say(f"{use} {shown}, held out by `shard --val-fraction`")
+
+
 def train_names(
     config: DistillConfig, cache: Cache, entries: Sequence[ShardEntry], val: Sequence[str]
 ) -> tuple[str, ...]:
     """All shards given (or in the cache), less those that are held out."""
     names = [entry.name for entry in entries] or list(cache.shards())
     train = tuple(name for name in names if name not in val)
+    if not train and config.val_shards is None:
+        raise ConfigError(f"{names[0]} and all others are held out by `shard --val-fraction`; give the other tars too")
     if not train:
         raise ConfigError(f"--val-shards {config.val_shards} holds out every shard; leave some to train on")
     return train
