@@ -62,8 +62,7 @@ class _Saved:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The config that `to_json` described. ConfigError on another stage or unknown fields."""
-        fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(data) - fields - {"stage"})
+        unknown = sorted(set(data) - {field.name for field in dataclasses.fields(cls)} - {"stage"})  # type: ignore[arg-type]
         if data.get("stage") != cls.stage or unknown:
             raise ConfigError(
                 f"not a config of `unic-cache {cls.stage}`: {json.dumps(data)[:200]} (unknown: {unknown})"
@@ -82,9 +81,12 @@ class ShardConfig(_Saved):
     prefix: str = ""  # of the tars' names; a cache tells shards apart by name
     seed: int = 0  # of the shuffle
     strict: bool = False  # stop at the first bad image
+    val_fraction: float = 0.0  # of each class's images, packed into tars of their own and not to be trained on
 
     def __post_init__(self) -> None:
         _at_least("per-shard", self.per_shard, 1)
+        if not 0 <= self.val_fraction < 1:
+            raise ConfigError(f"val-fraction {self.val_fraction} is out of bounds; choose 0 or more, and less than 1")
         if not re.fullmatch(r"[A-Za-z0-9_@+-]*", self.prefix):
             raise ConfigError(f"prefix {self.prefix!r} must be of letters, digits, '_', '@', '+' and '-'")
 
@@ -281,8 +283,7 @@ def check_kept(codec: str | None, quality: float | None, tokens: int | None) -> 
         raise ConfigError(f"quality {quality} is out of bounds; choose 0.5 to 0.9999 (a mean cosine)")
     if quality is not None and codec not in {None, "klt"}:
         raise ConfigError(f"quality is a setting of codec klt; {codec} has none")
-    if tokens is not None:
-        _at_least("tokens", tokens, 1)
+    _at_least("tokens", 1 if tokens is None else tokens, 1)
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
