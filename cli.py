@@ -74,6 +74,7 @@ def main() -> None:
     examples="""
     unic-cache shard imagenet/train shards
     unic-cache shard imagenet/val shards-val --prefix val-
+    unic-cache shard imagenet/train shards --val-fraction 0.1
     unic-cache shard labels.csv shards --per-shard 500 --seed 1
     """,
 )
@@ -83,13 +84,22 @@ def main() -> None:
 @click.option("--prefix", default="", help="Of the tars' names, so that one cache can hold several sets.")
 @click.option("--seed", default=0, show_default=True, help="Of the shuffle.")
 @click.option("--strict", is_flag=True, help="Stop at the first bad image instead of skipping it.")
+@click.option(
+    "--val-fraction",
+    default=0.0,
+    show_default=True,
+    help="Share of each class to hold out, in tars of their own (val-*.tar) that distill does not train on.",
+)
 def shard(**flags: Any) -> None:
-    """Pack IMAGES (a folder of class folders, or a CSV of path,label) into WebDataset tars in OUT, with an index."""
+    """Pack IMAGES (a folder of class folders, or a CSV of path,label) into WebDataset tars in OUT, with an index.
+
+    What a file is counts, not its name: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, and HEIC with pillow-heif. Classes are
+    numbered in the order of their names, or as a classes.json in OUT says: copy the training set's there to have its.
+    """
     with clear_errors(), ready(ShardConfig(**flags)) as config:
         from pipelines import shard as pipeline
 
-        done = pipeline.run(config)
-        click.echo(f"{done.images} images in {done.shards} shards of {flags['out']}, {done.skipped} skipped")
+        click.echo(str(pipeline.run(config)))
 
 
 @main.command(

@@ -7,7 +7,6 @@ Letters: N images, D channels, B images of a batch.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,16 +26,16 @@ from pipelines.training_set import FILE as SNAPSHOT
 from pipelines.training_set import Snapshot
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import EvaluateConfig, Views
-from unic_cache.errors import CacheError, ShardError
+from unic_cache.errors import CacheError
 from unic_cache.evaluate.knn import Correct, Interval, bootstrap, knn, knn_leave_one_out, paired_difference
 from unic_cache.evaluate.report import Row, result_table
-from unic_cache.location import open_location
 from unic_cache.probe import check_pixels
 from unic_cache.sources import Address, ShardPixels, ahead, thread_pool
 from unic_cache.store.commit import CommitRecord
 from unic_cache.student.backbone import EncoderSpec, build_encoder, embed, prepare
 from unic_cache.student.export import load_encoder
 from unic_cache.usable import committed_record
+from unic_cache.views.classes import check_classes, classes_beside
 
 BATCHES_AHEAD = 3
 ROWS_AT_ONCE = 64  # whose patch tokens are in memory together
@@ -126,20 +125,11 @@ def check_sets(sets: Sequence[LabelledShards]) -> None:
     """ShardError where a tar is in both sets, or where two folders number their classes differently."""
     if len(sets) == 2:
         check_apart(*sets)
-    train, test = sets[0].tars.values(), sets[-1].tars.values()
-    numbered = {path.rpartition("/")[0]: read_classes(path) for path, _ in (*train, *test)}
-    known = {folder: classes for folder, classes in numbered.items() if classes is not None}
-    if len({json.dumps(classes, sort_keys=True) for classes in known.values()}) > 1:
-        raise ShardError(
-            f"{' and '.join(sorted(known))} number their classes differently (classes.json): a label would mean two "
-            "things. Shard both from folders with the same class names, or from a CSV with your own numbers"
-        )
-
-
-def read_classes(path: str) -> Any:
-    """What classes.json beside a tar says, or None where there is none."""
-    data = open_location(path.rpartition("/")[0] or ".").read("classes.json")
-    return None if data is None else json.loads(data)
+    numbered = classes_beside([path for images in sets for path, _ in images.tars.values()])
+    check_classes(numbered)
+    trusted = sorted(folder or "." for folder, names in numbered.items() if names is None)
+    if trusted:
+        say(f"taken on trust: what the labels in {', '.join(trusted)} mean, as no classes.json is there")
 
 
 def records_of(

@@ -16,9 +16,9 @@ import torch
 
 from pipelines.calibrating import calibrate, views_to_calibrate
 from pipelines.device import device_words, pick_device
+from pipelines.given import given_shards
 from pipelines.kinds import kept_alike, settled
 from pipelines.opening import tell_guests
-from pipelines.preflight import DEFAULT_SHARDS
 from pipelines.progress import Progress, begins, say
 from pipelines.recorder import BATCHES_AHEAD, Recorder, pixel_spec, recorder, teacher_spec
 from pipelines.shares import share_lines
@@ -26,7 +26,7 @@ from pipelines.surroundings import say_surroundings
 from pipelines.unit_rows import UnitRows, Work
 from unic_cache.cache import Cache, refuse_other_folders
 from unic_cache.config import ExtractConfig, Views
-from unic_cache.errors import CacheError, ConfigError, ShardError
+from unic_cache.errors import CacheError, ConfigError, EmptyShardError
 from unic_cache.guests import sort_folders
 from unic_cache.location import LocalFolder, open_location
 from unic_cache.probe import check_known_pixels, settle_probe
@@ -38,7 +38,6 @@ from unic_cache.store.member import Member
 from unic_cache.teachers.catalog import folder, resolve
 from unic_cache.teachers.model import Teacher, load_teacher
 from unic_cache.views.index import ShardEntry, extend_index, segment_names
-from unic_cache.views.shards import describe, expand
 
 UNITS_BEING_WRITTEN = 2
 ROWS_OF_IDLE = 8  # that are made of a tar that needs no work
@@ -75,7 +74,7 @@ def open_teachers(
     refuse_other_folders(location)
     if isinstance(location, LocalFolder):
         location.remove_leftovers(without=sort_folders(location)[1].keys() - set(map(folder, config.teachers)))
-    paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
+    paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None, config.strict)
     begins(command, *facts(config, entries, device))
     say_surroundings()
     teachers = load_teachers(config, device)
@@ -104,12 +103,19 @@ def open_teachers(
 
 
 def run(config: ExtractConfig) -> Summary:
-    """Extend the cache to all that the config asks for. After an error all that was committed stands, and counts."""
+    """Extend the cache to all that the config asks for: to nothing where every tar is empty.
+
+    After an error all that was committed stands, and counts.
+    """
     device, before = pick_device(config.device), Cache(open_location(config.cache))
     config = kept_alike(settled(config, before), before)
     views = config.kind
     with thread_pool(config.threads) as pool, ThreadPoolExecutor(1, "writer") as writing, dropped(pool, writing):
-        opened = open_teachers(config, pool, device)
+        try:
+            opened = open_teachers(config, pool, device)
+        except EmptyShardError as error:  # no view is missing
+            say(str(error))
+            return Summary()
         cache, location = opened.cache, opened.cache.location
         recorders: dict[str, Recorder] = {
             name: recorder(opened.members[name], teacher) for name, teacher in opened.teachers.items()
@@ -218,17 +224,6 @@ def seen_before(cache: Cache, unit: Unit) -> dict[str, Crcs]:
     members = [teacher.member for teacher in cache.teachers.values()] + ([cache.pixels] if cache.pixels else [])
     records = {member.folder: member.record(unit) for member in members}
     return {folder: record.pixels for folder, record in records.items() if record is not None}
-
-
-def given_shards(pattern: str | None, views_are_kept: bool) -> tuple[Sequence[str], Sequence[ShardEntry]]:
-    """The tars to work on: those of the pattern, else shards/*.tar, else none where the cache keeps the views."""
-    try:
-        paths = expand(DEFAULT_SHARDS if pattern is None else pattern)
-    except ShardError:
-        if pattern is None and views_are_kept:
-            return (), ()
-        raise
-    return paths, describe(paths)
 
 
 def load_teachers(config: ExtractConfig, device: torch.device) -> dict[str, Teacher]:

@@ -16,13 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.progress import console
+from pipelines.given import given_shards
+from pipelines.progress import say
 from unic_cache.cache import Cache
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.sources import Address, ShardPixels, ViewBatch
 from unic_cache.store.commit import CommitRecord
 from unic_cache.views.index import NO_LABEL, ShardEntry
-from unic_cache.views.shards import describe, expand
+from unic_cache.views.left_out import UNREAD_LABEL, merged
 
 NAMED = 5  # rows in a message
 
@@ -89,7 +90,7 @@ class Usable:
                 f"{self.source.where(item)}: {why}" for item, why in list(self.left_out.items())[:NAMED]
             )
             more = f"; and {len(self.left_out) - NAMED} more" if len(self.left_out) > NAMED else ""
-            _say(
+            say(
                 f"left out, as they cannot be used, {len(self.left_out)} of {len(self.images.wanted)} images: "
                 f"{reasons}{more}"
             )
@@ -102,8 +103,8 @@ class Usable:
 
 def labelled(pattern: str, cache: Cache | None) -> LabelledShards:
     """The labelled images of the tars; places are the cache's where there is one. ShardError where none has a label."""
-    paths = expand(pattern)
-    entries = describe(paths)
+    paths, entries = given_shards(pattern, False)
+    tell_unlabelled(pattern, entries)
     places = [(0, n) if cache is None else cache.place(entry.name, entry.keys) for n, entry in enumerate(entries)]
     wanted = [
         Address(*place, row, 0)
@@ -117,6 +118,18 @@ def labelled(pattern: str, cache: Cache | None) -> LabelledShards:
     if len(tars) < len(paths):
         raise ShardError(f"{pattern}: two tars are of one name, and the cache knows tars by their names; rename one")
     return LabelledShards(pattern, tars, wanted, torch.tensor(labels))
+
+
+def tell_unlabelled(pattern: str, entries: Sequence[ShardEntry]) -> None:
+    """One line on stderr that says how many images have no label, or one that cannot be read."""
+    none = sum(label == NO_LABEL for entry in entries for label in entry.labels)
+    unread = merged(one for entry in entries for one in entry.left_out if one.reason == UNREAD_LABEL)
+    broken = sum(one.count for one in unread)
+    parts = [f"{none - broken:,} have no label"] if none > broken else []
+    parts += [f"{one.count:,} have a label that cannot be read ({one.example})" for one in unread]
+    if parts:
+        images = sum(entry.rows for entry in entries)
+        say(f"not evaluated of the {images:,} images of {pattern}: {', and '.join(parts)}")
 
 
 def check_labels(pattern: str, labels: Sequence[int]) -> None:
@@ -161,7 +174,7 @@ def twins(sets: Sequence[Usable]) -> Tensor:
     if asked:
         where = "in --train too" if len(sets) == 2 else "there more than once"
         first = test.source.where(test.wanted[min(asked)])
-        _say(
+        say(
             f"{len(asked)} of {len(test.good)} test images are {where}, pixel for pixel, the first of them {first}; no "
             "image is a neighbour of its twin"
         )
@@ -170,7 +183,3 @@ def twins(sets: Sequence[Usable]) -> Tensor:
 
 def _find_themselves(path: str) -> ShardError:
     return ShardError(f"{path}: its images are in --train too and would find themselves; use --shards, leave-one-out")
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

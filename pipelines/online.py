@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
-from pipelines.extract import given_shards, open_teachers
-from pipelines.split import train_names
+from pipelines.extract import open_teachers
+from pipelines.given import given_shards
+from pipelines.split import marked, tell_validation, train_names
 from pipelines.targets import Live
 from pipelines.training_set import Snapshot, TrainingSet
 from unic_cache.cache import Cache
@@ -39,13 +40,17 @@ def open_live_set(
     location, tars = opened.cache.location, dict(opened.tars)
     val: tuple[str, ...] = ()
     if config.val_shards is not None:
-        paths, entries = given_shards(config.val_shards, False)
+        paths, entries = given_shards(config.val_shards, False, flag="--val-shards")
         extend_index(location, entries)
         places = Cache(location).shards()
         tars |= {places[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
         val = tuple(entry.name for entry in entries)
-    cache = Cache(location)
-    train = train_names(config, [entry.name for _, entry in opened.tars.values()], val, ())
+    cache, entries = Cache(location), [entry for _, entry in opened.tars.values()]
+    held = () if config.use_held_out else marked(entries)
+    if held and not val:
+        val = held
+        tell_validation(held)
+    train = train_names(config, [entry.name for entry in entries], val, held)
     rows = all_rows(cache, train)
     snapshot = Snapshot(
         config.teachers, views.recipe, views.size, views.seed, view_numbers(config, len(rows)), train, val, {}

@@ -13,8 +13,8 @@ import torch
 from numcodecs.zstd import Zstd
 from torch import Tensor
 
-from pipelines.extract import given_shards
 from pipelines.forecast import LEAST_IMAGES, PlanConfig
+from pipelines.given import given_shards
 from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError
 from unic_cache.location import open_location

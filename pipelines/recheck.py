@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from pipelines.device import pick_device
-from pipelines.extract import given_shards, load_teachers
+from pipelines.extract import load_teachers
+from pipelines.given import given_shards
 from pipelines.progress import Progress
 from pipelines.recorder import sampled
 from unic_cache.cache import Cache, CachedTeacher

@@ -1,19 +1,20 @@
 """Which tars a run trains on, and which are held out: named now, or by an earlier run on the same cache."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 
 import numpy as np
 import numpy.typing as npt
-from webdataset.shardlists import expand_urls
 
-from pipelines.extract import given_shards, same_layout
-from pipelines.progress import console
+from pipelines.extract import same_layout
+from pipelines.given import given_shards
+from pipelines.progress import say
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.held_out import held_out, hold_out
+from unic_cache.paths import braced
 from unic_cache.sources import Address, KeptPixels, ShardPixels
 from unic_cache.usable import Rows, committed_record
 from unic_cache.views.index import ShardEntry
@@ -43,7 +44,7 @@ def val_names(config: DistillConfig, cache: Cache, given: Sequence[ShardEntry]) 
     """The names of the tars that this run holds out. CacheError where the cache knows none of such a name."""
     if config.val_shards is None or not config.val_shards.startswith(BY_NAME):
         return tuple(entry.name for entry in given)
-    patterns = [str(name) for name in expand_urls(config.val_shards.removeprefix(BY_NAME))]
+    patterns = [str(name) for name in braced(config.val_shards.removeprefix(BY_NAME))]
     found = tuple(name for name in cache.shards() if any(fnmatch(name, pattern) for pattern in patterns))
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in found):
@@ -58,36 +59,60 @@ def train_names(
     """All tars given, less those that this run or an earlier one holds out. ConfigError where none is left."""
     left = set(before) - set(val) if not config.use_held_out else set()
     train = tuple(name for name in names if name not in val and name not in left)
-    if not train and left & set(names):
-        earlier = _listed(sorted(left & set(names)))
+    if not train and (config.val_shards is None or left & set(names)):
+        earlier = _listed(sorted(left & set(names)) or names)
         raise ConfigError(
-            f"every tar is held out, {earlier} by an earlier run or `shard`; --use-held-out trains on them"
+            f"every tar is held out, {earlier} by an earlier run or `shard --val-fraction`; give the other tars "
+            "too, or train on these with --use-held-out"
         )
     if not train:
         raise ConfigError(f"--val-shards {config.val_shards} holds out every shard; leave some to train on")
     return train
 
 
+def marked(entries: Iterable[ShardEntry]) -> tuple[str, ...]:
+    """The names of the tars that `shard --val-fraction` held out."""
+    return tuple(entry.name for entry in entries if entry.held_out)
+
+
+def tell_validation(names: Sequence[str]) -> None:
+    """One line on stderr: what `shard --val-fraction` held out serves for validation."""
+    say(f"the validation set is {_listed(names)}, held out by `shard --val-fraction`; --use-held-out trains on it")
+
+
 def split(
-    config: DistillConfig, cache: Cache, names: Sequence[str], given: Sequence[ShardEntry]
+    config: DistillConfig,
+    cache: Cache,
+    names: Sequence[str],
+    entries: Sequence[ShardEntry],
+    given: Sequence[ShardEntry],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(train, val): the names of the tars; what is held out is said, and remembered in the cache where it can be."""
-    before, val = held_out(cache), val_names(config, cache, given)
-    train = train_names(config, names, val, before)
+    """(train, val): the names of the tars; what is held out is said, and remembered in the cache where it can be.
+
+    `names` are all tars, `entries` what is known of those that were given, `given` those of --val-shards. Without
+    --val-shards, what `shard --val-fraction` held out is the validation set.
+    """
+    by_shard = {*marked(entries), *(name for name, place in cache.shards().items() if cache.entry(*place).held_out)}
+    before, val = {*held_out(cache), *by_shard}, val_names(config, cache, given)
     if val:
-        _say(f"held out of training: {_listed(val)}")
+        say(f"held out of training: {_listed(val)}")
+    elif not config.use_held_out:
+        val = tuple(name for name in names if name in by_shard)
+    train = train_names(config, names, val, tuple(before))
+    if val and config.val_shards is None:
+        tell_validation(val)
     earlier = [name for name in names if name in before and name not in val]
     if earlier and config.use_held_out:
-        _say(f"trained on, though an earlier run held them out: {_listed(earlier)}")
+        say(f"trained on, though they were held out before: {_listed(earlier)}")
     elif earlier:
-        _say(
+        say(
             f"held out of training, as an earlier run or `shard` named them: {_listed(earlier)}; --use-held-out trains "
             "on them"
         )
     try:
         hold_out(cache, [name for name in val if name not in before])
     except (CacheError, OSError) as error:
-        _say(f"{cache.location.url} cannot remember what is held out ({error}); name --val-shards in each run")
+        say(f"{cache.location.url} cannot remember what is held out ({error}); name --val-shards in each run")
     return train, val
 
 
@@ -137,7 +162,7 @@ def tell_leaks(cache: Cache, teacher: CachedTeacher, view: str, train: Rows, val
         return
     both = int(np.isin(prints(cache, teacher, view, val), prints(cache, teacher, view, train)).sum())
     if both:
-        _say(f"{both} of {len(val)} held-out images are trained on as well, pixel for pixel, in other tars")
+        say(f"{both} of {len(val)} held-out images are trained on as well, pixel for pixel, in other tars")
 
 
 def prints(cache: Cache, teacher: CachedTeacher, view: str, rows: Rows) -> npt.NDArray[np.int64]:
@@ -156,7 +181,3 @@ def prints(cache: Cache, teacher: CachedTeacher, view: str, rows: Rows) -> npt.N
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

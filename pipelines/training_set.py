@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from pipelines.extract import given_shards
+from pipelines.given import given_shards
 from pipelines.split import check_pictures, given_val, split, tell_leaks
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import CENTER, RECIPES, DistillConfig, Views
@@ -88,7 +88,7 @@ def open_training_set(
         if resumed is None or entry.name in {*resumed.train, *resumed.val}
     }
     names = [entry.name for entry in entries] or list(cache.shards())
-    train, val = (resumed.train, resumed.val) if resumed else split(config, cache, names, val_entries)
+    train, val = (resumed.train, resumed.val) if resumed else split(config, cache, names, entries, val_entries)
     train_rows, records = usable_rows(cache, teachers, views, numbers, train, config.skip_broken)
     val_rows, val_records = usable_rows(cache, teachers, views, numbers[:1], val, config.skip_broken)
     snapshot = Snapshot(

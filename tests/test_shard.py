@@ -14,7 +14,7 @@ from webdataset.tariterators import group_by_keys, tar_file_iterator
 from pipelines import shard
 from pipelines.shard import run
 from unic_cache.config import ShardConfig
-from unic_cache.errors import ConfigError, ImageError
+from unic_cache.errors import ConfigError, ImageError, ShardError
 from unic_cache.views.decode import decode
 from unic_cache.views.index import Segment
 from unic_cache.views.listing import list_images
@@ -255,3 +255,158 @@ def test_a_run_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
 def test_a_url_is_refused_as_a_place_for_shards(tmp_path: Path, where: str) -> None:
     with pytest.raises(ConfigError, match="packs local files into a local folder"):
         shard.run(ShardConfig(str(tmp_path), where))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_a_stopped_run_left_is_cleared_by_the_same_command_and_never_data(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    broken = photos / "zebra" / "img 0.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"junk")
+    with pytest.raises(ImageError):
+        run(config(photos, out, per_shard=1, strict=True))
+    assert len(names(out)) > 2
+    with pytest.raises(ShardError, match="a `shard` that has not ended"):
+        describe(expand(f"{out}/*.tar"))
+    (out / ".tmp-000009.tar").write_bytes(b"half")
+    (out / ".tmp-0-0123456789abcdef").write_bytes(b"half")
+    (out / "other-000000.tar").write_bytes(b"of somebody else")
+    for name in ("ant/img 1.png", "ant/img 2.png", "ant/img 3.png", "zebra/img 3.png", "zebra/img 4.png"):
+        (photos / name).unlink()
+    broken.write_bytes(whole)
+    with pytest.raises(ConfigError, match=r"already holds .*A `shard` with other settings was stopped there"):
+        run(config(photos, out, per_shard=2, strict=True))
+    assert run(config(photos, out, per_shard=1, strict=True)).shards == 6
+    left = [f"{number:06d}.tar" for number in range(6)]
+    assert names(out) == [*left, "classes.json", "index.json", "other-000000.tar"]
+
+
+def test_settings_that_an_older_release_left_are_the_same_command(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    settings = config(photos, out).to_json()
+    del settings["val_fraction"]
+    (out / ".unfinished").write_text(json.dumps(settings, sort_keys=True))
+    (out / "000007.tar").write_bytes(b"old")
+    run(config(photos, out))
+    assert "000007.tar" not in names(out)
+
+
+def test_two_runs_do_not_pack_into_one_folder_at_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = shard._write_tar
+
+    def second(*arguments: Any) -> Any:
+        with pytest.raises(ConfigError, match=r"out: .* is writing there"):
+            run(config(photos, tmp_path / "out"))
+        return honest(*arguments)
+
+    monkeypatch.setattr(shard, "_write_tar", second)
+    assert run(config(photos, tmp_path / "out")).images == 11
+
+
+def test_a_run_that_fails_before_its_first_tar_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"x")
+    with pytest.raises(ImageError):
+        run(config(tmp_path / "in", tmp_path / "out"))
+    assert names(tmp_path / "out") == []
+
+
+def test_images_and_shards_never_lie_within_each_other(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(photos)
+    for images, out, message in [
+        (photos, photos / "out", "OUT, .*out, lies in the folder of images"),
+        (photos, tmp_path / "link" / "out", "lies in the folder of images"),
+        (photos / "ant", photos, "holds the folder of images"),
+        (photos, tmp_path / "link", "is the folder of images"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            run(config(images, out))
+    assert names(photos) == ["ant", "zebra"]
+
+
+def test_a_class_that_loses_all_its_images_is_an_error_that_names_it(photos: Path, tmp_path: Path) -> None:
+    for path in (photos / "zebra").iterdir():
+        path.write_bytes(b"\xff\xd8\xff no more")
+    with pytest.raises(
+        ImageError, match=r"class 'zebra' loses all images, 5 here: .*zebra/img 0.png: the image's header"
+    ):
+        run(config(photos, tmp_path / "out"))
+    assert "index.json" not in names(tmp_path / "out")
+
+
+def test_every_file_is_counted_once(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "zebra" / "img 0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (photos / "zebra" / "gone.jpg").symlink_to(tmp_path / "nothing")
+    summary = run(config(photos, tmp_path / "out"))
+    files = sum(1 for path in photos.rglob("*") if not path.is_dir())
+    assert summary.images + summary.skipped + sum(one.count for one in summary.left_out) == files
+    assert str(summary) == f"10 images in 3 shards of {tmp_path / 'out'}, 2 skipped, 2 other files left out"
+    assert "left out: 1 hidden file or sidecar (ant/.hidden.png), 1 file that is no image (ant/notes.txt)" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_a_second_set_takes_the_numbers_of_the_first(photos: Path, tmp_path: Path) -> None:
+    run(config(photos, tmp_path / "train"))
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "classes.json").write_bytes((tmp_path / "train" / "classes.json").read_bytes())
+    save(tmp_path / "more" / "zebra" / "1.png")
+    summary = run(config(tmp_path / "more", tmp_path / "val", prefix="val-"))
+    assert (summary.images, summary.classes) == (1, 2)
+    assert samples(tmp_path / "val")["zebra_1"]["cls"] == b"1"
+    assert (tmp_path / "val" / "classes.json").read_bytes() == (tmp_path / "train" / "classes.json").read_bytes()
+    save(tmp_path / "more" / "yak" / "1.png")
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "classes.json").write_bytes((tmp_path / "train" / "classes.json").read_bytes())
+    with pytest.raises(ConfigError, match=r"more/yak: classes.json in OUT names 2 classes and not this one"):
+        run(config(tmp_path / "more", tmp_path / "third"))
+    (tmp_path / "third" / "classes.json").write_text('["ant"]')
+    with pytest.raises(ConfigError, match=r"third/classes.json is no list of classes such as"):
+        run(config(tmp_path / "more", tmp_path / "third"))
+
+
+def test_a_share_of_each_class_goes_to_tars_that_say_so(photos: Path, tmp_path: Path) -> None:
+    for number in range(5):
+        save(photos / "zebra" / f"img {number}.png", 10 * number + 5)
+    whole = run(config(photos, tmp_path / "whole"))
+    summary = run(config(photos, tmp_path / "out", val_fraction=0.3))
+    assert (summary.images, summary.held_out, summary.held_shards) == (whole.images, 4, ("val-000000.tar",))
+    assert str(summary).endswith("0 skipped, 2 other files left out; 4 held out, in val-000000.tar")
+    paths = expand(f"{tmp_path}/out/*.tar")
+    entries = describe(paths)
+    assert [entry.held_out for entry in entries] == [False, False, True]
+    assert sorted(entries[2].labels) == [0, 0, 1, 1]
+    assert entries == tuple(scan(path) for path in paths)
+    assert samples(tmp_path / "out").keys() == samples(tmp_path / "whole").keys()
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / "renamed.tar").write_bytes(Path(paths[2]).read_bytes())
+    assert describe([f"{tmp_path}/copied/renamed.tar"])[0].held_out
+    run(config(photos, tmp_path / "again", val_fraction=0.3))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()
+    }
+
+
+def test_bad_images_are_not_held_out_in_the_place_of_good_ones(tmp_path: Path) -> None:
+    for number in range(8):
+        save(tmp_path / "in" / "a" / f"{number}.png", 9 * number)
+        if number < 6:
+            (tmp_path / "in" / "a" / f"{number}.png").write_bytes(b"junk %d" % number)
+    summary = run(config(tmp_path / "in", tmp_path / "out", val_fraction=0.1))
+    assert (summary.images, summary.skipped, summary.held_out) == (2, 6, 1)
+
+
+def test_a_share_that_cannot_be_held_out_is_refused(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / "in" / name / "1.png", ord(name))
+    with pytest.raises(ConfigError, match="no class has two images"):
+        run(config(tmp_path / "in", tmp_path / "out", val_fraction=0.5))
+    for share in (-0.1, 1.0, float("nan")):
+        with pytest.raises(ConfigError, match=r"val-fraction .* is out of bounds"):
+            config(tmp_path, tmp_path / "out", val_fraction=share)

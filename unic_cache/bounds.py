@@ -74,6 +74,7 @@ RANGES = {
     "temperature": Range(0, 100, above=True),
     "threads": Range(0, 1024),
     "tokens": Range(1, (LARGEST_IMAGE // 4) ** 2),
+    "val_fraction": SHARE,
     "view_seed": SEED,
     "views": Range(1, 100_000),
     "warmup": SHARE,

@@ -65,8 +65,7 @@ class _Saved:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The config that `to_json` described. ConfigError on another stage or unknown fields."""
-        fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        unknown = sorted(set(data) - fields - {"stage"})
+        unknown = sorted(set(data) - {field.name for field in dataclasses.fields(cls)} - {"stage"})  # type: ignore[arg-type]
         if data.get("stage") != cls.stage or unknown:
             raise ConfigError(
                 f"not a config of `unic-cache {cls.stage}`: {json.dumps(data)[:200]} (unknown: {unknown})"
@@ -85,6 +84,7 @@ class ShardConfig(_Saved):
     prefix: str = ""  # of the tars' names; a cache tells shards apart by name
     seed: int = 0  # of the shuffle
     strict: bool = False  # stop at the first bad image
+    val_fraction: float = 0.0  # of each class's images, packed into tars of their own and not to be trained on
 
     def __post_init__(self) -> None:
         super().__post_init__()

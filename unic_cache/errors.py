@@ -13,6 +13,15 @@ class ShardError(UnicCacheError):
     """A WebDataset shard is missing, truncated, repeated or not the one that the index describes."""
 
 
+class EmptyShardError(ShardError):
+    """A tar without one image, at `path`, of `members` files: left out while others have some."""
+
+    def __init__(self, message: str, path: str = "", members: int = 0) -> None:
+        super().__init__(message)
+        self.path = path
+        self.members = members
+
+
 class ImageError(UnicCacheError):
     """One image cannot be decoded within bounds. Extraction skips it unless it is asked to be strict."""
 

@@ -23,7 +23,7 @@ LIMIT_BYTES = 2**16
 def held_out(cache: Cache) -> tuple[str, ...]:
     """The names of the tars that are held out, in the cache's order. CacheError on a file of another cache."""
     places = {place: name for name, place in cache.shards().items()}
-    found = {name for name, place in cache.shards().items() if getattr(cache.entry(*place), "held_out", False)}
+    found = {name for name, place in cache.shards().items() if cache.entry(*place).held_out}
     for file in cache.location.names(HELD_OUT):
         match = FILE.fullmatch(file)
         if match is None:

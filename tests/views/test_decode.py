@@ -124,11 +124,9 @@ def test_sixteen_bit_grey_keeps_its_upper_eight_bits() -> None:
         (Image.new("1", (4, 4), 1), 255),
         (Image.new("L", (4, 4), 99), 99),
         (Image.new("F", (4, 4), 99.7), 99),
-        (Image.new("F", (4, 4), float("nan")), 0),
-        (Image.new("F", (4, 4), 1e9), 255),
         (Image.new("I", (4, 4), 99 * 256), 99),
     ],
-    ids=["1", "L", "F", "nan", "large F", "I"],
+    ids=["1", "L", "F", "I"],
 )
 def test_other_grey_modes_become_rgb(image: Image.Image, level: int) -> None:
     pixels = np.asarray(decode(encoded(image, "TIFF")))

@@ -138,7 +138,6 @@ def test_links_devices_and_names_that_leave_the_folder_are_harmless(tmp_path: Pa
         ([("a.jpg", b"1"), ("a.jpg", b"2")], r"byte 1024: the key 'a' comes twice; give every sample a key of its own"),
         ([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3")], "byte 2048: the key 'a' comes twice"),
         ([("a.jpg", b"1"), ("a.JPG", b"2")], "the key 'a' comes twice"),
-        ([("a.jpg", b"1"), ("b.cls", b"3"), ("b.txt", b"")], "byte 1024: sample 'b' has no image, only cls, txt"),
         ([("readme", b"1")], "byte 0: no images; an image's name ends in jpg, jpeg, png"),
         ([], "byte 0: no images"),
     ],
@@ -200,11 +199,15 @@ def test_what_is_no_tar_is_refused(tmp_path: Path, data: bytes) -> None:
         scan(str(path))
 
 
-def test_the_index_beside_a_tar_is_taken(three: Path) -> None:
-    scanned = scan(str(three))
-    index = Segment(0, (scanned,)).to_json().replace(b'"labels":[3,', b'"labels":[8,')
+def test_an_index_whose_labels_are_not_the_tars_is_refused(three: Path) -> None:
+    index = Segment(0, (scan(str(three)),)).to_json()
     (three.parent / "index.json").write_bytes(index)
-    assert describe([str(three)])[0].to_json()["labels"] == [8, 12, None]
+    assert describe([str(three)])[0].to_json()["labels"] == [3, 12, None]
+    (three.parent / "index.json").write_bytes(index.replace(b'"labels":[3,', b'"labels":[8,'))
+    with pytest.raises(
+        ShardError, match=r"samples or labels are not those that index.json describes; .*delete the index"
+    ):
+        describe([str(three)])
 
 
 def test_a_tar_that_the_index_does_not_list_is_scanned(three: Path) -> None:

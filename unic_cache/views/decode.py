@@ -1,15 +1,20 @@
 """From a file's bytes to an upright RGB image, within bounds, or an `ImageError` that says why not.
 
-One rule for every source of images: EXIF's orientation is applied, transparency goes on white, and whatever else a
-file holds (grey, palette, CMYK, 16 bits, floats) becomes 8-bit RGB. Only the first frame of an animation counts.
+One rule for every source of images: what a file is, its first bytes say, not its name. EXIF's orientation is applied,
+transparency goes on white, and whatever else a file holds (grey, palette, CMYK, 16 bits, floats) becomes 8-bit RGB by
+`levels`. Only the first frame of an animation counts.
 """
 
+import importlib
+import importlib.util
 import io
 import warnings
 from collections.abc import Callable
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, features
+from PIL.AvifImagePlugin import SUPPORTED as HAS_AVIF
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -18,18 +23,37 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from unic_cache.errors import ImageError
+from unic_cache.views.levels import Depth, depth_of, eight_bits
 
 MAX_PIXELS = 89_478_485  # a quarter of a GiB at 3 bytes each
+HEAD = 64  # bytes that tell what a file is
 
-_READERS: dict[bytes, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
-    b"\xff\xd8\xff": JpegImageFile,
-    b"\x89PNG\r\n\x1a\n": PngImageFile,
-    b"RIFF": WebPImageFile,
-    b"BM": BmpImageFile,
-    b"GIF8": GifImageFile,
-    b"II*\0": TiffImageFile,
-    b"MM\0*": TiffImageFile,
+Reader = Callable[[io.BytesIO], ImageFile.ImageFile]
+
+_READERS: dict[str, Reader] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WebP": WebPImageFile,
+    "BMP": BmpImageFile,
+    "GIF": GifImageFile,
+    "TIFF": TiffImageFile,
 }
+_MAGIC = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"RIFF": "WebP",
+    b"BM": "BMP",
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",  # of over 4 GiB
+    b"MM\0+": "TIFF",
+}
+_BRANDS = {  # of the ISO media files that hold one image
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "HEIC"),
+}
+_HEIF = "pillow_heif"  # what makes Pillow read HEIC
 _KEPT_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -53,8 +77,9 @@ def decode(data: bytes) -> Image.Image:
     """
     image = _open(data)
     try:
-        return _to_rgb(_upright(image))
-    except MemoryError:
+        depth = depth_of(image)
+        return _to_rgb(_upright(image), depth)
+    except (MemoryError, ImageError):
         raise
     except Exception as error:  # hostile bytes can make a decoder raise anything
         raise _broken(image, error) from error
@@ -67,9 +92,9 @@ def upright_file(data: bytes) -> tuple[str, bytes]:
     """
     image = _open(data)
     extension = _KEPT_EXTENSIONS.get(str(image.format))
-    eight_bits = image.format != "PNG" or data[24] == 8
+    narrow = depth_of(image).bits == 8
     pixels = decode(data)
-    if extension and image.mode == "RGB" and eight_bits and not _transparent(image) and _orientation(image) == 1:
+    if extension and image.mode == "RGB" and narrow and not _transparent(image) and _orientation(image) == 1:
         return extension, data
     buffer = io.BytesIO()
     pixels.save(buffer, "PNG", optimize=True)
@@ -88,14 +113,45 @@ def decoder_versions() -> dict[str, str]:
     return {name: version or "none" for name, version in found.items()}
 
 
+def image_kind(head: bytes) -> str | None:
+    """What image a file is, by its first `HEAD` bytes: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC; else None."""
+    if head[4:8] == b"ftyp":
+        size = min(int.from_bytes(head[:4], "big"), len(head))
+        brands = [head[8:12], *(head[at : at + 4] for at in range(16, size, 4))]
+        return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), None)
+    kind = _kind(head)
+    if (kind == "WebP" and head[8:12] != b"WEBP") or (kind == "BMP" and head[6:10] != b"\0\0\0\0"):
+        return None
+    return kind
+
+
+def _kind(head: bytes) -> str | None:
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def _reader(data: bytes) -> Reader:
+    """What reads the file. ImageError where nothing here does."""
+    kind = _kind(data[:HEAD]) or image_kind(data[:HEAD])
+    if kind in _READERS:
+        return _READERS[kind]
+    if kind == "AVIF":
+        if HAS_AVIF:
+            return AvifImageFile
+        raise ImageError("an AVIF, which the installed Pillow was built without; install its wheel, or convert to JPEG")
+    if kind == "HEIC":
+        if importlib.util.find_spec(_HEIF):
+            reader: Reader = importlib.import_module(_HEIF).HeifImageFile
+            return reader
+        raise ImageError("a HEIC, which Pillow reads only with pillow-heif; install that, or convert to JPEG")
+    raise ImageError(
+        f"not an image that is read here ({len(data)} bytes that begin with {data[:8]!r}); "
+        "convert it to JPEG, PNG, WebP, BMP, GIF or TIFF"
+    )
+
+
 def _open(data: bytes) -> ImageFile.ImageFile:
     """The image by its first bytes, header read and size checked, no pixel decoded."""
-    reader = next((reader for magic, reader in _READERS.items() if data.startswith(magic)), None)
-    if reader is None:
-        raise ImageError(
-            f"not an image that is read here ({len(data)} bytes that begin with {data[:8]!r}); "
-            "convert it to JPEG, PNG, WebP, BMP, GIF or TIFF"
-        )
+    reader = _reader(data)
     try:
         image = reader(io.BytesIO(data))
     except MemoryError:
@@ -131,17 +187,12 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _transparent(image: Image.Image) -> bool:
-    return image.has_transparency_data and not image.mode.startswith("I")
+    return image.has_transparency_data
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode. 16 bits keep their upper 8; transparency goes on white; floats count as 0 to 255."""
-    if image.mode.startswith("I"):
-        levels = np.clip(np.asarray(image), 0, 65535).astype(np.uint16) >> 8
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        levels = np.clip(np.nan_to_num(np.asarray(image)), 0, 255)
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+def _to_rgb(image: Image.Image, depth: Depth) -> Image.Image:
+    """8-bit RGB of any mode; transparency goes on white."""
+    image = eight_bits(image, depth)
     if _transparent(image):
         layer = image.convert("RGBA")
         canvas = Image.new("RGB", layer.size, "white")

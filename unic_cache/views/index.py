@@ -13,6 +13,7 @@ tars that are appended later make the next segment. The same JSON (as segment 0)
 | `shards[].keys` | crc32 of each sample's key, in the tar's order: a row is a position in this list |
 | `shards[].offsets`, `sizes` | where each sample's image lies in the tar, bytes |
 | `shards[].labels` | each sample's class number, or null |
+| `shards[].held_out` | true in tars that are not to be trained on; absent elsewhere |
 | `self` | crc32c of the rest, in a cache alone: who edits the file beside the tars need not know it |
 """
 
@@ -21,7 +22,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,7 @@ from crc32c import crc32c
 
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.location import Location
+from unic_cache.views.left_out import LeftOut
 
 FORMAT = 1
 NO_LABEL = -1
@@ -50,6 +52,10 @@ class ShardEntry:
     offsets: "array[int]"
     sizes: "array[int]"
     labels: "array[int]"  # NO_LABEL where there is none
+    held_out: bool = False  # not to be trained on, by `shard --val-fraction`
+    # What only a scan knows: crc32c of the header before each image, and what no row was made of.
+    headers: "array[int] | None" = field(default=None, compare=False, repr=False)
+    left_out: tuple[LeftOut, ...] = field(default=(), compare=False)
 
     @property
     def rows(self) -> int:
@@ -65,16 +71,20 @@ class ShardEntry:
         offsets: Iterable[int],
         sizes: Iterable[int],
         labels: Iterable[int | None],
+        headers: Iterable[int] | None = None,
+        left_out: tuple[LeftOut, ...] = (),
+        held_out: bool = False,
     ) -> Self:
         """The entry of plain numbers."""
-        given = [NO_LABEL if label is None else label for label in labels]
-        return cls(name, size, array("I", keys), array("q", offsets), array("q", sizes), array("q", given))
+        given = array("q", [NO_LABEL if label is None else label for label in labels])
+        columns = array("I", keys), array("q", offsets), array("q", sizes), given
+        return cls(name, size, *columns, held_out, None if headers is None else array("I", headers), left_out)
 
     def to_json(self) -> dict[str, Any]:
         """A shard of the table above."""
         labels = [None if label == NO_LABEL else label for label in self.labels]
         columns = {"keys": list(self.keys), "offsets": list(self.offsets), "sizes": list(self.sizes), "labels": labels}
-        return {"name": self.name, "size": self.size, **columns}
+        return {"name": self.name, "size": self.size, **columns, **({"held_out": True} if self.held_out else {})}
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Self:
@@ -97,7 +107,10 @@ class ShardEntry:
         for row, (offset, length) in enumerate(zip(columns["offsets"], columns["sizes"], strict=True)):
             if offset + length > size:
                 raise CacheError(f"{where}: row {row} ends at byte {offset + length} of a tar of {size} bytes")
-        return cls.of(name, size, **columns)
+        held_out = data.get("held_out", False)
+        if not isinstance(held_out, bool):
+            raise CacheError(f"{where}: held_out is {str(held_out)[:80]!r}, not true or false")
+        return cls.of(name, size, **columns, held_out=held_out)
 
 
 @dataclass(frozen=True)
@@ -234,7 +247,17 @@ def _check_same(cache: Location, cached: ShardEntry, given: ShardEntry) -> None:
     raise CacheError(
         f"{cache.url} was made with other shards: its {cached.name!r} has {cached.rows} samples, this one "
         f"{given.rows}; at row {row} the key's crc32 is {first[0]} there and {first[1]} here; "
-        "give the shards that the cache was made with, rename these, or choose another cache"
+        f"give the shards that the cache was made with, rename these, or choose another cache{_more(cached, given)}"
+    )
+
+
+def _more(cached: ShardEntry, given: ShardEntry) -> str:
+    """Why a tar may hold all that the cache has seen of it, and more."""
+    if given.rows <= cached.rows or not set(cached.keys) < set(given.keys):
+        return ""
+    return (
+        ". The other samples were added, or left out by an older release: links, joined archives, names without "
+        "extension"
     )
 
 

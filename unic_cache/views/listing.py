@@ -4,14 +4,17 @@ A sample's key is made of its class and its file's name alone, so that other shu
 and with it its views, as they were.
 """
 
-import csv
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from unic_cache.errors import ConfigError
+from unic_cache.views.classes import FILE, Names
+from unic_cache.views.csv_labels import labels_of, read_rows
+from unic_cache.views.image_files import files_of, images_below, is_class_folder
+from unic_cache.views.labels import is_number
+from unic_cache.views.left_out import LeftOut, Tally, listed, shown
 from unic_cache.views.tars import IMAGE_EXTENSIONS
 
 MAX_KEY = 80  # characters; a plain tar's member name has room for 100
@@ -28,88 +31,133 @@ class Sample:
 
 @dataclass(frozen=True)
 class Listing:
-    """All samples in a fixed order; `classes[label]` is a class's name, empty where labels have none."""
+    """All samples in a fixed order; `names[label]` is a class's name, empty where labels have none."""
 
     samples: tuple[Sample, ...]
-    classes: tuple[str, ...]
+    names: Names
+    left_out: tuple[LeftOut, ...] = ()
+    remarks: tuple[str, ...] = ()  # what is not as one might think, a line each
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes' names by number."""
+        return tuple(self.names[number] for number in sorted(self.names))
 
 
-def list_images(source: str) -> Listing:
-    """The images of a folder or of a .csv file. ConfigError where there is none, or what is named is missing."""
+def list_images(source: str, numbered: Names | None = None) -> Listing:
+    """The images of a folder or of a .csv file, with the classes numbered as in `numbered`, if given.
+
+    ConfigError where there is none, where what is named is missing, and where a label would not mean what it says: a
+    class without an image, a class that `numbered` does not have, a label that is no class number.
+    """
     path = Path(source)
     if path.is_dir():
-        listing = _from_folder(path)
+        listing = _from_folder(path, numbered)
     elif path.is_file() and path.suffix.lower() == ".csv":
-        listing = _from_csv(path)
+        listing = _from_csv(path, numbered)
     elif path.exists():
-        raise ConfigError(f"{source} is neither a folder nor a .csv of path,label")
+        raise ConfigError(f"{shown(source)} is neither a folder nor a .csv of path,label")
     else:
-        raise ConfigError(f"no folder or .csv at {source}; check the path")
+        raise ConfigError(f"no folder or .csv at {shown(source)}; check the path")
     if not listing.samples:
-        raise ConfigError(f"no images in {source}; an image's name ends in {', '.join(IMAGE_EXTENSIONS)}")
+        held = f"; it holds {listed(listing.left_out)}" if listing.left_out else ""
+        raise ConfigError(
+            f"no images in {shown(source)}; an image's name ends in {', '.join(IMAGE_EXTENSIONS)}, or its first bytes "
+            f"are an image's{held}"
+        )
     return listing
 
 
-def _from_folder(root: Path) -> Listing:
+def _from_folder(root: Path, numbered: Names | None) -> Listing:
     """Sub-folders in sorted order are classes 0, 1, ...; all files below one belong to it. No sub-folder: no labels."""
-    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    loose = [path for path in sorted(root.iterdir()) if path.is_file() and _is_image(path.name)]
-    if not classes:
-        return Listing(_with_keys(("", path, None) for path in loose), ())
+    tally = Tally()
+    folders = [path for path in sorted(root.iterdir()) if is_class_folder(path, tally)]
+    loose = list(files_of(root, tally))
+    if not folders:
+        return Listing(_with_keys(("", path, None) for path in loose), {}, tally.total())
     if loose:
         raise ConfigError(
-            f"{root} has class folders and images beside them, such as {loose[0].name}; move those into one"
+            f"{shown(str(root))} has class folders and images beside them, such as {shown(loose[0].name)}; move those "
+            "into one"
         )
-    found = [(name, path, label) for label, name in enumerate(classes) for path in _images_below(root / name)]
-    return Listing(_with_keys(found), classes)
+    _check_folders(root, folders)
+    images = {folder.name: images_below(folder, root, tally) for folder in folders}
+    filled = [name for name, paths in images.items() if paths]
+    empty = [name for name, paths in images.items() if not paths]
+    names, remarks = _named(filled, empty, numbered, root, tally)
+    number_of = {name: number for number, name in names.items()}
+    found = [(name, path, number_of[name]) for name in filled for path in images[name]]
+    return Listing(_with_keys(found), names, tally.total(), remarks)
 
 
-def _from_csv(file: Path) -> Listing:
-    """Rows of path,label or of path alone; paths are relative to the CSV. Labels that are all integers are kept."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as opened:
-            rows = [(number, [cell.strip() for cell in row]) for number, row in enumerate(csv.reader(opened), 1) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{file} is no CSV in UTF-8 ({error}); save it as one") from error
-    if rows and [cell.lower() for cell in rows[0][1]] in (["path"], ["path", "label"]):
-        rows = rows[1:]
-    for number, row in rows:
-        if len(row) != len(rows[0][1]) or len(row) > 2 or not all(row):
-            raise ConfigError(f"{file}, line {number}: expected path,label and found {','.join(row)!r}")
-        if not (file.parent / row[0]).is_file():
-            raise ConfigError(f"{file}, line {number}: no file at {row[0]}; paths are relative to the CSV")
-    paths = [file.parent / row[0] for _, row in rows]
-    names = [row[1] for _, row in rows if len(row) == 2]
-    if not names:
-        return Listing(_with_keys(("", path, None) for path in paths), ())
-    if all(re.fullmatch(r"[0-9]{1,9}", name) for name in names):
-        return Listing(_with_keys(("", path, int(name)) for path, name in zip(paths, names, strict=True)), ())
-    classes = tuple(sorted(set(names)))
-    number_of = {name: label for label, name in enumerate(classes)}
-    found = ((name, path, number_of[name]) for path, name in zip(paths, names, strict=True))
-    return Listing(_with_keys(found), classes)
+def _named(
+    filled: list[str], empty: list[str], numbered: Names | None, root: Path, tally: Tally
+) -> tuple[Names, tuple[str, ...]]:
+    """The classes by number, and what to say of it. ConfigError on a class without image, or that is not `numbered`."""
+    if numbered is not None:
+        unknown = sorted(set(filled) - set(numbered.values()))
+        if unknown:
+            raise ConfigError(
+                f"{shown(str(root / unknown[0]))}: {FILE} in OUT names {len(numbered)} classes and not this one; "
+                "rename the folder, or delete that file so that the classes are numbered anew"
+            )
+        lacking = len(numbered) - len(filled)
+        without = f"; {lacking} of them have no image here" if lacking else ""
+        return numbered, (f"the {len(numbered)} classes are numbered as {FILE} in OUT says{without}",)
+    if empty and filled:
+        held = f" ({listed(tally.total())})" if tally.total() else ""
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise ConfigError(
+            f"{shown(str(root / empty[0]))}{more}: no image in the folder of a class{held}, and an empty class would "
+            "move all labels behind it by one; remove the folder, or put its images there"
+        )
+    names = dict(enumerate(filled))
+    other = next((number for number, name in names.items() if is_number(name) and name != str(number)), None)
+    if other is None:
+        return names, ()
+    return names, (f"class folders are numbered in the order of their names: {names[other]!r} is label {other}",)
 
 
-def _images_below(folder: Path) -> list[Path]:
-    found = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names if _is_image(name)]
-    return sorted(found)
+def _check_folders(root: Path, folders: list[Path]) -> None:
+    """ConfigError on a name that cannot be written down, and on two names of one folder."""
+    real: dict[Path, Path] = {}
+    for folder in folders:
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"{shown(str(folder))}: the name of this class is not UTF-8; rename the folder "
+                "(convmv -f latin1 -t utf8 --notest)"
+            ) from None
+        other = real.setdefault(folder.resolve(), folder)
+        if other is not folder:
+            raise ConfigError(f"{shown(str(root))}: {other.name} and {folder.name} are one folder; remove the link")
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().rpartition(".")[2] in IMAGE_EXTENSIONS
+def _from_csv(file: Path, numbered: Names | None) -> Listing:
+    """Rows of path,label or of path alone; paths are relative to the CSV."""
+    rows = read_rows(file)
+    labels, names, remarks = labels_of(rows, file, numbered)
+    found = [
+        (names.get(label, "") if label is not None else "", row.path, label)
+        for row, label in zip(rows, labels, strict=True)
+    ]
+    return Listing(_with_keys(found), names, (), remarks)
 
 
 def _with_keys(found: Iterable[tuple[str, Path, int | None]]) -> tuple[Sample, ...]:
     """Keys of [A-Za-z0-9_-]: class and stem; the second sample that would have the same one ends in -2, and so on."""
     taken: set[str] = set()
+    counts: dict[str, int] = {}  # the last number that each base was given
     samples = []
     for name, path, label in found:
         stem = path.stem if not name or path.stem.startswith(f"{name}_") else f"{name}_{path.stem}"
         base = re.sub(r"[^A-Za-z0-9_-]", "-", stem)[:MAX_KEY]
-        key, count = base, 1
+        key, count = base, counts.get(base, 1)
         while key in taken:
             count += 1
             key = f"{base}-{count}"
+        counts[base] = count
         taken.add(key)
         samples.append(Sample(key, path, label))
     return tuple(samples)

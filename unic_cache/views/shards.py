@@ -5,20 +5,25 @@ import io
 import os
 import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 
-from unic_cache.errors import CacheError, ShardError
+from crc32c import crc32c
+
+from unic_cache.errors import CacheError, EmptyShardError, ShardError
 from unic_cache.location import Location, open_location
 from unic_cache.paths import braced, check_pattern
-from unic_cache.views.index import KIND, SHARD_NAME, Segment, ShardEntry
-from unic_cache.views.tars import BLOCK, image_header, member_name, scan_tar, shard_error
+from unic_cache.views.index import KIND, NO_LABEL, SHARD_NAME, Segment, ShardEntry
+from unic_cache.views.members import BLOCK, shard_error
+from unic_cache.views.remote_tar import READ_AHEAD, RemoteTar
+from unic_cache.views.tars import image_header, label_before, member_name, scan_tar
 
-READ_AHEAD = 1 << 20  # bytes of a remote tar that one request brings while its headers are walked
+UNFINISHED = ".unfinished"  # stands beside the tars of a `shard` that has not ended
+CHECKED = 3 * BLOCK  # bytes before an image: its header and, where `shard` packed it, its label's header and text
 
 
 def expand(pattern: str) -> tuple[str, ...]:
@@ -43,7 +48,10 @@ def expand(pattern: str) -> tuple[str, ...]:
         raise ShardError(f"no shard at {missing[0]}{more}, of {len(found)} that {pattern!r} names; check the path")
     if not found:
         hint = "; a '[' in a folder's name must be written '[[]'" if "[" in pattern else ""
-        raise ShardError(f"no shard matches {pattern!r}; give a path, a glob such as 'shards/*.tar', or braces{hint}")
+        raise ShardError(
+            f"no shard matches {pattern!r}; give a path, a glob such as 'shards/*.tar', or braces, or make tars of "
+            f"your images with `unic-cache shard IMAGES shards`{hint}"
+        )
     return tuple(found)
 
 
@@ -56,12 +64,17 @@ def shard_name(path: str) -> str:
 
 
 def describe(paths: Sequence[str]) -> tuple[ShardEntry, ...]:
-    """What each tar holds: from the `index.json` beside it where that lists the tar, else by `scan`.
+    """What each tar holds: from the `index.json` beside it where that lists the tar and fits it, else by `scan`.
 
-    ShardError where a tar's size is not the one in its index: it was truncated or rewritten.
+    ShardError where a tar is not the one that its index describes, or where the `shard` that writes it has not ended.
     """
-    indexes = {folder: _index_beside(folder) for folder in {_parent(path) for path in paths}}
-    return tuple(_described(path, indexes[_parent(path)]) for path in paths)
+    return tuple(entry for _, entry in _each(paths, strict=True))
+
+
+def describe_filled(paths: Sequence[str]) -> tuple[list[tuple[str, ShardEntry]], list[EmptyShardError]]:
+    """(path, entry) of every tar with an image in it, as `describe` gives them, and the errors of those without."""
+    empty: list[EmptyShardError] = []
+    return list(_each(paths, empty=empty)), empty
 
 
 def scan(path: str) -> ShardEntry:
@@ -71,6 +84,11 @@ def scan(path: str) -> ShardEntry:
         raise ShardError(f"no shard at {path}; check the path")
     with _opened(path, size) as file:
         return scan_tar(file, size, path, shard_name(path))
+
+
+def beside(path: str, name: str) -> bytes | None:
+    """The file `name` in a tar's folder, or None where there is none."""
+    return _folder(_parent(path) or ".").read(name)
 
 
 def tar_size(path: str) -> int | None:
@@ -98,16 +116,50 @@ class OpenShard:
             self._range = partial(_pread, descriptor)
 
     def read(self, row: int) -> bytes:
-        """The bytes of the image of sample `row`. ShardError where the tar ends before them."""
-        offset, size = self.entry.offsets[row], self.entry.sizes[row]
-        data = self._range(offset, size)
-        if len(data) < size:
-            raise shard_error(self.path, offset + len(data), "it ends early", "copy it anew")
-        return data
+        """The bytes of the image of sample `row`.
 
-    def read_header(self, row: int) -> tuple[int, int] | None:
-        """(crc32 of the key, bytes) that the tar itself says of the image; None where there is no header."""
-        return image_header(self._range(self.entry.offsets[row] - BLOCK, BLOCK))
+        ShardError where the tar ends before them, or where the header before them is another image's: one read gives
+        both. Where the index beside the tar was believed, the label is compared too.
+        """
+        offset, size = self.entry.offsets[row], self.entry.sizes[row]
+        before = min(offset, CHECKED)
+        data = self._range(offset - before, before + size)
+        if len(data) < before + size:
+            raise shard_error(self.path, offset - before + len(data), "it ends early", "copy it anew")
+        self._check(row, data[:before])
+        return data[before:]
+
+    def check(self, row: int) -> None:
+        """ShardError where the tar does not have the header of the row's image where the entry says."""
+        offset = self.entry.offsets[row]
+        before = min(offset, CHECKED)
+        self._check(row, self._range(offset - before, before))
+
+    def labelled_before(self, row: int) -> bool:
+        """Whether the row's label stands before its image, where `read` sees it, or there is none."""
+        offset, entry = self.entry.offsets[row], self.entry
+        blocks = self._range(offset - CHECKED, CHECKED - BLOCK) if offset >= CHECKED else b""
+        return entry.labels[row] in {NO_LABEL, label_before(blocks, entry.keys[row])}
+
+    def ends(self) -> bool:
+        """Whether nothing stands behind the last image."""
+        end = max(map(sum, zip(self.entry.offsets, self.entry.sizes, strict=True)))
+        return not self._range(-(-end // BLOCK) * BLOCK, BLOCK).strip(b"\0")
+
+    def _check(self, row: int, before: bytes) -> None:
+        entry, header = self.entry, before[-BLOCK:]
+        if entry.headers is not None:
+            if crc32c(header) != entry.headers[row]:
+                what = f"row {row} is not the image that was there when the tar was scanned"
+                raise shard_error(self.path, entry.offsets[row], what, "it was changed since; start again")
+            return
+        found = image_header(header)
+        if found is None or found[1] != entry.sizes[row] or found[0] not in {None, entry.keys[row]}:
+            raise _not_indexed(self.path, f"row {row} is not the image that index.json describes")
+        label = label_before(before, entry.keys[row]) if len(before) == CHECKED else None
+        if label is not None and label != entry.labels[row]:
+            said = [str(one) if one != NO_LABEL else "none" for one in (label, entry.labels[row])]
+            raise _not_indexed(self.path, f"the label of row {row} is {said[0]}, and {said[1]} in index.json")
 
     def name(self, row: int) -> str:
         """What the tar calls the image of a row, or its key's checksum where its header is too short for the name."""
@@ -128,43 +180,11 @@ class OpenShard:
         self.close()
 
 
-class _RemoteTar(io.RawIOBase):
-    """A tar behind a URL as a file: each read is one range request."""
-
-    def __init__(self, folder: Location, name: str, size: int) -> None:
-        self._folder, self._name, self._size, self._at = folder, name, size, 0
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Costs nothing."""
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        """Where the next read begins."""
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """One request."""
-        count = max(min(len(buffer), self._size - self._at), 0)
-        data = self._folder.read_range(self._name, self._at, count) if count else b""
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-
 def _opened(path: str, size: int) -> BinaryIO:
     if not _is_remote(path):
         return open(path, "rb")
     folder, name = _split(path)
-    return cast("BinaryIO", io.BufferedReader(_RemoteTar(folder, name, size), READ_AHEAD))
+    return cast("BinaryIO", io.BufferedReader(RemoteTar(folder, name, size), READ_AHEAD))
 
 
 def _is_remote(path: str) -> bool:
@@ -212,6 +232,26 @@ def _nothing() -> None:
     """Nothing to close."""
 
 
+def _each(
+    paths: Sequence[str], strict: bool = False, empty: list[EmptyShardError] | None = None
+) -> Iterator[tuple[str, ShardEntry]]:
+    folders = {_parent(path) for path in paths}
+    for folder in sorted(folders):
+        if _folder(folder or ".").size(UNFINISHED) is not None:
+            raise ShardError(
+                f"{folder or '.'} holds the tars of a `shard` that has not ended; run the same `shard` again, and it "
+                f"will, or delete {UNFINISHED} there if these tars are what you want"
+            )
+    indexes = {folder: _index_beside(folder) for folder in folders}
+    for path in paths:
+        try:
+            yield path, _described(path, indexes[_parent(path)])
+        except EmptyShardError as error:
+            if strict or empty is None:
+                raise
+            empty.append(error)
+
+
 def _described(path: str, index: dict[str, ShardEntry]) -> ShardEntry:
     entry = index.get(shard_name(path))
     if entry is None:
@@ -222,20 +262,23 @@ def _described(path: str, index: dict[str, ShardEntry]) -> ShardEntry:
             f"{path} has {size} bytes and its index.json says {entry.size}: truncated or rewritten; copy it anew, "
             "or delete the index.json so that the tar is scanned"
         )
-    for row in sorted({0, entry.rows // 2, entry.rows - 1}):
-        _check_header(path, entry, row)
-    return entry
-
-
-def _check_header(path: str, entry: ShardEntry, row: int) -> None:
-    """ShardError unless the tar has the header of the row's image where the index says: two tars may have one size."""
+    rows = sorted({0, entry.rows // 2, entry.rows - 1})
     with OpenShard(path, entry) as tar:
-        header = tar.read_header(row)
-    if header != (entry.keys[row], entry.sizes[row]):
-        raise ShardError(
-            f"{path}: row {row} is not the image that index.json describes; the tar was replaced or renamed. Put the "
-            "right one back, or delete the index.json so that the tars are scanned"
-        )
+        for row in rows:
+            tar.check(row)
+        if tar.ends() and all(tar.labelled_before(row) for row in rows):
+            return entry
+    found = scan(path)  # not as `shard` packs: what the index says cannot be checked row by row
+    if found != entry:
+        raise _not_indexed(path, "its samples or labels are not those that index.json describes")
+    return found
+
+
+def _not_indexed(path: str, what: str) -> ShardError:
+    return ShardError(
+        f"{path}: {what}; the tar was replaced, renamed or edited. Put the right one back, or delete the index.json so "
+        "that the tars are scanned"
+    )
 
 
 def _index_beside(folder: str) -> dict[str, ShardEntry]:

@@ -1,0 +1,128 @@
+"""A CSV of path,label: its rows, and what their labels mean. What cannot be kept is refused with its line."""
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unic_cache.errors import ConfigError
+from unic_cache.views.classes import FILE, Names
+from unic_cache.views.labels import class_number, is_number
+
+_PATHS = {"path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path"}
+_LABELS = {"label", "labels", "class", "class_id", "target", "category", "y"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image: the CSV's line, the file, and the label as it is written; "" where there is none."""
+
+    line: int
+    path: Path
+    label: str
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Rows of path,label or of path alone; paths are relative to the CSV. A first row that names the columns is known.
+
+    ConfigError, with the line, on another number of columns, a path where no file is, and a path that came before.
+    """
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as opened:
+            reader = csv.reader(opened)
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{file} is no CSV in UTF-8 ({error}); save it as one") from error
+    width = len(rows[0][1]) if rows else 0
+    header = [cell.lower() for cell in rows[0][1]] if rows else []
+    swapped = width == 2 and header[0] in _LABELS and header[1] in _PATHS
+    if swapped or (header and header[0] in _PATHS and set(header[1:]) <= _LABELS):
+        rows = rows[1:]
+    found: list[Row] = []
+    lines: dict[str, int] = {}
+    for line, cells in rows:
+        name, label = (cells[::-1] if swapped else [*cells, ""])[:2] if len(cells) == width <= 2 else ("", "")
+        if not name:
+            raise ConfigError(f"{file}, line {line}: expected path,label and found {','.join(cells)!r}")
+        path = file.parent / name
+        if not path.is_file():
+            other = label and (file.parent / label).is_file()
+            hint = f", but one at {label}: put the path first" if other else "; paths are relative to the CSV"
+            raise ConfigError(f"{file}, line {line}: no file at {name}{hint}")
+        before = lines.setdefault(os.path.normpath(path), line)
+        if before != line:
+            raise ConfigError(f"{file}, line {line}: {name} was on line {before} already; keep one row for each image")
+        found.append(Row(line, path, label))
+    return found
+
+
+def labels_of(
+    rows: Sequence[Row], file: Path, numbered: Names | None
+) -> tuple[list[int | None], Names, tuple[str, ...]]:
+    """Each row's class number, the classes' names by number, and what to say of it.
+
+    Labels are all class numbers, which are kept, or all names, which are numbered in sorted order or as `numbered`
+    says. "" and -1 are no label. ConfigError, with the line, on anything else.
+    """
+    given = [row for row in rows if not _is_none(row.label)]
+    names, remarks = _classes(given, file, numbered)
+    number_of = {name: number for number, name in names.items()}
+    labels = [None if _is_none(row.label) else _number(row, file, names, number_of) for row in rows]
+    if given and len(given) < len(rows):
+        first = next(row.line for row in rows if _is_none(row.label))
+        remarks.append(f"{len(rows) - len(given):,} of {len(rows):,} images have no label (line {first})")
+    if not names:
+        remarks += _gaps([label for label in labels if label is not None])
+    return labels, names, tuple(remarks)
+
+
+def _classes(given: Sequence[Row], file: Path, numbered: Names | None) -> tuple[Names, list[str]]:
+    """The classes by number, none where labels are plain numbers. ConfigError where some are names and some are not."""
+    if numbered is not None:
+        return numbered, [f"the {len(numbered)} classes are numbered as {FILE} in OUT says"] if given else []
+    named = [row for row in given if not is_number(row.label)]
+    plain = [row for row in given if is_number(row.label)]
+    if named and plain:
+        raise ConfigError(
+            f"{file}, line {named[0].line}: the label {named[0].label!r} is a name, and {plain[0].label!r} on line "
+            f"{plain[0].line} is a number; write all labels as names or all as numbers"
+        )
+    names = sorted({row.label for row in named})
+    alike = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
+    said = [f"{len(alike)} class names differ in upper and lower case alone, such as {alike[0]!r}"] if alike else []
+    return dict(enumerate(names)), said
+
+
+def _number(row: Row, file: Path, names: Names, number_of: dict[str, int]) -> int | None:
+    if row.label in number_of:
+        return number_of[row.label]
+    try:
+        number = class_number(row.label)
+    except ValueError:
+        number = None
+    if number is None or (names and number not in names):
+        known = f"is none of the {len(names)} classes in {FILE}" if names else "is no class number"
+        raise ConfigError(
+            f"{file}, line {row.line}: the label {row.label!r} {known}; correct it, or leave it empty where the image "
+            "has no label"
+        )
+    return number
+
+
+def _is_none(label: str) -> bool:
+    try:
+        return class_number(label) is None
+    except ValueError:
+        return False
+
+
+def _gaps(labels: Sequence[int]) -> list[str]:
+    """A line where the numbers are not 0, 1, 2, ..."""
+    used = set(labels)
+    missing = max(used, default=-1) + 1 - len(used)
+    if not missing:
+        return []
+    first = next(number for number in range(len(used) + 1) if number not in used)
+    return [f"labels go up to {max(used):,}, and {missing:,} of the numbers below have no image, such as {first}"]
