@@ -13,6 +13,7 @@ from pipelines.claim import FILE, claimed
 from tests.conftest import picture, tree
 from unic_cache.config import ShardConfig
 from unic_cache.errors import ConfigError
+from unic_cache.views.shards import UNFINISHED
 
 
 def test_the_second_is_refused_and_told_who_is_there(tmp_path):
@@ -96,7 +97,7 @@ def test_two_that_shard_into_one_folder(tmp_path: Path) -> None:
         picture(number).save(tmp_path / f"images/{number}.png")
     config = ShardConfig(str(tmp_path / "images"), str(tmp_path / "out"))
     with claimed(tmp_path / "out"):
-        (tmp_path / "out" / shard.UNFINISHED).write_text(json.dumps(config.to_json(), sort_keys=True))
+        (tmp_path / "out" / UNFINISHED).write_text(json.dumps(config.to_json(), sort_keys=True))
         with pytest.raises(ConfigError, match="is writing there"):
             shard.run(config)
     assert shard.run(config).images == 3

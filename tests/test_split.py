@@ -69,7 +69,7 @@ def test_what_was_held_out_once_stays_out_and_is_said(train, shards, capsys):
         )
     assert train(val_shards="cache:000002") == (("000000",), ("000002",))
     assert train(use_held_out=True)[0] == ALL
-    assert "trained on, though an earlier run held them out: 000001, 000002" in capsys.readouterr().err
+    assert "trained on, though they were held out before: 000001, 000002" in capsys.readouterr().err
     assert before.items() <= tree(train.cache).items()
     with pytest.raises(ConfigError, match="every tar is held out, 000001 by an earlier run"):
         train(shards=str(shards.folder / "000001.tar"))
