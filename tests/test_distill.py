@@ -16,6 +16,7 @@ from pipelines import distill, extract
 from pipelines.checkpoint import FILE as CHECKPOINT
 from tests.conftest import CNN, VIT, make_shards, tree
 from unic_cache.cache import open_cache
+from unic_cache.config import DistillConfig
 from unic_cache.errors import CacheError, ConfigError, UnicCacheError
 from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spec, prepare
 from unic_cache.student.export import load_encoder
@@ -343,9 +344,10 @@ class TestRefusals:
         with pytest.raises(ConfigError, match="no run to resume here"):
             distill.run(training(resume=True))
 
-    def test_of_divergence_say_what_to_change(self, training):
+    def test_of_divergence_say_what_to_change(self, training, monkeypatch):
+        monkeypatch.setattr(DistillConfig, "peak_lr", lambda config: 1e30)
         with pytest.raises(UnicCacheError, match=r"the loss is (nan|inf) at step \d+.*Lower --lr"):
-            distill.run(training(lr=1e30, steps=8, warmup=0.0))
+            distill.run(training(steps=8, warmup=0.0))
 
     def test_of_a_mixed_cache(self, training, tmp_path, cache_folder):
         shutil.copytree(cache_folder, tmp_path / "cache")
