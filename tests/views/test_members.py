@@ -114,17 +114,17 @@ def test_guests_and_samples_without_image_are_counted_and_stop_nothing(tmp_path:
 
 def test_a_sparse_file_and_a_pipe_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "t.tar"
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-        info = tarfile.TarInfo("pipe.jpg")
-        info.type = tarfile.FIFOTYPE
-        tar.addfile(info)
-        info = tarfile.TarInfo("a.jpg")
-        info.size = 1
-        tar.addfile(info, io.BytesIO(b"1"))
-        sparse = tarfile.TarInfo("s.jpg")
-        sparse.type = tarfile.GNUTYPE_SPARSE
-        tar.addfile(sparse)
-    assert left_out(path) == ("1 device, pipe or file of an unknown type (pipe.jpg), 1 sparse file (s.jpg)")
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, kind, data, extra in [
+            ("pipe.jpg", tarfile.FIFOTYPE, b"", {}),
+            ("a.jpg", tarfile.REGTYPE, b"1", {}),
+            ("s.jpg", tarfile.REGTYPE, b"holes", {"GNU.sparse.map": "0,5", "GNU.sparse.size": "50000000"}),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.size, info.pax_headers = kind, len(data), extra
+            tar.addfile(info, io.BytesIO(data))
+    assert set(held(path)) == {key_crc("a")}
+    assert left_out(path) == "1 device, pipe or file of an unknown type (pipe.jpg), 1 sparse file (s.jpg)"
 
 
 @pytest.mark.parametrize(

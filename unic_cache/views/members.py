@@ -110,7 +110,8 @@ class Members:
             with self._opened(start) as tar:
                 try:
                     for member in tar:
-                        if member.isreg() and member.offset_data + member.size > self.size:
+                        whole = member.isreg() and not member.issparse()  # the size is that of the data
+                        if whole and member.offset_data + member.size > self.size:
                             raise self.error(self.size, f"it ends early, within {member.name!r}", "copy it anew")
                         assert isinstance(member, _Header)
                         yield member
