@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import picture, png
-from unic_cache.errors import EmptyShardError, ShardError
+from unic_cache.errors import EmptyShardError, ImageError, ShardError
+from unic_cache.views.decode import decode
 from unic_cache.views.left_out import listed
 from unic_cache.views.shards import OpenShard, scan
 from unic_cache.views.tars import HELD_OUT, key_crc
@@ -114,17 +115,17 @@ def test_guests_and_samples_without_image_are_counted_and_stop_nothing(tmp_path:
 
 def test_a_sparse_file_and_a_pipe_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "t.tar"
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-        info = tarfile.TarInfo("pipe.jpg")
-        info.type = tarfile.FIFOTYPE
-        tar.addfile(info)
-        info = tarfile.TarInfo("a.jpg")
-        info.size = 1
-        tar.addfile(info, io.BytesIO(b"1"))
-        sparse = tarfile.TarInfo("s.jpg")
-        sparse.type = tarfile.GNUTYPE_SPARSE
-        tar.addfile(sparse)
-    assert left_out(path) == ("1 device, pipe or file of an unknown type (pipe.jpg), 1 sparse file (s.jpg)")
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, kind, data, extra in [
+            ("pipe.jpg", tarfile.FIFOTYPE, b"", {}),
+            ("a.jpg", tarfile.REGTYPE, b"1", {}),
+            ("s.jpg", tarfile.REGTYPE, b"holes", {"GNU.sparse.map": "0,5", "GNU.sparse.size": "50000000"}),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.size, info.pax_headers = kind, len(data), extra
+            tar.addfile(info, io.BytesIO(data))
+    assert set(held(path)) == {key_crc("a")}
+    assert left_out(path) == "1 device, pipe or file of an unknown type (pipe.jpg), 1 sparse file (s.jpg)"
 
 
 @pytest.mark.parametrize(
@@ -190,3 +191,12 @@ def test_names_that_are_not_utf8_are_read_and_shown(tmp_path: Path) -> None:
     path = pack(tmp_path / "t.tar", ("caf\udce9/a.jpg", b"1"), ("caf\udce9/._a.jpg", b"2"))
     assert list(held(path).values()) == [b"1"]
     assert left_out(path) == r"1 hidden file or sidecar (caf\udce9/._a.jpg)"
+
+
+def test_a_pointer_of_git_lfs_says_what_it_is(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+    (tmp_path / "t.tar").write_bytes(pointer.ljust(600))
+    with pytest.raises(ShardError, match="it is no tar but a pointer of Git LFS to it; run `git lfs pull`"):
+        scan(str(tmp_path / "t.tar"))
+    with pytest.raises(ImageError, match="a pointer of Git LFS"):
+        decode(pointer)

@@ -26,6 +26,7 @@ from unic_cache.errors import ImageError
 from unic_cache.views.levels import Depth, depth_of, eight_bits
 
 MAX_PIXELS = 89_478_485  # a quarter of a GiB at 3 bytes each
+LFS_POINTER = b"version https://git-lfs"  # begins a file that stands for one that was not downloaded
 HEAD = 64  # bytes that tell what a file is
 
 Reader = Callable[[io.BytesIO], ImageFile.ImageFile]
@@ -143,6 +144,8 @@ def _reader(data: bytes) -> Reader:
             reader: Reader = importlib.import_module(_HEIF).HeifImageFile
             return reader
         raise ImageError("a HEIC, which Pillow reads only with pillow-heif; install that, or convert to JPEG")
+    if data.startswith(LFS_POINTER):
+        raise ImageError("not the image but a pointer of Git LFS to it; run `git lfs pull`")
     raise ImageError(
         f"not an image that is read here ({len(data)} bytes that begin with {data[:8]!r}); "
         "convert it to JPEG, PNG, WebP, BMP, GIF or TIFF"

@@ -13,6 +13,7 @@ from typing import BinaryIO, Self
 from crc32c import crc32c
 
 from unic_cache.errors import ShardError
+from unic_cache.views.decode import LFS_POINTER
 from unic_cache.views.left_out import DEAD_LINK, GUEST, SPARSE, SPECIAL, Tally, is_guest
 
 BLOCK = 512  # bytes
@@ -110,7 +111,8 @@ class Members:
             with self._opened(start) as tar:
                 try:
                     for member in tar:
-                        if member.isreg() and member.offset_data + member.size > self.size:
+                        whole = member.isreg() and not member.issparse()  # the size is that of the data
+                        if whole and member.offset_data + member.size > self.size:
                             raise self.error(self.size, f"it ends early, within {member.name!r}", "copy it anew")
                         assert isinstance(member, _Header)
                         yield member
@@ -141,7 +143,9 @@ class Members:
 
     def _opened(self, start: int) -> tarfile.TarFile:
         self.file.seek(start)
-        first = self.file.read(8)
+        first = self.file.read(len(LFS_POINTER))
+        if first == LFS_POINTER:
+            raise self.error(start, "it is no tar but a pointer of Git LFS to it", "run `git lfs pull`")
         for magic, name in _COMPRESSED.items():
             if first.startswith(magic):
                 remedy = "unpack it to a plain tar, whose members can be read at any place"
