@@ -81,7 +81,7 @@ COMMANDS = {
     "repair": lambda at: ["repair", at / "cache", "--threads", 1],
     "recode": lambda at: ["recode", at / "cache", at / "new", "--codec", "int8", "--threads", 1, "--device", "cpu"],
 }
-MOST = {"shard": 10, "extract": 8, "distill": 8, "evaluate": 5, "inspect": 8, "verify": 12, "repair": 10, "recode": 12}
+MOST = {"shard": 10, "extract": 7, "distill": 5, "evaluate": 3, "inspect": 8, "verify": 12, "repair": 10, "recode": 12}
 
 
 def chosen(name: str, sites: dict[Site, int]) -> list[Site]:
@@ -158,8 +158,8 @@ class TestDistill:
         assert resumed.exit_code == 0, resumed.output
         whole = run(*[at / "whole" if word == at / "out" else word for word in distill(at)])
         assert whole.exit_code == 0
-        for name in ("checkpoint.safetensors",):
-            assert (at / "out" / name).read_bytes() == (at / "whole" / name).read_bytes()
+        name = "checkpoint.safetensors"
+        assert (at / "out" / name).read_bytes() == (at / "whole" / name).read_bytes()
 
     def test_a_log_that_cannot_be_written_costs_no_step(self, at):
         done = self.fails(at, Site("write", "/out/log.jsonl"), 0, "--save-every", 100)
