@@ -59,10 +59,22 @@ class Result:
     images: int  # tested
     classes: int
     encoders: Sequence[Encoder]
+    left_out: int = 0  # labelled images of all sets that cannot be used
+    twins: int = 0  # pairs of equal pictures, which were no neighbours
+    trained_on: int = 0  # test images that the student was trained on, as far as its run and the cache tell
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
         return dataclasses.asdict(self)
+
+    def notes(self) -> list[str]:
+        """What the table does not say."""
+        if not self.trained_on:
+            return []
+        return [
+            f"the student was trained on views of {self.trained_on} of these test images, without labels; what was "
+            "held out (--val-shards) tells more of other images"
+        ]
 
     def table(self) -> Any:
         """The table of one k."""
@@ -85,7 +97,6 @@ def run(config: EvaluateConfig) -> Result:
     with thread_pool(config.threads) as pool:
         sets = [labelled(str(pattern), cache) for pattern in patterns]
         check_sets(sets)
-        tell_training(config.encoder, cache, sets[-1])
         for images in sets:
             source, records = ShardPixels(views, images.tars, pool), records_of(cache, teachers, views, images)
             if cache is not None:
@@ -105,7 +116,11 @@ def run(config: EvaluateConfig) -> Result:
     correct = {
         name: classify(values, labels, neighbours, config.temperature, pairs_P2) for name, values in features.items()
     }
-    return report(config, features, correct, labels[-1])
+    result = report(config, features, correct, labels[-1])
+    left_out = sum(len(usable.left_out) for usable in found)
+    return dataclasses.replace(
+        result, left_out=left_out, twins=len(pairs_P2), trained_on=trained_on(config.encoder, cache, sets[-1])
+    )
 
 
 def check_sets(sets: Sequence[LabelledShards]) -> None:
@@ -140,11 +155,11 @@ def records_of(
     }
 
 
-def tell_training(encoder: str, cache: Cache | None, test: LabelledShards) -> None:
-    """Say how many test images the student was trained on, as far as its run's snapshot and the cache tell."""
+def trained_on(encoder: str, cache: Cache | None, test: LabelledShards) -> int:
+    """How many test images the student was trained on, as far as its run's snapshot and the cache tell."""
     run = Path(encoder) if Path(encoder).is_dir() else Path(encoder).parent
     if cache is None or not (run / SNAPSHOT).is_file():
-        return
+        return 0
     snapshot = Snapshot.load(run)
     names = {entry.name for _, entry in test.tars.values()} & set(snapshot.train)
     records = [
@@ -152,15 +167,9 @@ def tell_training(encoder: str, cache: Cache | None, test: LabelledShards) -> No
         for name in names
         for teacher in cache.teachers.values()
     ]
-    if names and any(record and snapshot.records.get(record.name) == record.checksum for record in records):
-        count = sum(test.tars[item.segment, item.shard][1].name in names for item in test.wanted)
-        console.print(
-            f"the student was trained on views of {count} of the {len(test.wanted)} test images, without labels; what "
-            "was held out (--val-shards) tells more of other images",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+    if not any(record and snapshot.records.get(record.name) == record.checksum for record in records):
+        return 0
+    return sum(test.tars[item.segment, item.shard][1].name in names for item in test.wanted)
 
 
 def centered(cache: Cache, names: Sequence[str]) -> list[CachedTeacher]:
