@@ -265,7 +265,11 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
 @click.option("--precision", default="no", show_default=True, type=click.Choice(PRECISIONS), help="Mixed precision.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on where OUT's checkpoint stands.")
-@click.option("--val-shards", metavar="PATTERN", help="Tars (or cache:NAMES) held out of training, now and later.")
+@click.option(
+    "--val-shards",
+    metavar="PATTERN",
+    help="Held out of training; their loss is logged. Without tars: names of the cache.",
+)
 @click.option("--use-held-out", is_flag=True, help="Train on tars that earlier runs held out, too.")
 @click.option("--eval-every", default=1000, show_default=True, help="Steps.")
 @click.option("--log-every", default=10, show_default=True, help="Steps.")

@@ -60,10 +60,22 @@ class Result:
     images: int  # tested
     classes: int
     encoders: Sequence[Encoder]
+    left_out: int = 0  # labelled images of all sets that cannot be used
+    twins: int = 0  # pairs of equal pictures, which were no neighbours
+    trained_on: int = 0  # test images that the student was trained on, as far as its run and the cache tell
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
         return dataclasses.asdict(self)
+
+    def notes(self) -> list[str]:
+        """What the table does not say."""
+        if not self.trained_on:
+            return []
+        return [
+            f"the student was trained on views of {self.trained_on} of these test images, without labels; what was "
+            "held out (--val-shards) tells more of other images"
+        ]
 
 
 def show(result: Result) -> None:
@@ -71,6 +83,8 @@ def show(result: Result) -> None:
     rows = [Row(e.name, e.kind, e.dim, e.accuracy[result.k], e.over_random) for e in result.encoders]
     title = f"weighted {result.k}-NN, {result.images} test images, {result.classes} classes"
     print_table(results(), result_table(rows, title))
+    for note in result.notes():
+        say(note)
 
 
 def run(config: EvaluateConfig) -> Result:
@@ -98,7 +112,6 @@ def run(config: EvaluateConfig) -> Result:
         bank = len(sets[0].wanted) - (len(sets) == 1)
         if config.k > bank:
             say(f"k is {config.k}, but there are {bank} neighbours to ask: all of them vote")
-        tell_training(config.encoder, cache, sets[-1])
         for images in sets:
             source, records = ShardPixels(views, images.tars, pool), records_of(cache, teachers, views, images)
             if cache is not None:
@@ -118,7 +131,11 @@ def run(config: EvaluateConfig) -> Result:
     correct = {
         name: classify(values, labels, neighbours, config.temperature, pairs_P2) for name, values in features.items()
     }
-    return report(config, features, correct, labels[-1])
+    result = report(config, features, correct, labels[-1])
+    left_out = sum(len(usable.left_out) for usable in found)
+    return dataclasses.replace(
+        result, left_out=left_out, twins=len(pairs_P2), trained_on=trained_on(config.encoder, cache, sets[-1])
+    )
 
 
 def check_sets(sets: Sequence[LabelledShards]) -> None:
@@ -144,11 +161,11 @@ def records_of(
     }
 
 
-def tell_training(encoder: str, cache: Cache | None, test: LabelledShards) -> None:
-    """Say how many test images the student was trained on, as far as its run's snapshot and the cache tell."""
+def trained_on(encoder: str, cache: Cache | None, test: LabelledShards) -> int:
+    """How many test images the student was trained on, as far as its run's snapshot and the cache tell."""
     run = Path(encoder) if Path(encoder).is_dir() else Path(encoder).parent
     if cache is None or not (run / SNAPSHOT).is_file():
-        return
+        return 0
     snapshot = Snapshot.load(run)
     names = {entry.name for _, entry in test.tars.values()} & set(snapshot.train)
     records = [
@@ -156,15 +173,9 @@ def tell_training(encoder: str, cache: Cache | None, test: LabelledShards) -> No
         for name in names
         for teacher in cache.teachers.values()
     ]
-    if names and any(record and snapshot.records.get(record.name) == record.checksum for record in records):
-        count = sum(test.tars[item.segment, item.shard][1].name in names for item in test.wanted)
-        console.print(
-            f"the student was trained on views of {count} of the {len(test.wanted)} test images, without labels; what "
-            "was held out (--val-shards) tells more of other images",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+    if not any(record and snapshot.records.get(record.name) == record.checksum for record in records):
+        return 0
+    return sum(test.tars[item.segment, item.shard][1].name in names for item in test.wanted)
 
 
 def centered(cache: Cache, names: Sequence[str]) -> list[CachedTeacher]:

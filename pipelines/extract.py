@@ -196,14 +196,16 @@ def check_calibrations(cache: Cache, recorders: Mapping[str, Recorder]) -> None:
 
 
 def check_idle(opened: Opened, work: Sequence[Work]) -> None:
-    """CacheError where a tar that needs no work is laid out otherwise than the cache's and holds other pictures.
+    """CacheError where a tar that needs no work is called as one of the cache's and holds other pictures.
 
-    Of such a tar a few rows are made: two sets that number their files alike are two sets.
+    Of such a tar one row is made, or a few where its images do not lie where the cache's lay: two sets that number
+    their files alike are two sets.
     """
     busy = {(item.unit.segment, item.unit.shard) for item in work}
     for place, (_, entry) in opened.tars.items():
-        if place not in busy and not same_layout(entry, opened.cache.entry(*place)):
-            rows = sorted({entry.rows * part // ROWS_OF_IDLE for part in range(ROWS_OF_IDLE)})
+        if place not in busy:
+            count = 1 if same_layout(entry, opened.cache.entry(*place)) else ROWS_OF_IDLE
+            rows = sorted({(2 * part + 1) * entry.rows // (2 * count) for part in range(count)})
             opened.pixels.decoded.start([Address(*place, row, 0) for row in rows], len(rows))()
 
 

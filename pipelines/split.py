@@ -19,7 +19,6 @@ from unic_cache.sources import Address, KeptPixels, ShardPixels
 from unic_cache.usable import Rows, committed_record
 from unic_cache.views.index import ShardEntry
 
-BY_NAME = "cache:"  # before a pattern of --val-shards: names that the cache knows, instead of tars
 ROWS_COMPARED = 8  # of a tar
 PICTURES_APART = 8.0  # levels of 255 on average: no two decoders differ so much
 SHOWN = 6
@@ -27,24 +26,29 @@ SHOWN = 6
 Tars = Mapping[tuple[int, int], tuple[str, ShardEntry]]
 
 
-def given_val(config: DistillConfig, cache: Cache) -> tuple[Sequence[str], Sequence[ShardEntry]]:
-    """The tars that --val-shards names. ShardError where one is not there: nothing is matched by a path's last part."""
-    if config.val_shards is None or config.val_shards.startswith(BY_NAME):
+def given_val(config: DistillConfig, cache: Cache, tars_given: bool) -> tuple[Sequence[str], Sequence[ShardEntry]]:
+    """The tars that --val-shards names; none where it names what the cache knows, which needs no tars.
+
+    ShardError where a tar is not there: nothing is matched by a path's last part.
+    """
+    if config.val_shards is None:
         return (), ()
     try:
         return given_shards(config.val_shards, False)
     except ShardError as error:
-        hint = (
-            "" if cache.pixels is None else f"; without tars, name what the cache knows: --val-shards '{BY_NAME}NAMES'"
-        )
-        raise ShardError(f"--val-shards: {error}{hint}") from error
+        if tars_given or cache.pixels is None:
+            raise ShardError(f"--val-shards: {error}") from error
+        if "/" in config.val_shards:
+            hint = "without tars, give names that the cache knows, and no folder, as in --val-shards 000001"
+            raise ShardError(f"--val-shards: {error}; {hint}") from error
+        return (), ()
 
 
 def val_names(config: DistillConfig, cache: Cache, given: Sequence[ShardEntry]) -> tuple[str, ...]:
     """The names of the tars that this run holds out. CacheError where the cache knows none of such a name."""
-    if config.val_shards is None or not config.val_shards.startswith(BY_NAME):
+    if config.val_shards is None or given:
         return tuple(entry.name for entry in given)
-    patterns = [str(name) for name in braced(config.val_shards.removeprefix(BY_NAME))]
+    patterns = [name.removesuffix(".tar") for name in braced(config.val_shards)]
     found = tuple(name for name in cache.shards() if any(fnmatch(name, pattern) for pattern in patterns))
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in found):
@@ -87,7 +91,7 @@ def split(
     entries: Sequence[ShardEntry],
     given: Sequence[ShardEntry],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(train, val): the names of the tars; what is held out is said, and remembered in the cache where it can be.
+    """(train, val): the names of the tars; what is held out is said, and a cache with kept views remembers it.
 
     `names` are all tars, `entries` what is known of those that were given, `given` those of --val-shards. Without
     --val-shards, what `shard --val-fraction` held out is the validation set.
@@ -95,7 +99,7 @@ def split(
     by_shard = {*marked(entries), *(name for name, place in cache.shards().items() if cache.entry(*place).held_out)}
     before, val = {*held_out(cache), *by_shard}, val_names(config, cache, given)
     if val:
-        say(f"held out of training: {_listed(val)}")
+        say(f"held out of training{'' if given else ', by the names that the cache has'}: {_listed(val)}")
     elif not config.use_held_out:
         val = tuple(name for name in names if name in by_shard)
     train = train_names(config, names, val, tuple(before))
@@ -110,7 +114,8 @@ def split(
             "on them"
         )
     try:
-        hold_out(cache, [name for name in val if name not in before])
+        if cache.pixels is not None:  # without kept views, who trains names the tars
+            hold_out(cache, [name for name in val if name not in before])
     except (CacheError, OSError) as error:
         say(f"{cache.location.url} cannot remember what is held out ({error}); name --val-shards in each run")
     return train, val

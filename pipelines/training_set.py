@@ -81,7 +81,7 @@ def open_training_set(
     views = resumed.views if resumed else cached_views(config, cache, teachers)
     numbers = resumed.numbers if resumed else view_numbers(config, cache, teachers, views)
     paths, entries = given_shards(config.shards, cache.pixels is not None)
-    val_paths, val_entries = ((), ()) if resumed and not paths else given_val(config, cache)
+    val_paths, val_entries = ((), ()) if resumed and not paths else given_val(config, cache, bool(paths))
     tars = {
         cache.place(entry.name, entry.keys): (path, entry)
         for path, entry in zip((*paths, *val_paths), (*entries, *val_entries), strict=True)

@@ -115,7 +115,7 @@ def test_a_bad_image_is_left_out_counted_and_named(tmp_path, settings, encoder_f
     extract.run(settings(tmp_path / "cache", shards=str(path), recipe="center", views=1, calibration_images=10))
     capsys.readouterr()
     result = evaluate.run(EvaluateConfig(str(encoder_file), shards=str(path), cache=str(tmp_path / "cache"), k=3))
-    assert (result.images, len(result.encoders)) == (8, 4)
+    assert (result.images, result.left_out, len(result.encoders)) == (8, 1, 4)
     assert f"1 of 9 images: {path}, row 4 (broken.png): " in capsys.readouterr().err
     good = write_tar(tmp_path / "good/000000.tar", [sample for sample in samples if sample[0] != "broken"])
     assert evaluate.run(EvaluateConfig(str(encoder_file), shards=str(good), k=3)).encoders[-1] == result.encoders[-1]
@@ -181,11 +181,12 @@ class TestWhatVouchesForAnImageIsTheImage:
         with pytest.raises(ShardError, match=r"copy.tar: its images are in --train too and would find themselves"):
             evaluate.run(config)
 
-    def test_what_the_student_was_trained_on_is_said(self, shards, cache_folder, training, capsys):
+    def test_what_the_student_was_trained_on_is_said(self, shards, cache_folder, training):
         distill.run(training(steps=1, val_shards=None))
         config = EvaluateConfig(training().out, shards=shards.pattern, cache=str(cache_folder), k=3)
-        evaluate.run(config)
-        assert "was trained on views of 82 of the 82 test images, without labels" in capsys.readouterr().err
+        result = evaluate.run(config)
+        assert result.trained_on == 82
+        assert "was trained on views of 82 of these test images, without labels" in result.notes()[0]
 
 
 def test_shards_that_the_cache_does_not_know_are_told(tmp_path, cache_folder, encoder_file):

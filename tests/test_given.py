@@ -115,9 +115,7 @@ def test_what_shard_held_out_is_validated_on_and_not_trained_on(
 
 def test_the_split_is_in_the_cache_and_held_out_tars_alone_are_refused(split: Path, tmp_path: Path) -> None:
     assert [entry.held_out for entry in open_cache(split / "cache").segments[0].shards] == [False, False, True]
-    with pytest.raises(
-        ConfigError, match="every tar is held out, val-000000 by an earlier run"
-    ):
+    with pytest.raises(ConfigError, match="every tar is held out, val-000000 by an earlier run"):
         distill.run(distillation(split, tmp_path, f"{split}/shards/val-*.tar"))
 
 

@@ -1,9 +1,11 @@
 """A unit is added, and a teacher, only where the tar still gives the pixels that the cache has seen."""
 
 import dataclasses
+import io
 import shutil
 
 import pytest
+from webdataset import TarWriter
 
 from pipelines import extract, recode
 from tests.conftest import CNN, VIT, picture, png, tree, write_tar
@@ -126,3 +128,25 @@ def test_a_cache_is_not_recoded_into_one_that_has_seen_other_pictures_under_anot
     recode.run(RecodeConfig(str(made), less, codec="int8", device="cpu"))
     with pytest.raises(CacheError, match=r"other and .*less have seen other pictures in shard a, by unic-32-0-000"):
         recode.run(RecodeConfig(str(tmp_path / "other"), less, device="cpu"))
+
+
+def bitmaps(folder, first):
+    """Twenty tars of uncompressed pictures: of two such folders all headers are equal to the last byte."""
+    folder.mkdir()
+    for tar in range(20):
+        with TarWriter(str(folder / f"{tar:02d}.tar"), mtime=0) as writer:
+            for row in range(ROWS):
+                data = io.BytesIO()
+                picture(first + tar * ROWS + row).save(data, "BMP")
+                writer.write({"__key__": f"k{row:02d}", "bmp": data.getvalue()})
+    return folder
+
+
+def test_pictures_of_one_size_in_bytes_are_told_apart_too(tmp_path, options):
+    train, test = bitmaps(tmp_path / "train", 0), bitmaps(tmp_path / "test", 1000)
+    extract.run(options(train / "*.tar", tmp_path / "cache"))
+    for name in ("03.tar", "11.tar"):
+        assert (train / name).stat().st_size == (test / name).stat().st_size
+        shutil.copy(test / name, train / name)
+        with pytest.raises(CacheError, match=rf"train/{name}, row \d+ .*another picture than"):
+            extract.run(options(train / name, tmp_path / "cache"))

@@ -45,18 +45,20 @@ def train(kept, training, tmp_path):
 ALL = ("000000", "000001", "000002")
 
 
-@pytest.mark.parametrize("pattern", ["nowhere/000001.tar", "nowhere/{000001..000002}.tar", "000001", "gone/*.tar"])
+@pytest.mark.parametrize(
+    "pattern", ["nowhere/000001.tar", "nowhere/{000001..000002}.tar", "./000001.tar", "gone/*.tar"]
+)
 def test_a_path_that_is_not_there_is_an_error_and_no_name(train, pattern):
-    with pytest.raises(ShardError, match=r"^--val-shards: no shard.*--val-shards 'cache:NAMES'"):
+    with pytest.raises(ShardError, match=r"^--val-shards: no shard.*give names that the cache knows, and no folder"):
         train(val_shards=pattern)
     assert held_out(open_cache(train.cache)) == ()
 
 
 def test_names_of_the_cache_are_said_to_be_such_and_told(train, capsys):
-    assert train(val_shards="cache:{000001,000002}") == (("000000",), ("000001", "000002"))
-    assert "held out of training: 000001, 000002" in capsys.readouterr().err
+    assert train(val_shards="{000001,000002}") == (("000000",), ("000001", "000002"))
+    assert "held out of training, by the names that the cache has: 000001, 000002" in capsys.readouterr().err
     with pytest.raises(CacheError, match=r"names '00007\*', and the cache has 000000, 000001, 000002"):
-        train(val_shards="cache:{000001,00007*}")
+        train(val_shards="{000001,00007*}")
 
 
 def test_what_was_held_out_once_stays_out_and_is_said(train, shards, capsys):
@@ -67,7 +69,7 @@ def test_what_was_held_out_once_stays_out_and_is_said(train, shards, capsys):
         assert (
             "as an earlier run or `shard` named them: 000001; --use-held-out trains on them" in capsys.readouterr().err
         )
-    assert train(val_shards="cache:000002") == (("000000",), ("000002",))
+    assert train(val_shards="000002") == (("000000",), ("000002",))
     assert train(use_held_out=True)[0] == ALL
     assert "trained on, though they were held out before: 000001, 000002" in capsys.readouterr().err
     assert before.items() <= tree(train.cache).items()
@@ -76,13 +78,13 @@ def test_what_was_held_out_once_stays_out_and_is_said(train, shards, capsys):
 
 
 def test_inspect_shows_what_is_held_out(train):
-    train(val_shards="cache:000002")
+    train(val_shards="000002")
     assert inspect.run(str(train.cache))["held_out"] == ["000002"]
 
 
 def test_a_cache_that_cannot_be_written_to_still_serves_and_says_that_it_forgets(train, monkeypatch, capsys):
     monkeypatch.setattr("pipelines.split.hold_out", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
-    assert train(val_shards="cache:000001")[1] == ("000001",)
+    assert train(val_shards="000001")[1] == ("000001",)
     assert "cannot remember what is held out" in capsys.readouterr().err
 
 
@@ -125,13 +127,13 @@ def test_shards_that_are_not_there_are_told_although_views_are_kept(train):
 
 
 def test_a_run_that_knew_fewer_settings_is_resumed(train, training):
-    train(steps=2, val_shards="cache:000001")
+    train(steps=2, val_shards="000001")
     out = train.cache.parent / "run0"
     settings = json.loads((out / "config.json").read_text())
     del settings["use_held_out"]
     settings["recipe"] = "unic"
     (out / "config.json").write_text(json.dumps(settings))
-    config = training(cache=str(train.cache), out=str(out), shards=None, steps=2, val_shards="cache:000001")
+    config = training(cache=str(train.cache), out=str(out), shards=None, steps=2, val_shards="000001")
     assert distill.run(dataclasses.replace(config, resume=True)).steps == 2
 
 

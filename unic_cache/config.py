@@ -185,7 +185,7 @@ class DistillConfig(_Saved):
     precision: str = "no"
     seed: int = 0
     resume: bool = False
-    val_shards: str | None = None  # tars, or cache:NAMES; held out, and remembered in the cache
+    val_shards: str | None = None  # tars, or from kept views names; the cache remembers them
     use_held_out: bool = False  # train on what earlier runs held out
     eval_every: int = 1000  # steps
     log_every: int = 10  # steps
