@@ -18,11 +18,15 @@ from pipelines.flags import (
     CACHE,
     DEVICE,
     IMG_SIZE,
+    LICENCE,
+    NORMALIZE,
     NUM_WORKERS,
     PATCH_SIZE,
+    POSITIONS,
     RECIPE,
     SHARDS,
     SIZE,
+    SOURCE,
     TEACHER_BATCH,
     TEACHER_DTYPE,
     THREADS,
@@ -30,6 +34,7 @@ from pipelines.flags import (
     WEIGHTS,
     WORKER_INDEX,
     Examples,
+    Widths,
     clear_errors,
     interrupt,
     named_file,
@@ -96,6 +101,10 @@ def shard(**flags: Any) -> None:
 )
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="See `unic-cache teachers`; repeatable.")
 @WEIGHTS
+@LICENCE
+@SOURCE
+@NORMALIZE
+@POSITIONS
 @SHARDS
 @CACHE
 @click.option("--views", default=4, show_default=True, help="Views of each image.")
@@ -154,6 +163,10 @@ def plan(weights: tuple[str, ...], as_json: bool, yes: bool, **flags: Any) -> No
 )
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="See `unic-cache teachers`; repeatable.")
 @WEIGHTS
+@LICENCE
+@SOURCE
+@NORMALIZE
+@POSITIONS
 @SHARDS
 @CACHE
 @click.option("--views", default=4, show_default=True, help="Views of each image; 1 is enough for center.")
@@ -226,6 +239,12 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
 @click.option("--drop-path", default=0.1, show_default=True, help="Rate of the last block.")
 @click.option("--drop-teacher", default=0.5, show_default=True, help="Probability that a teacher is dropped.")
 @click.option(
+    "--ladder-widths",
+    type=Widths(),
+    metavar="H,LAST",
+    help="Hidden widths of the projectors, of all blocks and of the last. [default: d,4d; the authors' 768,3072]",
+)
+@click.option(
     "--normalization",
     default="batch",
     show_default=True,
@@ -243,6 +262,7 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
     help="Of targets: each channel, as the authors; one scalar after PHI-S' rotation; or as the teacher says.",
 )
 @click.option("--precision", default="no", show_default=True, type=click.Choice(PRECISIONS), help="Mixed precision.")
+@click.option("--tf32/--no-tf32", default=None, help="TF32 in the student's products. [default: on CUDA]")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on where OUT's checkpoint stands.")
 @click.option("--val-shards", metavar="PATTERN", help="Held out of training; their loss is logged.")

@@ -17,18 +17,19 @@ import torch
 from pipelines.device import pick_device
 from pipelines.progress import Progress, console
 from pipelines.recorder import BATCHES_AHEAD, Recorder, calibrate, pixel_spec, recorder, teacher_spec
+from pipelines.teacher_weights import announce, check_claims, check_same_weights, load_teachers
 from pipelines.unit_rows import UnitRows, Work
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig, Views
-from unic_cache.errors import ConfigError, ShardError
-from unic_cache.location import LocalFolder, open_location
+from unic_cache.errors import ShardError
+from unic_cache.location import LocalFolder, Location, open_location
 from unic_cache.probe import settle_probe
 from unic_cache.sources import Address, KeptPixels, Pixels, ShardPixels, ViewBatch, ahead, thread_pool
 from unic_cache.store.commit import Crcs, Unit
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
-from unic_cache.teachers.catalog import folder, resolve
-from unic_cache.teachers.model import Teacher, load_teacher
+from unic_cache.teachers.catalog import folder
+from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry, extend_index, segment_names
 from unic_cache.views.shards import describe, expand
 
@@ -66,18 +67,14 @@ def open_teachers(config: ExtractConfig, pool: ThreadPoolExecutor, device: torch
         location.remove_leftovers()
     paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
     teachers = load_teachers(config, device)
+    announce(teachers)
     before = len(segment_names(location))
     segments = extend_index(location, entries)
     if before and len(segments) > before:
         console.print(
             f"{len(segments[-1].shards)} new tars are appended to {location.url} as segment {before}", markup=False
         )
-    members = {
-        name: Member.ensure(
-            location, folder(name), teacher_spec(config, teacher, device, Member.open(location, folder(name)))
-        )
-        for name, teacher in teachers.items()
-    }
+    members = {name: teacher_member(config, location, teacher, device) for name, teacher in teachers.items()}
     cache = Cache(location)
     tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
     pin = device.type == "cuda"
@@ -151,20 +148,13 @@ def given_shards(pattern: str | None, views_are_kept: bool) -> tuple[Sequence[st
     return paths, describe(paths)
 
 
-def load_teachers(config: ExtractConfig, device: torch.device) -> dict[str, Teacher]:
-    """The teachers named, in order. ConfigError on weights for a teacher that is not."""
-    weights = dict(config.weights)
-    if "" in weights:
-        if len(config.teachers) != 1:
-            raise ConfigError(
-                f"--weights FILE fits one teacher only; for {len(config.teachers)} say --weights NAME=FILE"
-            )
-        weights[config.teachers[0]] = weights.pop("")
-    unknown = sorted(set(weights) - set(config.teachers))
-    if unknown:
-        raise ConfigError(f"--weights names {unknown[0]!r}, which no --teacher names: {', '.join(config.teachers)}")
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
-    return {name: load_teacher(resolve(name), weights.get(name), device, dtype) for name in config.teachers}
+def teacher_member(config: ExtractConfig, location: Location, teacher: Teacher, device: torch.device) -> Member:
+    """The teacher's folder in the cache, made or found. CacheError where it is another network's."""
+    name = folder(teacher.spec.name)
+    before = Member.open(location, name)
+    check_same_weights(teacher, before, location.url)
+    check_claims(teacher, before, config, console.print)
+    return Member.ensure(location, name, teacher_spec(config, teacher, device, before))
 
 
 def plan(

@@ -18,7 +18,6 @@ from rich.console import Console
 from rich.table import Table
 
 from pipelines.device import pick_device
-from pipelines.extract import load_teachers
 from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, forecast
 from pipelines.held import Held
 from pipelines.probe_costs import Answers, ask, kept_features, measure_codec
@@ -26,6 +25,7 @@ from pipelines.probe_views import Probe, make_probe, pixel_bytes
 from pipelines.progress import Progress
 from pipelines.recorder import pixel_codec
 from pipelines.step_costs import disk, student_cost
+from pipelines.teacher_weights import announce, load_teachers
 from unic_cache.config import CODECS
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.location import LocalFolder, open_location
@@ -48,6 +48,7 @@ def run(config: PlanConfig) -> Forecast:
     free, rate = disk(open_location(config.cache))
     with thread_pool(config.threads) as pool:
         teachers = load_teachers(config, device)
+        announce(teachers)
         counts = token_counts(config, teachers)
         codecs = [codec for codec in CODECS if possible(codec, config, teachers)]
         probe = make_probe(config, pool)

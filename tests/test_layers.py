@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PARTS = {"views", "teachers", "store", "student", "evaluate"}
 BASE = {"buffers", "config", "errors", "draws", "location", "object_store", "open_file", "outages", "web_folder"}
+BASE |= {"arithmetic", "conversion", "saved", "state_dicts", "untrained", "weights_file"}
 MODULES = sorted([*(ROOT / "unic_cache").rglob("*.py"), *(ROOT / "pipelines").glob("*.py"), ROOT / "cli.py"])
 
 
