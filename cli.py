@@ -19,11 +19,15 @@ from pipelines.flags import (
     CACHE,
     DEVICE,
     IMG_SIZE,
+    LICENCE,
+    NORMALIZE,
     NUM_WORKERS,
     PATCH_SIZE,
+    POSITIONS,
     RECIPE,
     SHARDS,
     SIZE,
+    SOURCE,
     TEACHER_BATCH,
     TEACHER_DTYPE,
     THREADS,
@@ -31,6 +35,7 @@ from pipelines.flags import (
     WEIGHTS,
     WORKER_INDEX,
     Examples,
+    Widths,
     check_both_said,
     interrupt,
     named_file,
@@ -113,6 +118,10 @@ def shard(**flags: Any) -> None:
 )
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="See `unic-cache teachers`; repeatable.")
 @WEIGHTS
+@LICENCE
+@SOURCE
+@NORMALIZE
+@POSITIONS
 @SHARDS
 @CACHE
 @click.option("--views", type=int, help="Views of each image. [default: 4, or as many as the cache has]")
@@ -172,6 +181,10 @@ def plan(weights: tuple[str, ...], as_json: bool, yes: bool, **flags: Any) -> No
 )
 @click.option("--teacher", "teachers", multiple=True, metavar="NAME", help="See `unic-cache teachers`; repeatable.")
 @WEIGHTS
+@LICENCE
+@SOURCE
+@NORMALIZE
+@POSITIONS
 @SHARDS
 @CACHE
 @click.option("--views", type=int, help="Views of each image. [default: 4, or as many as the cache has; 1 of center]")
@@ -246,6 +259,12 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
 @click.option("--drop-path", default=0.1, show_default=True, help="Rate of the last block.")
 @click.option("--drop-teacher", default=0.5, show_default=True, help="Probability that a teacher is dropped.")
 @click.option(
+    "--ladder-widths",
+    type=Widths(),
+    metavar="H,LAST",
+    help="Hidden widths of the projectors, of all blocks and of the last. [default: d,4d; the authors' 768,3072]",
+)
+@click.option(
     "--normalization",
     default="batch",
     show_default=True,
@@ -263,6 +282,7 @@ def extract(weights: tuple[str, ...], **flags: Any) -> None:
     help="Of targets: each channel, as the authors; one scalar after PHI-S' rotation; or as the teacher says.",
 )
 @click.option("--precision", default="no", show_default=True, type=click.Choice(PRECISIONS), help="Mixed precision.")
+@click.option("--tf32/--no-tf32", default=None, help="TF32 in the student's products. [default: on CUDA]")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Go on where OUT's checkpoint stands.")
 @click.option(

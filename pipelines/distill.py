@@ -36,6 +36,7 @@ from pipelines.signals import stop_on_signal
 from pipelines.surroundings import say_surroundings
 from pipelines.targets import Cached, Source, Targets
 from pipelines.training_set import Snapshot, TrainingSet, open_training_set
+from unic_cache.arithmetic import float32_products
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
@@ -79,21 +80,23 @@ def run(config: DistillConfig) -> Trained:
 def train(config: DistillConfig, out: Path, snapshot: Snapshot | None, accelerator: Accelerator) -> Trained:
     """All steps from the first, or from those of the snapshot's checkpoint, to the last."""
     spec = encoder_spec(config.student, config.img_size, config.patch_size, config.drop_path)
-    with thread_pool(config.threads) as pool, stop_on_signal() as stop:
+    tf32 = uses_tf32(config, accelerator)
+    with thread_pool(config.threads) as pool, stop_on_signal() as stop, float32_products(tf32):
         cache, data, source = open_source(config, snapshot, pool, accelerator)
         total = config.steps or max(1, round(config.epochs * len(data.train) / config.batch_size))
         if accelerator.is_main_process:
             begins("distill", *facts(config, spec, data, total, accelerator))
             say_surroundings()
-        encoder = build_encoder(spec, config.seed, config.init)
+        encoder = build_encoder(spec, config.seed, config.init, said_sizes(config))
         targets = {teacher.name: target_spec(teacher) for teacher in data.teachers}
-        model = Student(encoder, Ladder(encoder.embed_dim, len(encoder.blocks), targets, config.seed))
+        ladder = Ladder(encoder.embed_dim, len(encoder.blocks), targets, config.seed, config.ladder_widths)
+        model = Student(encoder, ladder)
         adamw = optimizer(model, config.peak_lr(), config.weight_decay)
         start, header = load_checkpoint(out, model, adamw) if snapshot else (0, {})
         trained, adamw = accelerator.prepare(model, adamw)
         restore(accelerator, header)
         keep_settings(config, out, data, accelerator)
-        run_state = RunState(out, model, adamw, accelerator, spec, describe(config, data), start)
+        run_state = RunState(out, model, adamw, accelerator, spec, describe(config, data, tf32), start)
 
         learner = Learner(
             trained,
@@ -191,6 +194,23 @@ def facts(
     ]
 
 
+def said_sizes(config: DistillConfig) -> tuple[str, ...]:
+    """What of --init may be resampled: that whose size on the student's side was said."""
+    sizes = config.img_size, config.patch_size
+    return (*(("positions",) if sizes != (None, None) else ()), *(("patches",) if config.patch_size else ()))
+
+
+def uses_tf32(config: DistillConfig, accelerator: Accelerator) -> bool:
+    """Whether the student's float32 products run in TF32: on CUDA, as the authors' do, unless it is told otherwise."""
+    cuda = accelerator.device.type == "cuda"
+    if config.tf32 and not cuda:
+        raise ConfigError(f"--tf32 is arithmetic of CUDA devices, and this run is on {accelerator.device.type}")
+    used = cuda and config.tf32 is not False
+    if used and accelerator.is_main_process:
+        console.print("products of float32 run in TF32, as the authors' do; --no-tf32 for full precision")
+    return used
+
+
 def progress_of(config: DistillConfig, accelerator: Accelerator, start: int, total: int) -> Progress:
     """The bar over all images of the run; the main process's alone is seen."""
     size, seen = config.batch_size, accelerator.is_main_process
@@ -237,7 +257,7 @@ def keep_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerat
         data.snapshot.save(out)
 
 
-def describe(config: DistillConfig, data: TrainingSet) -> dict[str, Any]:
+def describe(config: DistillConfig, data: TrainingSet, tf32: bool) -> dict[str, Any]:
     """What the student was made from: written into the exported encoder."""
     return {
         "method": "UNIC, arXiv 2408.05088",
@@ -252,5 +272,6 @@ def describe(config: DistillConfig, data: TrainingSet) -> dict[str, Any]:
         "views": {**dataclasses.asdict(data.snapshot.views), "numbers": list(data.snapshot.numbers)},
         "images": len(data.train),
         "config": {key: value for key, value in config.to_json().items() if key not in FREE_ON_RESUME},
+        "float32_products": "tf32" if tf32 else "float32",
         "versions": versions(),
     }

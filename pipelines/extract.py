@@ -23,20 +23,21 @@ from pipelines.progress import Progress, begins, say
 from pipelines.recorder import BATCHES_AHEAD, Recorder, pixel_spec, recorder, teacher_spec
 from pipelines.shares import share_lines
 from pipelines.surroundings import say_surroundings
+from pipelines.teacher_weights import announce, check_claims, check_same_weights, load_teachers
 from pipelines.unit_rows import UnitRows, Work
 from unic_cache.cache import Cache, refuse_other_folders
 from unic_cache.config import ExtractConfig, Views
-from unic_cache.errors import CacheError, ConfigError, EmptyShardError
+from unic_cache.errors import CacheError, EmptyShardError
 from unic_cache.guests import sort_folders
-from unic_cache.location import LocalFolder, open_location
+from unic_cache.location import LocalFolder, Location, open_location
 from unic_cache.probe import check_known_pixels, settle_probe
 from unic_cache.seen import Seen
 from unic_cache.sources import Address, KeptPixels, Pixels, ShardPixels, ViewBatch, ahead, thread_pool
 from unic_cache.store.commit import Crcs, Unit
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
-from unic_cache.teachers.catalog import folder, resolve
-from unic_cache.teachers.model import Teacher, load_teacher
+from unic_cache.teachers.catalog import folder
+from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry, extend_index, segment_names
 
 UNITS_BEING_WRITTEN = 2
@@ -78,17 +79,13 @@ def open_teachers(
     begins(command, *facts(config, entries, device))
     say_surroundings()
     teachers = load_teachers(config, device)
+    announce(teachers)
     before = len(segment_names(location))
     segments = extend_index(location, entries)
     if before and len(segments) > before:
         say(f"{len(segments[-1].shards)} new tars are appended to {location.url} as segment {before}")
     count = views_to_calibrate(config, segments[0].shards)
-    members = {
-        name: Member.ensure(
-            location, folder(name), teacher_spec(config, teacher, device, Member.open(location, folder(name)), count)
-        )
-        for name, teacher in teachers.items()
-    }
+    members = {name: teacher_member(config, location, teacher, device, count) for name, teacher in teachers.items()}
     cache = Cache(location)
     tell_guests(location.url, cache.guests)
     tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
@@ -228,20 +225,15 @@ def seen_before(cache: Cache, unit: Unit) -> dict[str, Crcs]:
     return {folder: record.pixels for folder, record in records.items() if record is not None}
 
 
-def load_teachers(config: ExtractConfig, device: torch.device) -> dict[str, Teacher]:
-    """The teachers named, in order. ConfigError on weights for a teacher that is not."""
-    weights = dict(config.weights)
-    if "" in weights:
-        if len(config.teachers) != 1:
-            raise ConfigError(
-                f"--weights FILE fits one teacher only; for {len(config.teachers)} say --weights NAME=FILE"
-            )
-        weights[config.teachers[0]] = weights.pop("")
-    unknown = sorted(set(weights) - set(config.teachers))
-    if unknown:
-        raise ConfigError(f"--weights names {unknown[0]!r}, which no --teacher names: {', '.join(config.teachers)}")
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
-    return {name: load_teacher(resolve(name), weights.get(name), device, dtype) for name in config.teachers}
+def teacher_member(
+    config: ExtractConfig, location: Location, teacher: Teacher, device: torch.device, count: int
+) -> Member:
+    """The teacher's folder in the cache, made or found. CacheError where it is another network's."""
+    name = folder(teacher.spec.name)
+    before = Member.open(location, name)
+    check_same_weights(teacher, before, location.url)
+    check_claims(teacher, before, config, say)
+    return Member.ensure(location, name, teacher_spec(config, teacher, device, before, count))
 
 
 def plan(

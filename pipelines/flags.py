@@ -1,8 +1,10 @@
 """What commands share: their flags, and what the environment says of workers."""
 
 import contextlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -94,6 +96,26 @@ def ready(config: T) -> Iterator[T]:
         yield config
 
 
+NAMED = re.compile(r"[A-Za-z0-9._:@-]+")  # a teacher's name
+
+
+def teacher_option(flag: str, metavar: str, text: str) -> Callable[[Any], Any]:
+    """An option of '[NAME=]VALUE', repeatable, whose value is ((NAME, VALUE), ...)."""
+
+    def pairs(_context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[Any, ...]:
+        return tuple(named_value(one) for one in texts)
+
+    return click.option(flag, multiple=True, callback=pairs, metavar=f"[NAME=]{metavar}", help=text)
+
+
+LICENCE = teacher_option("--licence", "TEXT", "Licence of weights by file, to be recorded; repeatable.")
+SOURCE = teacher_option("--source", "TEXT", "Where weights by file come from, to be recorded; repeatable.")
+NORMALIZE = teacher_option(
+    "--normalize", "MEAN/STD", "Of pixels in [0, 1], as r,g,b/r,g,b; repeatable. [default: the teacher's]"
+)
+POSITIONS = teacher_option(
+    "--positions", "RULE", "How positions are resampled: timm, bicubic, bicubic-scale. [default: the teacher's]"
+)
 WEIGHTS = click.option("--weights", multiple=True, metavar="[NAME=]FILE", help="A teacher's weights; repeatable.")
 RECIPE = click.option(
     "--recipe", type=click.Choice(RECIPES), help="How views are made. [default: the cache's, or unic]"
@@ -124,6 +146,38 @@ NUM_WORKERS = click.option(
 
 
 def named_file(text: str) -> tuple[str, str]:
-    """'[NAME=]FILE' as (NAME, FILE); NAME is '' where it is not said."""
+    """'[NAME=]FILE' as (NAME, FILE); NAME is '' where it is not said. A path may hold '=' itself.
+
+    click.UsageError where a file has the whole for its name, and another one what stands behind the '='.
+    """
     name, separator, file = text.partition("=")
-    return (name, file) if separator else ("", text)
+    if not separator:
+        return "", text
+    if Path(text).exists():
+        if file and Path(file).exists():
+            raise click.UsageError(
+                f"--weights {text}: {text} is a file, and so is {file}; say ./{text} or {name}=./{file}, which is meant"
+            )
+        return "", text
+    return ("", text) if "/" in name else (name, file)
+
+
+def named_value(text: str) -> tuple[str, str]:
+    """'[NAME=]VALUE' as (NAME, VALUE); NAME is '', for every teacher, where it is not said."""
+    name, separator, value = text.partition("=")
+    return (name, value) if separator and NAMED.fullmatch(name) else ("", text)
+
+
+class Widths(click.ParamType[tuple[int, int]]):
+    """'H,LAST': two numbers."""
+
+    name = "widths"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """The two numbers; a usage error where there are not two."""
+        if isinstance(value, tuple):
+            return value[0], value[1]
+        parts = str(value).split(",")
+        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+            self.fail(f"{value!r} is not two numbers, as in 768,3072", param, ctx)
+        return int(parts[0]), int(parts[1])

@@ -26,6 +26,7 @@ from unic_cache.config import CODECS, PRECISIONS, ExtractConfig
 LEAST_IMAGES = 10  # of a probe; see bounds.py
 FITTED_VIEWS = 512  # of a calibration, at most: the codec is fitted to them
 ROUNDING = 1e-9
+PAIRS = ("licence", "source", "normalize", "positions")  # fields of (teacher, value)
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,11 @@ def command(config: PlanConfig, chosen: Way) -> tuple[str, ...]:
     quality = config.quality if chosen.codec == CODECS[0] else None
     words = [word for name in config.teachers for word in ("--teacher", name)]
     words += [word for name, file in config.weights for word in ("--weights", f"{name}={file}" if name else file)]
+    for flag in PAIRS:
+        words += [f"--{flag}={name}={text}" if name else f"--{flag}={text}" for name, text in getattr(config, flag)]
     settled: dict[str, Any] = {"codec": chosen.codec, "quality": quality, "tokens": chosen.tokens}
     for field in dataclasses.fields(ExtractConfig):
         value = settled.get(field.name, getattr(config, field.name))
-        if field.name not in {"teachers", "weights"} and value not in {None, field.default}:
+        if field.name not in {"teachers", "weights", *PAIRS} and value not in {None, field.default}:
             words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return tuple(words)

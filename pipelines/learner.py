@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipelines.runlog import Meter
 from pipelines.targets import Targets
+from unic_cache.arithmetic import float32_products
 from unic_cache.cache import CachedTeacher
 from unic_cache.config import DistillConfig
 from unic_cache.draws import Purpose, words
@@ -93,7 +94,8 @@ class Learner:
     def _both_sides(self, batch: Batch) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, Tensor]]]:
         """What the student guesses and what the teachers said: {teacher: {"cls": (B, D), "patch": (B, N, Dp)}}."""
         views_BHWC = batch.views_BHWC.to(self.accelerator.device, non_blocking=True)
-        targets, kept = self.targets(batch, views_BHWC)
+        with float32_products(tf32=False):
+            targets, kept = self.targets(batch, views_BHWC)
         return self.model(prepare(views_BHWC, self.spec), kept), targets
 
 

@@ -17,7 +17,6 @@ import torch
 from rich.table import Table
 
 from pipelines.device import device_words, pick_device
-from pipelines.extract import load_teachers
 from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, Way, calibration_seconds, forecast
 from pipelines.held import Held
 from pipelines.kinds import settled
@@ -28,6 +27,7 @@ from pipelines.probe_views import Probe, make_probe, pixel_bytes
 from pipelines.progress import Progress, begins
 from pipelines.recorder import pixel_codec
 from pipelines.step_costs import disk, student_cost
+from pipelines.teacher_weights import announce, load_teachers
 from unic_cache.cache import Cache
 from unic_cache.config import CODECS
 from unic_cache.errors import CacheError, ConfigError
@@ -61,6 +61,7 @@ def run(config: PlanConfig) -> Forecast:
     free, rate = disk(open_location(config.cache))
     with thread_pool(config.threads) as pool:
         teachers = load_teachers(config, device)
+        announce(teachers)
         counts = token_counts(config, teachers)
         codecs = [codec for codec in CODECS if possible(codec, config, teachers)]
         probe = make_probe(config, pool)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from pipelines.device import pick_device
-from pipelines.extract import load_teachers
 from pipelines.given import given_shards
 from pipelines.progress import Progress
 from pipelines.recorder import sampled
+from pipelines.teacher_weights import load_teachers, normalization_text
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import BrokenError, CacheError
@@ -94,7 +94,14 @@ def load_checked(
     found = {}
     for name, kept in cache.teachers.items():
         own = tuple(pair for pair in weights if pair[0] in {name, ""} and (pair[0] or len(cache.teachers) == 1))
-        config = ExtractConfig((name,), weights=own, dtype=str(kept.spec["dtype"]))
+        spec = kept.spec["teacher"]
+        config = ExtractConfig(
+            (name,),
+            weights=own,
+            dtype=str(kept.spec["dtype"]),
+            normalize=((name, normalization_text(spec)),),
+            positions=((name, str(spec["position_rule"])),),
+        )
         teacher = load_teachers(config, pick_device(device))[name]
         then, now = kept.spec["teacher"]["weights_sha256"], teacher.spec.weights_sha256
         if then != now:

@@ -211,6 +211,32 @@ def test_a_process_without_a_validation_batch_does_not_keep_the_others_waiting(t
     }
 
 
+def test_ladder_widths_are_kept_exported_and_resumed(training, tmp_path, monkeypatch):
+    StopAfter(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        distill.run(training(ladder_widths=(24, 40)))
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"began with ladder_widths \[24, 40\], not None; keep it to resume"):
+        distill.run(training(resume=True))
+    distill.run(training(ladder_widths=(24, 40), resume=True))
+    assert load_encoder(tmp_path / "run")[2]["config"]["ladder_widths"] == [24, 40]
+    state = load_file(tmp_path / "run/checkpoint.safetensors")
+    hidden = [len(value) for name, value in state.items() if name.startswith("model.ladder") and "0.weight" in name]
+    assert set(hidden) == {24, 40}
+
+
+def test_a_run_of_an_older_release_is_resumed(training, tmp_path, monkeypatch):
+    """Its config lacks what is new."""
+    StopAfter(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        distill.run(training())
+    monkeypatch.undo()
+    path = tmp_path / "run/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({key: config[key] for key in config if key not in {"tf32", "ladder_widths"}}))
+    assert distill.run(training(resume=True)).steps == 6
+
+
 class TestTwoMachines:
     def test_the_cache_and_own_shards_elsewhere_train_the_same_student(self, training, tmp_path, cache_folder, shards):
         here = distill.run(training())
@@ -254,6 +280,36 @@ class TestTwoMachines:
 
 def load_tensors(path: Path) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in load_file(path).items()}
+
+
+class TestFloat32Products:
+    def test_are_exact_on_the_cpu_and_recorded(self, training, tmp_path):
+        distill.run(training(steps=1))
+        assert load_encoder(tmp_path / "run")[2]["float32_products"] == "float32"
+        with pytest.raises(ConfigError, match="--tf32 is arithmetic of CUDA devices, and this run is on cpu"):
+            distill.run(training(out=str(tmp_path / "other"), tf32=True))
+
+    def test_are_tf32_for_the_student_alone(self, training, tmp_path, monkeypatch):
+        """What the flags say while the student, and while the targets, are computed; no CUDA is needed to see it."""
+        from pipelines.targets import Targets
+        from unic_cache.student.ladder import Student
+
+        seen = {}
+
+        def watched(kind, call):
+            def inner(self, *arguments, **options):
+                seen[kind] = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+                return call(self, *arguments, **options)
+
+            return inner
+
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        monkeypatch.setattr(distill, "uses_tf32", lambda config, accelerator: True)
+        monkeypatch.setattr(Targets, "__call__", watched("targets", Targets.__call__))
+        monkeypatch.setattr(Student, "forward", watched("student", Student.forward))
+        distill.run(training(steps=1))
+        assert seen == {"targets": (False, False), "student": (True, True)}
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
 
 class TestRefusals:

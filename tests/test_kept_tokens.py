@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import extract
+from pipelines import extract, teacher_weights
 from tests.conftest import CNN, VIT, tree
 from unic_cache.cache import CachedTeacher, open_cache
 from unic_cache.errors import CacheError
@@ -125,12 +125,12 @@ def test_more_tokens_than_the_grid_has_are_refused(tmp_path, extracting, codec):
 @pytest.mark.parametrize("codec", ["klt", "int8"])
 def test_a_teacher_without_patch_tokens_has_none_to_sample(tmp_path, settings, monkeypatch, codec):
     """It may stand beside one that has: --tokens and --codec are of those that have."""
-    resolve = extract.resolve
+    resolve = teacher_weights.resolve
 
     def without(name: str):
         return dataclasses.replace(resolve(name), **({"patch_rule": "none"} if name == CNN else {}))
 
-    monkeypatch.setattr(extract, "resolve", without)
+    monkeypatch.setattr(teacher_weights, "resolve", without)
     extract.run(settings(tmp_path / "cache", codec=codec, tokens=3))
     cache = open_cache(tmp_path / "cache")
     assert [array.name for array in cache.teachers[CNN].codec.arrays] == ["cls"]

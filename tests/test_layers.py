@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent.parent
 PARTS = {"views", "teachers", "store", "student", "evaluate"}
 BASE = {"bounds", "buffers", "config", "errors", "draws", "location", "object_store", "open_file", "outages", "paths"}
 BASE |= {"durable", "web_folder"}
+BASE |= {"arithmetic", "conversion", "saved", "state_dicts", "untrained", "weights_file"}
 MODULES = sorted([*(ROOT / "unic_cache").rglob("*.py"), *(ROOT / "pipelines").glob("*.py"), ROOT / "cli.py"])
 
 

@@ -56,6 +56,7 @@ RANGES = {
     "images": Range(10, 1_000_000),  # of a probe
     "img_size": PIXELS,
     "k": Range(1, 1_000_000),
+    "ladder_widths": Range(1, 65_536),  # channels
     "log_every": COUNT,  # steps
     "lr": Range(0, 10, above=True),
     "min_lr": Range(0, 10),

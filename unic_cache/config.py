@@ -3,15 +3,13 @@
 The comment behind a field gives its unit or its meaning; the command line's flags are the same names with dashes.
 """
 
-import dataclasses
-import json
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from unic_cache.bounds import check_choice, check_numbers, check_worker
 from unic_cache.errors import ConfigError
-from unic_cache.paths import check_paths
+from unic_cache.saved import Saved
 
 RECIPES = ("unic", "light", "center")
 CENTER = "center"
@@ -49,32 +47,8 @@ class Views:
             raise ConfigError(f"{name!r} is not a view's name, such as 'unic-224-0-003'") from error
 
 
-class _Saved:
-    """What all stages' dataclasses share: numbers within bounds, paths as they were meant, and a JSON round trip."""
-
-    stage: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        check_numbers(self)
-        check_paths(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready dict; `from_json` gives an equal config back."""
-        return {"stage": self.stage, **dataclasses.asdict(self)}  # type: ignore[call-overload]
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The config that `to_json` described. ConfigError on another stage or unknown fields."""
-        unknown = sorted(set(data) - {field.name for field in dataclasses.fields(cls)} - {"stage"})  # type: ignore[arg-type]
-        if data.get("stage") != cls.stage or unknown:
-            raise ConfigError(
-                f"not a config of `unic-cache {cls.stage}`: {json.dumps(data)[:200]} (unknown: {unknown})"
-            )
-        return cls(**{name: _frozen(value) for name, value in data.items() if name != "stage"})
-
-
 @dataclass(frozen=True)
-class ShardConfig(_Saved):
+class ShardConfig(Saved):
     """`unic-cache shard`: an image folder or a CSV of path,label to WebDataset shards."""
 
     stage: ClassVar[str] = "shard"
@@ -93,12 +67,16 @@ class ShardConfig(_Saved):
 
 
 @dataclass(frozen=True)
-class ExtractConfig(_Saved):
+class ExtractConfig(Saved):
     """`unic-cache extract`: shards and teachers to a cache."""
 
     stage: ClassVar[str] = "extract"
     teachers: tuple[str, ...]
-    weights: tuple[tuple[str, str], ...] = ()  # (teacher, file); teacher "" is the only one named
+    weights: tuple[tuple[str, str], ...] = ()  # (teacher, file); teacher "" is the only one that can be meant
+    licence: tuple[tuple[str, str], ...] = ()  # (teacher, of its weights); teacher "" is every one, here and below
+    source: tuple[tuple[str, str], ...] = ()  # (teacher, where its weights come from)
+    normalize: tuple[tuple[str, str], ...] = ()  # (teacher, 'r,g,b/r,g,b': mean and std of pixels in [0, 1])
+    positions: tuple[tuple[str, str], ...] = ()  # (teacher, rule by which positions are resampled)
     shards: str | None = None  # None: shards/*.tar, or else the views that the cache keeps
     cache: str = "cache"
     views: int | None = None  # views of each image; None: 4, or 1 of center; more where the cache has
@@ -150,7 +128,7 @@ class ExtractConfig(_Saved):
 
 
 @dataclass(frozen=True)
-class DistillConfig(_Saved):
+class DistillConfig(Saved):
     """`unic-cache distill`: a cache to a student."""
 
     stage: ClassVar[str] = "distill"
@@ -179,10 +157,12 @@ class DistillConfig(_Saved):
     weight_decay: float = 0.03
     drop_path: float = 0.1
     drop_teacher: float = 0.5  # probability
+    ladder_widths: tuple[int, int] | None = None  # hidden, of all blocks and of the last; None is d and 4 d
     tokens: int | None = None  # patch tokens of a view that the loss sees, at random places; None is all that are kept
     standardize: str = "channel"  # how targets are standardized
     normalization: str = "batch"
     precision: str = "no"
+    tf32: bool | None = None  # None is on where the device is CUDA
     seed: int = 0
     resume: bool = False
     val_shards: str | None = None  # tars, or from kept views names; the cache remembers them
@@ -219,7 +199,7 @@ class DistillConfig(_Saved):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(_Saved):
+class EvaluateConfig(Saved):
     """`unic-cache evaluate`: k-NN of a student, a random student and the cached teachers."""
 
     stage: ClassVar[str] = "evaluate"
@@ -246,7 +226,7 @@ class EvaluateConfig(_Saved):
 
 
 @dataclass(frozen=True)
-class RecodeConfig(_Saved):
+class RecodeConfig(Saved):
     """`unic-cache recode`: a cache to another one that keeps less of the same."""
 
     stage: ClassVar[str] = "recode"
@@ -277,7 +257,3 @@ def check_kept(codec: str | None, quality: float | None) -> None:
     check_choice("codec", codec or CODECS[0], CODECS)
     if quality is not None and codec not in {None, "klt"}:
         raise ConfigError(f"quality is a setting of codec klt; {codec} has none")
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(part) for part in value) if isinstance(value, list) else value

@@ -36,3 +36,7 @@ class CacheError(UnicCacheError):
 
 class BrokenError(CacheError):
     """Rows that were committed are missing or are not what was committed: what `--skip-broken` goes on without."""
+
+
+class WeightsError(UnicCacheError):
+    """A file of weights is missing, of another kind, damaged, or its tensors are not those that are asked for."""

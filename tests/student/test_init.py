@@ -52,10 +52,18 @@ def test_a_file_starts_the_encoder_whatever_the_seed(
     assert encoder.pos_embed.requires_grad
 
 
-def test_position_embeddings_are_resampled_to_another_grid(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+def test_position_embeddings_are_resampled_to_another_grid_where_that_is_said(
+    tmp_path: Path, state: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "start.safetensors"
     safetensors.torch.save_file(state, path)
-    encoder = build_encoder(EncoderSpec("vit_tiny_patch16_224", 48, 8), seed=0, init=str(path))
+    larger = EncoderSpec("vit_tiny_patch16_224", 48, 8)
+    with pytest.raises(
+        ConfigError, match=r"positions \(pos_embed\) are resampled from \(1, 17, 192\) to \(1, 37, 192\)"
+    ):
+        build_encoder(larger, seed=0, init=str(path))
+    encoder = build_encoder(larger, seed=0, init=str(path), resample=("positions",))
+    assert "are resampled from (1, 17, 192) to (1, 37, 192)" in caplog.text
     expected = resample_abs_pos_embed(state["pos_embed"], [6, 6], [4, 4])
     torch.testing.assert_close(encoder.pos_embed.detach(), expected)
 
@@ -80,11 +88,11 @@ def test_files_without_weights_are_refused(tmp_path: Path) -> None:
         build_encoder(TINY, seed=0, init=str(tmp_path / "gone.pth"))
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    with pytest.raises(ConfigError, match=r"broken\.safetensors: no weights can be read from it"):
+    with pytest.raises(ConfigError, match=r"broken\.safetensors: it is damaged or no safetensors file"):
         build_encoder(TINY, seed=0, init=str(broken))
     numbers = tmp_path / "numbers.pth"
     torch.save({"epoch": 3}, numbers)
-    with pytest.raises(ConfigError, match=r"numbers\.pth holds no plain state dict"):
+    with pytest.raises(ConfigError, match=r"numbers\.pth: no tensors in it"):
         build_encoder(TINY, seed=0, init=str(numbers))
 
 
@@ -96,10 +104,11 @@ def test_pickled_code_in_a_weights_file_is_never_run(tmp_path: Path) -> None:
             return Path.touch, (witness,)
 
     torch.save({"state_dict": Evil()}, path)
-    with pytest.raises(ConfigError, match=r"evil\.pth: no weights can be read from it"):
+    with pytest.raises(ConfigError, match=r"evil\.pth: it holds pickled objects beyond tensors") as caught:
         build_encoder(TINY, seed=0, init=str(path))
+    assert "weights_only" not in str(caught.value)
     path.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ConfigError, match=r"evil\.pth: no weights can be read from it"):
+    with pytest.raises(ConfigError, match=r"evil\.pth: it is a Python pickle"):
         build_encoder(TINY, seed=0, init=str(path))
     assert not witness.exists()
 
@@ -114,13 +123,13 @@ def test_pickled_code_in_a_weights_file_is_never_run(tmp_path: Path) -> None:
 )
 def test_names_without_weights_are_refused(offline: None, init: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        read_weights(init)
+        read_weights(init, {})
 
 
 @pytest.mark.timeout(20)  # the hub's client alone would retry for most of a minute
 def test_without_internet_a_timm_name_fails_at_once_and_says_what_to_do(offline: None) -> None:
     with pytest.raises(ConfigError, match=r"neither found on this machine nor downloaded .* --init FILE\.safetensors"):
-        read_weights(NAME)
+        read_weights(NAME, {})
 
 
 def test_weights_that_the_hub_left_on_this_machine_need_no_internet(
@@ -132,3 +141,39 @@ def test_weights_that_the_hub_left_on_this_machine_need_no_internet(
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, file: str(kept))
     encoder = build_encoder(EncoderSpec("vit_tiny_patch16_224", 224, 16), seed=0, init=NAME)
     assert torch.equal(encoder.blocks[3].mlp.fc1.weight, model.blocks[3].mlp.fc1.weight)
+
+
+def test_another_patch_size_is_taken_only_where_it_is_said(
+    tmp_path: Path, state: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    safetensors.torch.save_file(state, tmp_path / "start.safetensors")
+    coarse = EncoderSpec("vit_tiny_patch16_224", 64, 16)  # the same grid of 4 x 4, so that positions fit as they are
+    with pytest.raises(
+        ConfigError, match=r"patches \(patch_embed\.proj\.weight\) .* or say --patch-size 16 to have it so"
+    ):
+        build_encoder(coarse, seed=0, init=str(tmp_path / "start.safetensors"), resample=("positions",))
+    build_encoder(coarse, seed=0, init=str(tmp_path / "start.safetensors"), resample=("positions", "patches"))
+    assert "patches (patch_embed.proj.weight) are resampled from (192, 3, 8, 8) to (192, 3, 16, 16)" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "model.", "encoder.", "module.encoder.", "a.b.c."])
+def test_prefixes_that_all_names_share_are_taken_off(
+    tmp_path: Path, state: dict[str, torch.Tensor], prefix: str
+) -> None:
+    safetensors.torch.save_file({prefix + name: value for name, value in state.items()}, tmp_path / "p.safetensors")
+    encoder = build_encoder(TINY, seed=1, init=str(tmp_path / "p.safetensors"))
+    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+
+
+def test_another_networks_file_is_refused_with_its_own_names(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"layer1.conv.weight": torch.zeros(2, 2)}, tmp_path / "resnet.safetensors")
+    with pytest.raises(ConfigError, match=r"The file's own names: layer1\.conv\.weight"):
+        build_encoder(TINY, seed=0, init=str(tmp_path / "resnet.safetensors"))
+
+
+def test_weights_that_nobody_trained_are_told(
+    tmp_path: Path, state: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    safetensors.torch.save_file(state, tmp_path / "fresh.safetensors")
+    build_encoder(TINY, seed=0, init=str(tmp_path / "fresh.safetensors"))
+    assert "look like random weights, which nobody trained" in caplog.text

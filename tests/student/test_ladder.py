@@ -413,3 +413,11 @@ def test_teachers_that_teach_nothing_are_refused() -> None:
         TargetSpec(3, 4)
     with pytest.raises(ConfigError, match="at least one teacher"):
         Ladder(8, 2, {}, seed=0)
+
+
+def test_hidden_widths_can_be_the_authors_for_any_student() -> None:
+    ladder = Ladder(6, 3, {"a": TargetSpec(5, None)}, 0, hidden=(7, 11))
+    shapes = [tuple(value.shape) for name, value in ladder.named_parameters() if name.endswith("0.weight")]
+    assert shapes == [(7, 6), (7, 6), (11, 6)]
+    own, said = Ladder(6, 3, {"a": TargetSpec(5, None)}, 0), Ladder(6, 3, {"a": TargetSpec(5, None)}, 0, (6, 24))
+    assert all(torch.equal(one, other) for one, other in zip(own.parameters(), said.parameters(), strict=True))

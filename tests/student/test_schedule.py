@@ -1,5 +1,6 @@
 """The learning rate's shape and which parameters are decayed."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,17 +12,31 @@ from unic_cache.student.schedule import learning_rate, optimizer, parameter_grou
 
 def test_rate_warms_up_linearly_then_follows_a_cosine_to_the_minimum() -> None:
     rates = [learning_rate(step, 110, 10, 1.0, 0.1) for step in range(110)]
-    assert rates[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
-    assert rates[59] == pytest.approx(0.55)  # half of the way down, 50 of 100 steps
-    assert rates[109] == pytest.approx(0.1)
+    assert rates[:10] == pytest.approx([step / 9 for step in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[60] == pytest.approx(0.55)  # half of the way down, 50 of 100 steps
+    assert rates[109] == pytest.approx(0.1, abs=1e-3)
     assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
+@pytest.mark.parametrize(("total", "warmup"), [(100, 5), (1000, 50), (12, 0), (12, 1), (12, 2)])
+def test_rate_is_that_of_the_authors_runs_step_for_step(total: int, warmup: int) -> None:
+    """Their two halves as numpy makes them: a line of `warmup` points from 0 to the peak, then a cosine."""
+    peak, minimum = 6e-4, 1e-6
+    down = np.arange(total - warmup) / (total - warmup)
+    expected = [*np.linspace(0, peak, warmup), *(minimum + (peak - minimum) * (1 + np.cos(np.pi * down)) / 2)]
+    assert [learning_rate(step, total, warmup, peak, minimum) for step in range(total)] == pytest.approx(expected)
+
+
 @given(st.integers(1, 500), st.integers(0, 500), st.integers(0, 499))
-def test_rate_stays_between_zero_and_the_peak_and_ends_at_the_minimum(total: int, warmup: int, step: int) -> None:
+def test_rate_stays_between_zero_and_the_peak_and_goes_down_after_the_warm_up(
+    total: int, warmup: int, step: int
+) -> None:
     warmup, step = min(warmup, total - 1), min(step, total - 1)
-    assert 0 < learning_rate(step, total, warmup, 3e-4, 1e-6) <= 3e-4
-    assert learning_rate(total - 1, total, warmup, 3e-4, 1e-6) == pytest.approx(1e-6)
+    assert 0 <= learning_rate(step, total, warmup, 3e-4, 1e-6) <= 3e-4
+    assert learning_rate(total - 1, total, warmup, 3e-4, 1e-6) >= 1e-6
+    if step > warmup:
+        assert learning_rate(step, total, warmup, 3e-4, 1e-6) < learning_rate(step - 1, total, warmup, 3e-4, 1e-6)
 
 
 def test_one_dimensional_parameters_and_biases_are_not_decayed_but_class_and_position_tokens_are() -> None:

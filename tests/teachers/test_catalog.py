@@ -93,3 +93,17 @@ def test_listing_the_teachers_imports_neither_torch_nor_timm():
     code = "import sys, unic_cache.teachers.catalog; print(sorted({'torch', 'timm', 'onnx'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("vit_base_patch32_clip_224.openai", "timm:vit_base_patch32_clip_quickgelu_224.openai"),
+        ("vit_base_patch32_clip_224.laion2b_e16", None),
+        ("vit_base_patch32_clip_quickgelu_224.openai", None),
+    ],
+)
+def test_clips_that_were_trained_with_quickgelu_are_told_where_timm_runs_them_without(name, better, caplog):
+    resolve(f"timm:{name}")
+    assert (f"say {better}" in caplog.text) == (better is not None)
+    assert better is not None or not caplog.text

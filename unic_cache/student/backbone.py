@@ -9,7 +9,7 @@ Letters: B images, H and W pixels, C the 3 colours, T patch tokens, D the encode
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unic_cache.errors import ConfigError
-from unic_cache.student.weights import fit_weights, read_weights
+from unic_cache.student.weights import start_from
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -81,10 +81,13 @@ def encoder_spec(
     )
 
 
-def build_encoder(spec: EncoderSpec, seed: int, init: str | None = None) -> VisionTransformer:
+def build_encoder(
+    spec: EncoderSpec, seed: int, init: str | None = None, resample: Collection[str] = ()
+) -> VisionTransformer:
     """The encoder, in training mode: random weights that depend on `seed` alone, or those of `init`.
 
-    `init` is a file (.safetensors, or .pth without pickled objects) or a timm name with pretrained weights. Only what a
+    `init` is a file (.safetensors, or .pth without pickled objects) or a timm name with pretrained weights; of it
+    `resample` may name "positions" and "patches", which are then resampled where the spec has another size. Only what a
     loss on the blocks' outputs reaches requires gradients. ConfigError where weights cannot be had or do not fit.
     """
     _own_sizes(spec.name)
@@ -98,7 +101,7 @@ def build_encoder(spec: EncoderSpec, seed: int, init: str | None = None) -> Visi
             drop_path_rate=spec.drop_path,
         )
     if init is not None:
-        fit_weights(encoder, read_weights(init), init)
+        start_from(encoder, init, resample)
     for unused in (encoder.norm, encoder.fc_norm):
         unused.requires_grad_(False)
     return encoder

@@ -61,10 +61,17 @@ class Ladder(nn.Module):
     """sum over blocks b of Linear(D, h_b) - GELU - Linear(h_b, P), with h_b = D, and 4 D on the last block.
 
     Weights are drawn from a normal of std 0.02 truncated at +-2 and depend on `seed` alone; biases are zero. UNIC's
-    code fixes h at 768 and 3072, which is D and 4 D of its ViT-B.
+    code fixes h at 768 and 3072, which is D and 4 D of its ViT-B; `hidden` gives (h, h of the last block) for others.
     """
 
-    def __init__(self, width: int, depth: int, targets: Mapping[str, TargetSpec], seed: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        targets: Mapping[str, TargetSpec],
+        seed: int,
+        hidden: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         if not targets:
             raise ConfigError("a student needs at least one teacher")
@@ -74,7 +81,7 @@ class Ladder(nn.Module):
             torch.default_generator.manual_seed(seed)
             for name, target in self.targets.items():
                 for kind, _, dim in target.kinds:
-                    self.heads[_module_name(name, kind)] = _projectors(width, depth, dim)
+                    self.heads[_module_name(name, kind)] = _projectors(width, depth, dim, hidden)
 
     def forward(
         self, blocks: Sequence[tuple[Tensor, Tensor]], grid: Grid, kept: Mapping[Grid, Tensor] | None = None
@@ -232,11 +239,12 @@ def _sampling_matrix(size: int, target: int, device: torch.device, dtype: torch.
     return weights.to(device, dtype)
 
 
-def _projectors(width: int, depth: int, dim: int) -> nn.ModuleList:
+def _projectors(width: int, depth: int, dim: int, hidden: tuple[int, int] | None) -> nn.ModuleList:
+    inner, last = hidden or (width, width * LAST_EXPANSION)
     projectors = nn.ModuleList()
     for block in range(depth):
-        hidden = width * (LAST_EXPANSION if block == depth - 1 else 1)
-        layers = nn.Linear(width, hidden), nn.Linear(hidden, dim)
+        middle = last if block == depth - 1 else inner
+        layers = nn.Linear(width, middle), nn.Linear(middle, dim)
         for layer in layers:
             nn.init.trunc_normal_(layer.weight, std=INIT_STD)
             nn.init.zeros_(layer.bias)

@@ -11,16 +11,16 @@ EPSILON = 1e-8
 
 
 def learning_rate(step: int, total: int, warmup: int, peak: float, minimum: float) -> float:
-    """The rate of step `step` in 0 .. total - 1.
+    """The rate of step `step` in 0 .. total - 1, as in the authors' runs.
 
-    With t = step + 1 it is peak * t / warmup up to t = warmup, then
-    minimum + (peak - minimum) (1 + cos(pi (t - warmup) / (total - warmup))) / 2: no step is wasted at rate 0, and the
-    last one runs at `minimum`. `total` and `warmup` count steps.
+    It is peak * step / (warmup - 1) for the first `warmup` steps, from 0 to the peak, then
+    minimum + (peak - minimum) (1 + cos(pi (step - warmup) / (total - warmup))) / 2: the cosine's first step runs at the
+    peak too, and the last one a step above `minimum`. A warm-up of one step runs it at 0. `total` and `warmup` count
+    steps.
     """
-    done = step + 1
-    if done <= warmup:
-        return peak * done / warmup
-    share = min(1.0, (done - warmup) / (total - warmup))
+    if step < warmup:
+        return peak * step / max(1, warmup - 1)
+    share = min(1.0, (step - warmup) / (total - warmup))
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * share))
 
 

@@ -3,8 +3,10 @@
 No pickled object is ever made: .safetensors cannot hold one, and torch refuses it with weights_only.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import timm
@@ -13,33 +15,54 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from unic_cache.errors import ConfigError
+from unic_cache.conversion import Watch, quickgelu_name
+from unic_cache.errors import ConfigError, WeightsError
+from unic_cache.state_dicts import State, find, first_names
+from unic_cache.untrained import check_values, tell_untrained
+from unic_cache.weights_file import read_checkpoint
 
 HUB_TIMEOUT = 5.0  # seconds to answer, before a download is tried
 SHOWN = 5  # names or shapes that an error lists
+RESAMPLED = {"positions": "pos_embed", "patches": "patch_embed.proj.weight"}  # what a user's word may change: tensor
+WORDS = {"positions": "--img-size", "patches": "--patch-size"}  # the flag that is the user's word
+
+log = logging.getLogger(__name__)
 
 
-def read_weights(init: str) -> dict[str, Tensor]:
-    """The state dict of a file, or of a timm name with pretrained weights. ConfigError where none can be had."""
-    if Path(init).is_file():
-        return _read_file(init)
-    if Path(init).suffix in {".safetensors", ".pth", ".pt", ".bin"} or "/" in init:
+def read_weights(init: str, shapes: Mapping[str, tuple[int, ...]]) -> State:
+    """The tensors of a file, or of a timm name with pretrained weights, for an encoder of `shapes`.
+
+    ConfigError where none can be had.
+    """
+    if Path(init).is_file() or (Path(init).is_dir() and not timm.is_model(init)):
+        try:
+            return find(read_checkpoint(Path(init)), shapes, Path(init)).tensors
+        except WeightsError as error:
+            raise ConfigError(f"--init: {error}") from error
+    if Path(init).suffix in {".safetensors", ".pth", ".pt", ".bin", ".ckpt"} or "/" in init:
         raise ConfigError(f"--init {init}: there is no such file")
     if not timm.is_model(init.partition(".")[0]):
         raise ConfigError(f"--init {init!r} is neither a file nor a model that timm knows")
     return _read_timm(init)
 
 
-def fit_weights(encoder: VisionTransformer, state: Mapping[str, Tensor], source: str) -> None:
+def fit_weights(
+    encoder: VisionTransformer, state: Mapping[str, Tensor], source: str, resample: Collection[str] = ()
+) -> None:
     """Load `state` into `encoder`, every tensor of it.
 
-    timm resamples position embeddings to another grid and patch kernels to another patch size; a classifier
-    (`head.*`) is left out. ConfigError names what is missing, left over or of another shape.
+    A classifier (`head.*`) is left out. Where `resample` allows it, timm resamples "positions" to another grid and
+    "patches", the kernel, to another size, and that is logged. ConfigError names what is missing, left over or of
+    another shape.
     """
+    watch = Watch()
     try:
-        given = checkpoint_filter_fn(dict(state), encoder)
+        with watch:
+            given = checkpoint_filter_fn(dict(state), encoder)
     except (RuntimeError, KeyError, ValueError, AttributeError, IndexError, TypeError) as error:
-        raise ConfigError(f"{source}: these are not weights of a Vision Transformer ({error})") from error
+        raise ConfigError(
+            f"{source}: these are not weights of a Vision Transformer ({error}); its names: {first_names(state)}"
+        ) from error
     given = {name: value for name, value in given.items() if not name.startswith("head.")}
     own = encoder.state_dict()
     faults = [
@@ -53,27 +76,58 @@ def fit_weights(encoder: VisionTransformer, state: Mapping[str, Tensor], source:
     ]
     if faults:
         more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        names = "" if set(given) & set(own) else f". The file's own names: {first_names(state)}"
         raise ConfigError(
             f"the weights of {source} do not fit the student: {'; '.join(faults[:SHOWN])}{more}. "
-            f"Choose the --student that they were made for"
+            f"Choose the --student that they were made for{names}"
         )
+    if watch.resampled:
+        _check_resampled(encoder, state, source, resample, watch.kernels)
+    try:
+        check_values(dict(given), encoder, source)
+    except WeightsError as error:
+        raise ConfigError(str(error)) from error
     encoder.load_state_dict(given)
 
 
-def _read_file(path: str) -> dict[str, Tensor]:
-    try:
-        state = timm.models.load_state_dict(path, use_ema=False, weights_only=True)
-    except Exception as error:  # what a broken file makes the readers raise is a long list
-        raise ConfigError(f"{path}: no weights can be read from it ({str(error)[:300]})") from error
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(f"{path} holds no plain state dict (names to tensors)")
-    return state
+def start_from(encoder: VisionTransformer, init: str, resample: Collection[str]) -> None:
+    """Load the weights of a file or a timm name into `encoder`; see `read_weights` and `fit_weights`."""
+    shapes = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
+    fit_weights(encoder, read_weights(init, shapes), init, resample)
+    tell_untrained(encoder, f"--init {init}")
 
 
-def _read_timm(name: str) -> dict[str, Tensor]:
+def _check_resampled(
+    encoder: VisionTransformer, state: Mapping[str, Tensor], source: str, resample: Collection[str], kernels: bool
+) -> None:
+    """Log what was resampled. ConfigError where the user did not say the size."""
+    own = encoder.state_dict()
+    for what, name in RESAMPLED.items():
+        theirs = tuple(state[name].shape) if name in state else ("unknown",)
+        if (theirs == tuple(own[name].shape)) if name in state else (what == "patches") != kernels:
+            continue
+        shapes = f"{what} ({name}) are resampled from {theirs} to {tuple(own[name].shape)}"
+        if what not in resample:
+            raise ConfigError(
+                f"{source} does not fit the student unless its {shapes}; choose the --img-size and --patch-size of the "
+                f"weights, or say {WORDS[what]} {_size(encoder, what)} to have it so"
+            )
+        log.warning("%s: %s", source, shapes)
+
+
+def _size(encoder: VisionTransformer, what: str) -> int:
+    """Of the student, in pixels."""
+    embed: Any = encoder.patch_embed
+    return int((embed.img_size if what == "positions" else embed.patch_size)[0])
+
+
+def _read_timm(name: str) -> State:
     """From timm's collection: the local copy where there is one, else downloaded if the hub answers at all."""
     if not timm.models.is_model_pretrained(name):
         raise ConfigError(f"--init {name!r}: timm has no pretrained weights of that name; see timm.list_pretrained()")
+    better = quickgelu_name(name)
+    if better is not None:
+        log.warning("--init %s: these weights were trained with QuickGELU: take --student and --init %s", name, better)
     try:
         published = timm.models.get_pretrained_cfg(name)
         local = huggingface_hub.try_to_load_from_cache(str(published.hf_hub_id), "model.safetensors")

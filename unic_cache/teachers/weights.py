@@ -1,49 +1,55 @@
-"""A weights file to a state dict in timm's keys: read without unpickling objects, unwrapped, renamed, checked.
+"""A weights file's tensors under timm's names: found, renamed and checked, always by name.
 
 What the authors publish, and what becomes of it:
 
-| layout | wrapper | into timm's keys |
+| layout | wrapper | into timm's names |
 |---|---|---|
 | timm, dino, ibot, dbot | flat, `state_dict`, `teacher` or `model` | as it is |
 | deit3 | `model` | gamma_1, gamma_2 -> ls1.gamma, ls2.gamma |
-| efficientnet-lite0 | flat | timm's names in the same order, without `_fc` |
+| efficientnet-lite0 | flat | see lite0.py |
 | saliency-onnx | ONNX graph | see saliency.py |
 
-Every layout also takes timm's own keys. Classifiers are dropped. Averaged copies (`model_ema`) beside a wrapper, and
-optimizers, are left alone.
+Every layout also takes timm's own names, under any prefix. Classifiers are dropped. Averaged copies (`model_ema`)
+beside a wrapper, and optimizers, are left alone.
 """
 
-import argparse
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
-from unic_cache.errors import TeacherError
+from unic_cache.errors import TeacherError, WeightsError
+from unic_cache.state_dicts import Found, Shapes, State, find, first_names
+from unic_cache.teachers.lite0 import timm_name as lite0_name
 from unic_cache.teachers.saliency import read_onnx
+from unic_cache.weights_file import read_checkpoint
 
-State: TypeAlias = dict[str, torch.Tensor]
-Shapes: TypeAlias = dict[str, tuple[int, ...]]
-
-WRAPPERS = ("state_dict", "model", "teacher")
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".onnx")
 SHOWN = 3  # offenders named in an error
+PATCHES = "patch_embed.proj.weight"
 
 
-def state_from_file(path: Path, layout: str, shapes: Shapes, classifiers: tuple[str, ...]) -> State:
-    """The tensors of `path` under timm's keys, not yet checked against the model's `shapes`.
+def content_of(path: Path, layout: str, teacher: str) -> Any:
+    """What a weights file holds. TeacherError where it cannot be read."""
+    try:
+        return read_checkpoint(path, read_onnx if layout == "saliency-onnx" else None)
+    except WeightsError as error:
+        raise TeacherError(f"teacher {teacher}: {error}") from error
 
-    TeacherError where the file is missing, of another kind, damaged, or holds pickled objects beyond tensors.
-    """
-    unwrapped = _without_prefixes(_unwrapped(_read(path, layout), path))
-    renamed = _LAYOUTS[layout](unwrapped, shapes)
-    dropped = {f"{name}.{part}" for name in classifiers for part in ("weight", "bias")}
-    return {name: tensor for name, tensor in renamed.items() if name not in dropped}
+
+def named_state(
+    content: Any, path: Path, layout: str, shapes: Shapes, classifiers: tuple[str, ...], teacher: str
+) -> Found:
+    """The teacher's tensors in a file's content, under timm's names where these are known, not yet checked."""
+    try:
+        found = find(content, shapes, path, _LAYOUTS.get(layout, str))
+    except WeightsError as error:
+        raise TeacherError(f"teacher {teacher}: {error}") from error
+    dropped = {f"{name}.{part}" for name in classifiers for part in ("weight", "bias")} - set(shapes)
+    kept = {name: tensor for name, tensor in found.tensors.items() if name not in dropped}
+    return Found(kept, found.taken, found.covered, found.alike, found.size)
 
 
 def fits(state: State, shapes: Shapes) -> bool:
@@ -51,8 +57,11 @@ def fits(state: State, shapes: Shapes) -> bool:
     return {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
 
 
-def check_fit(state: State, shapes: Shapes, teacher: str, origin: str) -> None:
-    """TeacherError naming up to three offenders, with both shapes, unless the weights fit the model exactly."""
+def check_fit(state: State, shapes: Shapes, teacher: str, origin: str, meant: bool = True) -> None:
+    """TeacherError naming up to three offenders, with both shapes, unless the weights fit the model exactly.
+
+    Where it is another network's file altogether (not `meant`), its own first names are shown.
+    """
     offenders = [
         *(
             f"{name} is {tuple(state[name].shape)}, expected {shape}"
@@ -64,10 +73,26 @@ def check_fit(state: State, shapes: Shapes, teacher: str, origin: str) -> None:
     ]
     if offenders:
         more = f"; and {len(offenders) - SHOWN} more" if len(offenders) > SHOWN else ""
+        own = "" if meant else f" The file's own names: {first_names(state)}."
         raise TeacherError(
             f"the weights of teacher {teacher} from {origin} do not fit its model: "
-            f"{'; '.join(offenders[:SHOWN])}{more}. Are they another model's?"
+            f"{'; '.join(offenders[:SHOWN])}{more}. Are they another model's?{own}{_patches(state, shapes)}"
         )
+
+
+def _patches(state: State, shapes: Shapes) -> str:
+    """What another patch kernel means, where that is what does not fit."""
+    theirs, ours = state.get(PATCHES), shapes.get(PATCHES, ())
+    if theirs is None or theirs.ndim != 4 or len(ours) != 4 or tuple(theirs.shape) == ours:
+        return ""
+    if theirs.shape[1] != ours[1]:
+        return f" They are of images with {theirs.shape[1]} channels, not {ours[1]}."
+    if theirs.shape[2:] != ours[2:]:
+        return (
+            f" They are of a network with {theirs.shape[-1]} px patches, not {ours[-1]}: patch kernels are not "
+            "resampled; name the timm model with that patch size."
+        )
+    return ""
 
 
 def state_sha256(state: State) -> str:
@@ -86,78 +111,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path, layout: str) -> Any:
-    if not path.is_file():
-        raise TeacherError(f"weights file {path}: there is no such file")
-    if path.suffix not in SUFFIXES or (path.suffix == ".onnx" and layout != "saliency-onnx"):
-        raise TeacherError(
-            f"weights file {path}: cannot read a {path.suffix or 'nameless'} file; give .safetensors or .pth"
-        )
-    try:
-        if path.suffix == ".onnx":
-            return read_onnx(path)
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, weights_only=True, map_location="cpu")
-    except safetensors.SafetensorError as error:
-        raise TeacherError(f"weights file {path}: it is damaged or no safetensors file ({error})") from error
-    except TeacherError:
-        raise
-    except Exception as error:  # torch.load documents no errors of its own; what a damaged file raises varies
-        raise TeacherError(f"weights file {path}: {_why_unread(error)}") from error
+def _deit3(name: str) -> str:
+    return re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
 
 
-def _why_unread(error: Exception) -> str:
-    found = re.search(r"(?:Unsupported \w+|GLOBAL|Trying to call reduce for|instantiate)[^.\n]*", str(error))
-    if found is None:
-        return f"it is damaged or no PyTorch file ({type(error).__name__}: {str(error).partition(chr(10))[0][:120]})"
-    return (
-        f"it holds pickled objects beyond tensors ({found[0][:120]}) and is refused, since unpickling can run "
-        "any code; where you trust it, convert its tensors to .safetensors elsewhere"
-    )
-
-
-def _unwrapped(raw: Any, path: Path) -> State:
-    while isinstance(raw, Mapping):
-        inner = next((raw[key] for key in WRAPPERS if isinstance(raw.get(key), Mapping)), None)
-        if inner is None:
-            break
-        raw = inner
-    tensors = (
-        {str(key): value for key, value in raw.items() if torch.is_tensor(value)} if isinstance(raw, Mapping) else {}
-    )
-    if not tensors:
-        raise TeacherError(f"weights file {path}: no tensors in it, neither flat nor under {', '.join(WRAPPERS)}")
-    return tensors
-
-
-def _without_prefixes(state: State) -> State:
-    """Without `module.` of data parallelism; of a network with a head of its own, its `backbone.` alone."""
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    backbone = {name.removeprefix("backbone."): t for name, t in state.items() if name.startswith("backbone.")}
-    return backbone or state
-
-
-def _as_it_is(state: State, _shapes: Shapes) -> State:
-    return state
-
-
-def _deit3(state: State, _shapes: Shapes) -> State:
-    return {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): tensor for name, tensor in state.items()}
-
-
-def _efficientnet_lite0(state: State, shapes: Shapes) -> State:
-    kept = [tensor for name, tensor in state.items() if not name.startswith("_fc.")]
-    return dict(zip(shapes, kept, strict=True)) if "_conv_stem.weight" in state and len(kept) == len(shapes) else state
-
-
-_LAYOUTS: dict[str, Callable[[State, Shapes], State]] = {
-    "timm": _as_it_is,
-    "dino": _as_it_is,
-    "ibot": _as_it_is,
-    "dbot": _as_it_is,
-    "deit3": _deit3,
-    "efficientnet-lite0": _efficientnet_lite0,
-    "saliency-onnx": _as_it_is,
-}
+_LAYOUTS: dict[str, Callable[[str], str]] = {"deit3": _deit3, "efficientnet-lite0": lite0_name}
