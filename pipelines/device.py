@@ -29,4 +29,5 @@ def device_words(device: torch.device) -> str:
     """A device for people: its name, or the threads of the CPU."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    count = torch.get_num_threads()
+    return f"{device} ({count} thread{'s' if count > 1 else ''})" if device.type == "cpu" else str(device)
