@@ -16,7 +16,7 @@ from pipelines.verify import run as verify
 from unic_cache.location import Location, open_location
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
-from unic_cache.store.verify import BY_HAND, REMOVE, REWRITE, UNCOMMIT, Finding, uncommit
+from unic_cache.store.verify import BY_HAND, REMOVE, REWRITE, UNCOMMIT, UNREADABLE, Finding, check_unit, uncommit
 from unic_cache.unsaved import VerifyConfig
 
 Step = tuple[str, Callable[[], None]]  # what it is called, and how it is done
@@ -71,6 +71,8 @@ def steps(report: Report, location: Location) -> Iterator[Step]:
             yield f"removed {finding.file}", partial(location.delete, finding.file)
         if finding.mend == UNCOMMIT and finding.unit and (finding.member, finding.unit) not in seen:
             seen.add((finding.member, finding.unit))
+            if finding.why.startswith(UNREADABLE) and not check_unit(_member(location, finding), finding.unit).findings:
+                continue  # it was the disk or the connection, not the data
             yield f"un-committed {finding.member}, {finding.unit}", partial(_uncommit, location, finding)
     for unit in report.missing:
         place = unit.member.folder, unit.unit.view
@@ -82,7 +84,11 @@ def steps(report: Report, location: Location) -> Iterator[Step]:
 
 
 def _uncommit(location: Location, finding: Finding) -> None:
+    assert finding.unit is not None
+    uncommit(_member(location, finding), finding.unit)
+
+
+def _member(location: Location, finding: Finding) -> Member:
     member = Member.open(location, finding.member)
     assert member is not None
-    assert finding.unit is not None
-    uncommit(member, finding.unit)
+    return member

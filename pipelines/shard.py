@@ -5,6 +5,7 @@
 Two runs on the same files give the same bytes.
 """
 
+import errno
 import os
 import tarfile
 from collections import Counter
@@ -31,6 +32,8 @@ from unic_cache.views.shards import scan
 from unic_cache.views.split import held_out
 from unic_cache.views.tars import HELD_OUT
 
+# errors of a file itself; any other (too many open files, no memory) says nothing of it
+ITS_OWN = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
 IMAGES_AHEAD = 64  # decoded before the tar asks for them
 
 
@@ -199,6 +202,8 @@ def _pack(sample: Sample) -> Packed | str:
     except ImageError as error:
         return str(error)
     except OSError as error:
+        if error.errno not in ITS_OWN:
+            raise
         return error.strerror or str(error)
     return Packed(sample.key, extension, image, sample.label)
 

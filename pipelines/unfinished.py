@@ -59,6 +59,11 @@ def _refuse_occupied(out: Path, config: ShardConfig) -> None:
         return
     names = [path.name for path in sorted(out.iterdir())] if out.exists() else []
     held = [name for name in names if name == "index.json" or (name.endswith(".tar") and not name.startswith("."))]
+    others = [name for name in ("index", "checkpoint.safetensors", "config.json") if name in names]
+    if others and not held:
+        raise ConfigError(
+            f"{shown(str(out))} holds {others[0]}: it is a cache's folder, or a run's; choose a folder of its own"
+        )
     if held:
         stopped = ". A `shard` with other settings was stopped there" if UNFINISHED in names else ""
         raise ConfigError(

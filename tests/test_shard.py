@@ -1,7 +1,9 @@
 """`unic-cache shard`: folders and CSVs to shards, the same bytes each time, and what it refuses."""
 
+import errno
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -410,3 +412,24 @@ def test_a_share_that_cannot_be_held_out_is_refused(tmp_path: Path) -> None:
     for share in (-0.1, 1.0, float("nan")):
         with pytest.raises(ConfigError, match=r"val-fraction .* is out of bounds"):
             config(tmp_path, tmp_path / "out", val_fraction=share)
+
+
+def test_an_error_that_is_not_of_the_file_ends_the_run(photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Too many open files say nothing of an image: it is not left out for them."""
+    honest = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if path.is_relative_to(photos):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return honest(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with pytest.raises(OSError, match="Too many open files"):
+        run(config(photos, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("held", ["index", "checkpoint.safetensors"])
+def test_the_folder_of_a_cache_or_of_a_run_is_refused(photos: Path, tmp_path: Path, held: str) -> None:
+    (tmp_path / "out" / held).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=rf"out holds {held}: it is a cache's folder, or a run's"):
+        run(config(photos, tmp_path / "out"))

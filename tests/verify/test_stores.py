@@ -46,3 +46,19 @@ def test_bad_sectors_are_broken_rows_and_a_closed_door_is_an_error(whole, monkey
     else:
         with pytest.raises(OSError, match="Permission denied"):
             check(whole)
+
+
+def test_what_could_not_be_read_but_once_is_not_removed(broken, monkeypatch):
+    """A disk or a connection that failed for a moment has damaged nothing."""
+    honest, calls, before = LocalFolder.read_range, [], tree(broken)
+
+    def failing(location, name, offset, size):
+        if name == PATCH and not calls:
+            calls.append(name)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+        return honest(location, name, offset, size)
+
+    monkeypatch.setattr(LocalFolder, "read_range", failing)
+    assert repair.run(str(broken)).done == []
+    assert calls == [PATCH]
+    assert tree(broken) == before

@@ -49,6 +49,7 @@ BY_HAND = "by hand"  # all else depends on it, or nobody knows which side is rig
 
 Spans = npt.NDArray[np.int64]
 ReadBytes = Callable[[int, int], memoryview]  # (offset, size) -> bytes, fewer at the end
+UNREADABLE = "cannot be read"  # now: a disk or a connection may be at fault, and another time not
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def _check_object(location: Location, record: CommitRecord, array: ArraySpec, pa
     except OSError as error:
         if error.errno != errno.EIO:
             raise
-        yield finding(f"cannot be read ({error.strerror})")
+        yield finding(f"{UNREADABLE} ({error.strerror})")
         return
     if len(inside := wrong[wrong < rows.stop]):
         yield finding("bytes are not the ones that were committed", tuple(inside.tolist()))
