@@ -45,13 +45,17 @@ def step_rate(seconds: float, batch: int) -> float:
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, patch_size=8, num_classes=0)
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-4)
     images, targets = torch.randn(batch, 3, 64, 64), torch.randn(batch, 192)
-    count, start = -3, 0.0
-    while count < 0 or time.perf_counter() - start < seconds:
-        if count == 0:
-            start = time.perf_counter()
+
+    def step() -> None:
         torch.nn.functional.smooth_l1_loss(model(images), targets).backward()
         adamw.step()
         adamw.zero_grad()
+
+    for _ in range(3):
+        step()
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        step()
         count += 1
     return batch * count / (time.perf_counter() - start)
 
