@@ -151,7 +151,7 @@ def named_file(text: str) -> tuple[str, str]:
     click.UsageError where a file has the whole for its name, and another one what stands behind the '='.
     """
     name, separator, file = text.partition("=")
-    if not separator:
+    if not separator or "/" in name:  # no teacher's name has a "/"
         return "", text
     if Path(text).exists():
         if file and Path(file).exists():
@@ -159,7 +159,7 @@ def named_file(text: str) -> tuple[str, str]:
                 f"--weights {text}: {text} is a file, and so is {file}; say ./{text} or {name}=./{file}, which is meant"
             )
         return "", text
-    return ("", text) if "/" in name else (name, file)
+    return name, file
 
 
 def named_value(text: str) -> tuple[str, str]:

@@ -129,7 +129,8 @@ def normalization_text(spec: Mapping[str, object]) -> str:
 
 def claimed(spec: TeacherSpec, file: str | None, licence: str | None, source: str | None) -> TeacherSpec:
     """The loaded spec with what is known of where its weights come from, and no more."""
-    if file is not None and PUBLISHED.get(spec.name.partition("@")[0]) != spec.weights_sha256:
+    published = PUBLISHED.get(spec.name.partition("@")[0])
+    if file is not None and (published is None or published != spec.weights_sha256):
         by_file = f"weights by file {Path(file).name}"
         of_catalog = spec.source == "file"  # whose published weights come as a file only: this one may be it
         spec = dataclasses.replace(

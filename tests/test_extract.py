@@ -339,7 +339,7 @@ class TestRefusals:
 
         save_file(state, tmp_path / "nan.safetensors")
         config = settings(tmp_path / "cache", teachers=(VIT,), weights=((VIT, str(tmp_path / "nan.safetensors")),))
-        with pytest.raises(TeacherError, match=rf"teacher {VIT}: NaN or infinite cls features"):
+        with pytest.raises(TeacherError, match=rf"teacher {VIT}: NaN or infinite values in norm\.weight"):
             extract.run(config)
         assert not tree(tmp_path / "cache")
 

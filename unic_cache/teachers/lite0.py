@@ -33,6 +33,6 @@ def timm_name(name: str) -> str:
         stage, place = PLACES[int(block[2])]
         part = (OTHER if int(block[2]) else FIRST).get(block[3])
         return name if part is None else f"{block[1]}blocks.{stage}.{place}.{part}.{block[4]}"
-    outer = re.fullmatch(r"(|.*\.)(_\w+)\.(\w+)", name)
+    outer = None if "_blocks." in name else re.fullmatch(r"(|.*\.)(_\w+)\.(\w+)", name)
     part = None if outer is None else OUTER.get(outer[2])
     return name if part is None or outer is None else f"{outer[1]}{part}.{outer[3]}"
