@@ -28,11 +28,17 @@ from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry
 
 CALIBRATION_TARS = 256
+LEAST_VIEWS = 10  # also the least that --calibration-images takes
 
 
 def views_to_calibrate(config: ExtractConfig, shards: Sequence[ShardEntry]) -> int:
     """How many views a new teacher's statistics are of, `shards` being the first segment's."""
-    return min(config.calibration_images, config.count * sum(shards[tar].rows for tar in calibration_tars(shards)))
+    return calibrated_views(config, sum(shards[tar].rows for tar in calibration_tars(shards)))
+
+
+def calibrated_views(config: ExtractConfig, images: int) -> int:
+    """No more views than there will be, but ten: of a handful of images further views are shown, and not kept."""
+    return min(config.calibration_images, max(LEAST_VIEWS, config.count * images))
 
 
 def calibrate(

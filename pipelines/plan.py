@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from rich.table import Table
 
+from pipelines.calibrating import calibrated_views
 from pipelines.device import device_words, pick_device
 from pipelines.forecast import Costs, Forecast, KeptCost, PlanConfig, Way, calibration_seconds, forecast
 from pipelines.held import Held
@@ -96,7 +97,7 @@ def run(config: PlanConfig) -> Forecast:
         student=tuple(steps),
         free_bytes=free,
         disk_rate=rate,
-        calibrated_views=min(config.calibration_images, config.count * sum(probe.shards.values())),
+        calibrated_views=calibrated_views(config, sum(probe.shards.values())),
         count_seconds=counting,
         pixels_a_view=pixel_bytes(probe, codec) if config.keep_views else 0.0,
         pixels_held=held.of_pixels(codec),

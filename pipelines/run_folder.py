@@ -28,9 +28,10 @@ def check_run(config: DistillConfig, out: Path) -> bool:
     before = read_settings(out)
     now = json.loads(json.dumps(config.to_json()))
     known = {**json.loads(json.dumps(DistillConfig().to_json())), **before}  # an older run lacks newer settings
-    if (out / SNAPSHOT).exists():
-        known["recipe"] = json.loads((out / SNAPSHOT).read_text()).get("recipe")  # left open, it was the cache's
-        now["recipe"] = now["recipe"] or known["recipe"]
+    recipe = _recipe(out)
+    if recipe is not None:
+        known["recipe"] = recipe  # left open, it was the cache's
+        now["recipe"] = now["recipe"] or recipe
     different = [key for key in now if key not in FREE_ON_RESUME and now[key] != known.get(key)]
     if different:
         key = different[0]
@@ -58,3 +59,12 @@ def refuse_others(out: Path) -> None:
             f"{out} holds {ENCODER} and no checkpoint: a new run would overwrite it; choose another --out, or "
             "move it away"
         )
+
+
+def _recipe(out: Path) -> str | None:
+    """The recipe of the run's views; None where its snapshot does not say: what is wrong there is told by its reader."""
+    try:
+        recipe = json.loads((out / SNAPSHOT).read_text())["recipe"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return recipe if isinstance(recipe, str) else None

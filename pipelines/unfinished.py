@@ -77,7 +77,7 @@ def _unfinished(out: Path, config: ShardConfig) -> dict[str, Any]:
         found = dict(json.loads((out / UNFINISHED).read_text()))
         config_fields = {name: value for name, value in found.items() if name != _GIVEN}
         return found if ShardConfig.from_json(config_fields) == config else {}
-    except (OSError, ValueError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return {}
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import distill, extract
-from pipelines.checkpoint import FILE as CHECKPOINT
+from pipelines.run_folder import CHECKPOINT
 from tests.conftest import CNN, VIT, make_shards, tree
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig

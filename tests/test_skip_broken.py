@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import cli
 from pipelines import distill, extract, provenance
-from pipelines.checkpoint import FILE as CHECKPOINT
+from pipelines.run_folder import CHECKPOINT
 from tests.conftest import CNN, VIT
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig, Views

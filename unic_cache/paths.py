@@ -35,7 +35,7 @@ def check_paths(config: Any) -> None:
         flag, value = field.name.replace("_", "-"), getattr(config, field.name)
         if value is None:
             continue
-        if field.name in ANYWHERE:
+        if field.name in ANYWHERE and isinstance(value, str):
             check_path(str(value), flag)
         elif field.name in TARS:
             check_pattern(str(value), flag)

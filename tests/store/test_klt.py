@@ -278,7 +278,7 @@ class TestFit:
         assert (back - tokens).abs().mean() < 0.2
 
     def test_of_under_five_images_is_refused(self):
-        with pytest.raises(CacheError, match="4 images are too few for a calibration: 5 are needed at least; extract"):
+        with pytest.raises(CacheError, match="4 views are too few for a calibration: 5 are needed at least; extract"):
             calibrated(torch.randn(4, 9, 6), Features("klt", None, (3, 3), 6))
 
     def test_leaves_no_tables_behind(self, tokens):

@@ -67,7 +67,7 @@ def test_unic_token_rules():
         ("dino@225", r"teacher dino@225: .* 225 px is no multiple of the patch size 16 px; .*: 224 or 240"),
         ("vit-s-saliency@100", r"no multiple of the patch size 14 px; .*: 98 or 112"),
         ("dino@8", r"8 px is no multiple of the patch size 16 px; .*: 16 "),
-        ("dino@0", r"0 px is no multiple"),
+        ("dino@0", r"0 px is out of bounds; choose 1 to"),
         ("timm:test_resnet@100", r"100 px is no multiple of the patch size 16 px; .*: 96 or 112"),
         (
             "timm:xception41",
