@@ -62,7 +62,7 @@ def refuse_others(out: Path) -> None:
 
 
 def _recipe(out: Path) -> str | None:
-    """The recipe of the run's views; None where its snapshot does not say: what is wrong there is told by its reader."""
+    """The recipe of the run's views; None where its snapshot does not say, whose reader tells what is wrong."""
     try:
         recipe = json.loads((out / SNAPSHOT).read_text())["recipe"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
