@@ -54,6 +54,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.extracting
 	$(BIN)/python -m benchmarks.distilling
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.busy
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

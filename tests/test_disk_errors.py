@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 import cli
 from tests.conftest import VIT, make_shards, picture
 from tests.failing_disk import FailingDisk, Site
+from unic_cache.durable import NO_FOLDER_SYNC
 from unic_cache.student.backbone import build_encoder, encoder_spec
 from unic_cache.student.export import save_encoder
 
@@ -108,6 +109,12 @@ def test_a_call_that_fails_costs_one_line_and_nothing_that_was_made(name, made, 
         where = f"{errno.errorcode[error]} of {site}: {failed.output}"
         assert disk.failed, where
         assert failed.exception is None or isinstance(failed.exception, SystemExit), where
+        if site.call == "open" and (at / site.kind.lstrip("/")).is_dir() and error in NO_FOLDER_SYNC:
+            assert failed.exit_code == 0, where  # a folder that may not be opened is not synced
+            continue
+        if site == Site("unlink", "/new/.claim"):
+            assert failed.exit_code == 0, where  # all is done, and a claim without its lock claims nothing
+            continue
         check_told(name, site, failed, where)
         again = run(*COMMANDS[name](at), *(["--resume"] if (at / "out/checkpoint.safetensors").exists() else []))
         assert again.exit_code == 0 or (name == "shard" and failed.exit_code == 0), f"{where}\nthen {again.output}"

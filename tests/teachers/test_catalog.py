@@ -99,7 +99,7 @@ def test_listing_the_teachers_imports_neither_torch_nor_timm():
     ("name", "better"),
     [
         ("vit_base_patch32_clip_224.openai", "timm:vit_base_patch32_clip_quickgelu_224.openai"),
-        ("vit_base_patch32_clip_224.laion2b_e16", None),
+        ("vit_base_patch32_clip_224.laion2b", None),
         ("vit_base_patch32_clip_quickgelu_224.openai", None),
     ],
 )
