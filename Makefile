@@ -13,7 +13,7 @@ CACHE := $(DEMO)/cache
 TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
 EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --calibration-images 512
 
-.PHONY: setup demo test test-s3 bench lint clean
+.PHONY: setup demo test test-slow test-s3 bench lint clean
 
 setup: $(READY)
 
@@ -35,8 +35,13 @@ demo: $(READY)
 	$(UNIC) evaluate --encoder $(DEMO)/student --train '$(SETS)/train/*.tar' --test '$(SETS)/test/*.tar' --cache $(CACHE)
 
 # One process a core, at most four; a file's tests share their fixtures, so they stay in one process.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 test: $(READY)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(PYTEST) --dist loadfile -m 'not slow'
+
+# What tries every call, kill, order or byte: minutes that a change elsewhere need not wait for.
+test-slow: $(READY)
+	$(PYTEST) -m slow
 
 # Ceph's object gateway, a real S3 server, started on loopback and stopped again by the tests; needs Debian's packages.
 test-s3: $(READY)

@@ -174,6 +174,7 @@ def test_power_cut_or_kill_after_any_call_is_made_good(tmp_path: Path, work: Cal
 @pytest.mark.parametrize(
     "error", [OSError(errno.EIO, "ordered"), KeyboardInterrupt("ordered")], ids=["error", "stopped"]
 )
+@pytest.mark.slow
 def test_failure_of_any_call_leaves_the_whole_file_or_nothing(
     tmp_path: Path, work: Callable[[LocalFolder], None], error: BaseException
 ) -> None:

@@ -232,6 +232,7 @@ class TestMeasurements:
         assert ours == pytest.approx(theirs, abs=1e-6)
 
     @pytest.mark.parametrize("pixel_codec", ["raw", "compact"])
+    @pytest.mark.slow
     def test_what_the_cache_holds_is_counted_in_its_own_codec_alone(self, config, settings, tmp_path, pixel_codec):
         kept = {"keep_views": True, "pixel_codec": pixel_codec, "codec": "int8"}
         extract.run(settings(tmp_path / "cache", teachers=(VIT,), weights=config.weights[:1], views=1, **kept))

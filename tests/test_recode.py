@@ -197,6 +197,7 @@ class TestResume:
         assert (done.units, done.skipped) == (1, 23)
         assert tree(tmp_path / "cache") == whole
 
+    @pytest.mark.slow
     def test_a_kill_before_any_file_leaves_a_cache_that_the_next_run_completes(self, tmp_path, source, monkeypatch):
         run(source, tmp_path / "whole", codec="klt", threads=1)
         whole = tree(tmp_path / "whole")

@@ -85,6 +85,7 @@ def test_units_survive_a_failure_of_any_call(answer_lost):
 
 @pytest.mark.usefixtures("quick_zarr")
 @pytest.mark.parametrize("answer_lost", [False, True], ids=["refused", "answer-lost"])
+@pytest.mark.slow
 def test_a_whole_extraction_survives_a_failure_of_any_call(tmp_path, settings, weights, monkeypatch, answer_lost):
     """One teacher sees views from the tars, which are kept; another one, later, sees those."""
     shards = make_shards(tmp_path, (6, 4))

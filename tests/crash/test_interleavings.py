@@ -94,6 +94,7 @@ def deaths_survived(graph: Graph, files: Files, works: Sequence[Work], array_cou
     [*itertools.product(("one-array", "three-arrays"), ((0, 0), (0, 1))), ("one-tiled-array", (0, 1))],
     ids=lambda value: value if isinstance(value, str) else ("equal-bytes", "almost-equal-bytes")[value[1]],
 )
+@pytest.mark.slow
 def test_two_workers_end_with_one_good_copy_even_if_one_dies(array_count, machines):
     files, works = prepared(array_count), workers(array_count, *machines)
     graph = explore_and_check(files, works, array_count)
@@ -103,6 +104,7 @@ def test_two_workers_end_with_one_good_copy_even_if_one_dies(array_count, machin
     assert deaths > 200
 
 
+@pytest.mark.slow
 def test_three_workers_end_with_one_good_copy():
     graph = explore_and_check(prepared("one-array"), workers("one-array", 0, 1, 2), "one-array")
     print(f"{graph.paths():,} interleavings through {len(graph.schedules)} states")

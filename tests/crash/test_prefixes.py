@@ -60,6 +60,7 @@ def test_a_store_cut_off_before_any_call_is_valid_and_can_be_finished(spec, work
 
 @pytest.mark.usefixtures("quick_zarr", "no_syncs")
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.slow
 def test_a_disk_cut_off_after_any_system_call_is_valid_and_can_be_finished(tmp_path, spec):
     disk = Disk(tmp_path / "disk")
     with disk.watch():
@@ -99,6 +100,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_syncs", "one_thread")
+@pytest.mark.slow
 def test_a_whole_extraction_cut_off_anywhere_is_finished_by_the_next(tmp_path, settings):
     disk = Disk(tmp_path / "disk")
     config = settings(disk.root / "cache", keep_views=True)

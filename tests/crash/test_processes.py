@@ -52,6 +52,7 @@ def say(process: subprocess.Popen, words: dict) -> None:
     process.stdin.flush()
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_byte_for_byte_as_if_never_killed(act):
     report = act("kill_and_restart", kills=KILLS)
     assert report["kills"] >= KILLS
@@ -59,6 +60,7 @@ def test_killed_again_and_again_it_ends_byte_for_byte_as_if_never_killed(act):
 
 
 @pytest.mark.parametrize("same_units", [False, True], ids=["each-its-share", "all-the-same-units"])
+@pytest.mark.slow
 def test_four_processes_at_once_end_as_one_would_though_some_are_killed(act, same_units):
     assert act("crowd", workers=4, kills=3, same_units=same_units)["kills"] >= 3
 

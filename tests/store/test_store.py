@@ -137,6 +137,7 @@ class TestRecords:
         )
     )
     @settings(deadline=None, max_examples=200)
+    @pytest.mark.slow
     def test_hostile_json_ends_in_a_clear_error(self, body):
         with pytest.raises(CacheError):
             parse_record(json.dumps(body).encode(), "teacher", unit(3), ())

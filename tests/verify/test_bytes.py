@@ -42,6 +42,7 @@ def test_a_whole_cache_is_whole_and_all_of_it_was_read(whole):
     assert (report.units, report.rows, report.bytes) == (6, 3 * 40, objects)
 
 
+@pytest.mark.slow
 def test_a_byte_flipped_anywhere_in_any_file_is_reported_there(whole, broken):
     flips, reported = 0, 0
     for name, data in tree(whole).items():
