@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Iterable
 from typing import Any, TypeVar
 
-from pipelines.progress import console
+from pipelines.progress import say
 from unic_cache.cache import Cache
 from unic_cache.config import CENTER, ExtractConfig, Views
 from unic_cache.errors import ConfigError
@@ -63,7 +63,7 @@ def kept_alike(config: Config, cache: Cache) -> Config:
     added = [name for name in config.teachers if name not in cache.teachers and name not in cache.uncalibrated]
     if added and (changes.get("codec") or changes.get("tokens")):
         told = ", ".join(f"{key} {value}" for key, value in changes.items() if value is not None)
-        _say(f"{', '.join(added)}: kept as the cache's other teachers are: {told}")
+        say(f"{', '.join(added)}: kept as the cache's other teachers are: {told}")
     return dataclasses.replace(config, **changes)
 
 
@@ -87,7 +87,7 @@ def _tell(cache: Cache, kind: Views, found: Collection[Views]) -> None:
     if not found or kind in found or (CENTER in {kind.recipe, *_recipes(found)} and kind.size in sizes):
         return
     listed = ", ".join(sorted(map(_described, found)))
-    _say(f"this adds {_described(kind)} to {cache.location.url}, which has {listed}")
+    say(f"this adds {_described(kind)} to {cache.location.url}, which has {listed}")
 
 
 def _recipes(found: Collection[Views]) -> set[str]:
@@ -96,7 +96,3 @@ def _recipes(found: Collection[Views]) -> set[str]:
 
 def _described(views: Views) -> str:
     return f"{views.recipe} views of {views.size} px (seed {views.seed})"
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
