@@ -14,8 +14,8 @@ from typing import Any
 
 import click
 
-from pipelines.failures import clear_errors
-from pipelines.flags import (
+from pipelines.command.failures import clear_errors
+from pipelines.command.flags import (
     CACHE,
     DEVICE,
     IMG_SIZE,
@@ -42,8 +42,8 @@ from pipelines.flags import (
     on_terminal,
     ready,
 )
-from pipelines.printing import print_in_any_encoding
-from pipelines.threads import settle_waiting
+from pipelines.command.printing import print_in_any_encoding
+from pipelines.command.threads import settle_waiting
 from unic_cache.config import (
     CODECS,
     DTYPES,
@@ -154,7 +154,7 @@ def plan(weights: tuple[str, ...], as_json: bool, yes: bool, **flags: Any) -> No
     """
     if as_json and yes:
         raise click.UsageError("--json is for programs, which start what they want themselves; leave out --yes")
-    from pipelines.forecast import PlanConfig
+    from pipelines.planning.forecast import PlanConfig
 
     with clear_errors(), ready(PlanConfig(weights=tuple(named_file(text) for text in weights), **flags)) as config:
         from pipelines import plan as pipeline

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from unic_cache.config import Views
 from unic_cache.store.calibrate import Calibration, Calibrator
-from unic_cache.store.codec import FeatureCodec, Features
-from unic_cache.store.fit import BandMoments
-from unic_cache.store.klt import DEAD_ZONE, TILE, Klt
+from unic_cache.store.codecs.codec import FeatureCodec, Features
+from unic_cache.store.codecs.fit import BandMoments
+from unic_cache.store.codecs.klt import DEAD_ZONE, TILE, Klt
 from unic_cache.store.layout import CHUNK_ROWS, ZSTD_LEVEL
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import Teacher, load_teacher

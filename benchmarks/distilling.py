@@ -41,11 +41,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.extracting import LARGE, QUALITY, given, kept_by, machine, random_weights, write_tars
 from benchmarks.ladder import GRID, WIDTH, one_module_each
 from pipelines import distill, extract
-from pipelines.device import pick_device
-from pipelines.runlog import FILE as LOG
+from pipelines.command.device import pick_device
+from pipelines.training.runlog import FILE as LOG
 from unic_cache.config import CODECS, DTYPES, PRECISIONS, DistillConfig, ExtractConfig
-from unic_cache.sources import Address
-from unic_cache.stream import GROUP_BYTES, Batch, Stream
+from unic_cache.stream.batches import GROUP_BYTES, Batch, Stream
+from unic_cache.stream.pixels import Address
 from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spec
 from unic_cache.student.ladder import Ladder, TargetSpec
 from unic_cache.teachers.catalog import resolve

@@ -26,7 +26,7 @@ from numcodecs import Zstd
 from PIL import Image
 
 from unic_cache.config import Views
-from unic_cache.store.differences import from_differences, to_differences
+from unic_cache.store.codecs.pixel_codec import from_differences, to_differences
 from unic_cache.store.layout import CHUNK_ROWS, ZSTD_LEVEL
 from unic_cache.views.augment import make_view, pixel_crc
 from unic_cache.views.decode import decode

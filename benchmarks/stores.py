@@ -16,11 +16,11 @@ import webdataset
 
 from benchmarks.images import photograph
 from unic_cache.config import Views
-from unic_cache.location import LocalFolder
-from unic_cache.open_file import OpenFile, Span
+from unic_cache.files.location import LocalFolder
+from unic_cache.files.open_file import OpenFile, Span
 from unic_cache.store.calibrate import Calibrator
+from unic_cache.store.codecs.pixel_codec import to_differences
 from unic_cache.store.commit import Crcs, Unit
-from unic_cache.store.differences import to_differences
 from unic_cache.store.layout import VIEWS_MEMBER, Extent
 from unic_cache.store.member import Member
 from unic_cache.store.writer import UnitWriter, row_crcs

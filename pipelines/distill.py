@@ -19,32 +19,32 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pipelines.checkpoint import load_checkpoint
-from pipelines.device import device_words
-from pipelines.failures import reason
-from pipelines.learner import Learner, finite, target_spec
-from pipelines.online import open_live_set
-from pipelines.opening import opened
-from pipelines.processes import begin_tracking, make_accelerator, run_claimed
-from pipelines.progress import Progress, begins, console
-from pipelines.recorder import versions
-from pipelines.run_folder import CHECKPOINT, CONFIG, FREE_ON_RESUME, check_run
-from pipelines.run_state import RunState
-from pipelines.runlog import FILE as LOG
-from pipelines.runlog import Clock, RunLog
-from pipelines.signals import stop_on_signal
-from pipelines.surroundings import say_surroundings
-from pipelines.targets import Cached, Source, Targets
-from pipelines.training_set import Snapshot, TrainingSet, open_training_set
+from pipelines.command.device import device_words
+from pipelines.command.failures import reason
+from pipelines.command.opening import opened
+from pipelines.command.progress import Progress, begins, console
+from pipelines.command.run_folder import CHECKPOINT, CONFIG, FREE_ON_RESUME, check_run
+from pipelines.command.signals import stop_on_signal
+from pipelines.command.surroundings import say_surroundings
+from pipelines.extracting.recorder import versions
+from pipelines.training.learner import Learner, finite, target_spec
+from pipelines.training.online import open_live_set
+from pipelines.training.processes import begin_tracking, make_accelerator, run_claimed
+from pipelines.training.run_state import RunState
+from pipelines.training.runlog import FILE as LOG
+from pipelines.training.runlog import Clock, RunLog
+from pipelines.training.targets import Cached, Source, Targets
+from pipelines.training.training_set import Snapshot, TrainingSet, open_training_set
 from unic_cache.arithmetic import float32_products
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.report import plot_losses
-from unic_cache.location import LocalFolder
-from unic_cache.sources import thread_pool
-from unic_cache.stream import Order, Stream
+from unic_cache.files.location import LocalFolder
+from unic_cache.stream.batches import Order, Stream
+from unic_cache.stream.pixels import thread_pool
 from unic_cache.student.backbone import EncoderSpec, build_encoder, encoder_spec
+from unic_cache.student.checkpoint import load_checkpoint
 from unic_cache.student.export import ENCODER_FILE, timm_line
 from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.schedule import learning_rate, optimizer

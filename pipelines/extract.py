@@ -14,29 +14,28 @@ from functools import partial
 
 import torch
 
-from pipelines.calibrating import calibrate, views_to_calibrate
-from pipelines.device import device_words, pick_device
-from pipelines.given import given_shards
-from pipelines.kinds import kept_alike, settled
-from pipelines.opening import tell_guests
-from pipelines.progress import Progress, begins, say
-from pipelines.recorder import BATCHES_AHEAD, Recorder, pixel_spec, recorder, teacher_spec
-from pipelines.shares import share_lines
-from pipelines.surroundings import say_surroundings
-from pipelines.teacher_weights import announce, check_claims, check_same_weights, load_teachers
-from pipelines.unit_rows import UnitRows, Work
+from pipelines.command.device import device_words, pick_device
+from pipelines.command.given import given_shards
+from pipelines.command.opening import tell_guests
+from pipelines.command.progress import Progress, begins, say
+from pipelines.command.shares import share_lines
+from pipelines.command.surroundings import say_surroundings
+from pipelines.extracting.calibrating import calibrate, views_to_calibrate
+from pipelines.extracting.kinds import kept_alike, settled
+from pipelines.extracting.recorder import BATCHES_AHEAD, Recorder, pixel_spec, recorder, teacher_spec
+from pipelines.extracting.teacher_weights import announce, check_claims, check_same_weights, load_teachers
+from pipelines.extracting.unit_rows import UnitRows, Work
 from unic_cache.cache import Cache, refuse_other_folders
 from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import CacheError, EmptyShardError
-from unic_cache.guests import sort_folders
-from unic_cache.location import LocalFolder, Location, open_location
-from unic_cache.probe import check_known_pixels, settle_probe
-from unic_cache.seen import Seen
-from unic_cache.sources import Address, KeptPixels, Pixels, ShardPixels, ViewBatch, ahead, thread_pool
+from unic_cache.files.location import LocalFolder, Location, open_location
 from unic_cache.store.commit import Crcs, Unit
-from unic_cache.store.layout import VIEWS_MEMBER
+from unic_cache.store.guests import sort_folders
+from unic_cache.store.layout import VIEWS_MEMBER, teacher_folder
 from unic_cache.store.member import Member
-from unic_cache.teachers.catalog import folder
+from unic_cache.stream.pixels import Address, KeptPixels, Pixels, ShardPixels, ViewBatch, ahead, thread_pool
+from unic_cache.stream.probe import check_known_pixels, settle_probe
+from unic_cache.stream.seen import Seen
 from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry, extend_index, segment_names
 
@@ -74,7 +73,7 @@ def open_teachers(
     location = open_location(config.cache, config.worker_index)
     refuse_other_folders(location)
     if isinstance(location, LocalFolder):
-        location.remove_leftovers(without=sort_folders(location)[1].keys() - set(map(folder, config.teachers)))
+        location.remove_leftovers(without=sort_folders(location)[1].keys() - set(map(teacher_folder, config.teachers)))
     paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None, config.strict)
     begins(command, *facts(config, entries, device))
     say_surroundings()
@@ -229,7 +228,7 @@ def teacher_member(
     config: ExtractConfig, location: Location, teacher: Teacher, device: torch.device, count: int
 ) -> Member:
     """The teacher's folder in the cache, made or found. CacheError where it is another network's."""
-    name = folder(teacher.spec.name)
+    name = teacher_folder(teacher.spec.name)
     before = Member.open(location, name)
     check_same_weights(teacher, before, location.url)
     check_claims(teacher, before, config, say)

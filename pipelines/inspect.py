@@ -5,12 +5,12 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.opening import opened
-from pipelines.printing import print_table, results
+from pipelines.command.opening import opened
+from pipelines.command.printing import print_table, results
 from unic_cache.cache import Cache
-from unic_cache.held_out import held_out
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
+from unic_cache.stream.held_out import held_out
 
 
 def run(path: str) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines.opening import opened
-from pipelines.printing import results
+from pipelines.command.opening import opened
+from pipelines.command.printing import results
 from unic_cache.student.export import ENCODER_FILE, load_encoder
 
 SOURCE = ("about", "source", "published", "licence", "weights_file_sha256")

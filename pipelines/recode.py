@@ -16,24 +16,24 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.copying import copy_foundations, copy_views
-from pipelines.device import device_words, pick_device
+from pipelines.command.device import device_words, pick_device
+from pipelines.command.opening import opened
+from pipelines.command.progress import Progress, begins, say
+from pipelines.command.shares import share_lines
 from pipelines.extract import UNITS_BEING_WRITTEN, dropped, seen_before
-from pipelines.opening import opened
-from pipelines.progress import Progress, begins, say
-from pipelines.recorder import BATCHES_AHEAD
-from pipelines.shares import share_lines
-from pipelines.transcode import Transcoder, codes_stay, committed_units, shown_rows, target_spec, transcoder
+from pipelines.extracting.recorder import BATCHES_AHEAD
+from pipelines.recoding.copying import copy_foundations, copy_views
+from pipelines.recoding.transcode import Transcoder, codes_stay, committed_units, shown_rows, target_spec, transcoder
 from unic_cache.cache import Cache, refuse_other_folders
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
-from unic_cache.guests import sort_folders
-from unic_cache.location import LocalFolder, Location, open_location
-from unic_cache.seen import Seen
-from unic_cache.sources import ahead, thread_pool
+from unic_cache.files.location import LocalFolder, Location, open_location
 from unic_cache.store.commit import CommitRecord, Unit
+from unic_cache.store.guests import sort_folders
 from unic_cache.store.member import Member
 from unic_cache.store.reader import Rows
+from unic_cache.stream.pixels import ahead, thread_pool
+from unic_cache.stream.seen import Seen
 
 BATCH = 64  # rows that are decoded and encoded at once
 

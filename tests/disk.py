@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from unic_cache import location
+from unic_cache.files import location
 
 CALLS = ("open", "fsync", "link", "rename", "replace", "unlink", "mkdir", "rmdir", "truncate")
 LOST = b"(bytes that were never synced)"

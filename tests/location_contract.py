@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from unic_cache.errors import ConfigError
-from unic_cache.location import Location
+from unic_cache.files.location import Location
 
 Files = dict[str, bytes]
 BIG = "t/features.zarr/000000/unic-224-0-003/cls/c.0.0"

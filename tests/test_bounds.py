@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from pipelines.forecast import PlanConfig
+from pipelines.planning.forecast import PlanConfig
 from unic_cache import bounds, config, unsaved
 from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, ShardConfig, Views
 from unic_cache.errors import ConfigError

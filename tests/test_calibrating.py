@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from pipelines import calibrating, extract
-from pipelines.half_calibrated import HalfCalibrated
+from pipelines import extract
+from pipelines.extracting import calibrating
+from pipelines.extracting.half_calibrated import HalfCalibrated
 from tests.conftest import CNN, VIT, make_shards, tree
 from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError

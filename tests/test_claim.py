@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import distill, shard
-from pipelines.claim import FILE, claimed
+from pipelines.command.claim import FILE, claimed
 from tests.conftest import picture, tree
 from unic_cache.config import ShardConfig
 from unic_cache.errors import ConfigError

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import cli
-from pipelines.flags import worker_from_environment
+from pipelines.command.flags import worker_from_environment
 from tests.conftest import CNN, VIT, picture, tree
 from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, ShardConfig
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 import cli
 from tests.conftest import VIT, make_shards, picture
 from tests.failing_disk import FailingDisk, Site
-from unic_cache.durable import NO_FOLDER_SYNC
+from unic_cache.files.durable import NO_FOLDER_SYNC
 from unic_cache.student.backbone import build_encoder, encoder_spec
 from unic_cache.student.export import save_encoder
 

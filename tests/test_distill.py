@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import distill, extract
-from pipelines.run_folder import CHECKPOINT
+from pipelines.command.run_folder import CHECKPOINT
 from tests.conftest import CNN, VIT, make_shards, tree
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig
@@ -94,8 +94,8 @@ def test_order_views_and_losses_do_not_depend_on_threads(training, tmp_path):
 def test_the_first_losses_are_those_of_a_loop_without_any_stream(training, tmp_path, cache, shards):
     """One step by hand: rows read one by one, targets decoded alone, the same modules called in plain order."""
     from tests.test_extract import views_of
-    from unic_cache.stream import Order
-    from unic_cache.usable import usable_rows
+    from unic_cache.stream.batches import Order
+    from unic_cache.stream.rows import usable_rows
 
     config = training(steps=1, log_every=1, drop_path=0.0, out=str(tmp_path / "one"))
     distill.run(config)
@@ -198,7 +198,7 @@ def test_a_process_without_a_validation_batch_does_not_keep_the_others_waiting(t
     """Sums of a meter that added nothing: zeros of the right length, with weight zero."""
     from accelerate import Accelerator
 
-    from pipelines.runlog import Meter
+    from pipelines.training.runlog import Meter
 
     found = Meter(Accelerator(cpu=True), {"a": ["cls", "patch"], "b": ["patch"]}).read()
     assert found == {
@@ -291,7 +291,7 @@ class TestFloat32Products:
 
     def test_are_tf32_for_the_student_alone(self, training, tmp_path, monkeypatch):
         """What the flags say while the student, and while the targets, are computed; no CUDA is needed to see it."""
-        from pipelines.targets import Targets
+        from pipelines.training.targets import Targets
         from unic_cache.student.ladder import Student
 
         seen = {}
@@ -348,7 +348,7 @@ class TestRefusals:
     def test_of_other_decoders_unless_a_tolerance_is_given(self, training, tmp_path, monkeypatch):
         from unic_cache.views.augment import make_view
 
-        monkeypatch.setattr("unic_cache.sources.make_view", lambda *a: make_view(*a) ^ np.uint8(1))
+        monkeypatch.setattr("unic_cache.stream.pixels.make_view", lambda *a: make_view(*a) ^ np.uint8(1))
         with pytest.raises(CacheError, match=r"differ by up to 1 levels of 255.*--pixel-tolerance 1"):
             distill.run(training())
         distill.run(training(pixel_tolerance=1, steps=2))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from pipelines.failures import clear_errors, explain
+from pipelines.command.failures import clear_errors, explain
 from unic_cache.errors import CacheError, ConfigError
 
 

@@ -4,7 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from pipelines import calibrating, extract, inspect, repair, verify
+from pipelines import extract, inspect, repair, verify
+from pipelines.extracting import calibrating
 from pipelines.verify import VerifyConfig
 from tests.conftest import CNN, VIT, tree
 from unic_cache.cache import open_cache

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import extract, teacher_weights
+from pipelines import extract
+from pipelines.extracting import teacher_weights
 from tests.conftest import CNN, VIT, tree
 from unic_cache.cache import CachedTeacher, open_cache
 from unic_cache.errors import CacheError
-from unic_cache.sampling import kept_positions
+from unic_cache.store.sampling import kept_positions
 
 WIDE = "timm:test_vit@64"  # 4 x 4 tokens
 KEPT = 5

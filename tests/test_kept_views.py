@@ -16,8 +16,8 @@ from tests.verify.damage import check
 from unic_cache.cache import open_cache
 from unic_cache.config import Views
 from unic_cache.errors import CacheError
-from unic_cache.sources import Address, KeptPixels, thread_pool
-from unic_cache.store.differences import from_differences, to_differences
+from unic_cache.store.codecs.pixel_codec import from_differences, to_differences
+from unic_cache.stream.pixels import Address, KeptPixels, thread_pool
 
 PIXELS = arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.just(3)))
 

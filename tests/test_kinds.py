@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 
 from pipelines import extract, plan
-from pipelines.forecast import PlanConfig
-from pipelines.kinds import kept_alike, settled
+from pipelines.extracting.kinds import kept_alike, settled
+from pipelines.planning.forecast import PlanConfig
 from tests.conftest import CNN, VIT, make_shards
 from unic_cache.cache import Cache, open_cache
 from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import ConfigError
-from unic_cache.location import open_location
+from unic_cache.files.location import open_location
 
 
 @pytest.fixture(scope="module")

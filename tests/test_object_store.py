@@ -14,11 +14,11 @@ from obstore.store import GCSStore, MemoryStore
 
 from tests.location_contract import WriteContract
 from tests.object_server import ObjectServer
-from unic_cache import object_store, outages
 from unic_cache.errors import CacheError
-from unic_cache.location import Location, open_location
-from unic_cache.object_store import ObjectFolder
-from unic_cache.web_folder import WebFolder
+from unic_cache.files import object_store, outages
+from unic_cache.files.location import Location, open_location
+from unic_cache.files.object_store import ObjectFolder
+from unic_cache.files.web_folder import WebFolder
 
 CALLS: dict[str, Callable[[Location], object]] = {
     "read": lambda folder: folder.read("a/there"),
@@ -244,7 +244,7 @@ def test_a_folder_travels_to_a_spawned_worker_and_is_opened_there(filled: Object
 FORKS = """
 import os, signal, sys
 from obstore.store import MemoryStore
-from unic_cache.object_store import ObjectFolder
+from unic_cache.files.object_store import ObjectFolder
 
 folder = ObjectFolder("memory://", MemoryStore())
 if sys.argv[1] == "used":
@@ -272,6 +272,7 @@ def test_fork_after_use_is_an_error_and_not_a_hang(before: str) -> None:
 
 def test_obstore_is_loaded_only_for_urls() -> None:
     script = (
-        "import sys; from unic_cache.location import open_location as o; o('x'); assert 'obstore' not in sys.modules"
+        "import sys; from unic_cache.files.location import open_location; open_location('x'); "
+        "assert 'obstore' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -11,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from pipelines import calibrating, extract, inspect, plan, step_costs, verify
-from pipelines.forecast import FITTED_VIEWS, Costs, Forecast, KeptCost, PlanConfig, StudentCost, forecast
+from pipelines import extract, inspect, plan, verify
+from pipelines.extracting import calibrating
+from pipelines.planning import step_costs
+from pipelines.planning.forecast import FITTED_VIEWS, Costs, Forecast, KeptCost, PlanConfig, StudentCost, forecast
 from tests.conftest import CNN, VIT, tree
 from unic_cache.config import CODECS, ExtractConfig
 from unic_cache.errors import CacheError, ConfigError
@@ -253,7 +255,7 @@ class TestMeasurements:
 
     def test_an_object_store_has_no_disk_to_measure(self, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        from unic_cache.location import open_location
+        from unic_cache.files.location import open_location
 
         assert step_costs.disk(open_location("s3://bucket/cache")) == (None, None)
 

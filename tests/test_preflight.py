@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from pipelines import preflight
+from pipelines.command import preflight
 from tests.conftest import CNN, VIT
 from unic_cache.config import DistillConfig, ExtractConfig
 from unic_cache.errors import CacheError, TeacherError
-from unic_cache.timm_names import close_names
+from unic_cache.weights.timm_names import close_names
 
 MISTAKES = {
     "no teacher is called 'dinoo'; did you mean dino": ["extract", "--teacher", "dinoo"],

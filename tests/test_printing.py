@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import cli
-from pipelines.printing import print_in_any_encoding, print_table, results
+from pipelines.command.printing import print_in_any_encoding, print_table, results
 from unic_cache.evaluate.knn import Interval
 from unic_cache.evaluate.report import Row, result_table
 

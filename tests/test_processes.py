@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipelines import distill
-from pipelines.device import pick_device
-from pipelines.processes import LAUNCHED, MPI_RANK, MPI_SIZE, make_accelerator
+from pipelines.command.device import pick_device
+from pipelines.training.processes import LAUNCHED, MPI_RANK, MPI_SIZE, make_accelerator
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 
@@ -40,8 +40,8 @@ def test_processes_that_nobody_would_join_are_refused(training, tmp_path, monkey
 
 def test_processes_that_accelerate_does_not_join_are_refused(tmp_path, monkeypatch):
     """As with ranks beside a GPU that no launcher has given a local rank, or an MPI that accelerate leaves alone."""
-    monkeypatch.setattr("pipelines.processes.world_size", lambda: 2)
-    monkeypatch.setattr("pipelines.processes.check_launched", lambda world: None)
+    monkeypatch.setattr("pipelines.training.processes.world_size", lambda: 2)
+    monkeypatch.setattr("pipelines.training.processes.check_launched", lambda world: None)
     monkeypatch.setattr("accelerate.state.PartialState._prepare_backend", lambda *a: (None, "NO"))
     with pytest.raises(ConfigError, match=r"says 2 processes .* joins 1, and each would train alone"):
         made(tmp_path)

@@ -6,7 +6,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from pipelines import progress
+from pipelines.command import progress
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unic_cache.draws import Purpose, words
-from unic_cache.sampling import kept_positions, places_among
+from unic_cache.store.sampling import kept_positions, places_among
 
 KEYS = st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 999)), max_size=4)
 GRIDS = st.tuples(st.integers(1, 9), st.integers(1, 9))

@@ -9,10 +9,10 @@ from webdataset import TarWriter
 
 from pipelines import extract, recode
 from tests.conftest import CNN, VIT, picture, png, tree, write_tar
-from unic_cache import seen
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import Calibration
+from unic_cache.stream import seen
 
 ROWS = 20
 

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 
 import cli
 from pipelines import distill, extract, provenance
-from pipelines.run_folder import CHECKPOINT
+from pipelines.command.run_folder import CHECKPOINT
 from tests.conftest import CNN, VIT
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import BrokenError
-from unic_cache.sources import Address, KeptPixels, Pixels, ShardPixels, thread_pool
-from unic_cache.stream import Stream
-from unic_cache.usable import usable_rows
+from unic_cache.stream.batches import Stream
+from unic_cache.stream.pixels import Address, KeptPixels, Pixels, ShardPixels, thread_pool
+from unic_cache.stream.rows import usable_rows
 from unic_cache.views.shards import describe
 
 VIEWS = Views("unic", 32, 0)
@@ -101,7 +101,7 @@ def test_only_the_broken_rows_are_disowned_and_all_others_are_as_ever(folder, sh
 
 
 def test_pixels_that_the_teachers_did_not_see_are_disowned(folder, shards, monkeypatch):
-    from unic_cache import sources
+    from unic_cache.stream import pixels as sources
 
     honest = sources.make_view
     monkeypatch.setattr(sources, "make_view", lambda image, views, key, number: honest(image, views, key + 1, number))

@@ -8,13 +8,13 @@ import pytest
 
 from pipelines import distill, extract, inspect
 from pipelines.recode import run as recode
-from pipelines.training_set import Snapshot
+from pipelines.training.training_set import Snapshot
 from tests.conftest import make_shards, picture, png, tree, write_tar
 from tests.verify.damage import check
 from unic_cache.cache import open_cache
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import CacheError, ConfigError, ShardError
-from unic_cache.held_out import held_out, hold_out
+from unic_cache.stream.held_out import held_out, hold_out
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,9 @@ def test_inspect_shows_what_is_held_out(train):
 
 
 def test_a_cache_that_cannot_be_written_to_still_serves_and_says_that_it_forgets(train, monkeypatch, capsys):
-    monkeypatch.setattr("pipelines.split.hold_out", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
+    monkeypatch.setattr(
+        "pipelines.training.split.hold_out", lambda *_: (_ for _ in ()).throw(PermissionError("read-only"))
+    )
     assert train(val_shards="000001")[1] == ("000001",)
     assert "cannot remember what is held out" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unic_cache.errors import WeightsError
-from unic_cache.state_dicts import find, first_names, without_shared_prefix
+from unic_cache.weights.state_dicts import find, first_names, without_shared_prefix
 
 SHAPES = {f"blocks.{n}.{part}": (2, n + 1) for n in range(4) for part in ("w", "b")} | {"norm.w": (3,)}
 FILE = Path("teacher.pth")

@@ -12,7 +12,7 @@ from tests.test_distill import log_of, losses_of
 from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.calibrate import Calibration, Calibrator
-from unic_cache.store.codec import Features
+from unic_cache.store.codecs.codec import Features
 from unic_cache.store.standardize import affine
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 import cli
 from pipelines import provenance
-from pipelines.flags import named_file, named_value
-from pipelines.forecast import PAIRS
-from pipelines.teacher_weights import claimed, files_of, load_teachers, normalization, normalization_text
+from pipelines.command.flags import named_file, named_value
+from pipelines.extracting.teacher_weights import claimed, files_of, load_teachers, normalization, normalization_text
+from pipelines.planning.forecast import PAIRS
 from tests.conftest import CNN, VIT
 from unic_cache.cache import open_cache
 from unic_cache.config import ExtractConfig

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from unic_cache.errors import WeightsError
-from unic_cache.untrained import check_values, tell_untrained
+from unic_cache.weights.untrained import check_values, tell_untrained
 
 
 def trained(name: str) -> torch.nn.Module:

@@ -12,9 +12,9 @@ import pytest
 from obstore.exceptions import GenericError
 
 from tests.location_contract import Files, ReadContract
-from unic_cache import outages
 from unic_cache.errors import CacheError
-from unic_cache.location import LocalFolder, Location, open_location
+from unic_cache.files import outages
+from unic_cache.files.location import LocalFolder, Location, open_location
 
 
 class WithoutRanges(SimpleHTTPRequestHandler):

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from unic_cache.errors import WeightsError
-from unic_cache.weights_file import read_checkpoint
+from unic_cache.weights.file import read_checkpoint
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2)}
 

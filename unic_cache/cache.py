@@ -22,17 +22,17 @@ from torch import Tensor
 from unic_cache.buffers import Bytes
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError, CacheError, ConfigError
-from unic_cache.guests import sort_folders
-from unic_cache.location import LocalFolder, Location, open_location
+from unic_cache.files.location import LocalFolder, Location, open_location
 from unic_cache.store.calibrate import Calibration
-from unic_cache.store.codec import FeatureCodec
+from unic_cache.store.codecs.codec import FeatureCodec
+from unic_cache.store.codecs.pixel_codec import from_differences
 from unic_cache.store.commit import CommitRecord, Unit
-from unic_cache.store.differences import from_differences
+from unic_cache.store.guests import sort_folders
 from unic_cache.store.layout import VIEWS_MEMBER, Extent
 from unic_cache.store.member import Member
-from unic_cache.store.objects import OpenObjects
+from unic_cache.store.open_objects import OpenObjects
+from unic_cache.store.ranges import picks
 from unic_cache.store.reader import RowReader, Rows
-from unic_cache.store.runs import picks
 from unic_cache.views.index import Segment, ShardEntry, no_cache, no_teacher, read_segments
 
 RECORDS_KEPT = 1024

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from unic_cache.bounds import check_numbers
 from unic_cache.errors import ConfigError
-from unic_cache.paths import check_paths
+from unic_cache.files.paths import check_paths
 
 
 class Saved:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from unic_cache.bounds import check_numbers
 from unic_cache.errors import ConfigError
-from unic_cache.paths import check_paths
+from unic_cache.files.paths import check_paths
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import torch
 
 import cli
 from pipelines import extract
-from pipelines.failures import STOPPED
+from pipelines.command.failures import STOPPED
 from tests.disk import tree
 from unic_cache.config import ExtractConfig
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import TypeVar
 
-from unic_cache.location import checked
-from unic_cache.open_file import RangeFile
+from unic_cache.files.location import checked
+from unic_cache.files.open_file import RangeFile
 
 Files = dict[str, bytes]
 T = TypeVar("T")

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from crc32c import crc32c
 
-from unic_cache.location import LocalFolder, Location
+from unic_cache.files.location import LocalFolder, Location
 from unic_cache.store.calibrate import Calibration
+from unic_cache.store.codecs.fit import BandMoments, fit_klt
 from unic_cache.store.commit import CommitRecord, Unit
-from unic_cache.store.fit import BandMoments, fit_klt
 from unic_cache.store.layout import Extent
 from unic_cache.store.member import Member
 from unic_cache.store.reader import RowReader, Rows

@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import Calibration, Calibrator, load_npz, save_npz
-from unic_cache.store.codec import FeatureCodec, Features, Int4, Int8
-from unic_cache.store.rotation import hadamard
+from unic_cache.store.codecs.codec import FeatureCodec, Features, Int4, Int8
+from unic_cache.store.codecs.rotation import hadamard
 
 TOKENS = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.floats(-1000, 1000, width=32))
 

@@ -17,9 +17,9 @@ from numcodecs.zstd import Zstd
 
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import Calibration, Calibrator
-from unic_cache.store.codec import Features, Int8
-from unic_cache.store.fit import BandMoments, coefficient_rms, fidelity, fit_klt, with_step
-from unic_cache.store.klt import LARGEST, Klt
+from unic_cache.store.codecs.codec import Features, Int8
+from unic_cache.store.codecs.fit import BandMoments, coefficient_rms, fidelity, fit_klt, with_step
+from unic_cache.store.codecs.klt import LARGEST, Klt
 from unic_cache.store.layout import ZSTD_LEVEL
 
 SHARED = {2: (15, 2), 3: (5, 3), 4: (3, 5)}  # class -> base, and codes a byte

@@ -30,14 +30,14 @@ from tests.object_server import ObjectServer
 from tests.test_web_folder import WithRanges
 from unic_cache.buffers import Ring
 from unic_cache.errors import BrokenError
-from unic_cache.location import LocalFolder, Location, open_location
-from unic_cache.object_store import ObjectFolder
+from unic_cache.files.location import LocalFolder, Location, open_location
+from unic_cache.files.object_store import ObjectFolder
 from unic_cache.store.commit import CommitRecord, Unit, parse_record
 from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, Extent, object_name
-from unic_cache.store.objects import OpenObjects
+from unic_cache.store.open_objects import OpenObjects
+from unic_cache.store.ranges import picks
 from unic_cache.store.reader import RowReader
-from unic_cache.store.runs import picks
-from unic_cache.store.tiles import Tiles, content_size
+from unic_cache.store.unpacked import Tiles, content_size
 from unic_cache.store.writer import UnitWriter
 
 VIEW = "unic-32-0-000"

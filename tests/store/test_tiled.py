@@ -16,10 +16,10 @@ from numcodecs.zstd import Zstd
 
 from tests.store.test_store import SPEC, unit
 from unic_cache.errors import BrokenError, CacheError
-from unic_cache.location import LocalFolder
+from unic_cache.files.location import LocalFolder
 from unic_cache.store.calibrate import Calibration
+from unic_cache.store.codecs.klt import Klt
 from unic_cache.store.commit import CommitRecord, calibration_of, parse_record
-from unic_cache.store.klt import Klt
 from unic_cache.store.layout import ArraySpec, Extent, index_bytes, object_bytes, object_name
 from unic_cache.store.member import Member
 from unic_cache.store.reader import RowReader

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pipelines.runlog import Meter
+from pipelines.training.runlog import Meter
 from unic_cache.draws import Purpose, uniforms, words
 from unic_cache.errors import ConfigError
 from unic_cache.student.loss import NORMALIZE, distillation_loss, drop_teachers, drop_uniforms, token_loss

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from unic_cache.errors import TeacherError
-from unic_cache.teachers.catalog import CATALOG, TeacherSpec, folder, resolve
+from unic_cache.store.layout import teacher_folder
+from unic_cache.teachers.catalog import CATALOG, TeacherSpec, resolve
 
 
 def test_catalog_holds_the_four_unic_teachers_and_the_two_of_the_demo():
@@ -40,8 +41,8 @@ def test_own_size_as_suffix_is_the_plain_teacher():
 
 
 def test_folder_is_a_plain_name():
-    assert folder("timm:resnet18.a1_in1k@128") == "timm.resnet18.a1_in1k@128"
-    assert folder("dbot-ft") == "dbot-ft"
+    assert teacher_folder("timm:resnet18.a1_in1k@128") == "timm.resnet18.a1_in1k@128"
+    assert teacher_folder("dbot-ft") == "dbot-ft"
 
 
 def test_unic_token_rules():

@@ -10,13 +10,13 @@ from crc32c import crc32c
 from numcodecs.zstd import Zstd
 
 from pipelines import extract, repair
-from pipelines.foundations import check_calibration
+from pipelines.verifying.foundations import check_calibration
 from tests.conftest import VIT, tree
 from tests.verify.damage import VIEW, VIT_FOLDER, check, flip, record_of, rewrite
 from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import load_npz, save_npz
-from unic_cache.store.klt import Klt
+from unic_cache.store.codecs.klt import Klt
 from unic_cache.store.layout import index_bytes
 from unic_cache.store.verify import BY_HAND, UNCOMMIT, Finding, check_unit
 

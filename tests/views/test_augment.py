@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from unic_cache.config import Views
-from unic_cache.views import pixels
+from unic_cache.views import colour as pixels
 from unic_cache.views.augment import Parameters, decode, decoder_versions, make_view, parameters, pixel_crc
 
 GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "golden_views.json").read_text())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from unic_cache.views import pixels
+from unic_cache.views import colour as pixels
 
 RNG = np.random.default_rng(20240805)
 

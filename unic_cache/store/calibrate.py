@@ -24,9 +24,9 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from unic_cache.errors import CacheError
-from unic_cache.store.codec import FeatureCodec, Features
-from unic_cache.store.fit import BandMoments, fit_klt
-from unic_cache.store.klt import Klt
+from unic_cache.store.codecs.codec import FeatureCodec, Features
+from unic_cache.store.codecs.fit import BandMoments, fit_klt
+from unic_cache.store.codecs.klt import Klt
 from unic_cache.store.moments import Covariance, Floats, Moments, SomeImages, State, below, part
 
 STD_GUARD = 1e-6

@@ -131,6 +131,11 @@ def pixel_arrays(size: int, codec: str = "raw") -> tuple[ArraySpec, ...]:
     return (ArraySpec("rgb", (size * size * 3,), "uint8", tile=size * size * 3),)
 
 
+def teacher_folder(name: str) -> str:
+    """The teacher's folder in a cache: its name, with '.' for ':' (`timm:resnet18@128` gives `timm.resnet18@128`)."""
+    return name.replace(":", ".")
+
+
 def view_folder(member: str, segment: int, view: str) -> str:
     """The Zarr group that holds a member's arrays for one segment and one view."""
     return f"{member}/features.zarr/{segment:06d}/{view}"

@@ -20,13 +20,13 @@ from crc32c import crc32c
 
 from unic_cache.buffers import Bytes
 from unic_cache.errors import BrokenError
-from unic_cache.open_file import OpenFile
+from unic_cache.files.open_file import OpenFile
 from unic_cache.store.commit import CommitRecord
 from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, Extent, index_bytes, object_bytes, object_name
 from unic_cache.store.member import Member
-from unic_cache.store.objects import OpenObjects, trouble
-from unic_cache.store.runs import Located, Pick, check_size, cut, picks, read_run
-from unic_cache.store.tiles import Tiles
+from unic_cache.store.open_objects import OpenObjects, trouble
+from unic_cache.store.ranges import Located, Pick, check_size, cut, picks, read_run
+from unic_cache.store.unpacked import Tiles
 
 Rows = npt.NDArray[np.generic]
 Broken = dict[int, BrokenError]  # row -> what is wrong with it

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import STD_GUARD, Calibration
-from unic_cache.store.rotation import hadamard
+from unic_cache.store.codecs.rotation import hadamard
 
 
 def affine(calibration: Calibration, kind: str, name: str) -> tuple[Tensor, Tensor] | None:

@@ -24,7 +24,7 @@ import zarr
 from crc32c import crc32c
 
 from unic_cache.errors import BrokenError, CacheError
-from unic_cache.location import Location
+from unic_cache.files.location import Location
 from unic_cache.store.commit import CommitRecord, Unit, is_whole
 from unic_cache.store.layout import (
     ABSENT,

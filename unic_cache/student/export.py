@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
 
 from unic_cache.errors import ConfigError
-from unic_cache.location import LocalFolder
+from unic_cache.files.location import LocalFolder
 from unic_cache.student.backbone import EncoderSpec, build_encoder
 from unic_cache.student.weights import fit_weights
 

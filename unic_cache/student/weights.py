@@ -15,11 +15,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from unic_cache.conversion import Watch, quickgelu_name
 from unic_cache.errors import ConfigError, WeightsError
-from unic_cache.state_dicts import State, find, first_names
-from unic_cache.untrained import check_values, tell_untrained
-from unic_cache.weights_file import read_checkpoint
+from unic_cache.weights.conversion import Watch, quickgelu_name
+from unic_cache.weights.file import read_checkpoint
+from unic_cache.weights.state_dicts import State, find, first_names
+from unic_cache.weights.untrained import check_values, tell_untrained
 
 HUB_TIMEOUT = 5.0  # seconds to answer, before a download is tried
 SHOWN = 5  # names or shapes that an error lists

@@ -17,7 +17,7 @@ from unic_cache.bounds import LARGEST_IMAGE
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.spec import TeacherSpec
 
-__all__ = ["CATALOG", "TeacherSpec", "folder", "no_weights", "resolve"]
+__all__ = ["CATALOG", "TeacherSpec", "no_weights", "resolve"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -161,11 +161,6 @@ def no_weights(spec: TeacherSpec) -> TeacherError:
         f"teacher {spec.name}: timm has no weights for it. Its authors publish them at {spec.published}; "
         f"fetch the file from there and pass --weights {spec.name}=FILE"
     )
-
-
-def folder(name: str) -> str:
-    """The teacher's folder in a cache: its name, with '.' for ':' (`timm:resnet18@128` gives `timm.resnet18@128`)."""
-    return name.replace(":", ".")
 
 
 def _unknown(name: str) -> str:

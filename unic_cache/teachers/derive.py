@@ -16,10 +16,10 @@ from typing import Any
 import timm
 import torch
 
-from unic_cache.conversion import quickgelu_name
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.spec import Option, TeacherSpec
 from unic_cache.teachers.tokens import is_identity, prefix_tokens, reductions, stride16_index, tokens
+from unic_cache.weights.conversion import quickgelu_name
 
 log = logging.getLogger(__name__)
 

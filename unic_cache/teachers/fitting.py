@@ -15,13 +15,13 @@ from typing import Any
 
 import timm
 
-from unic_cache.conversion import Watch
 from unic_cache.errors import TeacherError
-from unic_cache.state_dicts import Found, State, mappings, without_shared_prefix
 from unic_cache.teachers import positions
 from unic_cache.teachers.derive import meta_model
 from unic_cache.teachers.spec import TeacherSpec
 from unic_cache.teachers.weights import check_fit, content_of, fits, named_state
+from unic_cache.weights.conversion import Watch
+from unic_cache.weights.state_dicts import Found, State, mappings, without_shared_prefix
 
 POSITIONS = "pos_embed"
 OPTIONS: tuple[dict[str, Any], ...] = ({}, {"num_classes": 0})  # with the classifier, and for files without

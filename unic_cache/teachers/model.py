@@ -23,7 +23,7 @@ from unic_cache.teachers.hub import hub_file
 from unic_cache.teachers.spec import TeacherSpec
 from unic_cache.teachers.tokens import tokens
 from unic_cache.teachers.weights import file_sha256, state_sha256
-from unic_cache.untrained import check_values, tell_untrained
+from unic_cache.weights.untrained import check_values, tell_untrained
 
 SHOWN_ROWS = 8  # of a batch, named in an error
 

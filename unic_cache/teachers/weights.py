@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from unic_cache.errors import TeacherError, WeightsError
-from unic_cache.state_dicts import Found, Shapes, State, find, first_names
 from unic_cache.teachers.lite0 import timm_name as lite0_name
 from unic_cache.teachers.saliency import read_onnx
-from unic_cache.weights_file import read_checkpoint
+from unic_cache.weights.file import read_checkpoint
+from unic_cache.weights.state_dicts import Found, Shapes, State, find, first_names
 
 SHOWN = 3  # offenders named in an error
 PATCHES = "patch_embed.proj.weight"

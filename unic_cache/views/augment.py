@@ -19,7 +19,7 @@ from PIL import Image
 
 from unic_cache import config
 from unic_cache.draws import Purpose, uniforms, words
-from unic_cache.views import pixels
+from unic_cache.views import colour as pixels
 from unic_cache.views.decode import decode, decoder_versions
 
 __all__ = ["AUGMENT_VERSION", "Parameters", "decode", "decoder_versions", "make_view", "parameters", "pixel_crc"]

@@ -29,7 +29,7 @@ from typing import Any, Self
 from crc32c import crc32c
 
 from unic_cache.errors import CacheError, ShardError
-from unic_cache.location import Location
+from unic_cache.files.location import Location
 from unic_cache.views.left_out import LeftOut
 
 FORMAT = 1

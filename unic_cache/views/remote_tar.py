@@ -2,7 +2,7 @@
 
 import io
 
-from unic_cache.location import Location
+from unic_cache.files.location import Location
 
 READ_AHEAD = 1 << 20  # bytes that one request brings while the headers are walked
 

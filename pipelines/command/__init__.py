@@ -1,0 +1,1 @@
+"""What every command does around its work: flags, checks before torch, errors, progress, shares, claims."""

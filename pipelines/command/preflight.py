@@ -1,0 +1,164 @@
+"""What can be told before torch is imported: names, paths and folders that a command could not work with anyway.
+
+Importing torch and timm takes seconds, so a typing error is told first. Each check is the stage's own or agrees with
+it; what lies behind a URL is left to the stage.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.command.run_folder import check_run
+from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, RecodeConfig, ShardConfig
+from unic_cache.errors import ConfigError, TeacherError
+from unic_cache.files.location import LocalFolder, open_location
+from unic_cache.files.paths import SCHEME
+from unic_cache.store.layout import teacher_folder
+from unic_cache.teachers.catalog import no_weights, resolve
+from unic_cache.unsaved import InspectConfig, RepairConfig, VerifyConfig
+from unic_cache.views.index import no_cache, no_teacher, segment_names
+from unic_cache.views.shards import expand
+from unic_cache.weights.timm_names import close_names
+
+DEFAULT_SHARDS = "shards/*.tar"
+
+
+def look(config: Any) -> None:
+    """An UnicCacheError where a command cannot work as it was given."""
+    CHECKS[type(config).__name__](config)
+
+
+def check_shard(config: ShardConfig) -> None:
+    """ConfigError where there are no images to pack."""
+    path = Path(config.images)
+    if not path.exists():
+        raise ConfigError(f"no folder or .csv at {config.images}; check the path")
+
+
+def check_extract(config: ExtractConfig) -> None:
+    """Teachers' names, weights, tars, and a cache that can be a folder."""
+    check_teachers(config.teachers, dict(config.weights))
+    check_tars(config.shards, config.cache)
+
+
+def check_distill(config: DistillConfig) -> None:
+    """The run's folder, the student's name and first weights, and what there is to train on."""
+    check_run(config, Path(config.out))
+    close = close_names(config.student)
+    if close is not None:
+        hint = f"did you mean {' or '.join(close)}?" if close else "try vit_tiny_patch16_224"
+        raise ConfigError(f"timm knows no model {config.student!r}; {hint}")
+    if config.init is not None and "/" in config.init and not Path(config.init).is_file():
+        raise ConfigError(f"--init {config.init}: there is no such file")
+    if config.online:
+        check_teachers(config.teachers, dict(config.weights))
+    else:
+        check_cache(config.cache, config.teachers)
+    check_tars(config.shards, config.out if config.online else config.cache)
+
+
+def check_evaluate(config: EvaluateConfig) -> None:
+    """The encoder, the labelled tars and the cache."""
+    if not Path(config.encoder).exists():
+        raise ConfigError(
+            f"{config.encoder}: there is no such file or folder; `unic-cache distill --out DIR` makes an encoder"
+        )
+    for pattern in (config.shards, config.train, config.test):
+        check_tars(pattern)
+    if config.cache is not None:
+        check_cache(config.cache, config.teachers)
+
+
+def check_recode(config: RecodeConfig) -> None:
+    """The source."""
+    check_cache(config.source, config.teachers)
+
+
+def check_verify(config: VerifyConfig) -> None:
+    """The folder, the tars and the weights."""
+    check_folder(config.cache)
+    check_tars(config.shards)
+    check_files(file for _, file in config.weights)
+
+
+def check_inspect(config: InspectConfig) -> None:
+    """That there is something; a cache or a run."""
+    check_folder(config.cache)
+
+
+def check_repair(config: RepairConfig) -> None:
+    """The folder."""
+    check_folder(config.cache)
+
+
+def check_teachers(names: Iterable[str], weights: Mapping[str, str]) -> None:
+    """TeacherError where a teacher is unknown or a weights file is not there."""
+    for name in names:
+        if not name.startswith("timm:"):
+            spec = resolve(name)
+            if spec.source == "file" and not {name, ""} & set(weights):
+                raise no_weights(spec)
+            continue
+        close = close_names(name.removeprefix("timm:").partition("@")[0])
+        if close is not None:
+            hint = (
+                f"close names: {', '.join(f'timm:{match}' for match in close)}" if close else "see timm.list_models()"
+            )
+            raise TeacherError(f"timm has no model {name.removeprefix('timm:')!r}; {hint}")
+    check_files(weights.values())
+
+
+def check_files(files: Iterable[str]) -> None:
+    """TeacherError where a weights file is not there."""
+    missing = next((file for file in files if not Path(file).is_file()), None)
+    if missing is not None:
+        raise TeacherError(f"weights file {missing}: there is no such file")
+
+
+def check_tars(pattern: str | None, cache: str | None = None) -> None:
+    """ShardError where a pattern of local tars names none, or one that is not there.
+
+    Without a pattern shards/*.tar stands for it, unless the cache keeps the views, or lies where only the stage looks.
+    """
+    if pattern is None and cache is not None and is_here(cache):
+        pattern = None if Path(cache.removeprefix("file://"), "views").is_dir() else DEFAULT_SHARDS
+    if pattern is not None and is_here(pattern):
+        expand(pattern)
+
+
+def check_cache(path: str, teachers: Iterable[str] = ()) -> None:
+    """CacheError where there is no cache in a local folder, or it has not begun with a teacher that is named."""
+    location = open_location(path)
+    if not isinstance(location, LocalFolder):
+        return
+    if not segment_names(location):
+        raise no_cache(path)
+    unknown = [name for name in teachers if location.size(f"{teacher_folder(name)}/spec.json") is None]
+    if unknown:
+        specs = [json.loads(location.read(f"{name}/spec.json") or b"{}") for name in location.folders()]
+        raise no_teacher(path, unknown[0], sorted(spec["teacher"]["name"] for spec in specs if "teacher" in spec))
+
+
+def check_folder(path: str) -> None:
+    """CacheError where there is nothing; of what is there the stage itself says what is wrong."""
+    if is_here(path) and not Path(path.removeprefix("file://")).exists():
+        raise no_cache(path)
+
+
+def is_here(path: str) -> bool:
+    """Whether a path is a local one."""
+    return path.startswith("file://") or not SCHEME.match(path)
+
+
+CHECKS: dict[str, Callable[[Any], None]] = {
+    "ShardConfig": check_shard,
+    "ExtractConfig": check_extract,
+    "PlanConfig": check_extract,
+    "DistillConfig": check_distill,
+    "EvaluateConfig": check_evaluate,
+    "RecodeConfig": check_recode,
+    "VerifyConfig": check_verify,
+    "InspectConfig": check_inspect,
+    "RepairConfig": check_repair,
+}

@@ -1,0 +1,1 @@
+"""What an evaluation is about: labelled images."""

@@ -1,0 +1,185 @@
+"""The labelled images that an evaluation is about: which count, what is left out, and which are one picture twice.
+
+What vouches for an image is its pixels. Those of every center view are compared with the checksums of what the cached
+teachers saw, and two views of equal pixels are twins, whatever their keys and tars are called.
+
+Letters: N images, P pairs.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipelines.command.given import given_shards
+from pipelines.command.progress import say
+from unic_cache.cache import Cache
+from unic_cache.errors import CacheError, ShardError
+from unic_cache.store.commit import CommitRecord
+from unic_cache.stream.pixels import Address, ShardPixels, ViewBatch
+from unic_cache.views.index import NO_LABEL, ShardEntry
+from unic_cache.views.left_out import UNREAD_LABEL, merged
+
+NAMED = 5  # rows in a message
+
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LabelledShards:
+    """The tars of one set, the images that count, and their labels."""
+
+    pattern: str
+    tars: Mapping[Place, tuple[str, ShardEntry]]
+    wanted: Sequence[Address]
+    labels_N: Tensor
+
+
+@dataclass
+class Usable:
+    """What became of the images of one set: those that all encoders are judged by, and those that are left out."""
+
+    images: LabelledShards
+    records: Mapping[Place, Sequence[CommitRecord]]  # of the cached teachers
+    source: ShardPixels
+    good: list[int] = field(default_factory=list)  # places in `wanted`
+    prints: list[int] = field(default_factory=list)  # of the good ones: 64 bits of their pixels
+    left_out: dict[Address, str] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> list[Address]:
+        """The good images."""
+        return [self.images.wanted[place] for place in self.good]
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) of the good images."""
+        return self.images.labels_N[self.good]
+
+    def add(self, first: int, group: Sequence[Address], batch: ViewBatch) -> npt.NDArray[np.int64]:
+        """Take in a batch from place `first` on: which of its views are good. CacheError on pixels that nobody saw."""
+        good, others = [], []
+        for place, item in enumerate(group):
+            records = self.records.get((item.segment, item.shard), ())
+            bad = next((record.bad[item.row] for record in records if item.row in record.bad), batch.bad.get(place))
+            if bad is not None:
+                self.left_out[item] = bad
+            elif any(record.pixels[item.row] != batch.crcs[place] for record in records):
+                others.append(item)
+            else:
+                good.append(place)
+                self.prints.append(int(batch.crcs[place]) << 32 ^ zlib.crc32(batch.views_BHWC[place].data))
+        if others:
+            raise CacheError(
+                f"{self._named(others)}: {len(others)} of {len(group)} pictures are not those whose features the cache "
+                "has under these tars' names. Give the tars that it was made with, extract these under other names "
+                "(`shard --prefix`) or into another --cache, or leave --cache out"
+            )
+        self.good += [first + place for place in good]
+        return np.array(good, np.int64)
+
+    def finish(self) -> None:
+        """Say what was left out. ShardError where too little is left."""
+        if self.left_out:
+            reasons = "; ".join(
+                f"{self.source.where(item)}: {why}" for item, why in list(self.left_out.items())[:NAMED]
+            )
+            more = f"; and {len(self.left_out) - NAMED} more" if len(self.left_out) > NAMED else ""
+            say(
+                f"left out, as they cannot be used, {len(self.left_out)} of {len(self.images.wanted)} images: "
+                f"{reasons}{more}"
+            )
+        check_labels(self.images.pattern, self.labels.tolist())
+
+    def _named(self, items: Sequence[Address]) -> str:
+        more = [f"and {len(items) - NAMED} more"] if len(items) > NAMED else []
+        return ", ".join([*(self.source.where(item) for item in items[:NAMED]), *more])
+
+
+def labelled(pattern: str, cache: Cache | None) -> LabelledShards:
+    """The labelled images of the tars; places are the cache's where there is one. ShardError where none has a label."""
+    paths, entries = given_shards(pattern, False)
+    tell_unlabelled(pattern, entries)
+    places = [(0, n) if cache is None else cache.place(entry.name, entry.keys) for n, entry in enumerate(entries)]
+    wanted = [
+        Address(*place, row, 0)
+        for place, entry in zip(places, entries, strict=True)
+        for row, label in enumerate(entry.labels)
+        if label != NO_LABEL
+    ]
+    labels = [label for entry in entries for label in entry.labels if label != NO_LABEL]
+    check_labels(pattern, labels)
+    tars = {place: (path, entry) for place, path, entry in zip(places, paths, entries, strict=True)}
+    if len(tars) < len(paths):
+        raise ShardError(f"{pattern}: two tars are of one name, and the cache knows tars by their names; rename one")
+    return LabelledShards(pattern, tars, wanted, torch.tensor(labels))
+
+
+def tell_unlabelled(pattern: str, entries: Sequence[ShardEntry]) -> None:
+    """One line on stderr that says how many images have no label, or one that cannot be read."""
+    none = sum(label == NO_LABEL for entry in entries for label in entry.labels)
+    unread = merged(one for entry in entries for one in entry.left_out if one.reason == UNREAD_LABEL)
+    broken = sum(one.count for one in unread)
+    parts = [f"{none - broken:,} have no label"] if none > broken else []
+    parts += [f"{one.count:,} have a label that cannot be read ({one.example})" for one in unread]
+    if parts:
+        images = sum(entry.rows for entry in entries)
+        say(f"not evaluated of the {images:,} images of {pattern}: {', and '.join(parts)}")
+
+
+def check_labels(pattern: str, labels: Sequence[int]) -> None:
+    """ShardError unless there are two classes at least."""
+    if len(set(labels)) < 2:
+        raise ShardError(
+            f"{pattern}: {len(labels)} images have a label, of {len(set(labels))} classes; k-NN needs `.cls` "
+            "members of two classes at least. Make labelled shards with `unic-cache shard`"
+        )
+
+
+def check_apart(train: LabelledShards, test: LabelledShards) -> None:
+    """ShardError where a tar is in both sets; what is in both under two names is found by its pixels, later."""
+    files = {str(Path(path).resolve()) if Path(path).exists() else path for path, _ in train.tars.values()}
+    for path, _ in test.tars.values():
+        if path in files or str(Path(path).resolve()) in files:
+            raise _find_themselves(path)
+
+
+def twins(sets: Sequence[Usable]) -> Tensor:
+    """(P, 2): pairs (test image, training image) of equal pixels, told; in one set, of different rows.
+
+    ShardError where all images of a test tar are in --train.
+    """
+    train, test = sets[0], sets[-1]
+    places: dict[int, list[int]] = {}
+    for place, one in enumerate(train.prints):
+        places.setdefault(one, []).append(place)
+    pairs = [
+        (asked, answer)
+        for asked, one in enumerate(test.prints)
+        for answer in places.get(one, ())
+        if len(sets) == 2 or asked != answer
+    ]
+    asked = {pair[0] for pair in pairs}
+    if len(sets) == 2:
+        whole: dict[Place, bool] = {}
+        for place, item in enumerate(test.wanted):
+            whole[item.segment, item.shard] = whole.get((item.segment, item.shard), True) and place in asked
+        if any(whole.values()):
+            raise _find_themselves(test.images.tars[next(place for place, found in whole.items() if found)][0])
+    if asked:
+        where = "in --train too" if len(sets) == 2 else "there more than once"
+        first = test.source.where(test.wanted[min(asked)])
+        say(
+            f"{len(asked)} of {len(test.good)} test images are {where}, pixel for pixel, the first of them {first}; no "
+            "image is a neighbour of its twin"
+        )
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+
+
+def _find_themselves(path: str) -> ShardError:
+    return ShardError(f"{path}: its images are in --train too and would find themselves; use --shards, leave-one-out")

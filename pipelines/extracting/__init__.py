@@ -1,0 +1,1 @@
+"""How a teacher and its views become a member of a cache."""

@@ -1,0 +1,1 @@
+"""What `shard` does with an unfinished folder."""

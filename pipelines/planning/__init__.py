@@ -1,0 +1,1 @@
+"""What `plan` measures and forecasts."""

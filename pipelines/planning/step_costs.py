@@ -1,0 +1,131 @@
+"""What a training step and the disk cost on this machine: a student with random weights, and a file that goes again.
+
+Letters: B images, H and W pixels, N patch tokens of a grid that the loss sees.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from pipelines.planning.codec_costs import wait_for
+from pipelines.planning.forecast import PlanConfig, StudentCost
+from unic_cache.files.location import LocalFolder, Location
+from unic_cache.files.open_file import LocalFile
+from unic_cache.student.backbone import build_encoder, encoder_spec, prepare
+from unic_cache.student.ladder import Ladder, Student, TargetSpec
+from unic_cache.student.loss import distillation_loss
+from unic_cache.student.schedule import optimizer
+from unic_cache.teachers.model import Teacher
+
+FIRST_BATCH, LAST_BATCH = 4, 256  # images
+LONG_ENOUGH = 0.5  # seconds of a step: a larger batch would hardly be faster an image
+STEPS = 3
+SHORT = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+FILE_BYTES = 2**27
+PIECE_BYTES = 2**22
+
+
+def student_cost(config: PlanConfig, teachers: Sequence[Teacher], tokens: int | None) -> StudentCost:
+    """A step of forward, loss, backward and AdamW, on random views and targets.
+
+    The batch doubles from 4 images on until a step takes half a second, a batch has 256, or the memory is full.
+    """
+    device, short = teachers[0].device, SHORT[config.precision]
+    spec = encoder_spec(config.student, config.img_size, config.patch_size)
+    encoder = build_encoder(spec, seed=0)
+    targets = {t.spec.name: TargetSpec(t.spec.cls_dim, t.spec.patch_dim, t.spec.grid) for t in teachers}
+    student = Student(encoder, Ladder(encoder.embed_dim, len(encoder.blocks), targets, seed=0)).to(device)
+    adamw = optimizer(student, peak=1e-6, weight_decay=0.03)
+
+    def step(batch: int) -> float:
+        views_BHWC = torch.randint(
+            256, (batch, config.kind.size, config.kind.size, 3), dtype=torch.uint8, device=device
+        )
+        kept, wanted = random_targets(targets, tokens, batch, device)
+        uniforms_Bn = torch.rand(batch, len(targets), device=device)
+        wait_for(device)
+        began = time.perf_counter()
+        with torch.autocast(device.type, short, enabled=short is not None):
+            guesses = student(prepare(views_BHWC, spec), kept)
+            loss = distillation_loss(guesses, wanted, uniforms_Bn, 0.5).loss
+        torch.autograd.backward(loss)
+        adamw.step()
+        adamw.zero_grad(set_to_none=True)
+        wait_for(device)
+        return time.perf_counter() - began
+
+    batch, seconds = largest_batch(step)
+    return StudentCost(tokens, batch, median([seconds, *(step(batch) for _ in range(STEPS - 1))]) / batch)
+
+
+def largest_batch(step: Callable[[int], float]) -> tuple[int, float]:
+    """The batch to measure with, and the seconds of a warm step of it."""
+    batch, seconds = 0, 0.0
+    following = FIRST_BATCH
+    while following <= LAST_BATCH and seconds < LONG_ENOUGH:
+        try:
+            step(following)
+            batch, seconds = following, step(following)
+        except torch.OutOfMemoryError:
+            if not batch:
+                raise
+            break
+        following *= 2
+    return batch, seconds
+
+
+def random_targets(
+    targets: dict[str, TargetSpec], tokens: int | None, batch: int, device: torch.device
+) -> tuple[dict[tuple[int, int], Tensor], dict[str, dict[str, Tensor]]]:
+    """The positions (B, N) of each grid that the loss sees only a part of, and tokens to be guessed."""
+    grids = {target.grid for target in targets.values() if target.grid is not None}
+    kept = {
+        (h, w): torch.stack([torch.randperm(h * w, device=device)[:tokens] for _ in range(batch)])
+        for h, w in grids
+        if tokens is not None and tokens < h * w
+    }
+    wanted: dict[str, dict[str, Tensor]] = {}
+    for name, target in targets.items():
+        wanted[name] = {}
+        if target.cls_dim is not None:
+            wanted[name]["cls"] = torch.randn(batch, target.cls_dim, device=device)
+        if target.patch_dim is not None and target.grid is not None:
+            count = kept[target.grid].shape[1] if target.grid in kept else target.grid[0] * target.grid[1]
+            wanted[name]["patch"] = torch.randn(batch, count, target.patch_dim, device=device)
+    return kept, wanted
+
+
+def disk(location: Location) -> tuple[int | None, float | None]:
+    """Free bytes where a cache will lie, and bytes a second read there past the page cache; None where nobody knows.
+
+    For the second a file of 128 MiB is written there, read, and removed.
+    """
+    if not isinstance(location, LocalFolder):
+        return None, None
+    folder = existing(location.path.absolute())
+    free = shutil.disk_usage(folder).free
+    if free < 2 * FILE_BYTES or not os.access(folder, os.W_OK):
+        return free, None
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".tmp-plan-") as file:
+        for _ in range(FILE_BYTES // PIECE_BYTES):
+            file.write(os.urandom(PIECE_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        opened, room = LocalFile(Path(file.name), past_cache=True), memoryview(bytearray(PIECE_BYTES))
+        began = time.perf_counter()
+        for offset in range(0, FILE_BYTES, PIECE_BYTES):
+            opened.read_into(offset, [room])
+        return free, FILE_BYTES / (time.perf_counter() - began)
+
+
+def existing(path: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())

@@ -1,0 +1,105 @@
+"""The views that a plan measures on: few, evenly over all images, and timed as they are made.
+
+Letters: N views, H and W pixels.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numcodecs.zstd import Zstd
+from torch import Tensor
+
+from pipelines.command.given import given_shards
+from pipelines.planning.forecast import LEAST_IMAGES, PlanConfig
+from unic_cache.cache import open_cache
+from unic_cache.errors import CacheError
+from unic_cache.files.location import open_location
+from unic_cache.store.codecs.pixel_codec import to_differences
+from unic_cache.store.layout import CHUNK_ROWS, VIEWS_MEMBER, ZSTD_LEVEL
+from unic_cache.store.member import Member
+from unic_cache.stream.pixels import Address, KeptPixels, PixelSource, ShardPixels
+from unic_cache.views.index import ShardEntry
+
+MADE_ALONE = 48  # views that one thread makes, to be timed
+
+Index = Mapping[tuple[int, int], ShardEntry]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Views to measure on, and what they are of."""
+
+    views_NHWC: Tensor  # uint8
+    shown: tuple[tuple[int, int], ...]  # (key, view number) of each
+    shards: Mapping[str, int]  # rows of every tar
+    padding: float  # rows of all tars, each rounded up to whole chunks, over their images
+    make_seconds: float  # of a view, on one core
+
+
+def make_probe(config: PlanConfig, pool: ThreadPoolExecutor) -> Probe:
+    """Good views evenly over all tars; of kept pixels where no tars are given and the cache has some.
+
+    CacheError where too few of the images can be decoded.
+    """
+    index, source, wanted = origin(config, pool)
+    batch = source(pool).start(wanted, len(wanted))()
+    good = [place for place in range(len(wanted)) if place not in batch.bad]
+    if len(good) < LEAST_IMAGES:
+        raise CacheError(
+            f"only {len(good)} of {len(wanted)} images can be decoded, and a plan needs {LEAST_IMAGES}; are these "
+            "images?"
+        )
+    with ThreadPoolExecutor(1) as alone:
+        few = [wanted[place] for place in good[:MADE_ALONE]]
+        began = time.perf_counter()
+        source(alone).start(few, len(few))()
+        seconds = (time.perf_counter() - began) / len(few)
+    images = sum(entry.rows for entry in index.values())
+    whole = sum(-(-entry.rows // CHUNK_ROWS) * CHUNK_ROWS for entry in index.values())
+    shown = [(index[item.segment, item.shard].keys[item.row], item.number) for item in wanted]
+    views_NHWC = torch.from_numpy(batch.views_BHWC[good])
+    shards = {entry.name: entry.rows for entry in index.values()}
+    return Probe(views_NHWC, tuple(shown[place] for place in good), shards, whole / images, seconds)
+
+
+def pixel_bytes(probe: Probe, codec: str) -> float:
+    """What a view's pixels take in the store."""
+    if codec == "raw":
+        return probe.views_NHWC[0].numel() * probe.padding
+    chunks = torch.split(to_differences(probe.views_NHWC), CHUNK_ROWS)
+    return sum(len(Zstd(level=ZSTD_LEVEL).encode(chunk.numpy())) for chunk in chunks) / len(probe.views_NHWC)
+
+
+def origin(
+    config: PlanConfig, pool: ThreadPoolExecutor
+) -> tuple[Index, Callable[[ThreadPoolExecutor], PixelSource], list[Address]]:
+    """All tars by their place, what makes their views in some threads, and the views to be measured on."""
+    views, location = config.kind, open_location(config.cache)
+    paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
+    if paths:
+        tars = {(0, at): pair for at, pair in enumerate(zip(paths, entries, strict=True))}
+        index = {place: entry for place, (_, entry) in tars.items()}
+        return index, lambda threads: ShardPixels(views, tars, threads), spread(index, config.images)
+    cache = open_cache(config.cache)
+    index = {place: cache.entry(*place) for place in cache.shards().values()}
+    kept = KeptPixels(views, cache, pool)
+    wanted = [item for item in spread(index, config.images) if kept.has(item)]
+    return index, lambda threads: KeptPixels(views, cache, threads), wanted
+
+
+def spread(index: Index, count: int) -> list[Address]:
+    """`count` views evenly over all rows, of view 0; of more views where there are fewer images."""
+    places, ends = list(index), np.cumsum([entry.rows for entry in index.values()])
+    rows = np.linspace(0, ends[-1] - 1, min(count, int(ends[-1]))).astype(int)
+    owners = np.searchsorted(ends, rows, side="right")
+    within = rows - (ends - [entry.rows for entry in index.values()])[owners]
+    found = [
+        Address(places[owner][0], places[owner][1], row, number)
+        for number in range(-(-count // len(rows)))
+        for owner, row in zip(owners.tolist(), within.tolist(), strict=True)
+    ]
+    return found[:count]

@@ -1,0 +1,1 @@
+"""How one cache's features become another's."""

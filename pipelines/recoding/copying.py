@@ -1,0 +1,104 @@
+"""What one cache takes over from another as it is: the index, the probes, and the kept pixels."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from pipelines.command.progress import Progress
+from pipelines.recoding.transcode import committed_units
+from pipelines.verifying.inventory import is_probe
+from unic_cache.cache import Cache
+from unic_cache.config import RecodeConfig
+from unic_cache.errors import BrokenError, CacheError
+from unic_cache.files.location import Location
+from unic_cache.store.calibrate import load_npz
+from unic_cache.store.commit import CommitRecord, Unit
+from unic_cache.store.layout import HELD_OUT, VIEWS_MEMBER, check_metadata, metadata_objects
+from unic_cache.store.member import Member
+from unic_cache.store.verify import data_names
+from unic_cache.store.writer import chunk_crcs, decode_objects, row_crcs
+from unic_cache.stream.held_out import FILE as HELD_OUT_FILE
+from unic_cache.stream.pixels import ahead
+from unic_cache.views.index import read_segments, segment_file
+
+UNITS_AHEAD = 2  # in memory
+
+
+def copy_foundations(source: Cache, target: Location) -> None:
+    """The index's segments and the probes. CacheError where the target was made with other tars."""
+    names = [segment_file(segment.number) for segment in source.segments]
+    names += [name for name in source.location.names("probe") if is_probe(name)]
+    names += [name for name in source.location.names(HELD_OUT) if HELD_OUT_FILE.fullmatch(name)]
+    for name in names:
+        data = source.location.read(name)
+        if data is not None:
+            if is_probe(name):
+                load_npz(data, f"{source.location.url}/{name}")
+            target.create(name, data)
+    for ours, theirs in zip(source.segments, read_segments(target), strict=False):
+        if [(tar.name, tar.keys) for tar in ours.shards] != [(tar.name, tar.keys) for tar in theirs.shards]:
+            raise CacheError(
+                f"{target.url} was made with other tars than {source.location.url}: segment {ours.number} differs; "
+                "choose another DST"
+            )
+
+
+def copy_views(
+    config: RecodeConfig, source: Cache, target: Cache, ours: Member, pool: ThreadPoolExecutor
+) -> tuple[int, int]:
+    """Every unit of this worker's kept pixels that the target lacks: how many were copied, and how many were there."""
+    theirs = Member.ensure(target.location, VIEWS_MEMBER, ours.spec)
+    units = [unit for unit in committed_units(source, ours) if config.is_mine(unit.shard)]
+    there = {place: theirs.committed(*place) for place in {(unit.segment, unit.view) for unit in units}}
+    missing = [unit for unit in units if unit.shard not in there[unit.segment, unit.view]]
+    with Progress("copy views", sum(unit.rows for unit in missing), "rows") as progress:
+        for unit in ahead(missing, lambda one: pool.submit(copy_unit, ours, theirs, target, one).result, UNITS_AHEAD):
+            progress.advance(unit.rows)
+    return len(missing), len(units) - len(missing)
+
+
+def copy_unit(ours: Member, theirs: Member, target: Cache, unit: Unit) -> Unit:
+    """Zarr's metadata, the objects, then the record, byte for byte; nothing that is not as it was committed.
+
+    BrokenError on pixels that are not; CacheError where the target's teachers saw others, or something is in the way.
+    """
+    vouching = ours.record_bytes(unit)
+    if vouching is None:
+        raise BrokenError(f"{ours.folder}, {unit}: its commit record vanished from the source")
+    record = ours.parse(vouching, unit)
+    for teacher in target.teachers.values():
+        seen = teacher.record(unit)
+        if seen is not None and not np.array_equal(seen.pixels, record.pixels):
+            raise CacheError(
+                f"{unit}: {teacher.name} saw other pixels than those that are kept; leave them: --no-views"
+            )
+    objects = whole_objects(ours, record)
+    for name, expected in metadata_objects(ours.folder, unit.segment, unit.view, ours.arrays, unit.extent).items():
+        data = ours.location.read(name) or b""
+        check_metadata(f"{ours.location.url}/{name}", data, expected)
+        if not theirs.location.create(name, data):
+            check_metadata(f"{theirs.location.url}/{name}", theirs.location.read(name) or b"", expected)
+    for name, data in objects.items():
+        if not theirs.location.create(name, data):
+            raise CacheError(
+                f"{theirs.location.url}/{name}: other pixels stand in the way, and no commit record vouches for them; "
+                "run `unic-cache repair` to have them removed"
+            )
+    theirs.location.create(record.name, vouching)
+    return unit
+
+
+def whole_objects(member: Member, record: CommitRecord) -> dict[str, bytes]:
+    """A unit's objects, checked against its record; BrokenError where they are not what was committed."""
+    (array,) = member.arrays
+    objects = {name: member.location.read(name) for name in data_names(member, record.unit)}
+    whole = {name: data for name, data in objects.items() if data is not None and len(data) == record.sizes[name]}
+    rows = decode_objects(member, record.unit, array, whole) if len(whole) == len(objects) else None
+    if rows is not None:
+        crcs = chunk_crcs(whole.values(), record.unit.extent) if array.tile else row_crcs(rows)
+        if np.array_equal(crcs, record.crcs[array.name]):
+            return whole
+    raise BrokenError(
+        f"{member.location.url}: {member.folder}, {record.unit}: its pixels are not what was committed; run "
+        "`unic-cache verify` to see which"
+    )

@@ -1,0 +1,1 @@
+"""How a student is trained: what it trains on, one step, and what a run keeps."""

@@ -1,0 +1,88 @@
+"""Distillation without a cache: the teachers see each view when the student does, again in every epoch.
+
+All is shared with training from a cache but the source of the tokens. What a cache would hold of the teachers but their
+features (index, specs, calibrations) is made first, in OUT/online.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from pipelines.command.given import given_shards
+from pipelines.extract import open_teachers
+from pipelines.training.split import marked, tell_validation, train_names
+from pipelines.training.targets import Live
+from pipelines.training.training_set import Snapshot, TrainingSet
+from unic_cache.cache import Cache
+from unic_cache.config import DistillConfig, ExtractConfig, Views
+from unic_cache.errors import ConfigError
+from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
+from unic_cache.stream.rows import all_rows
+from unic_cache.views.index import extend_index
+
+DEFAULT_SIZE = 224  # pixels of a view
+FOLDER = "online"
+
+
+def open_live_set(
+    config: DistillConfig, pool: ThreadPoolExecutor, device: torch.device, worker: tuple[int, int]
+) -> tuple[Cache, TrainingSet, Live]:
+    """The teachers and all images of the shards; an image that turns out to be bad will count for nothing.
+
+    `worker` is (index, number) of this process. ConfigError where no teacher is named.
+    """
+    if not config.teachers:
+        raise ConfigError("--online runs the teachers itself: name each with --teacher, and its weights with --weights")
+    views = Views(config.recipe or Views().recipe, config.size or DEFAULT_SIZE, config.view_seed or 0)
+    opened = open_teachers(extract_config(config, views, device, worker), pool, device, "distill --online, first")
+    location, tars = opened.cache.location, dict(opened.tars)
+    val: tuple[str, ...] = ()
+    if config.val_shards is not None:
+        paths, entries = given_shards(config.val_shards, False, flag="--val-shards")
+        extend_index(location, entries)
+        places = Cache(location).shards()
+        tars |= {places[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
+        val = tuple(entry.name for entry in entries)
+    cache, entries = Cache(location), [entry for _, entry in opened.tars.values()]
+    held = () if config.use_held_out else marked(entries)
+    if held and not val:
+        val = held
+        tell_validation(held)
+    train = train_names(config, [entry.name for entry in entries], val, held)
+    rows = all_rows(cache, train)
+    snapshot = Snapshot(
+        config.teachers, views.recipe, views.size, views.seed, view_numbers(config, len(rows)), train, val, {}
+    )
+    pin = torch.cuda.is_available()
+    pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin))
+    teachers = tuple(cache.teacher(name) for name in config.teachers)
+    live = Live(teachers, opened.teachers)
+    return cache, TrainingSet(snapshot, teachers, rows, all_rows(cache, val), pixels, None), live
+
+
+def extract_config(config: DistillConfig, views: Views, device: torch.device, worker: tuple[int, int]) -> ExtractConfig:
+    """What `extract` would be asked for to make a cache of the same."""
+    return ExtractConfig(
+        teachers=config.teachers,
+        weights=config.weights,
+        shards=config.shards,
+        cache=str(Path(config.out) / FOLDER),
+        recipe=views.recipe,
+        size=views.size,
+        seed=views.seed,
+        codec="f16",
+        device=str(device),
+        dtype=config.dtype,
+        calibration_images=config.calibration_images,
+        threads=config.threads,
+        worker_index=worker[0],
+        num_workers=worker[1],
+    )
+
+
+def view_numbers(config: DistillConfig, images: int) -> tuple[int, ...]:
+    """The views to cycle through: as many as are asked for, or else another one in every epoch."""
+    epochs = config.epochs if config.steps is None else config.steps * config.batch_size / images
+    return tuple(range(config.views or max(1, math.ceil(epochs))))

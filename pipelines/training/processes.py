@@ -1,0 +1,155 @@
+"""The processes that train together, by accelerate: joined where they were started together, told where they were not.
+
+Accelerate takes settings from the environment, where `accelerate launch` puts those of its configuration file. What
+they would change in the student is set here, or refused: a run is what its own flags say.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+
+from pipelines.command.claim import claimed
+from pipelines.command.progress import say
+from pipelines.command.shares import rank_share
+from unic_cache.config import DistillConfig
+from unic_cache.errors import ConfigError
+
+REFUSED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker",
+}
+IGNORED = {  # variable -> (what has no effect, values that ask for nothing, what is done instead)
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient accumulation", {"1"}, "each batch is a step"),
+    "ACCELERATE_DYNAMO_BACKEND": ("dynamo backend", {"no"}, "the student is not compiled"),
+}
+LAUNCHED = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+MPI_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
+MPI_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+TRUE = {"1", "true", "yes", "on"}
+
+
+def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
+    """Accelerate's device, precision and processes. ConfigError where the environment asks for what is not done."""
+    check_settings(config)
+    world = world_size()
+    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE
+    if world > 1 and on_cpu:
+        check_launched(world)
+    if world > 1:
+        if os.environ.get("MASTER_PORT") == "0":
+            raise ConfigError("MASTER_PORT is 0, where processes cannot meet: give torchrun --standalone, or a port")
+        say(f"process {rank_share().index + 1} of {world}: waiting for the others")
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.precision,
+            cpu=on_cpu and world > 1,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dynamo_backend="no",
+            log_with=None if config.tracker == "none" else config.tracker,
+            project_dir=str(out),
+        )
+    except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
+        first = str(error).partition("\n")[0]
+        if world > 1:
+            raise ConfigError(f"the {world} processes of WORLD_SIZE cannot meet: {first}") from error
+        raise ConfigError(
+            f"precision {config.precision} or tracker {config.tracker} cannot be used: {first}"
+        ) from error
+    if accelerator.num_processes != world:
+        raise ConfigError(
+            f"the environment says {world} processes (WORLD_SIZE), but accelerate joins {accelerator.num_processes}, "
+            f"and each would train alone: {launch_line(world)}, or unset WORLD_SIZE for one process"
+        )
+    if config.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"batch-size {config.batch_size} is over all processes and does not divide by {accelerator.num_processes}"
+        )
+    return accelerator
+
+
+def begin_tracking(config: DistillConfig, accelerator: Accelerator) -> None:
+    """Give the tracker the run's settings."""
+    plain = {key: value for key, value in config.to_json().items() if isinstance(value, int | float | str | bool)}
+    accelerator.init_trackers("tensorboard", config=plain)
+
+
+@contextmanager
+def run_claimed(out: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Hold OUT by the main process. ConfigError in all processes where another run holds it."""
+    with ExitStack() as stack:
+        refusal: ConfigError | OSError | None = None
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(claimed(out))
+            except (ConfigError, OSError) as error:
+                refusal = error
+        refuse_together(accelerator, refusal)
+        yield
+
+
+def world_size() -> int:
+    """How many processes the environment says there are."""
+    sizes = [os.environ[name] for name in MPI_SIZE if name in os.environ]
+    if "WORLD_SIZE" in os.environ or not sizes:
+        return rank_share().count
+    return int(sizes[0]) if sizes[0].isdecimal() else 1
+
+
+def check_launched(world: int) -> None:
+    """ConfigError unless a launcher has started this process: nobody else would come."""
+    missing = [name for name in LAUNCHED if name not in os.environ]
+    if missing and not any(name in os.environ for name in MPI_RANK):
+        raise ConfigError(
+            f"WORLD_SIZE is {world} in the environment, but {missing[0]} is not there: no launcher has started this "
+            f"process, and nobody would join it. Unset WORLD_SIZE, or {launch_line(world)}"
+        )
+
+
+def launch_line(world: int) -> str:
+    """How to start several processes."""
+    if torch.cuda.is_available():
+        return f"start them by `accelerate launch --num_processes {world} --module cli distill ...`"
+    return f"start them by `torchrun --nproc_per_node {world} -m cli distill ...`"
+
+
+def check_settings(config: DistillConfig) -> None:
+    """Refuse or say what accelerate's own configuration asks for and a run's flags do not."""
+    for variable, what in REFUSED.items():
+        if os.environ.get(variable, "").lower() in TRUE:
+            raise ConfigError(
+                f"accelerate is configured for {what} ({variable}), which is not done here; launch with another "
+                "--config_file, or by torchrun"
+            )
+    for variable, (what, nothing, instead) in IGNORED.items():
+        value = os.environ.get(variable, "")
+        if value and value.lower() not in nothing:
+            say(f"accelerate's {what} {value} ({variable}) has no effect: {instead}")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision.lower() not in {"no", config.precision}:
+        say(f"accelerate's mixed precision {precision} has no effect: --precision is {config.precision}")
+    device = os.environ.get("ACCELERATE_TORCH_DEVICE", "cpu")
+    if device.partition(":")[0] not in {"cpu", "cuda"}:
+        raise ConfigError(
+            f"ACCELERATE_TORCH_DEVICE is {device!r} in the environment; cpu and cuda are known, or unset it"
+        )
+    alone = not any(name in os.environ for name in ("WORLD_SIZE", *MPI_SIZE))
+    if alone and os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE and "MASTER_PORT" in os.environ:
+        say("one process: on CPUs `accelerate launch` starts no more without MPI; `torchrun --nproc_per_node N` does")
+
+
+def refuse_together(accelerator: Accelerator, refusal: ConfigError | OSError | None) -> None:
+    """Raise the main process's refusal, and in all others that there is one."""
+    flag = torch.tensor([float(refusal is not None)], device=accelerator.device)
+    refused = accelerator.num_processes > 1 and bool(accelerator.reduce(flag, "sum").item())
+    if refusal is not None:
+        raise refusal
+    if refused:
+        raise ConfigError("the main process could not claim OUT; its message says why")

@@ -1,0 +1,188 @@
+"""Which tars a run trains on, and which are held out: named now, or by an earlier run on the same cache."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+
+import numpy as np
+import numpy.typing as npt
+
+from pipelines.command.given import given_shards
+from pipelines.command.progress import say
+from pipelines.extract import same_layout
+from unic_cache.cache import Cache, CachedTeacher
+from unic_cache.config import DistillConfig, Views
+from unic_cache.errors import CacheError, ConfigError, ShardError
+from unic_cache.files.paths import braced
+from unic_cache.stream.held_out import held_out, hold_out
+from unic_cache.stream.pixels import Address, KeptPixels, ShardPixels
+from unic_cache.stream.rows import Rows, committed_record
+from unic_cache.views.index import ShardEntry
+
+ROWS_COMPARED = 8  # of a tar
+PICTURES_APART = 8.0  # levels of 255 on average: no two decoders differ so much
+SHOWN = 6
+
+Tars = Mapping[tuple[int, int], tuple[str, ShardEntry]]
+
+
+def given_val(config: DistillConfig, cache: Cache, tars_given: bool) -> tuple[Sequence[str], Sequence[ShardEntry]]:
+    """The tars that --val-shards names; none where it names what the cache knows, which needs no tars.
+
+    ShardError where a tar is not there: nothing is matched by a path's last part.
+    """
+    if config.val_shards is None:
+        return (), ()
+    try:
+        return given_shards(config.val_shards, False)
+    except ShardError as error:
+        if tars_given or cache.pixels is None:
+            raise ShardError(f"--val-shards: {error}") from error
+        if "/" in config.val_shards:
+            hint = "without tars, give names that the cache knows, and no folder, as in --val-shards 000001"
+            raise ShardError(f"--val-shards: {error}; {hint}") from error
+        return (), ()
+
+
+def val_names(config: DistillConfig, cache: Cache, given: Sequence[ShardEntry]) -> tuple[str, ...]:
+    """The names of the tars that this run holds out. CacheError where the cache knows none of such a name."""
+    if config.val_shards is None or given:
+        return tuple(entry.name for entry in given)
+    patterns = [name.removesuffix(".tar") for name in braced(config.val_shards)]
+    found = tuple(name for name in cache.shards() if any(fnmatch(name, pattern) for pattern in patterns))
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in found):
+            known = _listed(list(cache.shards()))
+            raise CacheError(f"{cache.location.url}: --val-shards names {pattern!r}, and the cache has {known}")
+    return found
+
+
+def train_names(
+    config: DistillConfig, names: Sequence[str], val: Sequence[str], before: Sequence[str]
+) -> tuple[str, ...]:
+    """All tars given, less those that this run or an earlier one holds out. ConfigError where none is left."""
+    left = set(before) - set(val) if not config.use_held_out else set()
+    train = tuple(name for name in names if name not in val and name not in left)
+    if not train and (config.val_shards is None or left & set(names)):
+        earlier = _listed(sorted(left & set(names)) or names)
+        raise ConfigError(
+            f"every tar is held out, {earlier} by an earlier run or `shard --val-fraction`; give the other tars "
+            "too, or train on these with --use-held-out"
+        )
+    if not train:
+        raise ConfigError(f"--val-shards {config.val_shards} holds out every shard; leave some to train on")
+    return train
+
+
+def marked(entries: Iterable[ShardEntry]) -> tuple[str, ...]:
+    """The names of the tars that `shard --val-fraction` held out."""
+    return tuple(entry.name for entry in entries if entry.held_out)
+
+
+def tell_validation(names: Sequence[str]) -> None:
+    """One line on stderr: what `shard --val-fraction` held out serves for validation."""
+    say(f"the validation set is {_listed(names)}, held out by `shard --val-fraction`; --use-held-out trains on it")
+
+
+def split(
+    config: DistillConfig,
+    cache: Cache,
+    names: Sequence[str],
+    entries: Sequence[ShardEntry],
+    given: Sequence[ShardEntry],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(train, val): the names of the tars; what is held out is said, and a cache with kept views remembers it.
+
+    `names` are all tars, `entries` what is known of those that were given, `given` those of --val-shards. Without
+    --val-shards, what `shard --val-fraction` held out is the validation set.
+    """
+    by_shard = {*marked(entries), *(name for name, place in cache.shards().items() if cache.entry(*place).held_out)}
+    before, val = {*held_out(cache), *by_shard}, val_names(config, cache, given)
+    if val:
+        say(f"held out of training{'' if given else ', by the names that the cache has'}: {_listed(val)}")
+    elif not config.use_held_out:
+        val = tuple(name for name in names if name in by_shard)
+    train = train_names(config, names, val, tuple(before))
+    if val and config.val_shards is None:
+        tell_validation(val)
+    earlier = [name for name in names if name in before and name not in val]
+    if earlier and config.use_held_out:
+        say(f"trained on, though they were held out before: {_listed(earlier)}")
+    elif earlier:
+        say(
+            f"held out of training, as an earlier run or `shard` named them: {_listed(earlier)}; --use-held-out trains "
+            "on them"
+        )
+    try:
+        if cache.pixels is not None:  # without kept views, who trains names the tars
+            hold_out(cache, [name for name in val if name not in before])
+    except (CacheError, OSError) as error:
+        say(f"{cache.location.url} cannot remember what is held out ({error}); name --val-shards in each run")
+    return train, val
+
+
+def check_pictures(
+    cache: Cache,
+    views: Views,
+    tars: Tars,
+    kept: KeptPixels,
+    number: int,
+    pool: ThreadPoolExecutor,
+    exact: ShardPixels | None,
+) -> None:
+    """CacheError where a tar is called as one of the cache's, and holds other pictures than those that it has seen.
+
+    They are compared with kept views, or else, where `exact`, with what the teachers saw. One row of each tar is made;
+    more where its images do not lie where the cache's lay.
+    """
+    source = ShardPixels(views, tars, pool)
+    for place, (_, entry) in tars.items():
+        count = 1 if same_layout(entry, cache.entry(*place)) else ROWS_COMPARED
+        rows = [
+            Address(*place, row, number)
+            for row in sorted({(2 * n + 1) * entry.rows // (2 * count) for n in range(count)})
+        ]
+        if not kept.has(rows[0]):
+            if exact:
+                exact.start(rows, len(rows))()
+            continue
+        ours, theirs = (one.start(rows, len(rows))() for one in (source, kept))
+        apart = np.abs(ours.views_BHWC.astype(np.int16) - theirs.views_BHWC).mean(axis=(1, 2, 3))
+        others = [
+            at for at in range(len(rows)) if at not in theirs.bad and (at in ours.bad or apart[at] > PICTURES_APART)
+        ]
+        if others:
+            raise CacheError(
+                f"{source.where(rows[others[0]])}: another picture than {cache.location.url} keeps the view of, under "
+                "this tar's name. Give the tar that the cache was made with, or leave it out"
+            )
+
+
+def tell_leaks(cache: Cache, teacher: CachedTeacher, view: str, train: Rows, val: Rows) -> None:
+    """Say how many held-out images are trained on as well, in other tars: those of equal keys and equal pixels.
+
+    Copies under other keys have other views, and are not found.
+    """
+    if not len(val):
+        return
+    both = int(np.isin(prints(cache, teacher, view, val), prints(cache, teacher, view, train)).sum())
+    if both:
+        say(f"{both} of {len(val)} held-out images are trained on as well, pixel for pixel, in other tars")
+
+
+def prints(cache: Cache, teacher: CachedTeacher, view: str, rows: Rows) -> npt.NDArray[np.int64]:
+    """(N,) 64 bits of each row's key and pixels, by the commit records."""
+    found = np.zeros(len(rows), np.int64)
+    places = rows.segment << 32 | rows.shard
+    for place in np.unique(places).tolist():
+        here = np.flatnonzero(places == place)
+        segment, shard = divmod(place, 2**32)
+        keys = np.asarray(cache.entry(segment, shard).keys, np.int64)[rows.row[here]]
+        record = committed_record(cache, teacher, view, segment, shard)
+        found[here] = keys << 32 | record.pixels[rows.row[here]].astype(np.int64)
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"

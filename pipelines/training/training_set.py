@@ -1,0 +1,176 @@
+"""What a run trains on: teachers, views, shards and commit records, fixed when it begins and the same on resume."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from pipelines.command.given import given_shards
+from pipelines.training.split import check_pictures, given_val, split, tell_leaks
+from unic_cache.cache import Cache, CachedTeacher
+from unic_cache.config import CENTER, RECIPES, DistillConfig, Views
+from unic_cache.errors import CacheError, ConfigError
+from unic_cache.files.location import LocalFolder
+from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
+from unic_cache.stream.probe import PixelDifference, check_pixels
+from unic_cache.stream.rows import Rows, usable_rows
+from unic_cache.stream.seen import Seen
+
+FILE = "snapshot.json"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """OUT/snapshot.json: names, not data. `records` maps each commit record to its checksum."""
+
+    teachers: tuple[str, ...]
+    recipe: str
+    size: int
+    seed: int
+    numbers: tuple[int, ...]  # of the views
+    train: tuple[str, ...]  # shards
+    val: tuple[str, ...]
+    records: dict[str, int]
+
+    @property
+    def views(self) -> Views:
+        """The recipe of all views."""
+        return Views(self.recipe, self.size, self.seed)
+
+    def save(self, out: Path) -> None:
+        """Write OUT/snapshot.json."""
+        data = json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1) + "\n"
+        LocalFolder(out).replace(FILE, data.encode())
+
+    @classmethod
+    def load(cls, out: Path) -> Self:
+        """What `save` wrote. ConfigError where it is missing or broken."""
+        try:
+            data: dict[str, Any] = json.loads((out / FILE).read_text())
+            lists: dict[str, Any] = {key: tuple(data.pop(key)) for key in ("teachers", "numbers", "train", "val")}
+            return cls(**lists, **data)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{out / FILE}: cannot be resumed from ({error})") from error
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The snapshot with what it names, opened."""
+
+    snapshot: Snapshot
+    teachers: tuple[CachedTeacher, ...]
+    train: Rows
+    val: Rows
+    pixels: Pixels
+    difference: PixelDifference | None  # from the probe; None where the kept pixels serve
+
+
+def open_training_set(
+    config: DistillConfig, cache: Cache, pool: ThreadPoolExecutor, resumed: Snapshot | None
+) -> TrainingSet:
+    """Find all that is to be trained on, and check that it is whole and that the pixels are the teachers'."""
+    chosen = resumed.teachers if resumed else tuple(dict.fromkeys(config.teachers)) or all_teachers(cache)
+    teachers = tuple(cache.teacher(name) for name in chosen)
+    if not teachers:
+        raise CacheError(f"{cache.location.url} has no teacher; run `unic-cache extract --teacher NAME`")
+    views = resumed.views if resumed else cached_views(config, cache, teachers)
+    numbers = resumed.numbers if resumed else view_numbers(config, cache, teachers, views)
+    paths, entries = given_shards(config.shards, cache.pixels is not None)
+    val_paths, val_entries = ((), ()) if resumed and not paths else given_val(config, cache, bool(paths))
+    tars = {
+        cache.place(entry.name, entry.keys): (path, entry)
+        for path, entry in zip((*paths, *val_paths), (*entries, *val_entries), strict=True)
+        if resumed is None or entry.name in {*resumed.train, *resumed.val}
+    }
+    names = [entry.name for entry in entries] or list(cache.shards())
+    train, val = (resumed.train, resumed.val) if resumed else split(config, cache, names, entries, val_entries)
+    train_rows, records = usable_rows(cache, teachers, views, numbers, train, config.skip_broken)
+    val_rows, val_records = usable_rows(cache, teachers, views, numbers[:1], val, config.skip_broken)
+    snapshot = Snapshot(
+        tuple(chosen),
+        views.recipe,
+        views.size,
+        views.seed,
+        tuple(numbers),
+        tuple(train),
+        tuple(val),
+        records | val_records,
+    )
+    if resumed and resumed.records != snapshot.records:
+        raise CacheError(f"{cache.location.url}: commit records are not those that the run began with; it cannot go on")
+    if not len(train_rows):
+        raise CacheError(f"{cache.location.url}: no image of the {len(train)} shards can be trained on")
+    pin = torch.cuda.is_available()
+    pixels = Pixels(KeptPixels(views, cache, pool, config.skip_broken, pin), ShardPixels(views, tars, pool, pin))
+    difference = None
+    if tars and not pixels.kept.has(train_rows.address(0, numbers[0])):
+        difference = check_pixels(
+            cache.location, views, pixels.decoded, config.pixel_tolerance, lambda a: (a.segment, a.shard) in tars
+        )
+    if resumed is None and not config.skip_broken:
+        tell_leaks(cache, teachers[0], views.name(numbers[0]), train_rows, val_rows)
+    exact = ShardPixels(views, tars, pool, seen=Seen(cache)) if val and not config.pixel_tolerance else None
+    check_pictures(cache, views, tars, pixels.kept, numbers[0], pool, exact)
+    return TrainingSet(snapshot, teachers, train_rows, val_rows, pixels, difference)
+
+
+def all_teachers(cache: Cache) -> tuple[str, ...]:
+    """The names of the teachers that can be read. CacheError where one that was extracted cannot be."""
+    if cache.lost:
+        raise CacheError(
+            f"{cache.location.url}/{cache.lost[0]}/spec.json is missing, so what is kept there cannot be read. The "
+            "same `unic-cache extract` makes it again; or train without it, with --teacher for each of the others"
+        )
+    for name, member in cache.uncalibrated.items():
+        if any(tars for _, _, tars in cache.committed(member)):
+            raise CacheError(
+                f"{cache.location.url}: the calibration of {name} is lost ({member.calibration_name}), so what is kept "
+                "of it cannot be read. The same `unic-cache extract` makes it again; or train without it, with "
+                "--teacher for each of the others"
+            )
+    return tuple(sorted(cache.teachers))
+
+
+def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedTeacher]) -> Views:
+    """The one recipe that config and cache agree on. CacheError with the choices where there is none or several."""
+    found = {Views.parse(view)[0] for view, _, tars in cache.committed(teachers[0].member) if tars}
+    fits = [
+        views
+        for views in found
+        if views.recipe != CENTER
+        and config.recipe in {None, views.recipe}
+        and config.size in {None, views.size}
+        and config.view_seed in {None, views.seed}
+    ]
+    if len(fits) != 1:
+        listed = ", ".join(sorted(f"{v.recipe} (size {v.size}, seed {v.seed})" for v in found)) or "none"
+        seed = "any" if config.view_seed is None else config.view_seed
+        asked = f"recipe {config.recipe or ('any' if fits else RECIPES[0])}, size {config.size or 'any'}, seed {seed}"
+        raise CacheError(
+            f"{cache.location.url}: {len(fits)} kinds of views of {teachers[0].name} fit {asked}; it has {listed}. "
+            "Choose by --recipe, --size and --view-seed, or extract what is missing"
+        )
+    return fits[0]
+
+
+def view_numbers(
+    config: DistillConfig, cache: Cache, teachers: Sequence[CachedTeacher], views: Views
+) -> tuple[int, ...]:
+    """The view numbers that every teacher has, at most --views of them."""
+    common = set.intersection(*(set(cache.view_numbers(teacher.member, views)) for teacher in teachers))
+    numbers = tuple(sorted(common))
+    if not numbers:
+        raise CacheError(
+            f"{cache.location.url}: {', '.join(t.name for t in teachers)} have no view of {views} in common; extract it"
+        )
+    if config.views is not None and config.views > len(numbers):
+        raise CacheError(
+            f"{cache.location.url}: {config.views} views are asked for, but only {len(numbers)} are there for every "
+            f"teacher; run `unic-cache extract --views {config.views}` with the same settings"
+        )
+    return numbers[: config.views]

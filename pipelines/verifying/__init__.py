@@ -1,0 +1,1 @@
+"""What `verify` compares a cache with."""

@@ -1,0 +1,127 @@
+"""What there is in a cache against what there should be, by names alone: units done, begun and missing, and strangers.
+
+Every tar of a segment is expected under every view that the member has begun, if anyone has begun it in that segment:
+center views of held-out tars alone leave nothing missing. A unit's data without a record was left by
+a run that was stopped, or is being written now; it is not broken, and `extract` goes on with it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from unic_cache.config import Views
+from unic_cache.errors import ConfigError
+from unic_cache.store.commit import Unit
+from unic_cache.store.layout import Extent, commit_name, metadata_objects
+from unic_cache.store.member import Member
+from unic_cache.store.verify import data_names
+from unic_cache.stream.held_out import FILE as HELD_OUT_FILE
+from unic_cache.views.index import Segment, segment_file
+
+VIEW_FILE = re.compile(r"(?P<member>[^/]+)/(commits|features\.zarr)/(?P<segment>\d{6})/(?P<view>[^/]+)/.+")
+PROBE_FILE = re.compile(r"probe/([^/]+)\.npz")
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A unit that is expected and has no record, and the names of its data that stand there nevertheless."""
+
+    member: Member
+    unit: Unit
+    data: tuple[str, ...]
+
+    def __str__(self) -> str:
+        state = "was begun and not finished" if self.data else "is not there yet"
+        return f"{self.member.folder}, {self.unit}: {state}"
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"teacher": self.member.folder, "view": self.unit.view, "shard": self.unit.name, "data": list(self.data)}
+
+
+@dataclass
+class Survey:
+    """The names of a cache, sorted by what they are."""
+
+    committed: list[tuple[Member, Unit]] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+    metadata: dict[str, tuple[Member, bytes]] = field(default_factory=dict)  # zarr.json that must stand, and its text
+    probes: set[str] = field(default_factory=set)  # that committed views need
+    foreign: list[str] = field(default_factory=list)
+
+    def unrecorded(self) -> dict[tuple[str, str], int]:
+        """(member, view) -> tars with all their data, where several have it and not one has a record.
+
+        A killed run leaves one such tar for each worker. More of them are records that were lost, or not copied yet.
+        """
+        done = {(member.folder, unit.view) for member, unit in self.committed}
+        whole = [one for one in self.missing if len(one.data) == len(data_names(one.member, one.unit))]
+        found = Counter((one.member.folder, one.unit.view) for one in whole)
+        return {place: tars for place, tars in found.items() if tars > 1 and place not in done}
+
+
+def survey(names: Collection[str], segments: Sequence[Segment], members: Sequence[Member], lost: set[str]) -> Survey:
+    """Sort the names. `lost` are folders of members that cannot be read: their files are nobody's fault."""
+    found = Survey()
+    begun: dict[str, set[tuple[int, str]]] = {}
+    for name in names:
+        match = VIEW_FILE.fullmatch(name)
+        if match and int(match["segment"]) < len(segments) and is_view(match["view"]):
+            begun.setdefault(match["member"], set()).add((int(match["segment"]), match["view"]))
+    claimed = {segment_file(segment.number) for segment in segments}
+    for member in members:
+        claimed |= {f"{member.folder}/spec.json", member.calibration_name}
+        for view in sorted({view for _, view in begun.get(member.folder, ())}):
+            for segment in segments:
+                if any((segment.number, view) in begun.get(other.folder, ()) for other in members):
+                    claimed |= claim_view(found, names, member, segment, view)
+    claimed |= found.probes
+    found.foreign = sorted(
+        name
+        for name in names
+        if name not in claimed
+        and not is_probe(name)
+        and not HELD_OUT_FILE.fullmatch(name)
+        and name.partition("/")[0] not in lost
+    )
+    return found
+
+
+def claim_view(found: Survey, names: Collection[str], member: Member, segment: Segment, view: str) -> set[str]:
+    """Add one view of a segment; the names that belong to it."""
+    extent = Extent(len(segment.shards), segment.rows)
+    claimed: set[str] = set()
+    done = False
+    for shard, entry in enumerate(segment.shards):
+        unit = Unit(segment.number, extent, shard, entry.name, entry.rows, view)
+        record = commit_name(member.folder, segment.number, view, shard)
+        data = data_names(member, unit)
+        claimed |= {record, *data}
+        if record in names:
+            done = True
+            found.committed.append((member, unit))
+        else:
+            found.missing.append(Missing(member, unit, tuple(name for name in data if name in names)))
+    expected = metadata_objects(member.folder, segment.number, view, member.arrays, extent)
+    found.metadata |= {name: (member, text) for name, text in expected.items() if done or name in names}
+    if done:
+        views, _ = Views.parse(view)
+        found.probes.add(f"probe/{views.recipe}-{views.size}-{views.seed}.npz")
+    return claimed | set(expected)
+
+
+def is_probe(name: str) -> bool:
+    """Whether a file is called as a recipe's probe is."""
+    match = PROBE_FILE.fullmatch(name)
+    return match is not None and is_view(f"{match[1]}-000")
+
+
+def is_view(name: str) -> bool:
+    """Whether a folder is called as a view is."""
+    try:
+        views, number = Views.parse(name)
+    except ConfigError:
+        return False
+    return views.name(number) == name

@@ -1,0 +1,1 @@
+"""Where files are: local folders, object stores, web servers."""

@@ -1,0 +1,255 @@
+"""Caches and shards on object stores, s3:// and gs://. (`unic_cache.files.web_folder` reads web servers.)
+
+A file is one object, made by one PUT that the server refuses where the name is taken (If-None-Match: *). Every call
+outlives an outage of the server (see `unic_cache.files.outages`).
+
+obstore, which speaks to the servers, runs threads that do not survive fork(2): in a child of a process that has used
+it, any call would hang, and then hang the parent. So a store is opened by its first use, and a child that comes too
+late is told so.
+"""
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import GCSStore, HTTPStore, S3Store
+
+from unic_cache.errors import CacheError
+from unic_cache.files.location import checked
+from unic_cache.files.open_file import RANGE, OpenFile, RangeFile, Span, scatter
+from unic_cache.files.outages import outlive, reason
+
+if TYPE_CHECKING:
+    from obstore import Bytes as Buffer
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+NO_RETRIES: "RetryConfig" = {"max_retries": 0}  # of obstore's own: `outlive` makes them, for all kinds of requests
+
+T = TypeVar("T")
+_used_by: set[int] = set()  # the process that obstore's threads belong to
+
+
+class ObjectFolder:
+    """A `Location` below a prefix of a bucket. Nothing is opened before its first use."""
+
+    waits = True
+
+    def __init__(self, url: str, store: "ObjectStore | None" = None) -> None:
+        """`store` stands in for what `url` would open, as obstore's MemoryStore does in tests."""
+        self.url = url.rstrip("/")
+        self.scheme = url.split(":", 1)[0]
+        self._store = store
+        self._answered = False
+        self._known_to_refuse = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
+    def __reduce__(self) -> "tuple[type[ObjectFolder], tuple[str]]":
+        return type(self), (self.url,)
+
+    def read(self, name: str) -> bytes | None:
+        """One GET."""
+        path = checked(name)
+        try:
+            return self._persist(path, lambda store: obstore.get(store, path).bytes().to_bytes())
+        except FileNotFoundError:
+            return None
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """One GET of a range."""
+        path = checked(name)
+
+        def attempt(store: "ObjectStore") -> bytes:
+            if size == 0:
+                obstore.head(store, path)
+                return b""
+            try:
+                return obstore.get_range(store, path, start=offset, length=size).to_bytes()
+            except BaseError as error:
+                if offset < obstore.head(store, path)["size"]:
+                    raise error
+                return b""
+
+        return self._persist(path, attempt)
+
+    def open(self, name: str) -> OpenFile:
+        """No request yet."""
+        return _ObjectFile(self, checked(name))
+
+    def read_ranges(self, name: str, spans: Sequence[Span]) -> "list[Buffer]":
+        """Several ranges at once, near ones by one GET; none may end behind the object's end."""
+        path = checked(name)
+        starts, lengths = zip(*spans, strict=True)
+        return self._persist(path, lambda store: list(obstore.get_ranges(store, path, starts=starts, lengths=lengths)))
+
+    def size(self, name: str) -> int | None:
+        """One HEAD."""
+        path = checked(name)
+
+        def attempt(store: "ObjectStore") -> int:
+            try:
+                return obstore.head(store, path)["size"]
+            except FileNotFoundError:  # HEAD has no body to tell a missing object from a missing bucket
+                return obstore.get(store, path).meta["size"]
+
+        try:
+            return self._persist(path, attempt)
+        except FileNotFoundError:
+            return None
+
+    def create(self, name: str, data: bytes) -> bool:
+        """One PUT if there is none; whoever finds the name taken reads what stands there."""
+        path = checked(name)
+
+        def attempt(store: "ObjectStore") -> bool:
+            try:
+                obstore.put(store, path, data, mode="create", use_multipart=False)
+            except AlreadyExistsError as taken:
+                try:
+                    return obstore.get(store, path).bytes().to_bytes() == data
+                except FileNotFoundError:  # it is being written, or was just deleted
+                    raise taken from None
+            return True
+
+        created = self._persist(path, attempt)
+        if created and not self._known_to_refuse:
+            self._persist(path, lambda store: self._see_it_refused(store, path, data))
+        return created
+
+    def replace(self, name: str, data: bytes) -> None:
+        """One PUT."""
+        path = checked(name)
+        self._persist(path, lambda store: obstore.put(store, path, data, use_multipart=False))
+
+    def delete(self, name: str) -> None:
+        """One DELETE."""
+        path = checked(name)
+        try:
+            self._persist(path, lambda store: obstore.delete(store, path))
+        except FileNotFoundError:
+            return
+
+    def names(self, prefix: str = "", without: Collection[str] = ()) -> Iterator[str]:
+        """A listing, a thousand names a request."""
+        path = checked(prefix) if prefix else None
+        left_out = tuple(f"{prefix}/{folder}/".lstrip("/") for folder in without)
+        found = self._persist(
+            prefix, lambda store: sorted(entry["path"] for page in obstore.list(store, path) for entry in page)
+        )
+        yield from (name for name in found if not name.startswith(left_out))
+
+    def folders(self, prefix: str = "") -> list[str]:
+        """A listing up to the next "/"."""
+        path = checked(prefix) if prefix else None
+        found = self._persist(prefix, lambda store: obstore.list_with_delimiter(store, path)["common_prefixes"])
+        return sorted(folder.rsplit("/", 1)[-1] for folder in found)
+
+    def _see_it_refused(self, store: "ObjectStore", path: str, data: bytes) -> None:
+        """Once a process: a server that lets a name be created twice would let workers overwrite each other."""
+        try:
+            obstore.put(store, path, data, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            self._known_to_refuse = True
+        else:
+            raise CacheError(
+                f"{self.url}/{path}: the server let this object be created twice, so that workers would overwrite each "
+                "other; use one that honours If-None-Match in a PUT, as Amazon's, Ceph's and MinIO's do"
+            )
+
+    def _open(self) -> "ObjectStore":
+        if _used_by and os.getpid() not in _used_by:
+            raise CacheError(
+                f"{self.url}: this process was forked from one that had used an object store already, so that any call "
+                "would hang; start workers by spawn or forkserver instead of fork"
+            )
+        if self._store is None:
+            try:
+                self._store = STORES[self.scheme](self.url)
+            except (BaseError, ValueError) as error:
+                raise CacheError(f"{self.url} cannot be opened: {reason(error)}") from error
+        _used_by.add(os.getpid())
+        return self._store
+
+    def _persist(self, name: str, call: "Callable[[ObjectStore], T]") -> T:
+        store = self._open()
+        answer = outlive(f"{self.url}/{name}".rstrip("/"), lambda: call(store), answered=self._answered)
+        self._answered = True
+        return answer
+
+
+class _ObjectFile(RangeFile):
+    """One object."""
+
+    def __init__(self, folder: ObjectFolder, name: str) -> None:
+        super().__init__(partial(folder.read_range, name))
+        self._folder = folder
+        self._name = name
+        self._size: int | None = None
+
+    def expecting(self, spans: Sequence[Span]) -> OpenFile:
+        """The ranges, fetched together; the object's size is asked for once, as obstore panics beyond it."""
+        if len(spans) < 2:
+            return self
+        if self._size is None:
+            self._size = self._folder.size(self._name) or 0
+        if max(offset + size for offset, size in spans) > self._size:
+            return self
+        return _Fetched(dict(zip(spans, self._folder.read_ranges(self._name, spans), strict=True)))
+
+
+class _Fetched:
+    """Ranges of an object, in memory."""
+
+    near = 0
+    at_once = RANGE
+    sector = 0
+
+    def __init__(self, parts: "dict[Span, Buffer]") -> None:
+        self._parts = {offset: memoryview(data) for (offset, _), data in parts.items()}
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """The beginning of the range that begins at `offset`."""
+        return self._parts[offset][:size]
+
+    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        """The same, copied."""
+        return scatter(self._parts[offset], buffers)
+
+    def expecting(self, spans: Sequence[Span]) -> OpenFile:  # noqa: ARG002
+        """The same ranges."""
+        return self
+
+
+def _open_s3(url: str) -> "ObjectStore":
+    endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "https://")
+    if not re.match(r"https?://", endpoint):
+        raise CacheError(f"AWS_ENDPOINT_URL={endpoint!r} is no URL; write it as https://HOST or http://HOST:PORT")
+    options = _client_options(endpoint)
+    return S3Store.from_url(url, client_options=options, retry_config=NO_RETRIES, disable_bulk_delete=True)
+
+
+def _open_gs(url: str) -> "ObjectStore":
+    return GCSStore.from_url(url, client_options=_client_options(url), retry_config=NO_RETRIES)
+
+
+def _open_web(url: str) -> "ObjectStore":
+    return HTTPStore.from_url(url, client_options=_client_options(url), retry_config=NO_RETRIES)
+
+
+def _client_options(endpoint: str) -> "ClientConfig":
+    """obstore ends a request after 30 s: too early for a large object, so only silence ends one early."""
+    return {
+        "allow_http": endpoint.startswith("http://"),
+        "timeout": timedelta(hours=1),
+        "read_timeout": timedelta(minutes=5),
+    }
+
+
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+STORES = {"s3": _open_s3, "gs": _open_gs, "https": _open_web, "http": _open_web}

@@ -1,0 +1,1 @@
+"""How tokens and pixels become the arrays that are kept, and back."""

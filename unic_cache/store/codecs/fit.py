@@ -1,0 +1,152 @@
+"""Fitting codec `klt` to a teacher: its rotations, the class of each coefficient, and the step that a quality asks for.
+
+Everything is float64 on the CPU in one thread, and each axis points where its largest entry is positive, so equal
+tokens give equal bytes.
+
+Letters: B images, T tokens, D channels, N coefficients that are kept.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from unic_cache.store.codecs.klt import Grid, Klt, band_tokens, dct, over_grid
+from unic_cache.store.moments import State
+
+# rms in steps from which a coefficient belongs to each class of klt.LARGEST; under the last it is left out
+CLASS_FROM = (20.0, 2.6, 0.85, 0.42, 0.09)
+STEPS = (1e-3, 1e2)  # between which the step is sought
+HALVINGS = 18
+AT_ONCE = 32  # images
+PRIOR_IMAGES = 8
+TOKENS_A_BAND = 64  # of an image that are enough for the axes, evenly
+
+Floats = npt.NDArray[np.float64]
+
+
+class BandMoments:
+    """Running second moments of the tokens' spectrum in each band, about the first batch's mean."""
+
+    def __init__(self, grid: Grid | None, tokens: int) -> None:
+        self._grid = grid
+        bands = band_tokens(grid, tokens)
+        self._every = [max(len(places) // TOKENS_A_BAND, 1) for places in bands]
+        self._places = [places[::every] for places, every in zip(bands, self._every, strict=True)]
+        self._shifted = self._places[0] if grid is None else self._places[0][:1]  # those that know of the mean
+        self._matrices = [torch.from_numpy(dct(side).astype(np.float32)) for side in grid or (1, 1)]
+        self._origin: Tensor | None = None
+        self._count = 0  # of `shifted` tokens
+        self._sum: Floats | float = 0.0  # of them
+        self._products: list[Floats | float] = [0.0] * len(bands)
+
+    def update(self, tokens_BTD: Tensor) -> None:
+        """Add B images."""
+        self._origin = tokens_BTD.mean(dim=(0, 1)) if self._origin is None else self._origin
+        spectrum_BTD = over_grid(tokens_BTD - self._origin, self._grid, *self._matrices)
+        shifted_ND = spectrum_BTD[:, self._shifted].flatten(0, 1).double().numpy()
+        self._count += len(shifted_ND)
+        self._sum = self._sum + shifted_ND.sum(axis=0)
+        for number, (places, every) in enumerate(zip(self._places, self._every, strict=True)):
+            flat = spectrum_BTD[:, places].flatten(0, 1).double().numpy()
+            self._products[number] = self._products[number] + every * (flat.T @ flat)
+
+    @property
+    def begun(self) -> bool:
+        """Whether any image came."""
+        return self._origin is not None
+
+    def state(self) -> State:
+        """What `restore` takes."""
+        assert self._origin is not None
+        sums = {"sum": np.asarray(self._sum), "products": np.stack([np.asarray(one) for one in self._products])}
+        return {"origin": self._origin.numpy(), "count": np.asarray(self._count), **sums}
+
+    def restore(self, state: State) -> None:
+        """Go on from there."""
+        self._origin = torch.from_numpy(np.asarray(state["origin"], np.float32))
+        self._count, self._sum = int(state["count"]), np.asarray(state["sum"], np.float64)
+        self._products = list(np.asarray(state["products"], np.float64))
+
+    def axes(self, mean: Floats, std: Floats) -> npt.NDArray[np.float32]:
+        """(G, D, D): the principal axes of (x - mean) / std in each band, as columns, the largest first.
+
+        Only the lowest frequency, which the first band begins with, knows of the mean; without a grid all tokens do.
+        """
+        assert self._origin is not None
+        shift = (mean - self._origin.double().numpy()) * math.sqrt(math.prod(self._grid or (1, 1)))
+        cross = np.outer(self._sum, shift)
+        correction = self._count * np.outer(shift, shift) - cross - cross.T
+        moments = [self._products[0] + self._every[0] * correction, *self._products[1:]]
+        return np.stack([_principal(moment / np.outer(std, std)) for moment in moments]).astype(np.float32)
+
+
+def fit_klt(
+    rotation: npt.NDArray[np.float32], fit_BTD: Tensor, held_out_BTD: Tensor, grid: Grid | None, quality: float
+) -> Klt:
+    """The codec with these axes whose mean cosine on the held-out standardized tokens is `quality`, or just above.
+
+    `fit_BTD`, standardized too, says how much each coefficient matters.
+    """
+    tokens = fit_BTD.shape[1]
+    codec = Klt(grid, tokens, rotation, np.zeros(0, np.int32), (0, 0, 0, 0, 0), 1.0)
+    with threadpool_limits(1):
+        rms = coefficient_rms(codec, (*torch.split(fit_BTD, AT_ONCE), *torch.split(held_out_BTD, AT_ONCE)))
+        low, high = np.log(STEPS)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            good = fidelity(with_step(codec, rms, float(np.exp(middle))), held_out_BTD) >= quality
+            low, high = (middle, high) if good else (low, middle)
+        return with_step(codec, rms, float(np.exp(low)))
+
+
+def coefficient_rms(codec: Klt, batches: Sequence[Tensor]) -> Floats:
+    """(T D,) the rms of each coefficient, with `PRIOR_IMAGES` images' weight on what its token and channel suggest.
+
+    The held-out images count here too: along axes that few images gave, those images show nothing at all.
+    """
+    images = sum(len(batch) for batch in batches)
+    power_TD = torch.stack([codec.coefficients(batch).double().square().sum(dim=0) for batch in batches]).sum(dim=0)
+    sizes = [len(places) for places in band_tokens(codec.grid, codec.tokens)]
+    smooth = [
+        band.mean(dim=1, keepdim=True) * band.mean(dim=0) / band.mean().clamp(min=1e-30)
+        for band in torch.split(power_TD, sizes)
+    ]
+    if codec.grid is None:  # any token may stand anywhere
+        power_TD = smooth[0].mean(dim=0).expand(codec.tokens, codec.channels)
+        smooth = [power_TD]
+    mixed_TD = (power_TD + torch.cat(smooth) * (PRIOR_IMAGES / images)) / (images + PRIOR_IMAGES)
+    return np.asarray(mixed_TD.sqrt().flatten().numpy())
+
+
+def with_step(codec: Klt, rms: npt.NDArray[np.float64], step: float) -> Klt:
+    """The codec with this step: coefficients in falling order of their rms, each in the class that its rms asks for."""
+    order = np.argsort(-rms, kind="stable")
+    at_least = [int((rms >= step * least).sum()) for least in CLASS_FROM]
+    counts = tuple(np.diff([0, *at_least]).tolist())
+    return dataclasses.replace(codec, order=order[: at_least[-1]].astype(np.int32), counts=counts, step=step)
+
+
+def _principal(moment: Floats) -> Floats:
+    """The eigenvectors of a symmetric (D, D) matrix as columns, the largest first, signs fixed."""
+    with threadpool_limits(1):
+        _, axes = np.linalg.eigh(moment)
+    axes = axes[:, ::-1]
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
+    return np.asarray(axes * np.where(largest < 0, -1.0, 1.0))
+
+
+def fidelity(codec: Klt, exact_BTD: Tensor, batch: int = AT_ONCE) -> float:
+    """The mean cosine between tokens and what the codec gives back."""
+    cosine = partial(torch.nn.functional.cosine_similarity, dim=-1)
+    sums = [
+        cosine(codec.decode(codec.encode(part)).double(), part.double()).sum().item()
+        for part in torch.split(exact_BTD, batch)
+    ]
+    return float(sum(sums) / exact_BTD.shape[:2].numel())

@@ -1,0 +1,1 @@
+"""Views and features in the order of training, read ahead of need."""

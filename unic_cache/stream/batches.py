@@ -1,0 +1,259 @@
+"""Views and store rejoined: the batches that a student trains on, in an order that is a function of integers.
+
+Training sees one endless sequence of samples: the rows in the order of epoch 0, then of epoch 1, and so on. Batch k of
+a world batch of B images is samples [kB, (k + 1)B) of it; process r of R takes the r-th of R equal parts. So nothing
+depends on the number of threads, processes or machines, and a run resumes at any step from the step's number alone.
+Epoch e shows the cached views e mod V.
+
+    an epoch's order:  shards shuffled -> groups of 8 open at once -> their chunks shuffled -> rows of 64 chunks mixed
+
+Letters: B images, H and W pixels, V views, R processes, N rows.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from unic_cache.buffers import MEMORY, Ring
+from unic_cache.cache import Cache, CachedTeacher
+from unic_cache.config import Views
+from unic_cache.draws import Purpose, permutation, words
+from unic_cache.errors import BrokenError
+from unic_cache.store.commit import CommitRecord, Crcs
+from unic_cache.store.layout import CHUNK_ROWS, pixel_arrays
+from unic_cache.stream.gather import Gathering, grouped, pieces
+from unic_cache.stream.pixels import Address, Finish, PixelSource, processes_here
+from unic_cache.stream.rows import Ints, Rows, committed_record
+
+OPEN_SHARDS = 8
+MIXED_CHUNKS = 64
+BATCHES_AHEAD = 3  # whose views are being decoded
+PAGE = 4096  # bytes
+GROUP_BYTES = min(MEMORY // 16 // processes_here(), 2**32)  # of a group's memory at most, but a batch at least
+
+
+def epoch_order(rows: Rows, seed: int, epoch: int) -> Ints:
+    """A permutation of range(N) whose neighbours lie in few chunks of few shards, yet well mixed."""
+    shard_ids, shard_of_row = np.unique(rows.segment << 32 | rows.shard, return_inverse=True)
+    chunk_ids, chunk_of_row = np.unique(shard_of_row << 32 | rows.row // CHUNK_ROWS, return_inverse=True)
+    raw = words(Purpose.ORDER, seed, epoch, 0, len(shard_ids) + len(chunk_ids) + len(rows))
+    shard_rank = np.argsort(permutation(raw[: len(shard_ids)]))
+    group_of_chunk = shard_rank[chunk_ids >> 32] // OPEN_SHARDS
+    chunk_words = raw[len(shard_ids) : len(shard_ids) + len(chunk_ids)]
+    chunk_rank = np.argsort(np.lexsort((chunk_words, group_of_chunk)))
+    row_words = raw[len(shard_ids) + len(chunk_ids) :]
+    return np.lexsort((row_words, chunk_rank[chunk_of_row] // MIXED_CHUNKS)).astype(np.int64)
+
+
+class Order:
+    """The endless sequence of samples: which row under which view is sample k."""
+
+    def __init__(self, rows: Rows, numbers: Sequence[int], seed: int) -> None:
+        self.rows = rows
+        self.numbers = numbers
+        self.seed = seed
+        self._epochs: dict[int, Ints] = {}
+
+    def samples(self, start: int, stop: int) -> list[Address]:
+        """Samples [start, stop)."""
+        return [self._sample(place) for place in range(start, stop)]
+
+    def _sample(self, place: int) -> Address:
+        epoch, position = divmod(place, len(self.rows))
+        if epoch not in self._epochs:
+            self._epochs = {kept: order for kept, order in self._epochs.items() if kept == epoch - 1}
+            self._epochs[epoch] = epoch_order(self.rows, self.seed, epoch)
+        number = self.numbers[epoch % len(self.numbers)]
+        return self.rows.address(int(self._epochs[epoch][position]), number)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views (B, H, W, 3) uint8, and each teacher's kept arrays by name, (B, ...), as they are stored.
+
+    `wanted` says which views they are. `good_B`, bool on the CPU, is False where something is broken: such an image
+    must not count.
+    """
+
+    wanted: Sequence[Address]
+    views_BHWC: Tensor
+    parts: Mapping[str, Mapping[str, Tensor]]
+    good_B: Tensor
+
+    @property
+    def broken(self) -> int:
+        """How many of the images must not count."""
+        return len(self.good_B) - int(self.good_B.sum())
+
+
+class Stream:
+    """Batches made ahead of need in the pool's threads, each checked against the commit records.
+
+    Batches are read in groups (see `gather`), the next one while one is consumed; so memory is that of two groups, or
+    of three where a group is a single batch. A group's memory is used again when nothing refers to its batches any
+    more: whoever keeps a batch may keep it for good. With `pin` it is page-locked, and torch, which hands it out, waits
+    for copies to a GPU that are under way before it hands it out again.
+
+    A broken row is an error; with `skip_broken` it keeps its place in the batch, as zeros that `good_B` disowns, so
+    that all others stay what they would be without it.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        teachers: Sequence[CachedTeacher],
+        views: Views,
+        source: PixelSource,
+        pool: ThreadPoolExecutor,
+        check_pixels: bool = True,
+        pin: bool = False,
+        skip_broken: bool = False,
+    ) -> None:
+        self.cache = cache
+        self.teachers = teachers
+        self.views = views
+        self.source = source
+        self.check_pixels = check_pixels
+        self.pin = pin
+        self.skip_broken = skip_broken
+        self.pool = pool
+        arrays = [*pixel_arrays(views.size), *(array for teacher in teachers for array in teacher.member.arrays)]
+        self.image_bytes = sum(array.row_bytes for array in arrays)
+        self._ring = Ring(spare=2)
+
+    def batches(self, wanted: Iterator[list[Address]]) -> Iterator[Batch]:
+        """The batches asked for, in order. BrokenError on a broken row or on pixels that the teachers did not see."""
+        groups = (_Group(self, group) for group in grouped(wanted, GROUP_BYTES // self.image_bytes))
+        group, following = next(groups, None), None
+        try:
+            if group is not None:
+                group.start()
+            while group is not None:
+                count, following = len(group.batches), next(groups, None)
+                for number in range(count):
+                    if number == min(1, count - 1) and following is not None:
+                        following.start()
+                    for place in range(number, number + 1 + BATCHES_AHEAD):
+                        if place < count:
+                            group.begin(place)
+                        elif following is not None:
+                            following.begin(place - count)
+                    yield group.finish(number)
+                group = following
+        finally:
+            for left in (group, following):
+                if left is not None:
+                    left.cancel()
+
+    def memory(self, size: int) -> Tensor:
+        """(size,) uint8, page-aligned, with whatever it held before; used again when nothing refers to it any more."""
+        if self.pin:
+            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        return torch.from_numpy(self._ring.take(size))
+
+
+class _Group:
+    """Neighbouring batches, which from its start are being read into one piece of memory, one after the other.
+
+    N are all images of the group.
+    """
+
+    _views_NHWC: Tensor
+    _parts: dict[str, dict[str, Tensor]]
+
+    def __init__(self, stream: Stream, batches: Sequence[Sequence[Address]]) -> None:
+        self.batches = batches
+        self._stream = stream
+        self._stops = np.cumsum([len(batch) for batch in batches]).tolist()
+        self._to_read = pieces([item for batch in batches for item in batch])
+        self._gathered: dict[str, Gathering] = {}
+        self._begins: list[Callable[[], Finish]] = []
+        self._views: dict[int, Finish] = {}
+
+    def start(self) -> None:
+        """Take memory, and have it filled."""
+        stream = self._stream
+        self._views_NHWC, self._parts = _carve(stream, self._stops[-1])
+        self._begins = stream.source.group(self.batches, self._views_NHWC.numpy())
+        self._gathered = {
+            teacher.name: Gathering(
+                stream.cache.readers(stream.pool),
+                self._to_read,
+                partial(_committed, stream, teacher),
+                teacher.rows,
+                {name: values.numpy() for name, values in self._parts[teacher.name].items()},
+            )
+            for teacher in stream.teachers
+        }
+
+    def begin(self, number: int) -> None:
+        """Begin the views of a batch, if there is one of that number and they were not begun."""
+        if number < len(self._begins) and number not in self._views:
+            self._views[number] = self._begins[number]()
+
+    def finish(self, number: int) -> Batch:
+        """Wait for a batch."""
+        wanted, stop = self.batches[number], self._stops[number]
+        rows = slice(stop - len(wanted), stop)
+        views = self._views[number]()
+        if views.bad and not self._stream.skip_broken:
+            place, reason = next(iter(views.bad.items()))
+            raise BrokenError(f"{self._place(wanted[place])} was good in extraction, but now: {reason}")
+        good_B = np.ones(len(wanted), bool)
+        good_B[list(views.bad)] = False
+        for gathering in self._gathered.values():
+            gathered = gathering.result()
+            broken = [place for place in range(len(wanted)) if rows.start + place in gathered.broken]
+            if broken and not self._stream.skip_broken:
+                raise gathered.broken[rows.start + broken[0]]
+            good_B[broken] = False
+            good_B &= self._same_pixels(wanted, views.crcs, gathered.crcs_N[rows])
+        parts = {teacher: {name: part[rows] for name, part in of.items()} for teacher, of in self._parts.items()}
+        return Batch(wanted, self._views_NHWC[rows], parts, torch.from_numpy(good_B))
+
+    def cancel(self) -> None:
+        """Begin no more of it."""
+        self._gathered.clear()
+        self._begins.clear()
+        self._views.clear()
+
+    def _same_pixels(self, wanted: Sequence[Address], ours: Crcs, theirs: Crcs) -> npt.NDArray[np.bool_]:
+        same: npt.NDArray[np.bool_] = (ours == theirs) | np.bool_(not self._stream.check_pixels)
+        different = np.flatnonzero(~same)
+        if len(different) and not self._stream.skip_broken:
+            place = int(different[0])
+            raise BrokenError(
+                f"{self._place(wanted[place])}: the pixels have checksum {ours[place]:08x} here, but the teachers saw "
+                f"{theirs[place]:08x}. The image in the tar is another one, or it decodes differently; use the tars "
+                "and the library versions that the cache was made with"
+            )
+        return same
+
+    def _place(self, item: Address) -> str:
+        cache, views = self._stream.cache, self._stream.views
+        return f"{cache.unit(item.segment, item.shard, views.name(item.number))}, row {item.row}"
+
+
+def _committed(stream: Stream, teacher: CachedTeacher, item: Address) -> CommitRecord:
+    return committed_record(stream.cache, teacher, stream.views.name(item.number), item.segment, item.shard)
+
+
+def _carve(stream: Stream, images: int) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+    """One piece of memory as views (N, H, W, 3) and each teacher's arrays (N, ...), each from a page's beginning."""
+    (rgb,) = pixel_arrays(stream.views.size)
+    kinds = [("", rgb), *((teacher.name, array) for teacher in stream.teachers for array in teacher.member.arrays)]
+    sizes = [images * array.row_bytes for _, array in kinds]
+    starts = list(accumulate((-(-size // PAGE) * PAGE for size in sizes), initial=0))
+    memory = stream.memory(starts[-1])
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name, _ in kinds}
+    for (name, array), start, size in zip(kinds, starts, sizes, strict=False):
+        values = memory[start : start + size].view(getattr(torch, array.dtype))
+        parts[name][array.name] = values.reshape(images, *array.row)
+    return parts.pop("")[rgb.name], parts

@@ -1,0 +1,286 @@
+"""Pixels by address, made ahead of need: decoded and augmented from the tars, or read from the views that were kept.
+
+Pillow and numpy release the interpreter lock in all that takes time, so threads do what worker processes would, and
+each view is written once, into the batch that the model reads.
+
+Letters: B images, H and W pixels.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from unic_cache.cache import Cache
+from unic_cache.config import Views
+from unic_cache.errors import BrokenError, CacheError, ImageError
+from unic_cache.files.open_file import files_at_once
+from unic_cache.store.commit import CommitRecord
+from unic_cache.stream.gather import Gathering, pieces
+from unic_cache.stream.seen import Seen
+from unic_cache.views.augment import decode, make_view, pixel_crc
+from unic_cache.views.index import ShardEntry
+from unic_cache.views.shards import OpenShard
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Image = npt.NDArray[np.uint8]
+OPEN_SHARDS = files_at_once(64, 16)
+
+
+class Address(NamedTuple):
+    """One view of one image: row `row` of tar `shard` of a segment, under view `number`."""
+
+    segment: int
+    shard: int
+    row: int
+    number: int
+
+    @property
+    def unit(self) -> tuple[int, int, int]:
+        """What has a commit record of its own: segment, shard and number of the view."""
+        return self.segment, self.shard, self.number
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """Views and what became of them."""
+
+    views_BHWC: Image
+    crcs: npt.NDArray[np.uint32]  # crc32c of each view, 0 where bad
+    bad: dict[int, str]  # position in the batch -> why there is no view; its pixels are zeros
+
+
+Finish = Callable[[], ViewBatch]  # waits for a batch that was begun
+
+
+class PixelSource(Protocol):
+    """Where views come from."""
+
+    def start(self, wanted: Sequence[Address], size: int) -> Finish:
+        """Begin a batch of `size` views, zeros behind those that are wanted, in memory of its own."""
+        ...
+
+    def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
+        """Batches whose views go into `views_NHWC`, one after the other: what begins each."""
+        ...
+
+
+def blank(size: int, views: Views, pin: bool) -> Image:
+    """Room for a batch of views, zeros; in page-locked memory, from which a GPU copies by itself, if `pin`."""
+    return torch.zeros(size, views.size, views.size, 3, dtype=torch.uint8, pin_memory=pin).numpy()
+
+
+class ShardPixels:
+    """Views made from the tars. `tars` maps (segment, shard) to (path, entry)."""
+
+    def __init__(
+        self,
+        views: Views,
+        tars: Mapping[tuple[int, int], tuple[str, ShardEntry]],
+        pool: ThreadPoolExecutor,
+        pin: bool = False,
+        seen: Seen | None = None,
+    ) -> None:
+        """With `seen`, a picture that is not the one that the cache has seen is an error: CacheError."""
+        self.pin = pin
+        self.seen = seen
+        self.views = views
+        self.tars = tars
+        self._pool = pool
+        self._open: OrderedDict[tuple[int, int], OpenShard] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def start(self, wanted: Sequence[Address], size: int) -> Finish:
+        """One task a view, each filling its own slot of the batch."""
+        return self._start(wanted, blank(size, self.views, self.pin))
+
+    def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
+        """Each batch on its own."""
+        return [partial(self._start, *pair) for pair in zip(batches, slices(batches, views_NHWC), strict=True)]
+
+    def _start(self, wanted: Sequence[Address], views_BHWC: Image) -> Finish:
+        tasks = [self._pool.submit(self._fill, item, views_BHWC[place]) for place, item in enumerate(wanted)]
+
+        def finish() -> ViewBatch:
+            outcomes = [task.result() for task in tasks]
+            bad = {place: outcome for place, outcome in enumerate(outcomes) if isinstance(outcome, str)}
+            crcs = np.array([0 if isinstance(outcome, str) else outcome for outcome in outcomes], dtype=np.uint32)
+            views_BHWC[list(bad)] = 0
+            return ViewBatch(views_BHWC, crcs, bad)
+
+        return finish
+
+    def _fill(self, wanted: Address, out: Image) -> int | str:
+        """Write one view into `out`; its crc32c, or why there is none."""
+        path, entry = self.tars[wanted.segment, wanted.shard]
+        data = self._shard(wanted, path, entry).read(wanted.row)
+        place, where = (wanted.segment, wanted.shard), partial(self.where, wanted)
+        try:
+            image = decode(data)
+            out[:] = make_view(image, self.views, entry.keys[wanted.row], wanted.number)
+        except ImageError as error:
+            if self.seen is not None:
+                self.seen.fails(place, wanted.row, where, str(error))
+            return str(error)
+        if self.seen is not None:
+            self.seen.check(place, wanted.row, image, where)
+        return pixel_crc(out)
+
+    def where(self, wanted: Address) -> str:
+        """The row for people: its tar, its number, and what the tar calls it."""
+        path, _ = self.tars[wanted.segment, wanted.shard]
+        return f"{path}, row {wanted.row} ({self.name(wanted)})"
+
+    def name(self, wanted: Address) -> str:
+        """What the tar calls the image of the row."""
+        path, entry = self.tars[wanted.segment, wanted.shard]
+        return self._shard(wanted, path, entry).name(wanted.row)
+
+    def _shard(self, wanted: Address, path: str, entry: ShardEntry) -> OpenShard:
+        place = (wanted.segment, wanted.shard)
+        with self._lock:
+            shard = self._open.get(place)
+            if shard is None:
+                shard = self._open[place] = OpenShard(path, entry)
+                if len(self._open) > OPEN_SHARDS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(place)
+        return shard
+
+
+class KeptPixels:
+    """Views read from the cache, for caches made with --keep-views: no tars, no decoding.
+
+    Broken ones are an error, or bad as an image is bad where `skip_broken` says so.
+    """
+
+    def __init__(
+        self, views: Views, cache: Cache, pool: ThreadPoolExecutor, skip_broken: bool = False, pin: bool = False
+    ) -> None:
+        self.pin = pin
+        self.views = views
+        self.cache = cache
+        self.skip_broken = skip_broken
+        self._pool = pool
+
+    def has(self, wanted: Address) -> bool:
+        """Whether the view's pixels are committed, whole or not."""
+        try:
+            return self._record(wanted) is not None
+        except BrokenError:
+            if not self.skip_broken:
+                raise
+            return True
+
+    def start(self, wanted: Sequence[Address], size: int) -> Finish:
+        """A group of one batch."""
+        views_BHWC = blank(size, self.views, self.pin)
+        finish = self.group([wanted], views_BHWC[: len(wanted)])[0]()
+        return lambda: replace(finish(), views_BHWC=views_BHWC)
+
+    def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
+        """All are begun at once: each chunk is read once for all batches."""
+        reader = self.cache.pixel_rows
+        assert reader is not None
+        wanted = pieces([item for batch in batches for item in batch])
+        (rgb,) = reader.member.arrays
+        threads = self._pool if rgb.tile else self.cache.readers(self._pool)  # those that work, or those that wait
+        gathering = Gathering(threads, wanted, self._committed, reader, {rgb.name: views_NHWC})
+        stops = np.cumsum([len(batch) for batch in batches]).tolist()
+
+        def begin(place: int) -> Finish:
+            return partial(self._finish, gathering, stops[place] - len(batches[place]), stops[place], views_NHWC)
+
+        return [partial(begin, place) for place in range(len(batches))]
+
+    def _finish(self, gathering: Gathering, start: int, stop: int, views_NHWC: Image) -> ViewBatch:
+        gathered = gathering.result()
+        bad: dict[int, str] = {}
+        for place in range(start, stop) if gathered.broken or gathered.bad else ():
+            if place in gathered.broken and not self.skip_broken:
+                raise gathered.broken[place]
+            reason = gathered.bad.get(place) or gathered.broken.get(place)
+            bad |= {place - start: str(reason)} if reason else {}
+        return ViewBatch(views_NHWC[start:stop], gathered.crcs_N[start:stop], bad)
+
+    def _committed(self, wanted: Address) -> CommitRecord:
+        record = self._record(wanted)
+        assert record is not None
+        return record
+
+    def _record(self, wanted: Address) -> CommitRecord | None:
+        view = self.views.name(wanted.number)
+        return self.cache.pixel_record(self.cache.unit(wanted.segment, wanted.shard, view))
+
+
+class Pixels:
+    """Views from the best source that has them: kept pixels first, the tars otherwise."""
+
+    def __init__(self, kept: KeptPixels, decoded: ShardPixels) -> None:
+        self.kept = kept
+        self.decoded = decoded
+
+    def start(self, wanted: Sequence[Address], size: int) -> Finish:
+        """A batch from one source. CacheError where a view has neither kept pixels nor a tar."""
+        return self._source(wanted).start(wanted, size)
+
+    def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
+        """Each batch from one source, and neighbours of one source as a group of it."""
+        begins: list[Callable[[], Finish]] = []
+        for source, numbers in groupby(range(len(batches)), lambda number: self._source(batches[number])):
+            own = list(numbers)
+            start = sum(len(batch) for batch in batches[: own[0]])
+            size = sum(len(batches[number]) for number in own)
+            begins += source.group([batches[number] for number in own], views_NHWC[start : start + size])
+        return begins
+
+    def _source(self, wanted: Sequence[Address]) -> PixelSource:
+        firsts = list({item.unit: item for item in wanted}.values())
+        if all(self.kept.has(item) for item in firsts):
+            return self.kept
+        for item in firsts:
+            if (item.segment, item.shard) not in self.decoded.tars:
+                cache, view = self.kept.cache, self.kept.views.name(item.number)
+                raise CacheError(
+                    f"{cache.location.url}: view {view} of shard {cache.entry(item.segment, item.shard).name} has no "
+                    "kept pixels and its tar was not given; add it to --shards"
+                )
+        return self.decoded
+
+
+def slices(batches: Sequence[Sequence[Address]], rows: Image) -> list[Image]:
+    """Each batch's part of rows that hold the batches one after the other."""
+    stops = np.cumsum([len(batch) for batch in batches]).tolist()
+    return [rows[stop - len(batch) : stop] for batch, stop in zip(batches, stops, strict=True)]
+
+
+def ahead(items: Iterable[Item], start: Callable[[Item], Callable[[], Result]], depth: int) -> Iterator[Result]:
+    """`start(item)()` of every item in order, with `depth` items begun before the first is waited for."""
+    begun: list[Callable[[], Result]] = []
+    for item in items:
+        begun.append(start(item))
+        if len(begun) > depth:
+            yield begun.pop(0)()
+    for finish in begun:
+        yield finish()
+
+
+def thread_pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that decode and read; 0 is one a core, shared out among the processes that torchrun starts here."""
+    return ThreadPoolExecutor(threads or max(len(os.sched_getaffinity(0)) // processes_here(), 1), "unic-cache")
+
+
+def processes_here() -> int:
+    """How many processes torchrun starts on this machine; 1 without it."""
+    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(int(text), 1) if text.isdecimal() else 1

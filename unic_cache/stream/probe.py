@@ -1,0 +1,118 @@
+"""The probe: pixels of a few views, kept once a recipe, to tell one machine's decoder from another's.
+
+Decoders and resamplers differ between releases. Checksums tell that pixels differ; the probe tells by how much and
+between which versions.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unic_cache.cache import Cache
+from unic_cache.config import Views
+from unic_cache.errors import CacheError
+from unic_cache.files.location import Location
+from unic_cache.store.calibrate import load_npz, save_npz
+from unic_cache.stream.pixels import Address, ShardPixels
+from unic_cache.views.augment import AUGMENT_VERSION, decoder_versions
+
+PROBES = 16
+DECODERS_APART = 16  # levels of 255: beyond it, and of the same versions, a view is of another picture
+
+
+@dataclass(frozen=True)
+class PixelDifference:
+    """How far this machine's views are from the kept ones, in levels of 255."""
+
+    largest: int
+    mean: float
+    images: int
+
+
+def probe_name(views: Views) -> str:
+    """Where the probe of a recipe stands in the cache."""
+    return f"probe/{views.recipe}-{views.size}-{views.seed}.npz"
+
+
+def settle_probe(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
+    """Check this machine's views against the probe, or make it, create-only: whoever comes first."""
+    if cache.location.size(probe_name(views)) is None:
+        make_probe(cache, views, source, available)
+    check_pixels(cache.location, views, source, 0, available)
+
+
+def check_known_pixels(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
+    """Check this machine's views against the probe of another recipe, where the cache has one."""
+    if cache.location.size(probe_name(views)) is not None:
+        check_pixels(cache.location, views, source, 0, available)
+
+
+def make_probe(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
+    """Keep the pixels of a few views, evenly over the tars that are available."""
+    rows = [
+        Address(segment.number, shard, row, 0)
+        for segment in cache.segments
+        for shard, entry in enumerate(segment.shards)
+        for row in dict.fromkeys((0, entry.rows // 2))
+        if available(Address(segment.number, shard, row, 0))
+    ]
+    wanted = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, min(PROBES, len(rows)))]
+    batch = source.start(wanted, len(wanted))()
+    good = [place for place in range(len(wanted)) if place not in batch.bad]
+    versions = json.dumps({**decoder_versions(), "augment": str(AUGMENT_VERSION)}, sort_keys=True)
+    data = save_npz(
+        {
+            "address": np.array([(item.segment, item.shard, item.row) for item in wanted], np.int64)[good],
+            "views": batch.views_BHWC[good],
+            "versions": np.frombuffer(versions.encode(), np.uint8),
+        }
+    )
+    cache.location.create(probe_name(views), data)
+
+
+def check_pixels(
+    location: Location,
+    views: Views,
+    source: ShardPixels,
+    tolerance: int,
+    available: Callable[[Address], bool],
+) -> PixelDifference:
+    """Make the probe's views again and compare. CacheError beyond `tolerance` levels, naming versions."""
+    name = probe_name(views)
+    data = location.read(name)
+    if data is None:
+        raise CacheError(f"{location.url}: {name} is missing, so no view can be trusted; run `unic-cache extract`")
+    kept = load_npz(data, name)
+    address = np.asarray(kept["address"], np.int64)
+    wanted = [Address(int(segment), int(shard), int(row), 0) for segment, shard, row in address]
+    places = [place for place, item in enumerate(wanted) if available(item)]
+    theirs = np.asarray(kept["views"], np.uint8)[places].astype(np.int16)
+    ours = source.start([wanted[place] for place in places], len(places))().views_BHWC.astype(np.int16)
+    apart = np.abs(ours - theirs)
+    difference = PixelDifference(int(apart.max(initial=0)), float(apart.mean()) if apart.size else 0.0, len(places))
+    if difference.largest > tolerance:
+        then = json.loads(np.asarray(kept["versions"], np.uint8).tobytes())
+        now = {**decoder_versions(), "augment": str(AUGMENT_VERSION)}
+        if then == now and difference.largest > DECODERS_APART:
+            worst = wanted[places[int(apart.max(axis=(1, 2, 3)).argmax())]]
+            others = int((apart.max(axis=(1, 2, 3)) > tolerance).sum())
+            raise CacheError(
+                f"{source.where(worst)}: another picture than {location.url} has seen: its view differs by "
+                f"up to {difference.largest} levels of 255, as do {others - 1} more of {difference.images} that were "
+                "compared, and the library versions are the same. Give the tars that the cache was made with"
+            )
+        raise CacheError(
+            f"{location.url}: this machine does not make the pixels that the teachers saw. Over {difference.images} "
+            f"probe views they differ by up to {difference.largest} levels of 255 ({difference.mean:.4f} on "
+            f"average). Made with {_versions(then, now)}; this machine has {_versions(now, then)}. Install the same "
+            f"versions, or accept it with --pixel-tolerance {difference.largest}"
+        )
+    return difference
+
+
+def _versions(one: dict[str, str], other: dict[str, str]) -> str:
+    """The versions that differ, or all of them when none does."""
+    names: Sequence[str] = [name for name in sorted(one) if one[name] != other.get(name)] or sorted(one)
+    return ", ".join(f"{name} {one[name]}" for name in names)

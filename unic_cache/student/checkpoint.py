@@ -1,0 +1,78 @@
+"""A run's state in one file without pickle: safetensors for tensors, JSON in its header for the rest.
+
+| tensor | what |
+|---|---|
+| `model.NAME` | parameters and buffers of encoder and ladder |
+| `optimizer.NAME.exp_avg`, `.exp_avg_sq`, `.step` | AdamW's state of the parameter NAME |
+
+The header's `unic_cache` holds the steps done, the number of processes and the fp16 scaler's state. Order and random
+draws need no state: both are functions of the step's number. The file is replaced all at once.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from pipelines.command.run_folder import CHECKPOINT
+from unic_cache.errors import ConfigError
+from unic_cache.files.location import LocalFolder
+
+FORMAT = 1
+
+
+def save_checkpoint(
+    out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, header: Mapping[str, Any]
+) -> None:
+    """Write OUT/checkpoint.safetensors, durably and over the one before; `header` is JSON-ready.
+
+    OSError where it cannot be written: then the one before stands.
+    """
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata = {"unic_cache": json.dumps({**header, "format": FORMAT, "steps": steps}, sort_keys=True)}
+    LocalFolder(out).replace(CHECKPOINT, safetensors.torch.save(tensors, metadata))
+
+
+def load_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
+    """Put the saved state into model and optimizer; (steps done, header). ConfigError where it does not fit."""
+    path = out / CHECKPOINT
+    steps, header, tensors = _read(path)
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
+    parameters = dict(model.named_parameters())
+    try:
+        for name, value in tensors.items():
+            kind, _, rest = name.partition(".")
+            parts[kind][rest] = value
+        model.load_state_dict(parts["model"])
+        for name, value in parts["optimizer"].items():
+            parameter, _, key = name.rpartition(".")
+            target = parameters[parameter]
+            optimizer.state[target][key] = value if key == "step" else value.to(target.device)
+    except (RuntimeError, KeyError) as error:
+        raise ConfigError(f"{path}: is of another student or other teachers: {str(error)[:300]}") from error
+    return steps, header
+
+
+def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]]:
+    """(steps done, header, tensors) of the file. ConfigError where a run of this release did not write it."""
+    try:
+        with safe_open(path, "pt") as opened:
+            found = (opened.metadata() or {}).get("unic_cache")
+            header = None if found is None else json.loads(found)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be resumed from ({error}); start the run again in another --out") from error
+    if not isinstance(header, dict) or "format" not in header or not isinstance(header.get("steps"), int):
+        raise ConfigError(f"{path}: is no checkpoint of `unic-cache distill`; choose another --out")
+    if header["format"] != FORMAT:
+        raise ConfigError(f"{path}: format {header['format']!r}, but this release resumes from format {FORMAT}")
+    return header["steps"], header, tensors

@@ -1,0 +1,1 @@
+"""Files of weights, and how they fit a model."""

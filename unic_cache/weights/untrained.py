@@ -1,0 +1,64 @@
+"""What weights look like that nobody trained: signs that are told, and what can be no weights at all.
+
+- Every norm has one scale and one shift throughout (1 and 0, as they begin): no step of training leaves that so.
+- A matrix holds a single value.
+
+Both are signs, not proof, so they are logged. NaN, infinity and codes of integers where real numbers belong are errors.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from unic_cache.errors import WeightsError
+from unic_cache.weights.state_dicts import State
+
+LEAST_NORMS = 2  # that must agree
+LEAST_VALUES = 16  # of a matrix that should differ
+SHOWN = 3
+
+log = logging.getLogger(__name__)
+
+
+def check_values(state: State, model: nn.Module, where: str) -> None:
+    """WeightsError where a tensor that the model has as real numbers is of integers or short codes, NaN or infinite."""
+    for name, own in model.state_dict().items():
+        given = state.get(name)
+        if given is None or not own.is_floating_point():
+            continue
+        if not given.is_floating_point() or given.dtype.itemsize < 2:
+            raise WeightsError(
+                f"{where}: {name} is {str(given.dtype).removeprefix('torch.')}, a quantized copy; give weights of "
+                "float32, float16 or bfloat16"
+            )
+        if not given.isfinite().all():
+            raise WeightsError(f"{where}: NaN or infinite values in {name}; check its weights, or take an earlier copy")
+
+
+def tell_untrained(model: nn.Module, where: str) -> None:
+    """Log what makes a model's weights look like a fresh initialisation, or constant."""
+    scales = [
+        module
+        for module in model.modules()
+        if "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), torch.Tensor)
+    ]
+    if len(scales) >= LEAST_NORMS and all(_one_value(norm.weight) and _one_value(norm.bias) for norm in scales):
+        log.warning(
+            "%s: these look like random weights, which nobody trained: all %d norms stand as they begin",
+            where,
+            len(scales),
+        )
+    flat = [
+        name
+        for name, tensor in model.named_parameters()
+        if tensor.ndim >= 2 and min(tensor.shape[:2]) > 1 and tensor.numel() >= LEAST_VALUES and _one_value(tensor)
+    ]
+    if flat:
+        more = f" and {len(flat) - SHOWN} more" if len(flat) > SHOWN else ""
+        log.warning("%s: a single value throughout %s%s", where, ", ".join(flat[:SHOWN]), more)
+
+
+def _one_value(tensor: Any) -> bool:
+    return tensor is None or bool((tensor == tensor.flatten()[0]).all())
