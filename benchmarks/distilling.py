@@ -44,8 +44,8 @@ from pipelines import distill, extract
 from pipelines.command.device import pick_device
 from pipelines.training.runlog import FILE as LOG
 from unic_cache.config import CODECS, DTYPES, PRECISIONS, DistillConfig, ExtractConfig
+from unic_cache.stream.address import Address
 from unic_cache.stream.batches import GROUP_BYTES, Batch, Stream
-from unic_cache.stream.pixels import Address
 from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spec
 from unic_cache.student.ladder import Ladder, TargetSpec
 from unic_cache.teachers.catalog import resolve

@@ -38,8 +38,10 @@ from webdataset import TarWriter
 
 from pipelines import extract
 from pipelines.command.device import pick_device
+from unic_cache.ahead import thread_pool
 from unic_cache.config import CODECS, DTYPES, ExtractConfig
-from unic_cache.stream.pixels import Address, ShardPixels, thread_pool
+from unic_cache.stream.address import Address
+from unic_cache.stream.pixels import ShardPixels
 from unic_cache.student.backbone import EncoderSpec, prepare
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import Teacher

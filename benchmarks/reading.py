@@ -37,16 +37,19 @@ import webdataset
 import zarr
 
 from benchmarks.stores import ROWS, VIEWS, Throttled, write, write_theia
+from unic_cache.ahead import thread_pool
 from unic_cache.buffers import Ring
 from unic_cache.cache import Cache
 from unic_cache.config import PIXEL_CODECS
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, index_bytes, object_name, view_folder
 from unic_cache.store.member import Member
 from unic_cache.store.open_objects import OpenObjects
-from unic_cache.stream.batches import Order, Stream
+from unic_cache.stream.address import Address
+from unic_cache.stream.batches import Stream
 from unic_cache.stream.gather import pieces
-from unic_cache.stream.pixels import Address, Finish, Image, KeptPixels, ViewBatch, thread_pool
+from unic_cache.stream.order import Order
+from unic_cache.stream.pixels import Finish, Image, KeptPixels, ViewBatch
 from unic_cache.stream.rows import usable_rows
 
 BATCH = 128

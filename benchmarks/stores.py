@@ -16,7 +16,7 @@ import webdataset
 
 from benchmarks.images import photograph
 from unic_cache.config import Views
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 from unic_cache.files.open_file import OpenFile, Span
 from unic_cache.store.calibrate import Calibrator
 from unic_cache.store.codecs.pixel_codec import to_differences

@@ -19,37 +19,36 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from pipelines.command.caches import opened
 from pipelines.command.device import device_words
 from pipelines.command.failures import reason
-from pipelines.command.opening import opened
 from pipelines.command.progress import Progress, begins, console
-from pipelines.command.run_folder import CHECKPOINT, CONFIG, FREE_ON_RESUME, check_run
+from pipelines.command.run_folder import FREE_ON_RESUME, check_run
 from pipelines.command.signals import stop_on_signal
 from pipelines.command.surroundings import say_surroundings
-from pipelines.extracting.recorder import versions
+from pipelines.extracting.specs import versions
 from pipelines.training.learner import Learner, finite, target_spec
 from pipelines.training.online import open_live_set
 from pipelines.training.processes import begin_tracking, make_accelerator, run_claimed
 from pipelines.training.run_state import RunState
-from pipelines.training.runlog import FILE as LOG
 from pipelines.training.runlog import Clock, RunLog
 from pipelines.training.targets import Cached, Source, Targets
 from pipelines.training.training_set import Snapshot, TrainingSet, open_training_set
+from unic_cache.ahead import thread_pool
 from unic_cache.arithmetic import float32_products
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.report import plot_losses
-from unic_cache.files.location import LocalFolder
-from unic_cache.stream.batches import Order, Stream
-from unic_cache.stream.pixels import thread_pool
+from unic_cache.files.local import LocalFolder
+from unic_cache.stream.batches import Stream
+from unic_cache.stream.order import Order
 from unic_cache.student.backbone import EncoderSpec, build_encoder, encoder_spec
 from unic_cache.student.checkpoint import load_checkpoint
-from unic_cache.student.export import ENCODER_FILE, timm_line
+from unic_cache.student.export import timm_line
 from unic_cache.student.ladder import Ladder, Student
+from unic_cache.student.run_files import CHECKPOINT, CONFIG, CURVE, ENCODER, LOG
 from unic_cache.student.schedule import learning_rate, optimizer
-
-CURVE = "loss.png"
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def train(config: DistillConfig, out: Path, snapshot: Snapshot | None, accelerat
     log.close()
     if accelerator.is_main_process:
         draw_losses(out)
-    path = out / ENCODER_FILE
+    path = out / ENCODER
     licences = {teacher.name: str(teacher.spec["provenance"]["licence"]) for teacher in data.teachers}
     left_out = data.train.left_out + data.val.left_out
     return Trained(path, timm_line(spec, path), total, loss, licences, left_out, broken, accelerator.is_main_process)

@@ -16,25 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.command.caches import opened
 from pipelines.command.device import device_words, pick_device
-from pipelines.command.opening import opened
 from pipelines.command.printing import print_table, results
 from pipelines.command.progress import Progress, begins, console, say
 from pipelines.command.surroundings import say_surroundings
 from pipelines.evaluating.labelled import LabelledShards, Usable, check_apart, labelled, twins
-from pipelines.training.training_set import FILE as SNAPSHOT
 from pipelines.training.training_set import Snapshot
+from unic_cache.ahead import ahead, thread_pool
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import CacheError
 from unic_cache.evaluate.knn import Correct, Interval, bootstrap, knn, knn_leave_one_out, paired_difference
 from unic_cache.evaluate.report import Row, result_table
 from unic_cache.store.commit import CommitRecord
-from unic_cache.stream.pixels import Address, ShardPixels, ahead, thread_pool
+from unic_cache.stream.address import Address
+from unic_cache.stream.pixels import ShardPixels
 from unic_cache.stream.probe import check_pixels
 from unic_cache.stream.rows import committed_record
 from unic_cache.student.backbone import EncoderSpec, build_encoder, embed, prepare
 from unic_cache.student.export import load_encoder
+from unic_cache.student.run_files import SNAPSHOT
 from unic_cache.views.classes import check_classes, classes_beside
 
 BATCHES_AHEAD = 3

@@ -7,40 +7,29 @@ Run again it makes only what is missing: more views, more teachers, appended tar
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
-
-from pipelines.command.device import device_words, pick_device
-from pipelines.command.given import given_shards
-from pipelines.command.opening import tell_guests
-from pipelines.command.progress import Progress, begins, say
+from pipelines.command.device import pick_device
+from pipelines.command.progress import Progress, say
 from pipelines.command.shares import share_lines
-from pipelines.command.surroundings import say_surroundings
-from pipelines.extracting.calibrating import calibrate, views_to_calibrate
 from pipelines.extracting.kinds import kept_alike, settled
-from pipelines.extracting.recorder import BATCHES_AHEAD, Recorder, pixel_spec, recorder, teacher_spec
-from pipelines.extracting.teacher_weights import announce, check_claims, check_same_weights, load_teachers
-from pipelines.extracting.unit_rows import UnitRows, Work
-from unic_cache.cache import Cache, refuse_other_folders
+from pipelines.extracting.opening import Opened, open_teachers
+from pipelines.extracting.recorder import BATCHES_AHEAD, Recorder, recorder
+from pipelines.extracting.specs import pixel_spec
+from pipelines.extracting.unit_rows import UNITS_BEING_WRITTEN, UnitRows, Work
+from unic_cache.ahead import ahead, dropped, thread_pool
+from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import CacheError, EmptyShardError
-from unic_cache.files.location import LocalFolder, Location, open_location
-from unic_cache.store.commit import Crcs, Unit
-from unic_cache.store.guests import sort_folders
-from unic_cache.store.layout import VIEWS_MEMBER, teacher_folder
+from unic_cache.files.schemes import open_location
+from unic_cache.store.commit import Unit
+from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
-from unic_cache.stream.pixels import Address, KeptPixels, Pixels, ShardPixels, ViewBatch, ahead, thread_pool
-from unic_cache.stream.probe import check_known_pixels, settle_probe
-from unic_cache.stream.seen import Seen
-from unic_cache.teachers.model import Teacher
-from unic_cache.views.index import ShardEntry, extend_index, segment_names
-
-UNITS_BEING_WRITTEN = 2
-ROWS_OF_IDLE = 8  # that are made of a tar that needs no work
+from unic_cache.stream.address import Address
+from unic_cache.stream.evenly import rows_to_compare
+from unic_cache.stream.pixels import Pixels, ViewBatch
 
 
 @dataclass
@@ -52,50 +41,6 @@ class Summary:
     images: int = 0  # views shown to teachers
     bytes: int = 0  # kept
     bad: dict[str, str] = field(default_factory=dict)  # "SHARD row ROW" -> reason
-
-
-@dataclass(frozen=True)
-class Opened:
-    """What extraction works with: a cache with its index, specs and calibrations, the teachers, and the pixels."""
-
-    cache: Cache
-    teachers: dict[str, Teacher]
-    members: dict[str, Member]
-    tars: dict[tuple[int, int], tuple[str, ShardEntry]]
-    pixels: Pixels
-
-
-def open_teachers(
-    config: ExtractConfig, pool: ThreadPoolExecutor, device: torch.device, command: str = "extract"
-) -> Opened:
-    """Make or extend the cache's index, and make the spec and the calibration of every teacher that has none."""
-    views = config.kind
-    location = open_location(config.cache, config.worker_index)
-    refuse_other_folders(location)
-    if isinstance(location, LocalFolder):
-        location.remove_leftovers(without=sort_folders(location)[1].keys() - set(map(teacher_folder, config.teachers)))
-    paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None, config.strict)
-    begins(command, *facts(config, entries, device))
-    say_surroundings()
-    teachers = load_teachers(config, device)
-    announce(teachers)
-    before = len(segment_names(location))
-    segments = extend_index(location, entries)
-    if before and len(segments) > before:
-        say(f"{len(segments[-1].shards)} new tars are appended to {location.url} as segment {before}")
-    count = views_to_calibrate(config, segments[0].shards)
-    members = {name: teacher_member(config, location, teacher, device, count) for name, teacher in teachers.items()}
-    cache = Cache(location)
-    tell_guests(location.url, cache.guests)
-    tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
-    pin = device.type == "cuda"
-    seen = Seen(cache)
-    for kind in seen.kinds(tars) - {views}:
-        check_known_pixels(cache, kind, ShardPixels(kind, tars, pool), lambda item: (item.segment, item.shard) in tars)
-    settle_probe(cache, views, ShardPixels(views, tars, pool), lambda item: (item.segment, item.shard) in tars)
-    pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin, seen))
-    calibrate(config, cache, pixels, teachers, members, device)
-    return Opened(cache, teachers, members, tars, pixels)
 
 
 def run(config: ExtractConfig) -> Summary:
@@ -135,7 +80,7 @@ def run(config: ExtractConfig) -> Summary:
                     item,
                     keys,
                     recorders,
-                    seen_before(cache, item.unit),
+                    cache.pixels_seen(item.unit),
                     config.strict,
                     partial(name_of, opened, item.unit),
                 )
@@ -153,28 +98,6 @@ def run(config: ExtractConfig) -> Summary:
                 progress.note(f"{summary.bytes / 1e6:,.0f} MB kept")
             summary.bytes += sum(future.result() for future in written)
     return summary
-
-
-def facts(config: ExtractConfig, entries: Sequence[ShardEntry], device: torch.device) -> list[str]:
-    """What is about to be done, for people."""
-    images = f"{sum(entry.rows for entry in entries):,} images" if entries else "the kept views"
-    return [
-        f"{', '.join(config.teachers) or 'no teacher'} on {device_words(device)}, {config.dtype}",
-        f"{images} x {config.count} views of {config.kind.size} px ({config.kind.recipe})",
-        f"batch {config.batch_size}",
-        f"into {config.cache}",
-    ]
-
-
-@contextmanager
-def dropped(*executors: Executor) -> Iterator[None]:
-    """After an error or a signal what was not begun is dropped: the process ends when the work in hand is done."""
-    try:
-        yield
-    except BaseException:
-        for executor in executors:
-            executor.shutdown(wait=False, cancel_futures=True)
-        raise
 
 
 def check_calibrations(cache: Cache, recorders: Mapping[str, Recorder]) -> None:
@@ -200,14 +123,8 @@ def check_idle(opened: Opened, work: Sequence[Work]) -> None:
     busy = {(item.unit.segment, item.unit.shard) for item in work}
     for place, (_, entry) in opened.tars.items():
         if place not in busy:
-            count = 1 if same_layout(entry, opened.cache.entry(*place)) else ROWS_OF_IDLE
-            rows = sorted({(2 * part + 1) * entry.rows // (2 * count) for part in range(count)})
+            rows = rows_to_compare(entry, opened.cache.entry(*place))
             opened.pixels.decoded.start([Address(*place, row, 0) for row in rows], len(rows))()
-
-
-def same_layout(one: ShardEntry, other: ShardEntry) -> bool:
-    """Whether all images of two tars lie at the same places."""
-    return one.offsets == other.offsets and one.sizes == other.sizes
 
 
 def name_of(opened: Opened, unit: Unit, row: int) -> str:
@@ -215,24 +132,6 @@ def name_of(opened: Opened, unit: Unit, row: int) -> str:
     if (unit.segment, unit.shard) not in opened.tars:
         return f"key {opened.cache.entry(unit.segment, unit.shard).keys[row]:08x}"
     return opened.pixels.decoded.name(Address(unit.segment, unit.shard, row, 0))
-
-
-def seen_before(cache: Cache, unit: Unit) -> dict[str, Crcs]:
-    """The pixels' checksums that every member has committed for the unit already: all must see the same."""
-    members = [teacher.member for teacher in cache.teachers.values()] + ([cache.pixels] if cache.pixels else [])
-    records = {member.folder: member.record(unit) for member in members}
-    return {folder: record.pixels for folder, record in records.items() if record is not None}
-
-
-def teacher_member(
-    config: ExtractConfig, location: Location, teacher: Teacher, device: torch.device, count: int
-) -> Member:
-    """The teacher's folder in the cache, made or found. CacheError where it is another network's."""
-    name = teacher_folder(teacher.spec.name)
-    before = Member.open(location, name)
-    check_same_weights(teacher, before, location.url)
-    check_claims(teacher, before, config, say)
-    return Member.ensure(location, name, teacher_spec(config, teacher, device, before, count))
 
 
 def plan(

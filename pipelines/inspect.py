@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
-from pipelines.command.opening import opened
+from pipelines.command.caches import opened
 from pipelines.command.printing import print_table, results
 from unic_cache.cache import Cache
 from unic_cache.store.layout import VIEWS_MEMBER

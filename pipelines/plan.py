@@ -16,25 +16,26 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from rich.table import Table
 
+from pipelines.command.caches import tell_guests
 from pipelines.command.device import device_words, pick_device
-from pipelines.command.opening import tell_guests
 from pipelines.command.printing import print_table, results
 from pipelines.command.progress import Progress, begins
 from pipelines.extracting.calibrating import calibrated_views
 from pipelines.extracting.kinds import settled
-from pipelines.extracting.recorder import pixel_codec
+from pipelines.extracting.specs import pixel_codec
 from pipelines.extracting.teacher_weights import announce, load_teachers
 from pipelines.planning.codec_costs import Answers, ask, kept_features, measure_codec
 from pipelines.planning.forecast import Costs, Forecast, KeptCost, PlanConfig, Way, calibration_seconds, forecast
 from pipelines.planning.held import Held
 from pipelines.planning.step_costs import disk, student_cost
 from pipelines.planning.trial import Probe, make_probe, pixel_bytes
+from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import CODECS
 from unic_cache.errors import CacheError, ConfigError
-from unic_cache.files.location import LocalFolder, open_location
+from unic_cache.files.local import LocalFolder
+from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.codec import FITTED, FeatureCodec
-from unic_cache.stream.pixels import thread_pool
 from unic_cache.student.backbone import encoder_spec
 from unic_cache.teachers.model import Teacher
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines.command.opening import opened
+from pipelines.command.caches import opened
 from pipelines.command.printing import results
-from unic_cache.student.export import ENCODER_FILE, load_encoder
+from unic_cache.student.export import load_encoder
+from unic_cache.student.run_files import ENCODER
 
 SOURCE = ("about", "source", "published", "licence", "weights_file_sha256")
 RULES = ("arch", "arch_options", "input_size", "mean", "std", "cls_rule", "patch_rule", "position_rule")
@@ -23,7 +24,7 @@ def run(path: str) -> dict[str, Any]:
 
 def is_student(path: str) -> bool:
     """Whether there is an exported student: a run's folder, or its file."""
-    return Path(path).is_file() or (Path(path) / ENCODER_FILE).is_file()
+    return Path(path).is_file() or (Path(path) / ENCODER).is_file()
 
 
 def of_cache(path: str) -> dict[str, Any]:

@@ -16,23 +16,25 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines.command.caches import opened
 from pipelines.command.device import device_words, pick_device
-from pipelines.command.opening import opened
 from pipelines.command.progress import Progress, begins, say
 from pipelines.command.shares import share_lines
-from pipelines.extract import UNITS_BEING_WRITTEN, dropped, seen_before
 from pipelines.extracting.recorder import BATCHES_AHEAD
+from pipelines.extracting.unit_rows import UNITS_BEING_WRITTEN
 from pipelines.recoding.copying import copy_foundations, copy_views
-from pipelines.recoding.transcode import Transcoder, codes_stay, committed_units, shown_rows, target_spec, transcoder
+from pipelines.recoding.transcode import Transcoder, codes_stay, shown_rows, target_spec, transcoder
+from unic_cache.ahead import ahead, dropped, thread_pool
 from unic_cache.cache import Cache, refuse_other_folders
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
-from unic_cache.files.location import LocalFolder, Location, open_location
+from unic_cache.files.local import LocalFolder
+from unic_cache.files.location import Location
+from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.guests import sort_folders
 from unic_cache.store.member import Member
 from unic_cache.store.reader import Rows
-from unic_cache.stream.pixels import ahead, thread_pool
 from unic_cache.stream.seen import Seen
 
 BATCH = 64  # rows that are decoded and encoded at once
@@ -90,7 +92,7 @@ def run(config: RecodeConfig) -> Summary:
         before = Seen(target)
         work, skipped = missing_units(config, source, coders)
         mine = sum(len(names) for names in work.values()) + skipped
-        units = sum(len(committed_units(source, coder.source.member)) for coder in coders.values())
+        units = sum(len(source.units(coder.source.member)) for coder in coders.values())
         for line in share_lines(config.worker_index, config.num_workers, mine, units):
             say(line)
         summary = Summary(skipped=skipped)
@@ -152,7 +154,7 @@ def missing_units(config: RecodeConfig, source: Cache, coders: Mapping[str, Tran
     work: dict[Unit, list[str]] = {}
     skipped = 0
     for name, coder in coders.items():
-        units = [unit for unit in committed_units(source, coder.source.member) if config.is_mine(unit.shard)]
+        units = [unit for unit in source.units(coder.source.member) if config.is_mine(unit.shard)]
         places = {(unit.segment, unit.view) for unit in units}
         there = {place: coder.target.committed(*place) for place in places}
         for unit in units:
@@ -213,7 +215,7 @@ def recoded(
 def check_same_pixels(source: Cache, target: Cache, unit: Unit, records: Mapping[str, CommitRecord]) -> None:
     """CacheError unless all teachers to be recoded saw the pixels that the target's other members saw."""
     ours = {f"{source.location.url}, {name}": record.pixels for name, record in records.items()}
-    seen = {**ours, **{f"{target.location.url}, {name}": crcs for name, crcs in seen_before(target, unit).items()}}
+    seen = {**ours, **{f"{target.location.url}, {name}": crcs for name, crcs in target.pixels_seen(unit).items()}}
     first = next(iter(seen))
     for place, crcs in seen.items():
         if not np.array_equal(crcs, seen[first]):

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipelines.command.opening import tell_guests
+from pipelines.command.caches import tell_guests
 from pipelines.verify import Report
 from pipelines.verify import run as verify
-from unic_cache.files.location import Location, open_location
+from unic_cache.files.location import Location
+from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
 from unic_cache.store.verify import BY_HAND, REMOVE, REWRITE, UNCOMMIT, UNREADABLE, Finding, check_unit, uncommit

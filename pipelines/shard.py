@@ -18,11 +18,11 @@ from webdataset import TarWriter
 
 from pipelines.command.progress import Progress, begins, say
 from pipelines.packing.unfinished import HELD, given_classes, packing
+from unic_cache.ahead import ahead, thread_pool
 from unic_cache.config import ShardConfig
 from unic_cache.draws import Purpose, permutation, words
 from unic_cache.errors import ConfigError, ImageError
-from unic_cache.files.location import open_location
-from unic_cache.stream.pixels import ahead, thread_pool
+from unic_cache.files.schemes import open_location
 from unic_cache.views.classes import FILE, classes_json
 from unic_cache.views.decode import upright_file
 from unic_cache.views.index import Segment, ShardEntry

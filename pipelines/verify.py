@@ -17,14 +17,15 @@ from pipelines.verifying.agreement import Agreement
 from pipelines.verifying.foundations import check_calibration, check_probes, read_index, read_members
 from pipelines.verifying.inventory import Missing, Survey, survey
 from pipelines.verifying.made_anew import ask_again, load_checked, origin, remake_views
+from unic_cache.ahead import ahead, thread_pool
 from unic_cache.cache import Cache
 from unic_cache.errors import CacheError
-from unic_cache.files.location import Location, open_location
+from unic_cache.files.location import Location
+from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import Unit
 from unic_cache.store.guests import sort_folders
 from unic_cache.store.member import Member
 from unic_cache.store.verify import BY_HAND, ELSEWHERE, Finding, UnitState, check_metadata_file, check_unit
-from unic_cache.stream.pixels import ahead, thread_pool
 from unic_cache.unsaved import VerifyConfig
 
 SHOWN = 20

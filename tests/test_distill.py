@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import distill, extract
-from pipelines.command.run_folder import CHECKPOINT
 from tests.conftest import CNN, VIT, make_shards, tree
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig
@@ -22,6 +21,7 @@ from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spe
 from unic_cache.student.export import load_encoder
 from unic_cache.student.ladder import Ladder, Student, TargetSpec
 from unic_cache.student.loss import distillation_loss, drop_uniforms
+from unic_cache.student.run_files import CHECKPOINT
 
 
 def log_of(out: Path) -> list[dict]:
@@ -94,7 +94,7 @@ def test_order_views_and_losses_do_not_depend_on_threads(training, tmp_path):
 def test_the_first_losses_are_those_of_a_loop_without_any_stream(training, tmp_path, cache, shards):
     """One step by hand: rows read one by one, targets decoded alone, the same modules called in plain order."""
     from tests.test_extract import views_of
-    from unic_cache.stream.batches import Order
+    from unic_cache.stream.order import Order
     from unic_cache.stream.rows import usable_rows
 
     config = training(steps=1, log_every=1, drop_path=0.0, out=str(tmp_path / "one"))

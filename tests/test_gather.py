@@ -18,17 +18,20 @@ from hypothesis import strategies as st
 
 from pipelines import extract
 from tests.test_buffers import count_memory
+from unic_cache.ahead import thread_pool
 from unic_cache.cache import READS_AT_ONCE, Cache
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 from unic_cache.files.open_file import DIRECT_PIECE
 from unic_cache.store.layout import CHUNK_ROWS
 from unic_cache.stream import batches as streams
 from unic_cache.stream import gather
-from unic_cache.stream.batches import Order, Stream
+from unic_cache.stream.address import Address
+from unic_cache.stream.batches import Stream
 from unic_cache.stream.gather import GROUP_ROWS, WINDOW_ROWS, grouped, pieces
-from unic_cache.stream.pixels import Address, KeptPixels, Pixels, ShardPixels, thread_pool
+from unic_cache.stream.order import Order
+from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import Rows, usable_rows
 from unic_cache.views.shards import describe
 

@@ -6,10 +6,10 @@ from click.testing import CliRunner
 import cli
 from pipelines import extract, inspect, repair, verify
 from pipelines.extracting import calibrating
-from pipelines.verify import VerifyConfig
 from tests.conftest import CNN, VIT, tree
 from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError
+from unic_cache.unsaved import VerifyConfig
 
 
 @pytest.fixture

@@ -13,11 +13,13 @@ from tests.conftest import tree
 from tests.test_distill import losses_of
 from tests.test_extract import views_of
 from tests.verify.damage import check
+from unic_cache.ahead import thread_pool
 from unic_cache.cache import open_cache
 from unic_cache.config import Views
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.pixel_codec import from_differences, to_differences
-from unic_cache.stream.pixels import Address, KeptPixels, thread_pool
+from unic_cache.stream.address import Address
+from unic_cache.stream.pixels import KeptPixels
 
 PIXELS = arrays(np.uint8, st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.just(3)))
 

@@ -11,7 +11,7 @@ from tests.conftest import CNN, VIT, make_shards
 from unic_cache.cache import Cache, open_cache
 from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import ConfigError
-from unic_cache.files.location import open_location
+from unic_cache.files.schemes import open_location
 
 
 @pytest.fixture(scope="module")

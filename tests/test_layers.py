@@ -3,11 +3,9 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 PARTS = {"views", "teachers", "store", "student", "evaluate"}
-BASE = {"arithmetic", "bounds", "buffers", "config", "draws", "errors", "files", "saved", "weights"}
+BASE = {"ahead", "arithmetic", "bounds", "buffers", "config", "draws", "errors", "files", "saved", "weights"}
 MODULES = sorted([*(ROOT / "unic_cache").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py"), ROOT / "cli.py"])
 
 
@@ -22,28 +20,70 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("part", sorted(PARTS))
-def test_parts_import_none_of_each_other(part):
-    for path in (ROOT / "unic_cache" / part).rglob("*.py"):
-        own = {name.split(".")[1] for name in imports(path) if name.startswith("unic_cache.")}
-        assert own <= BASE | {part}, f"{path.name} imports {own - BASE - {part}}"
-        assert not any(name.split(".")[0] in {"pipelines", "cli"} for name in imports(path)), path
+GRAPH: dict[str, set[str]] = {}  # module -> the project's modules that it imports, late and for types too
+ROOMS = ("command", "extracting")  # of pipelines/, that others may use; each uses only those before it
 
 
-def test_only_pipelines_join_and_only_the_cli_imports_pipelines():
-    for path in (ROOT / "unic_cache").rglob("*.py"):
-        assert not any(name.split(".")[0] in {"pipelines", "cli"} for name in imports(path)), path
-    for path in (ROOT / "pipelines").rglob("*.py"):
-        assert "cli" not in {name.split(".")[0] for name in imports(path)}, path
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_base_modules_import_no_part():
-    for name in BASE:
-        paths = [*(ROOT / "unic_cache" / name).rglob("*.py"), *(ROOT / "unic_cache").glob(f"{name}.py")]
-        assert paths, name
-        for path in paths:
-            own = {found.split(".")[1] for found in imports(path) if found.startswith("unic_cache.")}
-            assert own <= BASE, f"{path} imports {own - BASE}"
+def graph() -> dict[str, set[str]]:
+    if not GRAPH:
+        names = {dotted(path) for path in MODULES}
+        GRAPH.update({dotted(path): (imports(path) & names) - {"unic_cache", "pipelines"} for path in MODULES})
+    return GRAPH
+
+
+def part_of(module: str) -> str:
+    """`store` of unic_cache.store.commit, `config` of unic_cache.config."""
+    return ([*module.split("."), ""])[1]
+
+
+def test_parts_import_the_ground_and_themselves_and_the_ground_no_part():
+    assert {part_of(name) for name in graph()} >= BASE | PARTS
+    for name, imported in graph().items():
+        if name.startswith("unic_cache.") and part_of(name) in BASE | PARTS:
+            own = {part_of(other) for other in imported}
+            assert own <= BASE | ({part_of(name)} & PARTS), f"{name} imports {own - BASE}"
+
+
+def test_only_pipelines_join_and_only_the_cli_imports_stages():
+    for name, imported in graph().items():
+        roots = {other.split(".")[0] for other in imported}
+        assert "cli" not in roots, name
+        assert not name.startswith("unic_cache") or "pipelines" not in roots, name
+
+
+def test_a_stage_is_imported_by_no_other_file_but_repair_uses_verify():
+    stages = {name for name in graph() if name.startswith("pipelines.") and name.count(".") == 1}
+    stages -= {f"pipelines.{path.name}" for path in (ROOT / "pipelines").iterdir() if path.is_dir()}
+    for name, imported in graph().items():
+        allowed = {"pipelines.verify"} if name == "pipelines.repair" else set()
+        assert name == "cli" or imported & stages <= allowed, name
+
+
+def test_a_room_of_the_pipelines_uses_itself_and_the_shared_rooms_before_it():
+    for name, imported in graph().items():
+        room = part_of(name) if name.startswith("pipelines.") and name.count(".") == 2 else None
+        if room:
+            before = ROOMS[: ROOMS.index(room)] if room in ROOMS else ROOMS
+            used = {part_of(other) for other in imported if other.startswith("pipelines.")}
+            assert used <= {room, *before}, f"{name} uses {used - {room, *before}}"
+
+
+def test_no_circles_not_even_for_types_or_by_a_late_import():
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join([*above[above.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph()[name]):
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in sorted(graph()):
+        visit(name, ())
 
 
 def test_no_pickle_no_eval_no_shell():

@@ -14,8 +14,10 @@ from tests.disk import LOST, Disk, Files, lay_out, tree
 from tests.location_contract import WriteContract
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files import durable, location
-from unic_cache.files.location import LocalFolder, Location, open_location
+from unic_cache.files.local import LocalFolder
+from unic_cache.files.location import Location
 from unic_cache.files.open_file import LocalFile
+from unic_cache.files.schemes import open_location
 
 CACHE = "above/cache"
 DATA, FEATURES = "t/features.zarr/000000/unic-224-0-000/c.0.0", bytes(range(256)) * 9

@@ -16,8 +16,9 @@ from tests.location_contract import WriteContract
 from tests.object_server import ObjectServer
 from unic_cache.errors import CacheError
 from unic_cache.files import object_store, outages
-from unic_cache.files.location import Location, open_location
+from unic_cache.files.location import Location
 from unic_cache.files.object_store import ObjectFolder
+from unic_cache.files.schemes import open_location
 from unic_cache.files.web_folder import WebFolder
 
 CALLS: dict[str, Callable[[Location], object]] = {

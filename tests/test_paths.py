@@ -5,8 +5,8 @@ from click.testing import CliRunner
 
 import cli
 from unic_cache.errors import ConfigError
-from unic_cache.files.location import open_location
 from unic_cache.files.paths import braced, check_here, check_path, check_pattern
+from unic_cache.files.schemes import open_location
 from unic_cache.views.shards import expand
 
 MISTYPED = {

@@ -255,7 +255,7 @@ class TestMeasurements:
 
     def test_an_object_store_has_no_disk_to_measure(self, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        from unic_cache.files.location import open_location
+        from unic_cache.files.schemes import open_location
 
         assert step_costs.disk(open_location("s3://bucket/cache")) == (None, None)
 

@@ -20,7 +20,7 @@ from tests.test_web_folder import WithRanges, serve  # noqa: F401 (a fixture)
 from unic_cache.cache import Cache, CachedTeacher, open_cache
 from unic_cache.config import DistillConfig, RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 from unic_cache.store.sampling import kept_positions
 
 NAME = "unic-32-0-001"

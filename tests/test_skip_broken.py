@@ -12,14 +12,16 @@ from safetensors.torch import load_file
 
 import cli
 from pipelines import distill, extract, provenance
-from pipelines.command.run_folder import CHECKPOINT
 from tests.conftest import CNN, VIT
+from unic_cache.ahead import thread_pool
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import BrokenError
+from unic_cache.stream.address import Address
 from unic_cache.stream.batches import Stream
-from unic_cache.stream.pixels import Address, KeptPixels, Pixels, ShardPixels, thread_pool
+from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import usable_rows
+from unic_cache.student.run_files import CHECKPOINT
 from unic_cache.views.shards import describe
 
 VIEWS = Views("unic", 32, 0)

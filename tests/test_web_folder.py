@@ -14,7 +14,9 @@ from obstore.exceptions import GenericError
 from tests.location_contract import Files, ReadContract
 from unic_cache.errors import CacheError
 from unic_cache.files import outages
-from unic_cache.files.location import LocalFolder, Location, open_location
+from unic_cache.files.local import LocalFolder
+from unic_cache.files.location import Location
+from unic_cache.files.schemes import open_location
 
 
 class WithoutRanges(SimpleHTTPRequestHandler):

@@ -22,11 +22,13 @@ from torch import Tensor
 from unic_cache.buffers import Bytes
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError, CacheError, ConfigError
-from unic_cache.files.location import LocalFolder, Location, open_location
+from unic_cache.files.local import LocalFolder
+from unic_cache.files.location import Location
+from unic_cache.files.schemes import open_location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codecs.codec import FeatureCodec
 from unic_cache.store.codecs.pixel_codec import from_differences
-from unic_cache.store.commit import CommitRecord, Unit
+from unic_cache.store.commit import CommitRecord, Crcs, Unit
 from unic_cache.store.guests import sort_folders
 from unic_cache.store.layout import VIEWS_MEMBER, Extent
 from unic_cache.store.member import Member
@@ -189,6 +191,16 @@ class Cache:
         for segment in self.segments:
             for view in self.location.folders(f"{member.folder}/commits/{segment.number:06d}"):
                 yield view, segment.number, member.committed(segment.number, view)
+
+    def units(self, member: Member) -> list[Unit]:
+        """All that a member has committed, by segment, view and tar."""
+        return [self.unit(segment, tar, view) for view, segment, tars in self.committed(member) for tar in sorted(tars)]
+
+    def pixels_seen(self, unit: Unit) -> dict[str, Crcs]:
+        """The pixels' checksums in every member's record of a unit, by folder: all must have seen the same."""
+        members = [teacher.member for teacher in self.teachers.values()] + ([self.pixels] if self.pixels else [])
+        records = {member.folder: member.record(unit) for member in members}
+        return {folder: record.pixels for folder, record in records.items() if record is not None}
 
     def view_numbers(self, member: Member, views: Views) -> list[int]:
         """The numbers of the views that a member has at least one committed tar of."""

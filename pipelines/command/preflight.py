@@ -12,8 +12,9 @@ from typing import Any
 from pipelines.command.run_folder import check_run
 from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, RecodeConfig, ShardConfig
 from unic_cache.errors import ConfigError, TeacherError
-from unic_cache.files.location import LocalFolder, open_location
+from unic_cache.files.local import LocalFolder
 from unic_cache.files.paths import SCHEME
+from unic_cache.files.schemes import open_location
 from unic_cache.store.layout import teacher_folder
 from unic_cache.teachers.catalog import no_weights, resolve
 from unic_cache.unsaved import InspectConfig, RepairConfig, VerifyConfig

@@ -6,11 +6,8 @@ from typing import Any
 
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
+from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, SNAPSHOT
 
-CHECKPOINT = "checkpoint.safetensors"
-CONFIG = "config.json"
-ENCODER = "encoder.safetensors"
-SNAPSHOT = "snapshot.json"
 FREE_ON_RESUME = frozenset(
     {"cache", "shards", "out", "resume", "threads", "log_every", "save_every", "tracker", "skip_broken"}
 )

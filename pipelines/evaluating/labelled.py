@@ -21,7 +21,8 @@ from pipelines.command.progress import say
 from unic_cache.cache import Cache
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.store.commit import CommitRecord
-from unic_cache.stream.pixels import Address, ShardPixels, ViewBatch
+from unic_cache.stream.address import Address
+from unic_cache.stream.pixels import ShardPixels, ViewBatch
 from unic_cache.views.index import NO_LABEL, ShardEntry
 from unic_cache.views.left_out import UNREAD_LABEL, merged
 

@@ -18,12 +18,14 @@ from pipelines.command.progress import Progress, console
 from pipelines.command.signals import stop_on_signal
 from pipelines.extracting.half_calibrated import HalfCalibrated, forget
 from pipelines.extracting.recorder import BATCHES_AHEAD, sampled
+from unic_cache.ahead import ahead
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import Calibrator
 from unic_cache.store.member import Member
-from unic_cache.stream.pixels import Address, Pixels, ViewBatch, ahead
+from unic_cache.stream.address import Address
+from unic_cache.stream.pixels import Pixels, ViewBatch
 from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry
 

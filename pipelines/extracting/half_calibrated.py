@@ -15,13 +15,13 @@ from crc32c import crc32c
 
 from pipelines.command.failures import reason
 from pipelines.command.progress import console
-from pipelines.extracting.recorder import versions
+from pipelines.extracting.specs import versions
 from unic_cache.config import ExtractConfig
 from unic_cache.errors import CacheError
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 from unic_cache.store.calibrate import Calibrator, load_npz, save_npz
 from unic_cache.store.member import Member
-from unic_cache.stream.pixels import Address
+from unic_cache.stream.address import Address
 
 KEEP_EVERY = 300.0  # seconds: it holds some hundred images whole, so a few hundred MB at most
 

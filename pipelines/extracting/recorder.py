@@ -3,27 +3,21 @@
 Letters: B images, H and W pixels.
 """
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from unic_cache.config import PIXEL_CODECS, ExtractConfig, Views
-from unic_cache.errors import CacheError, ConfigError, TeacherError
-from unic_cache.store.calibrate import DEFAULT_QUALITY, Calibration
-from unic_cache.store.codecs.codec import FITTED
+from unic_cache.config import Views
+from unic_cache.errors import CacheError, TeacherError
+from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codecs.pixel_codec import to_differences
 from unic_cache.store.commit import Unit
-from unic_cache.store.layout import FORMAT
 from unic_cache.store.member import Member
 from unic_cache.store.sampling import kept_positions
 from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher
-from unic_cache.views.augment import AUGMENT_VERSION
 
 BATCHES_AHEAD = 3
 DEFAULT_CODEC = "klt"
@@ -80,62 +74,6 @@ def sampled(member: Member, seed: int, shown: Sequence[tuple[int, int]]) -> Tens
     if features is None or features.sampled is None or features.patch_dim is None:
         return None
     return torch.from_numpy(kept_positions(seed, shown, features.grid, features.sampled))
-
-
-def teacher_spec(
-    config: ExtractConfig, teacher: Teacher, device: torch.device, before: Member | None, calibration_images: int
-) -> dict[str, Any]:
-    """spec.json of a teacher: what its features are, which weights gave them, and with what they were made.
-
-    `before` is the member as the cache has it: its codec, quality and tokens are kept where the config names none.
-    ConfigError where a quality is named, and that codec has none.
-    """
-    spec = teacher.spec.to_json()
-    dims = {key: spec.pop(key) for key in ("cls_dim", "grid", "patch_dim")}
-    stands = {} if before is None else before.spec
-    codec = config.codec or stands.get("codec", DEFAULT_CODEC)
-    if config.quality is not None and codec != FITTED:
-        raise ConfigError(
-            f"quality is a setting of codec {FITTED}, but {config.cache} keeps {spec['name']} as {codec}; leave "
-            "--quality out, or choose another --cache"
-        )
-    quality = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
-    return {
-        "format": FORMAT,
-        "provenance": {key: spec.pop(key) for key in PROVENANCE},
-        "teacher": spec,
-        "features": dims,
-        "codec": codec,
-        **quality,
-        "tokens": config.tokens or stands.get("tokens"),
-        "dtype": config.dtype,
-        "batch_size": config.batch_size,
-        "calibration_images": calibration_images,
-        "device": device.type,
-        "augment": AUGMENT_VERSION,
-        "versions": versions(),
-    }
-
-
-def pixel_codec(config: ExtractConfig, before: Member | None) -> str:
-    """By which codec pixels are kept: the one asked for, or that of those that stand there, or raw."""
-    return config.pixel_codec or str(({} if before is None else before.spec).get("codec", PIXEL_CODECS[0]))
-
-
-def pixel_spec(config: ExtractConfig, before: Member | None) -> dict[str, Any]:
-    """spec.json of the member `views`; `before` is the member as the cache has it."""
-    return {
-        "format": FORMAT,
-        "size": config.kind.size,
-        "codec": pixel_codec(config, before),
-        "augment": AUGMENT_VERSION,
-        "versions": versions(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """The releases that features may depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
 
 
 def recorder(member: Member, teacher: Teacher | None) -> Recorder:

@@ -16,6 +16,7 @@ from unic_cache.store.commit import Crcs, Unit
 from unic_cache.stream.pixels import ViewBatch
 
 Arrays = dict[str, npt.NDArray[np.generic]]
+UNITS_BEING_WRITTEN = 2
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from pipelines.planning.forecast import PlanConfig
 from unic_cache.cache import Cache
-from unic_cache.files.location import open_location
+from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.codec import Features
 from unic_cache.store.member import Member
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pipelines.planning.codec_costs import wait_for
 from pipelines.planning.forecast import PlanConfig, StudentCost
-from unic_cache.files.location import LocalFolder, Location
+from unic_cache.files.local import LocalFolder
+from unic_cache.files.location import Location
 from unic_cache.files.open_file import LocalFile
 from unic_cache.student.backbone import build_encoder, encoder_spec, prepare
 from unic_cache.student.ladder import Ladder, Student, TargetSpec

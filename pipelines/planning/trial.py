@@ -17,11 +17,12 @@ from pipelines.command.given import given_shards
 from pipelines.planning.forecast import LEAST_IMAGES, PlanConfig
 from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError
-from unic_cache.files.location import open_location
+from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.pixel_codec import to_differences
 from unic_cache.store.layout import CHUNK_ROWS, VIEWS_MEMBER, ZSTD_LEVEL
 from unic_cache.store.member import Member
-from unic_cache.stream.pixels import Address, KeptPixels, PixelSource, ShardPixels
+from unic_cache.stream.address import Address
+from unic_cache.stream.pixels import KeptPixels, PixelSource, ShardPixels
 from unic_cache.views.index import ShardEntry
 
 MADE_ALONE = 48  # views that one thread makes, to be timed

@@ -5,8 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from pipelines.command.progress import Progress
-from pipelines.recoding.transcode import committed_units
-from pipelines.verifying.inventory import is_probe
+from unic_cache.ahead import ahead
 from unic_cache.cache import Cache
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError
@@ -18,7 +17,7 @@ from unic_cache.store.member import Member
 from unic_cache.store.verify import data_names
 from unic_cache.store.writer import chunk_crcs, decode_objects, row_crcs
 from unic_cache.stream.held_out import FILE as HELD_OUT_FILE
-from unic_cache.stream.pixels import ahead
+from unic_cache.stream.probe import is_probe
 from unic_cache.views.index import read_segments, segment_file
 
 UNITS_AHEAD = 2  # in memory
@@ -48,7 +47,7 @@ def copy_views(
 ) -> tuple[int, int]:
     """Every unit of this worker's kept pixels that the target lacks: how many were copied, and how many were there."""
     theirs = Member.ensure(target.location, VIEWS_MEMBER, ours.spec)
-    units = [unit for unit in committed_units(source, ours) if config.is_mine(unit.shard)]
+    units = [unit for unit in source.units(ours) if config.is_mine(unit.shard)]
     there = {place: theirs.committed(*place) for place in {(unit.segment, unit.view) for unit in units}}
     missing = [unit for unit in units if unit.shard not in there[unit.segment, unit.view]]
     with Progress("copy views", sum(unit.rows for unit in missing), "rows") as progress:

@@ -24,7 +24,6 @@ from torch import Tensor
 from pipelines.command.progress import Progress
 from pipelines.extracting.calibrating import check_calibration
 from pipelines.extracting.recorder import sampled
-from pipelines.verifying.made_anew import spread
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import RecodeConfig, Views
 from unic_cache.errors import CacheError
@@ -36,6 +35,7 @@ from unic_cache.store.member import Member
 from unic_cache.store.reader import Rows
 from unic_cache.store.sampling import places_among
 from unic_cache.store.writer import UnitWriter
+from unic_cache.stream.evenly import spread
 
 SAMPLE_IMAGES = FIT_IMAGES * HELD_OUT // (HELD_OUT - 1)  # a fifth of which measures fidelity
 
@@ -128,7 +128,7 @@ def recalibrated(cache: Cache, source: CachedTeacher, target: Member) -> Calibra
 
 def sample(cache: Cache, source: CachedTeacher, target: Member) -> Iterator[dict[str, Tensor]]:
     """The standardized features of some good images, evenly over all that is committed; the tokens that are kept on."""
-    units = committed_units(cache, source.member)
+    units = cache.units(source.member)
     with Progress(f"calibrate {source.name}", sum(unit.rows for unit in units), "images") as progress:
         for unit, rows in spread(units, SAMPLE_IMAGES):
             record = source.record(unit)
@@ -139,13 +139,6 @@ def sample(cache: Cache, source: CachedTeacher, target: Member) -> Iterator[dict
                 seed, shown = shown_rows(cache, unit, good)
                 kept_BN = kept_among(source.member, target, seed, shown)
                 yield picked_features(source.features(record, good), kept_BN)
-
-
-def committed_units(cache: Cache, member: Member) -> list[Unit]:
-    """All that a member has committed, by segment, view and tar."""
-    return [
-        cache.unit(segment, shard, view) for view, segment, tars in cache.committed(member) for shard in sorted(tars)
-    ]
 
 
 def shown_rows(cache: Cache, unit: Unit, rows: Sequence[int]) -> tuple[int, list[tuple[int, int]]]:

@@ -20,8 +20,9 @@ from unic_cache.cache import CachedTeacher
 from unic_cache.config import DistillConfig
 from unic_cache.draws import Purpose, words
 from unic_cache.errors import UnicCacheError
-from unic_cache.stream.batches import Batch, Order, Stream
-from unic_cache.stream.pixels import Address
+from unic_cache.stream.address import Address
+from unic_cache.stream.batches import Batch, Stream
+from unic_cache.stream.order import Order
 from unic_cache.stream.rows import Rows
 from unic_cache.student.backbone import EncoderSpec, prepare
 from unic_cache.student.ladder import TargetSpec

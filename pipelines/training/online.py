@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from pipelines.command.given import given_shards
-from pipelines.extract import open_teachers
+from pipelines.extracting.opening import open_teachers
 from pipelines.training.split import marked, tell_validation, train_names
 from pipelines.training.targets import Live
 from pipelines.training.training_set import Snapshot, TrainingSet

@@ -12,8 +12,9 @@ from pipelines.command.failures import ADVICE_HERE
 from unic_cache.errors import UnicCacheError
 from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.checkpoint import save_checkpoint
-from unic_cache.student.export import ENCODER_FILE, save_encoder
+from unic_cache.student.export import save_encoder
 from unic_cache.student.ladder import Student
+from unic_cache.student.run_files import ENCODER
 
 
 @dataclass
@@ -53,7 +54,7 @@ class RunState:
             header = {"scaler": state, "processes": self.accelerator.num_processes}
             save_checkpoint(self.out, steps, self.model, self.adamw.optimizer, header)
             self.saved = steps
-            save_encoder(self.out / ENCODER_FILE, self.model.encoder, self.spec, {**self.provenance, "steps": steps})
+            save_encoder(self.out / ENCODER, self.model.encoder, self.spec, {**self.provenance, "steps": steps})
 
     @contextlib.contextmanager
     def _saying_what_stands(self) -> Iterator[None]:

@@ -15,10 +15,9 @@ from torch import Tensor
 from pipelines.command.failures import reason
 from pipelines.command.progress import console
 from unic_cache.files.durable import naming
-from unic_cache.files.location import open_location
+from unic_cache.files.schemes import open_location
 from unic_cache.student.loss import LossTerms
-
-FILE = "log.jsonl"
+from unic_cache.student.run_files import LOG
 
 
 class Meter:
@@ -95,12 +94,12 @@ class RunLog:
     """OUT/log.jsonl, the tracker, and their lines. Only the main process writes."""
 
     def __init__(self, out: Path, accelerator: Accelerator, steps_done: int) -> None:
-        self._path = out / FILE
+        self._path = out / LOG
         self._accelerator = accelerator
         self.last_loss = math.nan  # of the last training line that is kept
         if accelerator.is_main_process:
             kept = [line for line in self._lines() if _step(line) <= steps_done]
-            open_location(out).replace(FILE, "".join(kept).encode())
+            open_location(out).replace(LOG, "".join(kept).encode())
             self.last_loss = next((loss for line in reversed(kept) if (loss := _loss(line)) is not None), math.nan)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:

@@ -9,17 +9,17 @@ import numpy.typing as npt
 
 from pipelines.command.given import given_shards
 from pipelines.command.progress import say
-from pipelines.extract import same_layout
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.files.paths import braced
+from unic_cache.stream.address import Address
+from unic_cache.stream.evenly import rows_to_compare
 from unic_cache.stream.held_out import held_out, hold_out
-from unic_cache.stream.pixels import Address, KeptPixels, ShardPixels
+from unic_cache.stream.pixels import KeptPixels, ShardPixels
 from unic_cache.stream.rows import Rows, committed_record
 from unic_cache.views.index import ShardEntry
 
-ROWS_COMPARED = 8  # of a tar
 PICTURES_APART = 8.0  # levels of 255 on average: no two decoders differ so much
 SHOWN = 6
 
@@ -137,11 +137,7 @@ def check_pictures(
     """
     source = ShardPixels(views, tars, pool)
     for place, (_, entry) in tars.items():
-        count = 1 if same_layout(entry, cache.entry(*place)) else ROWS_COMPARED
-        rows = [
-            Address(*place, row, number)
-            for row in sorted({(2 * n + 1) * entry.rows // (2 * count) for n in range(count)})
-        ]
+        rows = [Address(*place, row, number) for row in rows_to_compare(entry, cache.entry(*place))]
         if not kept.has(rows[0]):
             if exact:
                 exact.start(rows, len(rows))()

@@ -10,18 +10,18 @@ from typing import Any, Self
 
 import torch
 
+from pipelines.command.caches import all_teachers
 from pipelines.command.given import given_shards
 from pipelines.training.split import check_pictures, given_val, split, tell_leaks
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import CENTER, RECIPES, DistillConfig, Views
 from unic_cache.errors import CacheError, ConfigError
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.probe import PixelDifference, check_pixels
 from unic_cache.stream.rows import Rows, usable_rows
 from unic_cache.stream.seen import Seen
-
-FILE = "snapshot.json"
+from unic_cache.student.run_files import SNAPSHOT
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ class Snapshot:
     def save(self, out: Path) -> None:
         """Write OUT/snapshot.json."""
         data = json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1) + "\n"
-        LocalFolder(out).replace(FILE, data.encode())
+        LocalFolder(out).replace(SNAPSHOT, data.encode())
 
     @classmethod
     def load(cls, out: Path) -> Self:
         """What `save` wrote. ConfigError where it is missing or broken."""
         try:
-            data: dict[str, Any] = json.loads((out / FILE).read_text())
+            data: dict[str, Any] = json.loads((out / SNAPSHOT).read_text())
             lists: dict[str, Any] = {key: tuple(data.pop(key)) for key in ("teachers", "numbers", "train", "val")}
             return cls(**lists, **data)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{out / FILE}: cannot be resumed from ({error})") from error
+            raise ConfigError(f"{out / SNAPSHOT}: cannot be resumed from ({error})") from error
 
 
 @dataclass(frozen=True)
@@ -117,23 +117,6 @@ def open_training_set(
     exact = ShardPixels(views, tars, pool, seen=Seen(cache)) if val and not config.pixel_tolerance else None
     check_pictures(cache, views, tars, pixels.kept, numbers[0], pool, exact)
     return TrainingSet(snapshot, teachers, train_rows, val_rows, pixels, difference)
-
-
-def all_teachers(cache: Cache) -> tuple[str, ...]:
-    """The names of the teachers that can be read. CacheError where one that was extracted cannot be."""
-    if cache.lost:
-        raise CacheError(
-            f"{cache.location.url}/{cache.lost[0]}/spec.json is missing, so what is kept there cannot be read. The "
-            "same `unic-cache extract` makes it again; or train without it, with --teacher for each of the others"
-        )
-    for name, member in cache.uncalibrated.items():
-        if any(tars for _, _, tars in cache.committed(member)):
-            raise CacheError(
-                f"{cache.location.url}: the calibration of {name} is lost ({member.calibration_name}), so what is kept "
-                "of it cannot be read. The same `unic-cache extract` makes it again; or train without it, with "
-                "--teacher for each of the others"
-            )
-    return tuple(sorted(cache.teachers))
 
 
 def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedTeacher]) -> Views:

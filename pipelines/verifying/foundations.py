@@ -10,13 +10,13 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from crc32c import crc32c
 
-from pipelines.verifying.inventory import is_probe
 from unic_cache.config import Views
 from unic_cache.errors import CacheError
 from unic_cache.files.location import NAME, Location
 from unic_cache.store.calibrate import Calibration, load_npz, save_npz
 from unic_cache.store.member import Member, read_within, spec_bytes
 from unic_cache.store.verify import BY_HAND, LIMIT_METADATA_BYTES, REMOVE, Finding
+from unic_cache.stream.probe import is_probe
 from unic_cache.views.index import Segment, read_segments, segment_file
 
 LIMIT_NPZ_BYTES = 2**28

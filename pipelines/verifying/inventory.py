@@ -12,16 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unic_cache.config import Views
-from unic_cache.errors import ConfigError
 from unic_cache.store.commit import Unit
 from unic_cache.store.layout import Extent, commit_name, metadata_objects
 from unic_cache.store.member import Member
 from unic_cache.store.verify import data_names
 from unic_cache.stream.held_out import FILE as HELD_OUT_FILE
+from unic_cache.stream.probe import is_probe, is_view
 from unic_cache.views.index import Segment, segment_file
 
 VIEW_FILE = re.compile(r"(?P<member>[^/]+)/(commits|features\.zarr)/(?P<segment>\d{6})/(?P<view>[^/]+)/.+")
-PROBE_FILE = re.compile(r"probe/([^/]+)\.npz")
 
 
 @dataclass(frozen=True)
@@ -110,18 +109,3 @@ def claim_view(found: Survey, names: Collection[str], member: Member, segment: S
         views, _ = Views.parse(view)
         found.probes.add(f"probe/{views.recipe}-{views.size}-{views.seed}.npz")
     return claimed | set(expected)
-
-
-def is_probe(name: str) -> bool:
-    """Whether a file is called as a recipe's probe is."""
-    match = PROBE_FILE.fullmatch(name)
-    return match is not None and is_view(f"{match[1]}-000")
-
-
-def is_view(name: str) -> bool:
-    """Whether a folder is called as a view is."""
-    try:
-        views, number = Views.parse(name)
-    except ConfigError:
-        return False
-    return views.name(number) == name

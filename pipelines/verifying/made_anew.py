@@ -6,7 +6,7 @@ by its checksum is passed over here: `verify` reads all of it and reports it.
 Letters: B images, T patch tokens, D channels.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,8 @@ from unic_cache.errors import BrokenError, CacheError
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.member import Member
 from unic_cache.store.verify import BY_HAND, Finding
-from unic_cache.stream.pixels import Address, KeptPixels, PixelSource, ShardPixels, ViewBatch
+from unic_cache.stream.evenly import addresses, spread
+from unic_cache.stream.pixels import KeptPixels, PixelSource, ShardPixels, ViewBatch
 from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry
 
@@ -196,25 +197,6 @@ def other_pixels(
     )
     hit = tuple(rows[int(at)] for at in different)
     return [Finding(record.name, why, BY_HAND, record.member, record.unit, rows=hit)]
-
-
-def spread(units: Sequence[Unit], count: int) -> Iterator[tuple[Unit, list[int]]]:
-    """`count` rows evenly over all rows of the units, by unit and at most BATCH at once."""
-    ends = np.cumsum([unit.rows for unit in units], dtype=np.int64)
-    total = int(ends[-1]) if len(ends) else 0
-    places = np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64))
-    owners = np.searchsorted(ends, places, side="right")
-    for owner in np.unique(owners):
-        unit = units[int(owner)]
-        rows = (places[owners == owner] - (int(ends[owner]) - unit.rows)).tolist()
-        for start in range(0, len(rows), BATCH):
-            yield unit, rows[start : start + BATCH]
-
-
-def addresses(unit: Unit, rows: Sequence[int]) -> list[Address]:
-    """The rows of a unit as a pixel source wants them."""
-    number = Views.parse(unit.view)[1]
-    return [Address(unit.segment, unit.shard, row, number) for row in rows]
 
 
 def readable(member: Member, unit: Unit) -> CommitRecord | None:

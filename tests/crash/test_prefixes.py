@@ -14,7 +14,7 @@ from pipelines import extract as pipeline
 from tests.crash.memory import Files, MemoryFolder, Watch
 from tests.crash.units import SPEC, check_readers, extract, units
 from tests.disk import Disk, lay_out, tree
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 
 WORK = units(5, 40, 70, views=4)
 LONG = units(5, 1100, views=2)  # the second tar takes two objects of each array

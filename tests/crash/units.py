@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from crc32c import crc32c
 
-from unic_cache.files.location import LocalFolder, Location
+from unic_cache.files.local import LocalFolder
+from unic_cache.files.location import Location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codecs.fit import BandMoments, fit_klt
 from unic_cache.store.commit import CommitRecord, Unit

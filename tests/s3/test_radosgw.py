@@ -10,7 +10,8 @@ from tests.location_contract import WriteContract
 from tests.s3 import radosgw as harness
 from tests.s3.radosgw import Gateway, MissingPackagesError, radosgw
 from unic_cache.errors import CacheError
-from unic_cache.files.location import Location, open_location
+from unic_cache.files.location import Location
+from unic_cache.files.schemes import open_location
 
 OUTAGE = 60.0  # seconds
 CALLERS = 8

@@ -8,7 +8,7 @@ import pytest
 from pipelines import distill, evaluate, extract
 from tests.conftest import tree
 from unic_cache.config import DistillConfig, EvaluateConfig
-from unic_cache.files.location import open_location
+from unic_cache.files.schemes import open_location
 
 OUTAGE = 10.0  # seconds; the contract suite survives sixty
 

@@ -30,8 +30,10 @@ from tests.object_server import ObjectServer
 from tests.test_web_folder import WithRanges
 from unic_cache.buffers import Ring
 from unic_cache.errors import BrokenError
-from unic_cache.files.location import LocalFolder, Location, open_location
+from unic_cache.files.local import LocalFolder
+from unic_cache.files.location import Location
 from unic_cache.files.object_store import ObjectFolder
+from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import CommitRecord, Unit, parse_record
 from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, Extent, object_name
 from unic_cache.store.open_objects import OpenObjects

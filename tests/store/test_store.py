@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from unic_cache.errors import CacheError
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 from unic_cache.store.commit import CommitRecord, Unit, parse_record
 from unic_cache.store.layout import CHUNK_ROWS, SHARD_ROWS, Extent, check_metadata, metadata_objects, object_name
 from unic_cache.store.member import Member

@@ -16,7 +16,7 @@ from numcodecs.zstd import Zstd
 
 from tests.store.test_store import SPEC, unit
 from unic_cache.errors import BrokenError, CacheError
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codecs.klt import Klt
 from unic_cache.store.commit import CommitRecord, calibration_of, parse_record

@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import EncoderSpec, build_encoder, embed
-from unic_cache.student.export import ENCODER_FILE, load_encoder, save_encoder, timm_line
+from unic_cache.student.export import load_encoder, save_encoder, timm_line
+from unic_cache.student.run_files import ENCODER
 
 TINY = EncoderSpec("vit_tiny_patch16_224", 32, 8)
 PROVENANCE = {"teachers": ["dino"], "steps": 3}
@@ -24,7 +25,7 @@ def exported(folder: Path, spec: EncoderSpec = TINY) -> tuple[Path, VisionTransf
     with torch.no_grad():
         for value in encoder.parameters():
             value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())) * 0.01)
-    path = folder / ENCODER_FILE
+    path = folder / ENCODER
     save_encoder(path, encoder, spec, PROVENANCE)
     return path, encoder.eval()
 
@@ -75,12 +76,12 @@ def test_equal_encoders_give_equal_bytes(tmp_path: Path) -> None:
     first = path.read_bytes()
     save_encoder(path, encoder.train().to(memory_format=torch.channels_last), TINY, dict(reversed(PROVENANCE.items())))
     assert path.read_bytes() == first
-    assert [file.name for file in tmp_path.iterdir()] == [ENCODER_FILE]
+    assert [file.name for file in tmp_path.iterdir()] == [ENCODER]
 
 
 def test_half_precision_encoders_are_exported_in_float32(tmp_path: Path) -> None:
-    save_encoder(tmp_path / ENCODER_FILE, build_encoder(TINY, seed=1).bfloat16(), TINY, {})
-    assert {value.dtype for value in safetensors.torch.load_file(tmp_path / ENCODER_FILE).values()} == {torch.float32}
+    save_encoder(tmp_path / ENCODER, build_encoder(TINY, seed=1).bfloat16(), TINY, {})
+    assert {value.dtype for value in safetensors.torch.load_file(tmp_path / ENCODER).values()} == {torch.float32}
 
 
 def test_files_that_are_not_an_exported_encoder_are_refused(tmp_path: Path) -> None:

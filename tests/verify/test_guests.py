@@ -12,7 +12,8 @@ from pipelines import extract, repair
 from tests.conftest import CNN, VIT, make_shards, tree
 from tests.verify.damage import CNN_FOLDER, VIEW, VIT_FOLDER, check, flip
 from unic_cache.cache import open_cache
-from unic_cache.files.location import LocalFolder, open_location
+from unic_cache.files.local import LocalFolder
+from unic_cache.files.schemes import open_location
 from unic_cache.store.guests import sort_folders
 
 

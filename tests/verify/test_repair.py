@@ -5,7 +5,7 @@ import pytest
 from pipelines import repair
 from tests.conftest import tree
 from tests.verify.damage import CNN_FOLDER, VIEW, VIT_FOLDER, check, flip
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 
 
 class TestRepair:

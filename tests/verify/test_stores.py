@@ -9,7 +9,7 @@ from pipelines import repair
 from tests.conftest import tree
 from tests.object_server import ObjectServer
 from tests.verify.damage import VIEW, VIT_FOLDER, check
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 
 PATCH = f"{VIT_FOLDER}/features.zarr/000000/{VIEW}/patch/c.0.0.0.0"
 

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from unic_cache.config import Views
-from unic_cache.views.augment import decode, make_view, pixel_crc
+from unic_cache.views.augment import make_view, pixel_crc
+from unic_cache.views.decode import decode
 
 JPEG = Path(__file__).parent / "on_its_side.jpg"
 VIEWS = [Views("unic", 64, 0), Views("unic", 224, 7), Views("light", 64, 0), Views("center", 64, 0)]

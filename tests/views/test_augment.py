@@ -17,7 +17,8 @@ from torchvision.transforms.v2 import functional
 
 from unic_cache.config import Views
 from unic_cache.views import colour as pixels
-from unic_cache.views.augment import Parameters, decode, decoder_versions, make_view, parameters, pixel_crc
+from unic_cache.views.augment import Parameters, make_view, parameters, pixel_crc
+from unic_cache.views.decode import decode, decoder_versions
 
 GOLDEN: dict[str, str] = json.loads((Path(__file__).parent / "golden_views.json").read_text())
 SIMD: list[str] = np.show_config(mode="dicts")["SIMD Extensions"]["found"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unic_cache.errors import CacheError, ShardError
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 from unic_cache.views.index import Segment, ShardEntry, extend_index, read_segments
 
 

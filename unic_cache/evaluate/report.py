@@ -13,7 +13,7 @@ from rich.table import Table
 
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.knn import Interval
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,13 +1,6 @@
-"""Views and store rejoined: the batches that a student trains on, in an order that is a function of integers.
+"""Views and store rejoined: the batches that a student trains on, read ahead of need.
 
-Training sees one endless sequence of samples: the rows in the order of epoch 0, then of epoch 1, and so on. Batch k of
-a world batch of B images is samples [kB, (k + 1)B) of it; process r of R takes the r-th of R equal parts. So nothing
-depends on the number of threads, processes or machines, and a run resumes at any step from the step's number alone.
-Epoch e shows the cached views e mod V.
-
-    an epoch's order:  shards shuffled -> groups of 8 open at once -> their chunks shuffled -> rows of 64 chunks mixed
-
-Letters: B images, H and W pixels, V views, R processes, N rows.
+Letters: B images, H and W pixels, N rows of a group.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,57 +14,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unic_cache.ahead import processes_here
 from unic_cache.buffers import MEMORY, Ring
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import Views
-from unic_cache.draws import Purpose, permutation, words
 from unic_cache.errors import BrokenError
 from unic_cache.store.commit import CommitRecord, Crcs
-from unic_cache.store.layout import CHUNK_ROWS, pixel_arrays
+from unic_cache.store.layout import pixel_arrays
+from unic_cache.stream.address import Address
 from unic_cache.stream.gather import Gathering, grouped, pieces
-from unic_cache.stream.pixels import Address, Finish, PixelSource, processes_here
-from unic_cache.stream.rows import Ints, Rows, committed_record
+from unic_cache.stream.pixels import Finish, PixelSource
+from unic_cache.stream.rows import committed_record
 
-OPEN_SHARDS = 8
-MIXED_CHUNKS = 64
 BATCHES_AHEAD = 3  # whose views are being decoded
 PAGE = 4096  # bytes
 GROUP_BYTES = min(MEMORY // 16 // processes_here(), 2**32)  # of a group's memory at most, but a batch at least
-
-
-def epoch_order(rows: Rows, seed: int, epoch: int) -> Ints:
-    """A permutation of range(N) whose neighbours lie in few chunks of few shards, yet well mixed."""
-    shard_ids, shard_of_row = np.unique(rows.segment << 32 | rows.shard, return_inverse=True)
-    chunk_ids, chunk_of_row = np.unique(shard_of_row << 32 | rows.row // CHUNK_ROWS, return_inverse=True)
-    raw = words(Purpose.ORDER, seed, epoch, 0, len(shard_ids) + len(chunk_ids) + len(rows))
-    shard_rank = np.argsort(permutation(raw[: len(shard_ids)]))
-    group_of_chunk = shard_rank[chunk_ids >> 32] // OPEN_SHARDS
-    chunk_words = raw[len(shard_ids) : len(shard_ids) + len(chunk_ids)]
-    chunk_rank = np.argsort(np.lexsort((chunk_words, group_of_chunk)))
-    row_words = raw[len(shard_ids) + len(chunk_ids) :]
-    return np.lexsort((row_words, chunk_rank[chunk_of_row] // MIXED_CHUNKS)).astype(np.int64)
-
-
-class Order:
-    """The endless sequence of samples: which row under which view is sample k."""
-
-    def __init__(self, rows: Rows, numbers: Sequence[int], seed: int) -> None:
-        self.rows = rows
-        self.numbers = numbers
-        self.seed = seed
-        self._epochs: dict[int, Ints] = {}
-
-    def samples(self, start: int, stop: int) -> list[Address]:
-        """Samples [start, stop)."""
-        return [self._sample(place) for place in range(start, stop)]
-
-    def _sample(self, place: int) -> Address:
-        epoch, position = divmod(place, len(self.rows))
-        if epoch not in self._epochs:
-            self._epochs = {kept: order for kept, order in self._epochs.items() if kept == epoch - 1}
-            self._epochs[epoch] = epoch_order(self.rows, self.seed, epoch)
-        number = self.numbers[epoch % len(self.numbers)]
-        return self.rows.address(int(self._epochs[epoch][position]), number)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from unic_cache.store.ranges import Pick, picks
 from unic_cache.store.reader import RowReader, Rows
 
 if TYPE_CHECKING:
-    from unic_cache.stream.pixels import Address
+    from unic_cache.stream.address import Address
 
 GROUP_ROWS = 2048  # at most, and a batch at least: what the order of samples mixes
 WINDOW_ROWS = 1024  # after so many, a group may end where other chunks begin

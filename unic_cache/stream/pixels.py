@@ -6,15 +6,14 @@ each view is written once, into the batch that the model reads.
 Letters: B images, H and W pixels.
 """
 
-import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +24,11 @@ from unic_cache.config import Views
 from unic_cache.errors import BrokenError, CacheError, ImageError
 from unic_cache.files.open_file import files_at_once
 from unic_cache.store.commit import CommitRecord
+from unic_cache.stream.address import Address
 from unic_cache.stream.gather import Gathering, pieces
 from unic_cache.stream.seen import Seen
-from unic_cache.views.augment import decode, make_view, pixel_crc
+from unic_cache.views.augment import make_view, pixel_crc
+from unic_cache.views.decode import decode
 from unic_cache.views.index import ShardEntry
 from unic_cache.views.shards import OpenShard
 
@@ -35,20 +36,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 Image = npt.NDArray[np.uint8]
 OPEN_SHARDS = files_at_once(64, 16)
-
-
-class Address(NamedTuple):
-    """One view of one image: row `row` of tar `shard` of a segment, under view `number`."""
-
-    segment: int
-    shard: int
-    row: int
-    number: int
-
-    @property
-    def unit(self) -> tuple[int, int, int]:
-        """What has a commit record of its own: segment, shard and number of the view."""
-        return self.segment, self.shard, self.number
 
 
 @dataclass(frozen=True)
@@ -262,25 +249,3 @@ def slices(batches: Sequence[Sequence[Address]], rows: Image) -> list[Image]:
     """Each batch's part of rows that hold the batches one after the other."""
     stops = np.cumsum([len(batch) for batch in batches]).tolist()
     return [rows[stop - len(batch) : stop] for batch, stop in zip(batches, stops, strict=True)]
-
-
-def ahead(items: Iterable[Item], start: Callable[[Item], Callable[[], Result]], depth: int) -> Iterator[Result]:
-    """`start(item)()` of every item in order, with `depth` items begun before the first is waited for."""
-    begun: list[Callable[[], Result]] = []
-    for item in items:
-        begun.append(start(item))
-        if len(begun) > depth:
-            yield begun.pop(0)()
-    for finish in begun:
-        yield finish()
-
-
-def thread_pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that decode and read; 0 is one a core, shared out among the processes that torchrun starts here."""
-    return ThreadPoolExecutor(threads or max(len(os.sched_getaffinity(0)) // processes_here(), 1), "unic-cache")
-
-
-def processes_here() -> int:
-    """How many processes torchrun starts on this machine; 1 without it."""
-    text = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(int(text), 1) if text.isdecimal() else 1

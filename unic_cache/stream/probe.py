@@ -5,6 +5,7 @@ between which versions.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,14 +13,19 @@ import numpy as np
 
 from unic_cache.cache import Cache
 from unic_cache.config import Views
-from unic_cache.errors import CacheError
+from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import load_npz, save_npz
-from unic_cache.stream.pixels import Address, ShardPixels
-from unic_cache.views.augment import AUGMENT_VERSION, decoder_versions
+from unic_cache.stream.address import Address
+from unic_cache.stream.pixels import ShardPixels
+from unic_cache.views.augment import AUGMENT_VERSION
+from unic_cache.views.decode import decoder_versions
 
 PROBES = 16
 DECODERS_APART = 16  # levels of 255: beyond it, and of the same versions, a view is of another picture
+
+
+PROBE_FILE = re.compile(r"probe/([^/]+)\.npz")
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,21 @@ class PixelDifference:
 def probe_name(views: Views) -> str:
     """Where the probe of a recipe stands in the cache."""
     return f"probe/{views.recipe}-{views.size}-{views.seed}.npz"
+
+
+def is_probe(name: str) -> bool:
+    """Whether a file is called as a recipe's probe is."""
+    match = PROBE_FILE.fullmatch(name)
+    return match is not None and is_view(f"{match[1]}-000")
+
+
+def is_view(name: str) -> bool:
+    """Whether a folder is called as a view is."""
+    try:
+        views, number = Views.parse(name)
+    except ConfigError:
+        return False
+    return views.name(number) == name
 
 
 def settle_probe(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:

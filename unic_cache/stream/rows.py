@@ -13,7 +13,7 @@ from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.store.commit import CommitRecord
-from unic_cache.stream.pixels import Address
+from unic_cache.stream.address import Address
 
 Ints = npt.NDArray[np.int64]
 

@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from pipelines.command.run_folder import CHECKPOINT
 from unic_cache.errors import ConfigError
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
+from unic_cache.student.run_files import CHECKPOINT
 
 FORMAT = 1
 

@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from timm.models.vision_transformer import VisionTransformer
 
 from unic_cache.errors import ConfigError
-from unic_cache.files.location import LocalFolder
+from unic_cache.files.local import LocalFolder
 from unic_cache.student.backbone import EncoderSpec, build_encoder
+from unic_cache.student.run_files import ENCODER
 from unic_cache.student.weights import fit_weights
 
 FORMAT = 1
-ENCODER_FILE = "encoder.safetensors"  # in a run's folder
 METADATA = "unic_cache"
 
 
@@ -46,9 +46,9 @@ def load_encoder(path: str | Path) -> tuple[VisionTransformer, EncoderSpec, dict
 
     ConfigError where there is no file, where it is broken, not ours, of another format, or its tensors do not fit.
     """
-    file = Path(path) / ENCODER_FILE if Path(path).is_dir() else Path(path)
+    file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise ConfigError(f"{file}: there is no such file; `unic-cache distill --out DIR` makes DIR/{ENCODER_FILE}")
+        raise ConfigError(f"{file}: there is no such file; `unic-cache distill --out DIR` makes DIR/{ENCODER}")
     try:
         with safe_open(file, "pt") as opened:
             header = (opened.metadata() or {}).get(METADATA)

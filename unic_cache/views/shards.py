@@ -15,8 +15,9 @@ from typing import BinaryIO, Self, cast
 from crc32c import crc32c
 
 from unic_cache.errors import CacheError, EmptyShardError, ShardError
-from unic_cache.files.location import Location, open_location
+from unic_cache.files.location import Location
 from unic_cache.files.paths import braced, check_pattern
+from unic_cache.files.schemes import open_location
 from unic_cache.views.index import KIND, NO_LABEL, SHARD_NAME, Segment, ShardEntry
 from unic_cache.views.members import BLOCK, shard_error
 from unic_cache.views.remote_tar import READ_AHEAD, RemoteTar
