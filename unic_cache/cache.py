@@ -35,6 +35,7 @@ from unic_cache.store.member import Member
 from unic_cache.store.open_objects import OpenObjects
 from unic_cache.store.ranges import picks
 from unic_cache.store.reader import RowReader, Rows
+from unic_cache.tokens import Kinds
 from unic_cache.views.index import Segment, ShardEntry, no_cache, no_teacher, read_segments
 
 RECORDS_KEPT = 1024
@@ -62,6 +63,11 @@ class CachedTeacher:
     def spec(self) -> Mapping[str, Any]:
         """What spec.json says of the teacher: weights, rules, codec, licence, versions."""
         return self.member.spec
+
+    @property
+    def kinds(self) -> Kinds:
+        """The kinds of tokens that are kept, summary tokens first."""
+        return self.codec.features.kinds
 
     @property
     def grid(self) -> tuple[int, int]:

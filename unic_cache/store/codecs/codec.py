@@ -24,6 +24,7 @@ from unic_cache.errors import CacheError
 from unic_cache.store.codecs.klt import Grid, Klt
 from unic_cache.store.codecs.rotation import hadamard
 from unic_cache.store.layout import ArraySpec
+from unic_cache.tokens import TokenKind
 
 HALF_MAX = 65504.0
 
@@ -130,6 +131,12 @@ class Features:
     patch_dim: int | None
     sampled: int | None = None
     quality: float | None = None  # the mean cosine that was asked of klt
+
+    @property
+    def kinds(self) -> dict[str, TokenKind]:
+        """The kinds of tokens, summary tokens first."""
+        found = {} if self.cls_dim is None else {"cls": TokenKind(self.cls_dim)}
+        return found if self.patch_dim is None else {**found, "patch": TokenKind(self.patch_dim, self.grid)}
 
     @property
     def tokens(self) -> int:
