@@ -286,7 +286,7 @@ def rows_of(store: Store) -> Iterator[tuple[str, int, int]]:
 
 def where(store: Store, member: Member, array: ArraySpec, item: Address, chunk: int) -> tuple[str, int, int]:
     """File, offset and size of a chunk."""
-    unit = store.cache.unit(item.segment, item.shard, VIEWS.name(0))
+    unit = store.cache.unit(item.segment, item.shard, VIEWS)
     record = store.record(member, unit)
     part, inside = divmod(chunk, unit.extent.object_rows // CHUNK_ROWS)
     name = object_name(member.folder, 0, unit.view, array, unit.shard, part)

@@ -38,7 +38,7 @@ def write(location: LocalFolder, codec: str, shards: int, pixel_codec: str = "ra
     names = [f"tar{shard}" for shard in range(shards)]
     keys = tuple(range(ROWS))
     extend_index(location, [ShardEntry.of(name, ROWS, keys, keys, (1,) * ROWS, (None,) * ROWS) for name in names])
-    units = [Unit(0, Extent(shards, ROWS), shard, name, ROWS, VIEWS.name(0)) for shard, name in enumerate(names)]
+    units = [Unit(0, Extent(shards, ROWS), shard, name, ROWS, VIEWS, 0) for shard, name in enumerate(names)]
     seen = write_pixels(location, pixel_codec, units)
     for number in range(TEACHERS):
         write_teacher(location, f"teacher{number}", number, codec, units, seen)

@@ -158,8 +158,7 @@ def records_of(
     if cache is None:
         return {}
     return {
-        place: [committed_record(cache, teacher, views.name(0), *place) for teacher in teachers]
-        for place in images.tars
+        place: [committed_record(teacher, cache.unit(*place, views)) for teacher in teachers] for place in images.tars
     }
 
 
@@ -171,7 +170,7 @@ def trained_on(encoder: str, cache: Cache | None, test: LabelledShards) -> int:
     snapshot = Snapshot.load(run)
     names = {entry.name for _, entry in test.tars.values()} & set(snapshot.train)
     records = [
-        teacher.record(cache.unit(*cache.shards()[name], snapshot.views.name(snapshot.numbers[0])))
+        teacher.record(cache.unit(*cache.shards()[name], snapshot.views, snapshot.numbers[0]))
         for name in names
         for teacher in cache.teachers.values()
     ]
@@ -185,7 +184,7 @@ def centered(cache: Cache, names: Sequence[str]) -> list[CachedTeacher]:
     if names:
         return [cache.teacher(name) for name in dict.fromkeys(names)]
     has = {
-        name: any(view.startswith("center-") and tars for view, _, tars in cache.committed(teacher.member))
+        name: any(views.recipe == "center" and tars for views, *_, tars in cache.committed(teacher.member))
         for name, teacher in cache.teachers.items()
     }
     without = [name for name, found in has.items() if not found]
@@ -201,8 +200,7 @@ def cached_size(cache: Cache | None, teachers: Sequence[CachedTeacher]) -> int |
     found = {
         views.size
         for teacher in teachers
-        for view, _, tars in cache.committed(teacher.member)
-        for views, number in [Views.parse(view)]
+        for views, number, _, tars in cache.committed(teacher.member)
         if tars and views.recipe == "center" and views.seed == 0 and number == 0
     }
     if len(found) != 1:
@@ -239,7 +237,7 @@ def cached_features(cache: Cache, teacher: CachedTeacher, views: Views, wanted: 
     """A teacher's own (de-standardized) CLS tokens (N, D); the mean of its patch tokens where it has no CLS."""
     found = []
     for (segment, shard), items in groupby(wanted, lambda item: (item.segment, item.shard)):
-        record = committed_record(cache, teacher, views.name(0), segment, shard)
+        record = committed_record(teacher, cache.unit(segment, shard, views))
         rows = [item.row for item in items]
         if teacher.codec.cls_dim is not None:
             found.append(teacher.calibration.destandardize({"cls": teacher.cls(record, rows)})["cls"])

@@ -1,35 +1,40 @@
-"""Stage one: every teacher sees each view of each image once, and what it says is kept.
+"""Stage one: every teacher sees each view of each image once, and its features are stored.
 
     tar -> decode -> view -> teacher -> standardize -> encode -> Zarr objects -> commit record
 
-Run again it makes only what is missing: more views, more teachers, appended tars, or the rest after a crash.
+A repeated run makes only what is missing: more views, more teachers, added tars, or the rest after a crash.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache as memoize
 from functools import partial
+
+import torch
 
 from pipelines.command.device import pick_device
 from pipelines.command.progress import Progress, say
 from pipelines.command.shares import share_lines
+from pipelines.extracting.calibrating import calibrations_before
 from pipelines.extracting.kinds import kept_alike, settled
 from pipelines.extracting.opening import Opened, open_teachers
-from pipelines.extracting.recorder import BATCHES_AHEAD, Recorder, recorder
-from pipelines.extracting.specs import pixel_spec
-from pipelines.extracting.unit_rows import UNITS_BEING_WRITTEN, UnitRows, Work
-from unic_cache.ahead import ahead, dropped, thread_pool
+from pipelines.extracting.options import OpeningOptions
+from pipelines.extracting.recorder import BATCHES_AHEAD, DeviceBatch, Recorder, recorder
+from pipelines.extracting.specs import pixel_codec, pixel_spec
+from pipelines.extracting.unit_rows import UNITS_BEHIND, UnitRows
+from unic_cache.ahead import ahead, behind, dropped, thread_pool
 from unic_cache.cache import Cache
-from unic_cache.config import ExtractConfig, Views
-from unic_cache.errors import CacheError, EmptyShardError
+from unic_cache.config import ExtractConfig
+from unic_cache.errors import CacheError, EmptyShardError, ImageError
 from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import Unit
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
-from unic_cache.stream.address import Address
+from unic_cache.stream.address import Address, addresses, shown
 from unic_cache.stream.evenly import rows_to_compare
 from unic_cache.stream.pixels import Pixels, ViewBatch
+
+Work = Mapping[Unit, Sequence[Recorder]]  # each unit, and the members that lack it
 
 
 @dataclass
@@ -39,133 +44,148 @@ class Summary:
     units: int = 0  # (tar, view) pairs written for at least one member
     skipped: int = 0  # pairs that were complete before
     images: int = 0  # views shown to teachers
-    bytes: int = 0  # kept
+    bytes: int = 0  # stored
     bad: dict[str, str] = field(default_factory=dict)  # "SHARD row ROW" -> reason
 
 
 def run(config: ExtractConfig) -> Summary:
-    """Extend the cache to all that the config asks for: to nothing where every tar is empty.
+    """Extend the cache to all that the config asks for; to nothing if every tar is empty.
 
-    After an error all that was committed stands, and counts.
+    After an error, all committed units stay valid.
     """
     device, before = pick_device(config.device), Cache(open_location(config.cache))
     config = kept_alike(settled(config, before), before)
-    views = config.kind
-    with thread_pool(config.threads) as pool, ThreadPoolExecutor(1, "writer") as writing, dropped(pool, writing):
+    with thread_pool(config.threads) as pool, dropped(pool):
+        # Open the cache and the teachers; calibrate new ones.
         try:
-            opened = open_teachers(config, pool, device)
+            opened = open_teachers(OpeningOptions.of(config), pool, device)
         except EmptyShardError as error:  # no view is missing
             say(str(error))
             return Summary()
-        cache, location = opened.cache, opened.cache.location
-        recorders: dict[str, Recorder] = {
-            name: recorder(opened.members[name], teacher) for name, teacher in opened.teachers.items()
-        }
-        check_calibrations(cache, recorders)
-        if config.keep_views:
-            spec = pixel_spec(config, Member.open(location, VIEWS_MEMBER))
-            recorders[VIEWS_MEMBER] = recorder(Member.ensure(location, VIEWS_MEMBER, spec), None)
-        tars = sorted(opened.tars) or sorted(cache.shards().values())
-        work, skipped = plan(config, cache, views, tars, recorders)
-        for line in share_lines(config.worker_index, config.num_workers, len(work) + skipped, len(tars) * config.count):
-            say(line)
+        recorders = open_recorders(config, opened)
+
+        # Plan this worker's share: the units that some member lacks.
+        work, skipped = plan(config, opened, recorders)
         check_idle(opened, work)
-        batches = ahead(batches_of(work, config.batch_size), partial(start_batch, opened.pixels, config), BATCHES_AHEAD)
-        summary = Summary(skipped=skipped)
-        written: deque[Future[int]] = deque()
-        with Progress("extract", total=sum(item.unit.rows for item in work), unit="images") as progress:
-            for item in work:
-                keys = cache.entry(item.unit.segment, item.unit.shard).keys
-                rows = UnitRows(
-                    item,
-                    keys,
-                    recorders,
-                    cache.pixels_seen(item.unit),
-                    config.strict,
-                    partial(name_of, opened, item.unit),
-                )
-                for first in range(0, item.unit.rows, config.batch_size):
-                    rows.add(first, next(batches), device)
-                    progress.advance(min(config.batch_size, item.unit.rows - first))
-                if len(written) >= UNITS_BEING_WRITTEN:
-                    summary.bytes += written.popleft().result()
-                written.append(writing.submit(rows.commit))
+        summary, rows_left = Summary(skipped=skipped), sum(unit.rows for unit in work)
+
+        # Fill unit after unit: views are made ahead of the teachers, units are written behind them.
+        batches = ahead(batches_of(config, work), partial(start_batch, config, opened.pixels), BATCHES_AHEAD)
+        with Progress("extract", rows_left, "images") as progress, behind("writer", UNITS_BEHIND) as later:
+            for unit, lacking in work.items():
+                rows = UnitRows(unit, lacking, opened.cache.pixels_seen(unit))
+                while not rows.full:
+                    wanted, batch = next(batches)
+                    if config.strict:
+                        check_images(opened, unit, wanted, batch)
+                    rows.add(wanted[0].row, batch, on_device(opened.cache, unit, wanted, batch, device))
+                    progress.advance(len(wanted))
+                later(partial(commit, rows, summary))
                 summary.units += 1
-                summary.images += item.unit.rows
-                summary.bad |= {
-                    f"{item.unit.name} row {row}": f"{rows.called(row)}: {reason}" for row, reason in rows.bad.items()
-                }
+                summary.images += unit.rows
+                summary.bad |= named(opened, unit, rows.bad)
                 progress.note(f"{summary.bytes / 1e6:,.0f} MB kept")
-            summary.bytes += sum(future.result() for future in written)
     return summary
 
 
-def check_calibrations(cache: Cache, recorders: Mapping[str, Recorder]) -> None:
-    """CacheError where the calibration that stands is not the one that the teacher's units were made with."""
-    for found in recorders.values():
-        for view, segment, tars in cache.committed(found.member):
-            unit = cache.unit(segment, min(tars), view) if tars else None
-            before = None if unit is None else found.member.calibration_of(unit)
-            if before not in {None, found.writer.calibration_crc}:
-                file = f"{cache.location.url}/{found.member.calibration_name}"
-                raise CacheError(
-                    f"{file} has checksum {found.writer.calibration_crc}, "
-                    f"but {unit} was made with one of checksum {before}: the file was replaced; put the right one back"
-                )
+def open_recorders(config: ExtractConfig, opened: Opened) -> dict[str, Recorder]:
+    """Member name -> what fills it: each teacher, and the kept views with --keep-views.
 
-
-def check_idle(opened: Opened, work: Sequence[Work]) -> None:
-    """CacheError where a tar that needs no work is called as one of the cache's and holds other pictures.
-
-    Of such a tar one row is made, or a few where its images do not lie where the cache's lay: two sets that number
-    their files alike are two sets.
+    CacheError if a member has units made with another calibration than the one in the cache.
     """
-    busy = {(item.unit.segment, item.unit.shard) for item in work}
+    found = {name: recorder(opened.members[name], teacher) for name, teacher in opened.teachers.items()}
+    for one in found.values():
+        for unit, before in calibrations_before(opened.cache, one.member):
+            if before != one.writer.calibration_crc:
+                raise CacheError(
+                    f"{opened.cache.location.url}/{one.member.calibration_name} has checksum "
+                    f"{one.writer.calibration_crc}, but {unit} was made with one of checksum {before}: the file was "
+                    "replaced; put the right one back"
+                )
+    if config.keep_views:
+        location = opened.cache.location
+        codec = pixel_codec(config.pixel_codec, Member.open(location, VIEWS_MEMBER))
+        member = Member.ensure(location, VIEWS_MEMBER, pixel_spec(config.kind.size, codec))
+        found[VIEWS_MEMBER] = recorder(member, None)
+    return found
+
+
+def plan(config: ExtractConfig, opened: Opened, recorders: Mapping[str, Recorder]) -> tuple[Work, int]:
+    """This worker's units that a member lacks, tar by tar, and the number of its units that no member lacks."""
+    tars = sorted(opened.tars) or sorted(opened.cache.shards().values())
+    units = [opened.cache.unit(*place, config.kind, number) for place in tars for number in range(config.count)]
+    mine = units[config.worker_index :: config.num_workers]
+    for line in share_lines(config.worker_index, config.num_workers, len(mine), len(units)):
+        say(line)
+    committed = memoize(Member.committed)
+    lacking = {
+        unit: [one for one in recorders.values() if unit.shard not in committed(one.member, unit.segment, unit.view)]
+        for unit in mine
+    }
+    work = {unit: members for unit, members in lacking.items() if members}
+    return work, len(mine) - len(work)
+
+
+def check_idle(opened: Opened, work: Work) -> None:
+    """CacheError if a tar without work has the name of one of the cache's, but other pictures.
+
+    Makes one row of such a tar, or a few if it is laid out differently from the cache's: two sets that number their
+    files alike are two sets.
+    """
+    busy = {(unit.segment, unit.shard) for unit in work}
     for place, (_, entry) in opened.tars.items():
         if place not in busy:
             rows = rows_to_compare(entry, opened.cache.entry(*place))
             opened.pixels.decoded.start([Address(*place, row, 0) for row in rows], len(rows))()
 
 
-def name_of(opened: Opened, unit: Unit, row: int) -> str:
-    """What the tar calls the image of a row; its key's checksum where no tar was given."""
-    if (unit.segment, unit.shard) not in opened.tars:
-        return f"key {opened.cache.entry(unit.segment, unit.shard).keys[row]:08x}"
-    return opened.pixels.decoded.name(Address(unit.segment, unit.shard, row, 0))
+def batches_of(config: ExtractConfig, work: Work) -> Iterator[list[Address]]:
+    """Rows [kB, (k + 1)B) of each unit, unit after unit."""
+    for unit in work:
+        for first in range(0, unit.rows, config.batch_size):
+            yield addresses(unit, range(first, min(first + config.batch_size, unit.rows)))
 
 
-def plan(
-    config: ExtractConfig,
-    cache: Cache,
-    views: Views,
-    tars: Sequence[tuple[int, int]],
-    recorders: Mapping[str, Recorder],
-) -> tuple[list[Work], int]:
-    """This worker's units that a member lacks, tar by tar, and how many of its units lack nothing."""
-    mine = [(place, number) for place in tars for number in range(config.count)]
-    mine = mine[config.worker_index :: config.num_workers]
-    there = {
-        (name, segment, number): found.member.committed(segment, views.name(number))
-        for name, found in recorders.items()
-        for segment in {place[0] for place in tars}
-        for number in range(config.count)
+def start_batch(
+    config: ExtractConfig, pixels: Pixels, wanted: list[Address]
+) -> Callable[[], tuple[list[Address], ViewBatch]]:
+    """Start a batch of the full size, its last slots empty: the last bit of a feature may depend on the batch size."""
+    finish = pixels.start(wanted, config.batch_size)
+    return lambda: (wanted, finish())
+
+
+def on_device(
+    cache: Cache, unit: Unit, wanted: Sequence[Address], batch: ViewBatch, device: torch.device
+) -> DeviceBatch:
+    """The batch on the device; from page-locked memory the copy is only started."""
+    views_BHWC = torch.from_numpy(batch.views_BHWC).to(device, non_blocking=True)
+    return DeviceBatch(views_BHWC, unit.views.seed, shown(cache, wanted))
+
+
+def check_images(opened: Opened, unit: Unit, wanted: Sequence[Address], batch: ViewBatch) -> None:
+    """ImageError on the first bad image."""
+    for place, reason in batch.bad.items():
+        raise ImageError(
+            f"{unit}, row {wanted[place].row}: {name_of(opened, wanted[place])}: {reason}. Without --strict it is "
+            "skipped and counted"
+        )
+
+
+def commit(rows: UnitRows, summary: Summary) -> None:
+    """Write and commit a unit; runs in the writer's thread."""
+    summary.bytes += rows.commit()
+
+
+def named(opened: Opened, unit: Unit, bad: Mapping[int, str]) -> dict[str, str]:
+    """A unit's bad rows for the summary."""
+    return {
+        f"{unit.name} row {item.row}": f"{name_of(opened, item)}: {bad[item.row]}"
+        for item in addresses(unit, list(bad))
     }
-    work = []
-    for (segment, shard), number in mine:
-        missing = tuple(name for name in recorders if shard not in there[name, segment, number])
-        if missing:
-            work.append(Work(cache.unit(segment, shard, views.name(number)), number, missing))
-    return work, len(mine) - len(work)
 
 
-def batches_of(work: Sequence[Work], batch_size: int) -> Iterator[list[Address]]:
-    """Rows [kB, (k + 1)B) of one unit after the other."""
-    for item in work:
-        for first in range(0, item.unit.rows, batch_size):
-            rows = range(first, min(first + batch_size, item.unit.rows))
-            yield [Address(item.unit.segment, item.unit.shard, row, item.number) for row in rows]
-
-
-def start_batch(pixels: Pixels, config: ExtractConfig, wanted: list[Address]) -> Callable[[], ViewBatch]:
-    """Every batch has the same size, its last slots empty: a teacher's answer may depend on it in the last bit."""
-    return pixels.start(wanted, config.batch_size)
+def name_of(opened: Opened, item: Address) -> str:
+    """The image's name in its tar; its key's checksum if the tar was not given."""
+    if (item.segment, item.shard) not in opened.tars:
+        return f"key {opened.cache.entry(item.segment, item.shard).keys[item.row]:08x}"
+    return opened.pixels.decoded.name(item)

@@ -53,7 +53,7 @@ def run(path: str) -> dict[str, Any]:
 
 def views_of(cache: Cache, member: Member) -> dict[str, Any]:
     """For each view of a member: shards done and missing over all segments, images, bad images, bytes kept."""
-    there = {(view, segment): tars for view, segment, tars in cache.committed(member)}
+    there = {(views.name(number), segment): tars for views, number, segment, tars in cache.committed(member)}
     found: dict[str, Any] = {}
     for view in sorted({view for view, _ in there}):
         state: dict[str, Any] = {

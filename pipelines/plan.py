@@ -22,6 +22,7 @@ from pipelines.command.printing import print_table, results
 from pipelines.command.progress import Progress, begins
 from pipelines.extracting.calibrating import calibrated_views
 from pipelines.extracting.kinds import settled
+from pipelines.extracting.options import TeacherOptions
 from pipelines.extracting.specs import pixel_codec
 from pipelines.extracting.teacher_weights import announce, load_teachers
 from pipelines.planning.codec_costs import Answers, ask, kept_features, measure_codec
@@ -62,7 +63,7 @@ def run(config: PlanConfig) -> Forecast:
     )
     free, rate = disk(open_location(config.cache))
     with thread_pool(config.threads) as pool:
-        teachers = load_teachers(config, device)
+        teachers = load_teachers(TeacherOptions.of(config), device)
         announce(teachers)
         counts = token_counts(config, teachers)
         codecs = [codec for codec in CODECS if possible(codec, config, teachers)]
@@ -86,7 +87,7 @@ def run(config: PlanConfig) -> Forecast:
             for tokens in counts:
                 steps.append(student_cost(config, list(teachers.values()), tokens))
                 progress.advance(1)
-    codec = pixel_codec(config, held.pixels)
+    codec = pixel_codec(config.pixel_codec, held.pixels)
     costs = Costs(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=config.threads or len(os.sched_getaffinity(0)),
@@ -98,7 +99,7 @@ def run(config: PlanConfig) -> Forecast:
         student=tuple(steps),
         free_bytes=free,
         disk_rate=rate,
-        calibrated_views=calibrated_views(config, sum(probe.shards.values())),
+        calibrated_views=calibrated_views(config.calibration_images, config.count * sum(probe.shards.values())),
         count_seconds=counting,
         pixels_a_view=pixel_bytes(probe, codec) if config.keep_views else 0.0,
         pixels_held=held.of_pixels(codec),

@@ -1,17 +1,17 @@
-"""A cache kept in another way: another codec, another quality, fewer tokens, and no teacher runs.
+"""Convert a cache into a new one with another codec, another quality or fewer tokens; no teacher runs.
 
     index, probes -> specs, calibrations -> every unit's rows decoded and encoded -> kept views, byte for byte
 
-What does not depend on the codec stays what it is: tars, views, pixel checksums, bad images, and the statistics that
-standardize. Run again it makes only what is missing; workers share the tars. Fidelity is measured against the source,
+All that does not depend on the codec stays: tars, views, pixel checksums, bad images, and the statistics that
+standardize. A repeated run makes only what is missing; workers share the tars. Fidelity is measured against the source,
 whose own error comes on top: the cosine to the teacher is about the product of the two.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +21,10 @@ from pipelines.command.device import device_words, pick_device
 from pipelines.command.progress import Progress, begins, say
 from pipelines.command.shares import share_lines
 from pipelines.extracting.recorder import BATCHES_AHEAD
-from pipelines.extracting.unit_rows import UNITS_BEING_WRITTEN
-from pipelines.recoding.copying import copy_foundations, copy_views
-from pipelines.recoding.transcode import Transcoder, codes_stay, shown_rows, target_spec, transcoder
-from unic_cache.ahead import ahead, dropped, thread_pool
+from pipelines.extracting.unit_rows import UNITS_BEHIND
+from pipelines.recoding.copying import copy_foundations, copy_views, missing_units
+from pipelines.recoding.transcode import Transcoder, codes_stay, target_spec, transcoder
+from unic_cache.ahead import ahead, behind, dropped, thread_pool
 from unic_cache.cache import Cache, refuse_other_folders
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
@@ -35,27 +35,29 @@ from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.guests import sort_folders
 from unic_cache.store.member import Member
 from unic_cache.store.reader import Rows
+from unic_cache.store.writer import UnitArrays
+from unic_cache.stream.address import addresses, shown
 from unic_cache.stream.seen import Seen
 
 BATCH = 64  # rows that are decoded and encoded at once
 
-Work = Mapping[Unit, Sequence[str]]  # units, and the teachers that lack each in the target
+Work = Mapping[Unit, Sequence[Transcoder]]  # each unit, and the teachers that lack it in the target
 
 
 @dataclass
 class Summary:
     """What a run did."""
 
-    units: int = 0  # of teachers
-    skipped: int = 0  # units that were there before
-    views: int = 0  # units of kept pixels that were copied
-    before: int = 0  # bytes of the teachers' units in the source
+    units: int = 0  # of teachers, recoded
+    skipped: int = 0  # units that the target had before
+    views: int = 0  # units of kept pixels, copied
+    before: int = 0  # bytes of the recoded units in the source
     after: int = 0  # bytes of the same in the target
-    fidelity: dict[str, dict[str, float]] = field(default_factory=dict)  # teacher -> token type -> cosine to the source
-    to_teacher: dict[str, dict[str, float]] = field(default_factory=dict)  # the same, times the source's own
+    fidelity: dict[str, dict[str, float]] = field(default_factory=dict)  # teacher -> token kind -> cosine to the source
+    to_teacher: dict[str, dict[str, float]] = field(default_factory=dict)  # estimated cosine to the teacher
 
     def lines(self, config: RecodeConfig) -> list[str]:
-        """For people."""
+        """The summary for people."""
         views = f" and {self.views} of kept pixels" if self.views else ""
         share = f", {100 * self.after / self.before:,.0f} %" if self.before else ""
         lines = [
@@ -69,7 +71,8 @@ class Summary:
 
 
 def run(config: RecodeConfig) -> Summary:
-    """Make in the target all of the source that it lacks. After an error all that was committed stands, and counts."""
+    """Make all units of the source that the target lacks. After an error, all committed units stay valid."""
+    # Check, and copy the index and the probes.
     device = pick_device(config.device)
     source, location = opened(config.source), open_location(config.target, config.worker_index)
     check_apart(source.location, location)
@@ -81,48 +84,39 @@ def run(config: RecodeConfig) -> Summary:
     kept = ", ".join(f"{name} as {spec['codec']}" for name, spec in specs.items())
     begins("recode", f"{kept or 'no teacher'} on {device_words(device)}", f"{config.source} into {config.target}")
     copy_foundations(source, location)
-    with (
-        going_on(config),
-        thread_pool(config.threads) as pool,
-        ThreadPoolExecutor(1, "writer") as writing,
-        dropped(pool, writing),
-    ):
-        coders = {t.name: transcoder(source, t, specs[t.name], location, device) for t in teachers}
+    with going_on(config), thread_pool(config.threads) as pool, dropped(pool):
+        # Calibrate each teacher in the target, and plan this worker's share.
+        coders = [transcoder(source, t, specs[t.name], location, device) for t in teachers]
         target = Cache(location)
         before = Seen(target)
-        work, skipped = missing_units(config, source, coders)
-        mine = sum(len(names) for names in work.values()) + skipped
-        units = sum(len(source.units(coder.source.member)) for coder in coders.values())
-        for line in share_lines(config.worker_index, config.num_workers, mine, units):
-            say(line)
+        work, skipped = plan(config, source, coders)
         summary = Summary(skipped=skipped)
-        parts = ahead(reads(work), reading(coders, pool), BATCHES_AHEAD)
-        written: deque[Future[CommitRecord]] = deque()
-        with Progress("recode", sum(unit.rows * len(names) for unit, names in work.items()), "rows") as progress:
-            for unit, names in work.items():
-                check_same_pixels(source, target, unit, {name: committed(coders[name], unit) for name in names})
+
+        # Recode unit after unit: rows are read ahead, units are written behind.
+        batches = ahead(batches_of(work), partial(start_batch, pool), BATCHES_AHEAD)
+        total = sum(unit.rows * len(lacking) for unit, lacking in work.items())
+        with Progress("recode", total, "rows") as progress, behind("writer", UNITS_BEHIND) as later:
+            for unit, lacking in work.items():
+                records = {coder: committed(coder, unit) for coder in lacking}
+                check_same_pixels(source, target, unit, records)
                 before.check_cache((unit.segment, unit.shard), source)
-                for name in names:
-                    record = committed(coders[name], unit)
-                    arrays, clipped = recoded(source, coders[name], record, parts, progress)
-                    if len(written) >= UNITS_BEING_WRITTEN:
-                        summary.after += written.popleft().result().bytes_kept
-                    write = coders[name].writer.write
-                    written.append(writing.submit(write, unit, arrays, record.pixels, record.bad, clipped))
+                for coder, record in records.items():
+                    arrays = recoded(source, coder, record, batches, progress)
+                    later(partial(commit, arrays, record, summary))
                     summary.units += 1
                     summary.before += record.bytes_kept
-            summary.after += sum(future.result().bytes_kept for future in written)
+
+        # Copy the kept views as they are.
         if config.views and source.pixels is not None:
             summary.views, there = copy_views(config, source, target, source.pixels, pool)
             summary.skipped += there
-    for name, coder in coders.items():
-        summary.fidelity[name] = dict(coder.calibration.fidelity)
-        summary.to_teacher[name] = to_teacher(coder)
+    summary.fidelity = {coder.source.name: dict(coder.calibration.fidelity) for coder in coders}
+    summary.to_teacher = {coder.source.name: to_teacher(coder) for coder in coders}
     return summary
 
 
 def check_apart(source: Location, target: Location) -> None:
-    """ConfigError where the two are one, or where one lies within the other."""
+    """ConfigError if both are the same folder, or if one contains the other."""
     if isinstance(source, LocalFolder) and isinstance(target, LocalFolder):
         here, there = Path(source.url).resolve(), Path(target.url).resolve()
         overlap = here.is_relative_to(there) or there.is_relative_to(here)
@@ -130,63 +124,58 @@ def check_apart(source: Location, target: Location) -> None:
         overlap = source.url.rstrip("/") == target.url.rstrip("/")
     if overlap:
         raise ConfigError(
-            f"{source.url} and {target.url} are not apart: recoding makes a new cache and changes nothing of the old "
-            "one; choose another DST"
+            f"{source.url} and {target.url} are the same folder, or one contains the other: recoding makes a new cache "
+            "and leaves the old one unchanged; choose another DST"
         )
 
 
 @contextmanager
 def going_on(config: RecodeConfig) -> Iterator[None]:
-    """What is broken stops the run; the error says that nothing is lost."""
+    """Broken data stops the run; the error says that nothing is lost."""
     try:
         yield
     except BrokenError as error:
         raise BrokenError(
-            f"{error}. Nothing is lost: {config.target} keeps all that was recoded before, and the same command goes "
-            f"on with it when {config.source} is mended"
+            f"{error}. Nothing is lost: {config.target} keeps all that was recoded before; once {config.source} is "
+            "repaired, the same command goes on"
         ) from error
 
 
-def missing_units(config: RecodeConfig, source: Cache, coders: Mapping[str, Transcoder]) -> tuple[Work, int]:
-    """Of this worker's tars: what the source has committed and the target has not, by segment, view and tar; and how
-    many units it has.
-    """
-    work: dict[Unit, list[str]] = {}
-    skipped = 0
-    for name, coder in coders.items():
-        units = [unit for unit in source.units(coder.source.member) if config.is_mine(unit.shard)]
-        places = {(unit.segment, unit.view) for unit in units}
-        there = {place: coder.target.committed(*place) for place in places}
-        for unit in units:
-            if unit.shard in there[unit.segment, unit.view]:
-                skipped += 1
-            else:
-                work.setdefault(unit, []).append(name)
+def plan(config: RecodeConfig, source: Cache, coders: Sequence[Transcoder]) -> tuple[Work, int]:
+    """This worker's units that the target lacks, by segment, view and tar; and the number of those it has."""
+    work: dict[Unit, list[Transcoder]] = {}
+    skipped = units = 0
+    for coder in coders:
+        missing, there = missing_units(config, source, coder.source.member, coder.target)
+        skipped += there
+        units += len(source.units(coder.source.member))
+        for unit in missing:
+            work.setdefault(unit, []).append(coder)
+    mine = sum(len(lacking) for lacking in work.values()) + skipped
+    for line in share_lines(config.worker_index, config.num_workers, mine, units):
+        say(line)
     return dict(sorted(work.items(), key=lambda item: (item[0].segment, item[0].view, item[0].shard))), skipped
 
 
-def reads(work: Work) -> Iterator[tuple[str, Unit, range]]:
+def batches_of(work: Work) -> Iterator[tuple[Transcoder, Unit, range]]:
     """Teacher, unit and rows of each batch, in the order of the work."""
-    for unit, names in work.items():
-        for name in names:
+    for unit, lacking in work.items():
+        for coder in lacking:
             for first in range(0, unit.rows, BATCH):
-                yield name, unit, range(first, min(first + BATCH, unit.rows))
+                yield coder, unit, range(first, min(first + BATCH, unit.rows))
 
 
-def reading(
-    coders: Mapping[str, Transcoder], pool: ThreadPoolExecutor
-) -> Callable[[tuple[str, Unit, range]], Callable[[], dict[str, Rows]]]:
-    """What begins to read a batch in the pool's threads."""
-
-    def start(batch: tuple[str, Unit, range]) -> Callable[[], dict[str, Rows]]:
-        name, unit, rows = batch
-        return pool.submit(coders[name].source.parts, committed(coders[name], unit), rows).result
-
-    return start
+def start_batch(
+    pool: ThreadPoolExecutor, batch: tuple[Transcoder, Unit, range]
+) -> Callable[[], tuple[range, dict[str, Rows]]]:
+    """Start to read the source's rows of a batch in the pool."""
+    coder, unit, rows = batch
+    read = pool.submit(coder.source.parts, committed(coder, unit), rows)
+    return lambda: (rows, read.result())
 
 
 def committed(coder: Transcoder, unit: Unit) -> CommitRecord:
-    """The source's record of a unit; BrokenError where it is broken, or was removed since the run began."""
+    """The source's record of a unit. BrokenError if it is broken, or was removed since the run began."""
     record = coder.source.record(unit)
     if record is None:
         raise BrokenError(f"{coder.source.name}, {unit}: its commit record vanished from the source")
@@ -194,27 +183,32 @@ def committed(coder: Transcoder, unit: Unit) -> CommitRecord:
 
 
 def recoded(
-    source: Cache, coder: Transcoder, record: CommitRecord, parts: Iterator[dict[str, Rows]], progress: Progress
-) -> tuple[dict[str, Rows], int]:
-    """The target's arrays of a unit, zeros in the rows of bad images, and how many of its values were clipped."""
-    unit, clipped = record.unit, 0
-    arrays: dict[str, Rows] = {a.name: np.zeros((unit.rows, *a.row), a.dtype) for a in coder.target.arrays}
-    for first in range(0, unit.rows, BATCH):
-        rows = range(first, min(first + BATCH, unit.rows))
-        seed, shown = shown_rows(source, unit, rows)
-        found = {name: values.cpu().numpy() for name, values in coder.encode(next(parts), seed, shown).items()}
-        good = np.array([place for place, row in enumerate(rows) if row not in record.bad], np.int64)
-        if "clipped" in found:
-            clipped += int(found.pop("clipped")[good].sum())
-        for name, values in found.items():
-            arrays[name][first + good] = values[good]
+    source: Cache,
+    coder: Transcoder,
+    record: CommitRecord,
+    batches: Iterator[tuple[range, dict[str, Rows]]],
+    progress: Progress,
+) -> UnitArrays:
+    """The target's arrays of a unit, from the next batches."""
+    unit, arrays = record.unit, UnitArrays(coder.writer, record.unit)
+    for _ in range(0, unit.rows, BATCH):
+        rows, parts = next(batches)
+        encoded = coder.encode(parts, unit.views.seed, shown(source, addresses(unit, rows)))
+        arrays.put(rows.start, len(rows), encoded, [row - rows.start for row in record.bad if row in rows])
         progress.advance(len(rows))
-    return arrays, record.clipped if codes_stay(coder.source.member, coder.target) else clipped
+    if codes_stay(coder.source.member, coder.target):
+        arrays.clipped = record.clipped
+    return arrays
 
 
-def check_same_pixels(source: Cache, target: Cache, unit: Unit, records: Mapping[str, CommitRecord]) -> None:
+def commit(arrays: UnitArrays, record: CommitRecord, summary: Summary) -> None:
+    """Write and commit a unit with the source's checksums and bad rows; runs in the writer's thread."""
+    summary.after += arrays.write(record.pixels, record.bad).bytes_kept
+
+
+def check_same_pixels(source: Cache, target: Cache, unit: Unit, records: Mapping[Transcoder, CommitRecord]) -> None:
     """CacheError unless all teachers to be recoded saw the pixels that the target's other members saw."""
-    ours = {f"{source.location.url}, {name}": record.pixels for name, record in records.items()}
+    ours = {f"{source.location.url}, {coder.source.name}": record.pixels for coder, record in records.items()}
     seen = {**ours, **{f"{target.location.url}, {name}": crcs for name, crcs in target.pixels_seen(unit).items()}}
     first = next(iter(seen))
     for place, crcs in seen.items():
@@ -226,7 +220,7 @@ def check_same_pixels(source: Cache, target: Cache, unit: Unit, records: Mapping
 
 
 def to_teacher(coder: Transcoder) -> dict[str, float]:
-    """About the cosine to what the teacher said: the product over all recodings, as if errors were independent."""
+    """Estimated cosine to the teacher: the product over all recodings, as if their errors were independent."""
     found = dict(coder.calibration.fidelity)
     came = coder.target.spec["provenance"].get("recoded_from")
     while came:

@@ -348,7 +348,9 @@ class TestRefusals:
     def test_of_other_decoders_unless_a_tolerance_is_given(self, training, tmp_path, monkeypatch):
         from unic_cache.views.augment import make_view
 
-        monkeypatch.setattr("unic_cache.stream.pixels.make_view", lambda *a: make_view(*a) ^ np.uint8(1))
+        monkeypatch.setattr(
+            "unic_cache.stream.pixels.make_view", lambda *a: np.bitwise_xor(make_view(*a), 1, out=a[-1])
+        )
         with pytest.raises(CacheError, match=r"differ by up to 1 levels of 255.*--pixel-tolerance 1"):
             distill.run(training())
         distill.run(training(pixel_tolerance=1, steps=2))

@@ -76,7 +76,7 @@ def test_several_kinds_are_asked_about(tmp_path, options):
     cache = tmp_path / "cache"
     extract.run(options(cache, size=32, views=1))
     extract.run(options(cache, size=48, views=1))
-    with pytest.raises(ConfigError, match="has views of size 32 and 48; say which with --size"):
+    with pytest.raises(ConfigError, match="has views of size 32 and 48; choose one with --size"):
         extract.run(options(cache))
     assert found(cache, options(cache, size=48)) == (Views("unic", 48, 0), 4)  # a begun cache is no wish for less
 
@@ -84,15 +84,14 @@ def test_several_kinds_are_asked_about(tmp_path, options):
 def test_extraction_goes_on_by_the_caches_settings_alone(begun, options, tmp_path):
     assert extract.run(options(begun)).units == 0
     assert extract.run(options(begun, recipe="center")).units == 1
-    assert set(extract.seen_before(open_cache(begun), open_cache(begun).unit(0, 0, "center-48-0-000"))) == {
-        VIT.replace(":", ".")
-    }
+    cache = open_cache(begun)
+    assert set(cache.pixels_seen(cache.unit(0, 0, "center-48-0-000"))) == {VIT.replace(":", ".")}
 
 
 def test_a_new_teacher_is_kept_as_the_others_and_it_is_said(begun, options, capsys):
     done = kept_alike(options(begun, teachers=(CNN,), weights=()), open_cache(begun))
     assert (done.codec, done.quality, done.tokens) == ("int8", None, 2)
-    assert f"{CNN}: kept as the cache's other teachers are: codec int8, tokens 2" in capsys.readouterr().err
+    assert f"{CNN}: stored like the cache's other teachers: codec int8, tokens 2" in capsys.readouterr().err
     other = kept_alike(options(begun, teachers=(CNN,), weights=(), codec="f16", tokens=4), open_cache(begun))
     assert (other.codec, other.tokens) == ("f16", 4)
     assert kept_alike(options(begun, quality=0.98), open_cache(begun)).codec is None

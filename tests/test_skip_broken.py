@@ -106,7 +106,7 @@ def test_pixels_that_the_teachers_did_not_see_are_disowned(folder, shards, monke
     from unic_cache.stream import pixels as sources
 
     honest = sources.make_view
-    monkeypatch.setattr(sources, "make_view", lambda image, views, key, number: honest(image, views, key + 1, number))
+    monkeypatch.setattr(sources, "make_view", lambda image, views, key, *rest: honest(image, views, key + 1, *rest))
     assert batch_of(folder, shards, WANTED, skip=True).broken == len(WANTED)
 
 

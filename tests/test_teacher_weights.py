@@ -64,8 +64,8 @@ class TestWhoseFile:
             ([("", "w.pth")], ("ibot", "dbot-ft"), r"fits one teacher only, and 2 need one \(ibot, dbot-ft\)"),
             ([("", "w.pth")], ("dino", "deit3"), r"fits one teacher only, and none of dino, deit3 needs one"),
             ([("dino", "a"), ("", "b")], ("dino",), r"every teacher has a file already"),
-            ([("dino", "a"), ("dino", "b")], ("dino",), r"--weights of dino are said twice: a and b"),
-            ([("", "a"), ("", "b")], ("dino",), r"--weights of dino are said twice: a and b"),
+            ([("dino", "a"), ("dino", "b")], ("dino",), r"--weights are given twice for dino: a and b"),
+            ([("", "a"), ("", "b")], ("dino",), r"--weights are given twice for dino: a and b"),
             ([("dino", "a")], ("dino@96",), r"which no --teacher names: dino@96; did you mean dino@96=a\?"),
         ],
     )

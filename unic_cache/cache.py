@@ -28,7 +28,7 @@ from unic_cache.files.schemes import open_location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codecs.codec import FeatureCodec
 from unic_cache.store.codecs.pixel_codec import from_differences
-from unic_cache.store.commit import CommitRecord, Crcs, Unit
+from unic_cache.store.commit import CommitRecord, Crcs, Unit, view_called
 from unic_cache.store.guests import sort_folders
 from unic_cache.store.layout import VIEWS_MEMBER, Extent
 from unic_cache.store.member import Member
@@ -156,10 +156,11 @@ class Cache:
             raise no_teacher(self.location.url, name, self.teachers)
         return self.teachers[name]
 
-    def unit(self, segment: int, shard: int, view: str) -> Unit:
-        """Tar number `shard` of a segment under a view, such as 'unic-224-0-003'."""
+    def unit(self, segment: int, shard: int, view: str | Views, number: int = 0) -> Unit:
+        """Tar `shard` of a segment under a view: its name, such as 'unic-224-0-003', or its kind and number."""
+        views, number = Views.parse(view) if isinstance(view, str) else (view, number)
         entry = self.entry(segment, shard)
-        return Unit(segment, self.extent(segment), shard, entry.name, entry.rows, view)
+        return Unit(segment, self.extent(segment), shard, entry.name, entry.rows, views, number)
 
     def entry(self, segment: int, shard: int) -> ShardEntry:
         """What the index says of a tar."""
@@ -192,15 +193,21 @@ class Cache:
         """Every tar's name -> (segment, number in the segment), in order."""
         return self._places
 
-    def committed(self, member: Member) -> Iterator[tuple[str, int, set[int]]]:
-        """(view, segment, tars with a record) of a member, for every view that it has."""
+    def committed(self, member: Member) -> Iterator[tuple[Views, int, int, set[int]]]:
+        """(kind and number of a view, segment, tars with a record), for every view that a member has."""
         for segment in self.segments:
-            for view in self.location.folders(f"{member.folder}/commits/{segment.number:06d}"):
-                yield view, segment.number, member.committed(segment.number, view)
+            for folder in self.location.folders(f"{member.folder}/commits/{segment.number:06d}"):
+                view = view_called(folder)
+                if view is not None:
+                    yield *view, segment.number, member.committed(segment.number, folder)
 
     def units(self, member: Member) -> list[Unit]:
-        """All that a member has committed, by segment, view and tar."""
-        return [self.unit(segment, tar, view) for view, segment, tars in self.committed(member) for tar in sorted(tars)]
+        """All units that a member has committed, by segment, view and tar."""
+        return [
+            self.unit(segment, tar, views, number)
+            for views, number, segment, tars in self.committed(member)
+            for tar in sorted(tars)
+        ]
 
     def pixels_seen(self, unit: Unit) -> dict[str, Crcs]:
         """The pixels' checksums in every member's record of a unit, by folder: all must have seen the same."""
@@ -210,8 +217,7 @@ class Cache:
 
     def view_numbers(self, member: Member, views: Views) -> list[int]:
         """The numbers of the views that a member has at least one committed tar of."""
-        parsed = [Views.parse(view) for view, _, tars in self.committed(member) if tars]
-        return sorted({number for found, number in parsed if found == views})
+        return sorted({number for found, number, _, tars in self.committed(member) if tars and found == views})
 
     def pixel_record(self, unit: Unit) -> CommitRecord | None:
         """The record of a unit's kept pixels, or None; remembered."""

@@ -31,7 +31,7 @@ def all_teachers(cache: Cache) -> tuple[str, ...]:
             "same `unic-cache extract` makes it again; or train without it, with --teacher for each of the others"
         )
     for name, member in cache.uncalibrated.items():
-        if any(tars for _, _, tars in cache.committed(member)):
+        if any(tars for *_, tars in cache.committed(member)):
             raise CacheError(
                 f"{cache.location.url}: the calibration of {name} is lost ({member.calibration_name}), so what is kept "
                 "of it cannot be read. The same `unic-cache extract` makes it again; or train without it, with "

@@ -1,69 +1,71 @@
-"""The calibration of a new teacher: some of its views are shown to it before any is kept.
+"""The calibration of a new teacher: it sees some views before any of its features are kept.
 
-    views -> teachers -> statistics, some images whole -> codec fitted -> calibration.npz, created once
+    views -> teachers -> statistics, some whole images -> fitted codec -> calibration.npz, created once
 
-A calibration is of no more views than there will be, so that small work is quick. Its spec says of how many: one that
-is lost is made again from as many. What was done is kept where the command is stopped: the same command goes on, and
-ends with the same bytes.
+A calibration uses no more views than there will be, so that small work is quick. Its spec records how many: a lost
+calibration is made again from as many. A stopped command keeps its progress: the same command goes on, and ends with
+the same bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from crc32c import crc32c
 
-from pipelines.command.progress import Progress, console
+from pipelines.command.progress import Progress, say
 from pipelines.command.signals import stop_on_signal
 from pipelines.extracting.half_calibrated import HalfCalibrated, forget
-from pipelines.extracting.recorder import BATCHES_AHEAD, sampled
+from pipelines.extracting.options import OpeningOptions
+from pipelines.extracting.recorder import BATCHES_AHEAD, DeviceBatch
 from unic_cache.ahead import ahead
 from unic_cache.cache import Cache
-from unic_cache.config import ExtractConfig
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import Calibrator
+from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
-from unic_cache.stream.address import Address
-from unic_cache.stream.pixels import Pixels, ViewBatch
+from unic_cache.stream.address import Address, shown
+from unic_cache.stream.pixels import Pixels
 from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry
 
 CALIBRATION_TARS = 256
-LEAST_VIEWS = 10  # also the least that --calibration-images takes
+LEAST_VIEWS = 10  # also the lower bound of --calibration-images
 
 
-def views_to_calibrate(config: ExtractConfig, shards: Sequence[ShardEntry]) -> int:
-    """How many views a new teacher's statistics are of, `shards` being the first segment's."""
-    return calibrated_views(config, sum(shards[tar].rows for tar in calibration_tars(shards)))
+def views_to_calibrate(options: OpeningOptions, shards: Sequence[ShardEntry]) -> int:
+    """The number of views behind a new teacher's statistics; `shards` are the first segment's."""
+    images = sum(shards[tar].rows for tar in calibration_tars(shards))
+    return calibrated_views(options.calibration_images, options.count * images)
 
 
-def calibrated_views(config: ExtractConfig, images: int) -> int:
-    """No more views than there will be, but ten: of a handful of images further views are shown, and not kept."""
-    return min(config.calibration_images, max(LEAST_VIEWS, config.count * images))
+def calibrated_views(asked: int, views: int) -> int:
+    """`asked`, but no more than `views`, yet at least ten: a handful of images is shown in more views than are kept."""
+    return min(asked, max(LEAST_VIEWS, views))
 
 
 def calibrate(
-    config: ExtractConfig,
+    options: OpeningOptions,
     cache: Cache,
     pixels: Pixels,
     teachers: Mapping[str, Teacher],
     members: Mapping[str, Member],
     device: torch.device,
 ) -> None:
-    """Make the calibration of every teacher that has none; all of one size in one pass over the views."""
+    """Make the calibration of every teacher without one; teachers with equal counts share one pass over the views."""
     missing = [name for name, member in members.items() if member.calibration() is None]
     for name in members.keys() - missing:  # another worker may have made it meanwhile
-        forget(config, members[name])
-    counts = {name: count_of(config, cache, members[name]) for name in missing}
+        forget(options, members[name])
+    counts = {name: count_of(options, cache, members[name]) for name in missing}
     for count in sorted(set(counts.values())):
         names = [name for name in missing if counts[name] == count]
         wanted = calibration_images(cache, count)
         if not pixels.decoded.tars:
             wanted = [item for item in wanted if pixels.kept.has(item)]
-        console.print(f"calibrating {', '.join(names)} on {len(wanted):,} views", markup=False, highlight=False)
-        own = {name: (teachers[name], members[name]) for name in names}
-        for one in show(config, cache, pixels, own, wanted, device):
+        say(f"calibrating {', '.join(names)} on {len(wanted):,} views")
+        own = [(teachers[name], members[name]) for name in names]
+        for one in show(options, cache, pixels, own, wanted, device):
             if not one.calibrator.images:
                 raise CacheError(
                     f"{cache.location.url}: not one image of the calibration could be decoded; are these images?"
@@ -71,25 +73,25 @@ def calibrate(
             data = one.calibrator.calibration().to_bytes()
             check_calibration(cache, one.member, crc32c(data))
             cache.location.create(one.member.calibration_name, data)
-            forget(config, one.member)
+            forget(options, one.member)
 
 
-def count_of(config: ExtractConfig, cache: Cache, member: Member) -> int:
-    """How many views a teacher that has no calibration is to be calibrated on.
+def count_of(options: OpeningOptions, cache: Cache, member: Member) -> int:
+    """The number of views to calibrate a teacher on.
 
-    As many as its spec says: a lost calibration must come out as it was. While nothing is kept, no more than there
-    will be now.
+    As many as its spec says: a lost calibration must come out as before. While the teacher has no unit, no more than
+    there will be now.
     """
     told = member.spec.get("calibration_images")
-    count = told if isinstance(told, int) and 0 < told <= 2**24 else config.calibration_images
-    if any(tars for _, _, tars in cache.committed(member)):
+    count = told if isinstance(told, int) and 0 < told <= 2**24 else options.calibration_images
+    if any(tars for *_, tars in cache.committed(member)):
         return count
-    return min(count, views_to_calibrate(config, cache.segments[0].shards))
+    return min(count, views_to_calibrate(options, cache.segments[0].shards))
 
 
 @dataclass
 class Calibrating:
-    """One teacher while the views are shown to it."""
+    """One teacher while it sees the views."""
 
     teacher: Teacher
     member: Member
@@ -97,46 +99,47 @@ class Calibrating:
     calibrator: Calibrator
     done: int  # batches
 
-    def update(self, batch: ViewBatch, shown: Sequence[tuple[int, int]], seed: int, device: torch.device) -> None:
-        """Count the next batch, all but its bad images and the slots behind `shown`: (key, view number) of each."""
+    def update(self, batch: DeviceBatch, bad: Collection[int]) -> None:
+        """Count the next batch, without the images at the places `bad` and the empty slots."""
         self.done += 1
-        slots = range(len(batch.views_BHWC))
-        good_B = torch.tensor([place < len(shown) and place not in batch.bad for place in slots])
+        size, count = len(batch.views_BHWC), len(batch.shown)
+        good_B = torch.tensor([place < count and place not in bad for place in range(size)])
         if not good_B.any():
             return
-        kept_BN = sampled(self.member, seed, shown)
-        tokens = self.teacher(torch.from_numpy(batch.views_BHWC).to(device))
+        kept_BN = batch.positions(self.member)
+        tokens = self.teacher(batch.views_BHWC)
         self.calibrator.update(
             {kind: values.cpu()[good_B] for kind, values in tokens.items()},
-            None if kept_BN is None else kept_BN[good_B[: len(shown)]],
+            None if kept_BN is None else kept_BN.cpu()[good_B],
         )
 
 
 def show(
-    config: ExtractConfig,
+    options: OpeningOptions,
     cache: Cache,
     pixels: Pixels,
-    members: Mapping[str, tuple[Teacher, Member]],
+    members: Sequence[tuple[Teacher, Member]],
     wanted: Sequence[Address],
     device: torch.device,
 ) -> list[Calibrating]:
-    """The teachers with what they said of the views; of those that they had seen before a stop, they are not asked.
+    """Show the views to the teachers; batches that a teacher saw before a stop are not shown to it again.
 
-    KeyboardInterrupt after a signal, when what was done is safe.
+    KeyboardInterrupt after a signal, once the progress is safe.
     """
-    halves = [(*pair, HalfCalibrated(config, pair[1], wanted, device)) for pair in members.values()]
+    halves = [(*pair, HalfCalibrated(options, pair[1], wanted, device)) for pair in members]
     teachers = [Calibrating(*three, *three[2].load()) for three in halves]
-    size, first = config.batch_size, min(one.done for one in teachers)
+    size, first = options.batch_size, min(one.done for one in teachers)
     groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     batches = ahead(groups[first:], lambda part: pixels.start(part, size), BATCHES_AHEAD)
     progress = Progress("calibrate", len(wanted), "images", min(first * size, len(wanted)))
     with progress, stop_on_signal() as stop:
         for number, batch in enumerate(batches, start=first):
-            shown = [(cache.entry(i.segment, i.shard).keys[i.row], i.number) for i in groups[number]]
+            views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
+            on_device = DeviceBatch(views_BHWC, options.kind.seed, shown(cache, groups[number]))
             for one in teachers:
                 if one.done == number:
-                    one.update(batch, shown, config.kind.seed, device)
-            progress.advance(len(shown))
+                    one.update(on_device, batch.bad)
+            progress.advance(len(groups[number]))
             for one in teachers:
                 one.half.keep(one.calibrator, one.done, at_once=stop.made)
             if stop.made:
@@ -147,13 +150,9 @@ def show(
 
 
 def check_calibration(cache: Cache, member: Member, crc: int) -> None:
-    """CacheError where the member holds features that were made with another calibration than the one just made."""
-    for view, segment, tars in cache.committed(member):
-        if not tars:
-            continue
-        unit = cache.unit(segment, min(tars), view)
-        before = member.calibration_of(unit)
-        if before not in {None, crc}:
+    """CacheError if the member has features made with another calibration than the new one, of checksum `crc`."""
+    for unit, before in calibrations_before(cache, member):
+        if before != crc:
             raise CacheError(
                 f"{cache.location.url}/{member.calibration_name} is missing, and the one made now has checksum {crc}, "
                 f"not {before} as when {unit} was made. Put the file back, or say the --shards and --batch-size "
@@ -161,8 +160,18 @@ def check_calibration(cache: Cache, member: Member, crc: int) -> None:
             )
 
 
+def calibrations_before(cache: Cache, member: Member) -> Iterator[tuple[Unit, int]]:
+    """The checksum of the calibration that each view's first unit was made with; none for kept pixels."""
+    for views, number, segment, tars in cache.committed(member):
+        if tars:
+            unit = cache.unit(segment, min(tars), views, number)
+            crc = member.calibration_of(unit)
+            if crc is not None:
+                yield unit, crc
+
+
 def calibration_tars(shards: Sequence[ShardEntry]) -> list[int]:
-    """Which tars of the first segment are sampled: evenly, at most 256."""
+    """The tars of the first segment to sample from: at most 256, evenly."""
     places = np.linspace(0, len(shards) - 1, min(CALIBRATION_TARS, len(shards))).astype(int)
     return [int(tar) for tar in np.unique(places)]
 

@@ -1,6 +1,4 @@
-"""What an extraction leaves open, settled by what the cache has: recipe, size, seed and number of views, codec,
-tokens.
-"""
+"""Settle what an extraction leaves open by what the cache has: recipe, size, seed, number of views, codec, tokens."""
 
 import dataclasses
 from collections.abc import Collection, Iterable
@@ -16,9 +14,9 @@ Config = TypeVar("Config", bound=ExtractConfig)
 
 
 def settled(config: Config, cache: Cache) -> Config:
-    """The config with the cache's views for what it leaves open; views of another kind than the cache's are said.
+    """The config with recipe, size, seed and number of views filled in from the cache; says so if it adds a new kind.
 
-    ConfigError where the cache has several kinds that fit.
+    ConfigError if several kinds in the cache fit.
     """
     found = kinds(cache)
     recipes = {views.recipe for views in found} - {CENTER}
@@ -34,24 +32,23 @@ def settled(config: Config, cache: Cache) -> Config:
     kind = Views(recipe, size, seed)
     config = dataclasses.replace(config, recipe=recipe, size=size, seed=seed)
     _tell(cache, kind, found)
-    # never fewer than by default: the cache may be one that a stopped run has only begun
+    # never fewer than the default: a stopped run may have only begun the cache
     return dataclasses.replace(config, views=config.views or max(config.count, found.get(kind, 0)))
 
 
 def kinds(cache: Cache) -> dict[Views, int]:
-    """Every recipe, size and seed of which the cache has something, and how many views of each image."""
+    """Every kind of views in the cache, and how many views of each image."""
     members = [*(teacher.member for teacher in cache.teachers.values()), *cache.uncalibrated.values()]
     found: dict[Views, int] = {}
     for member in [*members, *([] if cache.pixels is None else [cache.pixels])]:
-        for view, _, tars in cache.committed(member):
-            views, number = Views.parse(view)
+        for views, number, _, tars in cache.committed(member):
             if tars:
                 found[views] = max(found.get(views, 0), number + 1)
     return found
 
 
 def kept_alike(config: Config, cache: Cache) -> Config:
-    """The config with codec, quality and tokens as all teachers of the cache have them, where it leaves them open."""
+    """The config with codec, quality and tokens filled in where all teachers of the cache agree."""
     specs = [teacher.spec for teacher in cache.teachers.values()]
     changes: dict[str, Any] = {}
     if config.codec is None and config.quality is None:
@@ -63,35 +60,32 @@ def kept_alike(config: Config, cache: Cache) -> Config:
     added = [name for name in config.teachers if name not in cache.teachers and name not in cache.uncalibrated]
     if added and (changes.get("codec") or changes.get("tokens")):
         told = ", ".join(f"{key} {value}" for key, value in changes.items() if value is not None)
-        say(f"{', '.join(added)}: kept as the cache's other teachers are: {told}")
+        say(f"{', '.join(added)}: stored like the cache's other teachers: {told}")
     return dataclasses.replace(config, **changes)
 
 
 def _common(values: Iterable[Any]) -> Any:
-    """The value that all have, or None."""
+    """The value that all share, or None."""
     found = list(values)
     return found[0] if found and all(value == found[0] for value in found) else None
 
 
 def _only(cache: Cache, flag: str, values: Collection[Any], default: Any) -> Any:
-    """The one value that there is, or the default where there is none."""
+    """The only value, or the default if there is none. ConfigError on several."""
     if len(values) > 1:
         listed = " and ".join(str(value) for value in sorted(values))
-        raise ConfigError(f"{cache.location.url} has views of {flag} {listed}; say which with --{flag}")
+        raise ConfigError(f"{cache.location.url} has views of {flag} {listed}; choose one with --{flag}")
     return next(iter(values), default)
 
 
 def _tell(cache: Cache, kind: Views, found: Collection[Views]) -> None:
-    """Say that views of another kind come beside those of the cache; a center view of their size belongs to them."""
-    sizes = {views.size for views in found}
-    if not found or kind in found or (CENTER in {kind.recipe, *_recipes(found)} and kind.size in sizes):
+    """Say that a new kind of views joins the cache's; a center view of their size belongs to them and is not new."""
+    recipes, sizes = {views.recipe for views in found}, {views.size for views in found}
+    belongs = kind.size in sizes and (kind.recipe == CENTER or recipes == {CENTER})
+    if not found or kind in found or belongs:
         return
     listed = ", ".join(sorted(map(_described, found)))
     say(f"this adds {_described(kind)} to {cache.location.url}, which has {listed}")
-
-
-def _recipes(found: Collection[Views]) -> set[str]:
-    return {views.recipe for views in found} if len({views.recipe for views in found}) == 1 else set()
 
 
 def _described(views: Views) -> str:

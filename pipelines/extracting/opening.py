@@ -1,4 +1,4 @@
-"""What extraction works with, opened: the index, specs and calibrations of a cache, its teachers, and the pixels."""
+"""Open what extraction works with: a cache with index, specs and calibrations, its teachers, and the pixels."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +12,10 @@ from pipelines.command.given import given_shards
 from pipelines.command.progress import begins, say
 from pipelines.command.surroundings import say_surroundings
 from pipelines.extracting.calibrating import calibrate, views_to_calibrate
+from pipelines.extracting.options import OpeningOptions
 from pipelines.extracting.specs import teacher_spec
 from pipelines.extracting.teacher_weights import announce, check_claims, check_same_weights, load_teachers
 from unic_cache.cache import Cache, refuse_other_folders
-from unic_cache.config import ExtractConfig
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
@@ -31,65 +31,65 @@ from unic_cache.views.index import ShardEntry, extend_index, segment_names
 
 @dataclass(frozen=True)
 class Opened:
-    """What extraction works with: a cache with its index, specs and calibrations, the teachers, and the pixels."""
+    """A cache with its index, specs and calibrations, the teachers, and the pixels."""
 
     cache: Cache
     teachers: dict[str, Teacher]
     members: dict[str, Member]
-    tars: dict[tuple[int, int], tuple[str, ShardEntry]]
+    tars: dict[tuple[int, int], tuple[str, ShardEntry]]  # (segment, number) -> (path, entry)
     pixels: Pixels
 
 
 def open_teachers(
-    config: ExtractConfig, pool: ThreadPoolExecutor, device: torch.device, command: str = "extract"
+    options: OpeningOptions, pool: ThreadPoolExecutor, device: torch.device, command: str = "extract"
 ) -> Opened:
-    """Make or extend the cache's index, and make the spec and the calibration of every teacher that has none."""
-    views = config.kind
-    location = open_location(config.cache, config.worker_index)
+    """Make or extend the cache's index, and make the spec and the calibration of every teacher without one."""
+    views = options.kind
+    location = open_location(options.cache, options.worker_index)
     refuse_other_folders(location)
     if isinstance(location, LocalFolder):
-        location.remove_leftovers(without=sort_folders(location)[1].keys() - set(map(teacher_folder, config.teachers)))
-    paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None, config.strict)
-    begins(command, *facts(config, entries, device))
+        location.remove_leftovers(without=sort_folders(location)[1].keys() - set(map(teacher_folder, options.teachers)))
+    paths, entries = given_shards(options.shards, Member.open(location, VIEWS_MEMBER) is not None, options.strict)
+    begins(command, *facts(options, entries, device))
     say_surroundings()
-    teachers = load_teachers(config, device)
+    teachers = load_teachers(options, device)
     announce(teachers)
     before = len(segment_names(location))
     segments = extend_index(location, entries)
     if before and len(segments) > before:
-        say(f"{len(segments[-1].shards)} new tars are appended to {location.url} as segment {before}")
-    count = views_to_calibrate(config, segments[0].shards)
-    members = {name: teacher_member(config, location, teacher, device, count) for name, teacher in teachers.items()}
+        count = len(segments[-1].shards)
+        say(f"Added {count} tar{'s' * (count > 1)} to {location.url} (segment {before})")
+    count = views_to_calibrate(options, segments[0].shards)
+    members = {name: teacher_member(options, location, teacher, device, count) for name, teacher in teachers.items()}
     cache = Cache(location)
     tell_guests(location.url, cache.guests)
     tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
-    pin = device.type == "cuda"
-    seen = Seen(cache)
+    pin, seen = device.type == "cuda", Seen(cache)
     for kind in seen.kinds(tars) - {views}:
         check_known_pixels(cache, kind, ShardPixels(kind, tars, pool), lambda item: (item.segment, item.shard) in tars)
     settle_probe(cache, views, ShardPixels(views, tars, pool), lambda item: (item.segment, item.shard) in tars)
     pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin, seen))
-    calibrate(config, cache, pixels, teachers, members, device)
+    calibrate(options, cache, pixels, teachers, members, device)
     return Opened(cache, teachers, members, tars, pixels)
 
 
-def facts(config: ExtractConfig, entries: Sequence[ShardEntry], device: torch.device) -> list[str]:
+def facts(options: OpeningOptions, entries: Sequence[ShardEntry], device: torch.device) -> list[str]:
     """What is about to be done, for people."""
     images = f"{sum(entry.rows for entry in entries):,} images" if entries else "the kept views"
     return [
-        f"{', '.join(config.teachers) or 'no teacher'} on {device_words(device)}, {config.dtype}",
-        f"{images} x {config.count} views of {config.kind.size} px ({config.kind.recipe})",
-        f"batch {config.batch_size}",
-        f"into {config.cache}",
+        f"{', '.join(options.teachers) or 'no teacher'} on {device_words(device)}, {options.dtype}",
+        f"{images} x {options.count} views of {options.kind.size} px ({options.kind.recipe})",
+        f"batch {options.batch_size}",
+        f"into {options.cache}",
     ]
 
 
 def teacher_member(
-    config: ExtractConfig, location: Location, teacher: Teacher, device: torch.device, count: int
+    options: OpeningOptions, location: Location, teacher: Teacher, device: torch.device, count: int
 ) -> Member:
-    """The teacher's folder in the cache, made or found. CacheError where it is another network's."""
+    """The teacher's folder in the cache, created or opened. CacheError if it holds another network's features."""
     name = teacher_folder(teacher.spec.name)
     before = Member.open(location, name)
     check_same_weights(teacher, before, location.url)
-    check_claims(teacher, before, config, say)
-    return Member.ensure(location, name, teacher_spec(config, teacher, device, before, count))
+    check_claims(teacher, before, options)
+    return Member.ensure(location, name, teacher_spec(options, teacher, device, before, count))

@@ -1,83 +1,100 @@
-"""Between a teacher and its folder in the cache: its spec, and the rows that a batch of views gives.
+"""From a batch of views to the rows of one member: a teacher's encoded tokens, or the pixels themselves.
 
-Letters: B images, H and W pixels.
+Letters: B images, H and W pixels, T tokens, N of which are kept, D channels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from unic_cache.config import Views
 from unic_cache.errors import CacheError, TeacherError
 from unic_cache.store.calibrate import Calibration
+from unic_cache.store.codecs.codec import Encoded, encoded
 from unic_cache.store.codecs.pixel_codec import to_differences
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
-from unic_cache.store.sampling import kept_positions
+from unic_cache.store.sampling import Grid, kept_positions
 from unic_cache.store.writer import UnitWriter
-from unic_cache.teachers.model import Teacher
+from unic_cache.teachers.model import Teacher, finite
+from unic_cache.tokens import Kinds
 
 BATCHES_AHEAD = 3
-DEFAULT_CODEC = "klt"
-PROVENANCE = ("about", "source", "published", "licence", "weights_file_sha256")
-VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr")
+Flags = Mapping[str, Tensor]  # token kind -> (B,) whether each image's tokens are finite
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """A batch of views on the device. Teachers of one grid share the positions of kept tokens: drawn and sent once."""
+
+    views_BHWC: Tensor
+    seed: int
+    shown: Sequence[tuple[int, int]]  # (sample key, view number) of the first images; empty slots follow
+    _kept: dict[tuple[Grid, int], Tensor] = field(default_factory=dict)
+
+    def positions(self, member: Member) -> Tensor | None:
+        """Positions of the patch tokens that a member keeps, on the device; None if it keeps all."""
+        features = member.features
+        if features is None or features.sampled is None:
+            return None
+        key = features.grid, features.sampled
+        if key not in self._kept:
+            empty = len(self.views_BHWC) - len(self.shown)
+            kept_BN = sampled(member, self.seed, [*self.shown, *[(0, 0)] * empty])
+            if kept_BN is None:
+                return None
+            self._kept[key] = on_device(kept_BN, self.views_BHWC.device)
+        return self._kept[key]
 
 
 @dataclass(frozen=True)
 class PixelRecorder:
-    """The member `views` being filled: keeps the pixels as they are, or as differences."""
+    """Fills the member `views`: keeps pixels as they are, or as differences."""
 
     member: Member
     writer: UnitWriter
 
-    def encode(self, views_BHWC: Tensor, unit: Unit, keys: Sequence[int]) -> Mapping[str, Tensor]:  # noqa: ARG002
-        """The views themselves."""
-        return {"rgb": to_differences(views_BHWC) if self.member.arrays[0].tile else views_BHWC}
+    def encode(self, batch: DeviceBatch) -> tuple[Encoded, Flags]:
+        """The array's rows of one batch."""
+        views_BHWC = batch.views_BHWC
+        return Encoded({"rgb": to_differences(views_BHWC) if self.member.arrays[0].tile else views_BHWC}), {}
+
+    def check(self, unit: Unit, flags: Flags) -> None:
+        """Pixels are always finite."""
 
 
 @dataclass(frozen=True)
 class FeatureRecorder:
-    """A teacher's folder being filled: views -> tokens -> standardized -> sampled -> encoded, on its device."""
+    """Fills a teacher's folder: views -> tokens -> standardized -> sampled -> encoded, on the teacher's device."""
 
     member: Member
     writer: UnitWriter
     teacher: Teacher
     calibration: Calibration
 
-    def encode(self, views_BHWC: Tensor, unit: Unit, keys: Sequence[int]) -> Mapping[str, Tensor]:
-        """The arrays' rows of one batch. TeacherError on NaN or infinity, naming the teacher and the shard.
-
-        `keys` are the samples' keys; slots behind them are empty.
-        """
+    def encode(self, batch: DeviceBatch) -> tuple[Encoded, Flags]:
+        """The arrays' rows of one batch, and flags for `check`, on the device; does not wait for it."""
         assert self.member.codec is not None
+        assert self.member.features is not None
+        tokens = self.teacher.tokens(batch.views_BHWC)
+        standardized = self.calibration.standardize(tokens)
+        kept = picked(standardized, self.member.features.kinds, batch.positions(self.member))
+        return encoded(self.member.codec, kept), finite(tokens)
+
+    def check(self, unit: Unit, flags: Flags) -> None:
+        """TeacherError, naming teacher and unit, unless all flags, now on the host, are true."""
         try:
-            tokens = self.teacher(views_BHWC)
+            self.teacher.check(flags)
         except TeacherError as error:
             raise TeacherError(f"{unit}: {error}. Nothing of it is kept; all that was committed stays") from error
-        tokens = self.calibration.standardize(tokens)
-        views, number = Views.parse(unit.view)
-        shown = [(key, number) for key in (*keys, *[0] * (len(views_BHWC) - len(keys)))]
-        kept_BN = sampled(self.member, views.seed, shown)
-        if kept_BN is not None:
-            tokens["patch"] = tokens["patch"].take_along_dim(kept_BN.to(self.teacher.device)[..., None], dim=1)
-        return self.member.codec.encode(tokens)
 
 
 Recorder = PixelRecorder | FeatureRecorder
 
 
-def sampled(member: Member, seed: int, shown: Sequence[tuple[int, int]]) -> Tensor | None:
-    """(B, N) positions of the patch tokens that a member keeps of each (key, view number); None where it keeps all."""
-    features = member.features
-    if features is None or features.sampled is None or features.patch_dim is None:
-        return None
-    return torch.from_numpy(kept_positions(seed, shown, features.grid, features.sampled))
-
-
 def recorder(member: Member, teacher: Teacher | None) -> Recorder:
-    """What fills a member; the calibration is the one that stands in the cache, whoever made it."""
+    """The recorder that fills a member, with the calibration that the cache has, whoever made it."""
     if teacher is None:
         return PixelRecorder(member, UnitWriter(member, None))
     found = member.calibration()
@@ -85,3 +102,38 @@ def recorder(member: Member, teacher: Teacher | None) -> Recorder:
         raise CacheError(f"{member.location.url}/{member.calibration_name} vanished; start again")
     calibration, crc = found
     return FeatureRecorder(member, UnitWriter(member, crc), teacher, calibration)
+
+
+def sampled(member: Member, seed: int, shown: Sequence[tuple[int, int]]) -> Tensor | None:
+    """(B, N) positions of the patch tokens that a member keeps of each (key, view number); None if it keeps all."""
+    features = member.features
+    if features is None or features.sampled is None or features.patch_dim is None:
+        return None
+    return torch.from_numpy(kept_positions(seed, shown, features.grid, features.sampled))
+
+
+def picked(found: Mapping[str, Tensor], kinds: Kinds, kept_BN: Tensor | None) -> dict[str, Tensor]:
+    """Tokens, or arrays with a row per token, (B, T, ...), at the positions given (B, N, ...); not summary tokens."""
+    if kept_BN is None:
+        return dict(found)
+    summary = {kind for kind, one in kinds.items() if one.grid is None}
+    index = {name: kept_BN.reshape(*kept_BN.shape, *[1] * (x.ndim - 2)) for name, x in found.items()}
+    return {name: x if name in summary else x.take_along_dim(index[name], dim=1) for name, x in found.items()}
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on the device; to a GPU the copy is only started, from page-locked memory."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def on_host(encoded: Encoded, flags: Flags) -> tuple[Encoded, Flags]:
+    """The same on the CPU; from a GPU the copies are only started, into page-locked memory."""
+    arrays = {name: _on_host(values) for name, values in encoded.arrays.items()}
+    clipped_B = None if encoded.clipped_B is None else _on_host(encoded.clipped_B)
+    return Encoded(arrays, clipped_B), {kind: _on_host(finite_B) for kind, finite_B in flags.items()}
+
+
+def _on_host(values: Tensor) -> Tensor:
+    if values.device.type != "cuda":
+        return values.cpu()
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)

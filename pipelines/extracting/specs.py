@@ -1,4 +1,4 @@
-"""spec.json of a member: what its features or pixels are, and what they were made with."""
+"""spec.json of a member: what its features or pixels are, and what made them."""
 
 import platform
 from importlib.metadata import version
@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from unic_cache.config import PIXEL_CODECS, ExtractConfig
+from pipelines.extracting.options import OpeningOptions
+from unic_cache.config import PIXEL_CODECS
 from unic_cache.errors import ConfigError
 from unic_cache.store.calibrate import DEFAULT_QUALITY
 from unic_cache.store.codecs.codec import FITTED
@@ -21,23 +22,23 @@ VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr")
 
 
 def teacher_spec(
-    config: ExtractConfig, teacher: Teacher, device: torch.device, before: Member | None, calibration_images: int
+    options: OpeningOptions, teacher: Teacher, device: torch.device, before: Member | None, calibration_images: int
 ) -> dict[str, Any]:
-    """spec.json of a teacher: what its features are, which weights gave them, and with what they were made.
+    """spec.json of a teacher: its features, its weights, and the settings and versions that made them.
 
-    `before` is the member as the cache has it: its codec, quality and tokens are kept where the config names none.
-    ConfigError where a quality is named, and that codec has none.
+    `before` is the member in the cache: its codec, quality and tokens stay unless `options` names others. ConfigError
+    on a quality for a codec without one.
     """
     spec = teacher.spec.to_json()
     dims = {key: spec.pop(key) for key in ("cls_dim", "grid", "patch_dim")}
     stands = {} if before is None else before.spec
-    codec = config.codec or stands.get("codec", DEFAULT_CODEC)
-    if config.quality is not None and codec != FITTED:
+    codec = options.codec or stands.get("codec", DEFAULT_CODEC)
+    if options.quality is not None and codec != FITTED:
         raise ConfigError(
-            f"quality is a setting of codec {FITTED}, but {config.cache} keeps {spec['name']} as {codec}; leave "
+            f"quality is a setting of codec {FITTED}, but {options.cache} keeps {spec['name']} as {codec}; leave "
             "--quality out, or choose another --cache"
         )
-    quality = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
+    quality = {"quality": options.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
     return {
         "format": FORMAT,
         "provenance": {key: spec.pop(key) for key in PROVENANCE},
@@ -45,9 +46,9 @@ def teacher_spec(
         "features": dims,
         "codec": codec,
         **quality,
-        "tokens": config.tokens or stands.get("tokens"),
-        "dtype": config.dtype,
-        "batch_size": config.batch_size,
+        "tokens": options.tokens or stands.get("tokens"),
+        "dtype": options.dtype,
+        "batch_size": options.batch_size,
         "calibration_images": calibration_images,
         "device": device.type,
         "augment": AUGMENT_VERSION,
@@ -55,22 +56,22 @@ def teacher_spec(
     }
 
 
-def pixel_codec(config: ExtractConfig, before: Member | None) -> str:
-    """By which codec pixels are kept: the one asked for, or that of those that stand there, or raw."""
-    return config.pixel_codec or str(({} if before is None else before.spec).get("codec", PIXEL_CODECS[0]))
+def pixel_codec(asked: str | None, before: Member | None) -> str:
+    """The codec of kept pixels: the one asked for, or that of the member in the cache, or raw."""
+    return asked or str(({} if before is None else before.spec).get("codec", PIXEL_CODECS[0]))
 
 
-def pixel_spec(config: ExtractConfig, before: Member | None) -> dict[str, Any]:
-    """spec.json of the member `views`; `before` is the member as the cache has it."""
+def pixel_spec(size: int, codec: str) -> dict[str, Any]:
+    """spec.json of the member `views`; `size` in pixels."""
     return {
         "format": FORMAT,
-        "size": config.kind.size,
-        "codec": pixel_codec(config, before),
+        "size": size,
+        "codec": codec,
         "augment": AUGMENT_VERSION,
         "versions": versions(),
     }
 
 
 def versions() -> dict[str, str]:
-    """The releases that features may depend on."""
+    """Releases of the packages that features may depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}

@@ -1,18 +1,18 @@
-"""The teachers that a command names, with the weights that are theirs, and what is said and recorded of both.
+"""The teachers that a command names, with their weights, and what is said and recorded of both.
 
-A file that comes by --weights is nobody's publication until somebody says so: its name and its sha256 are recorded, and
---licence and --source set the rest.
+Nothing is known of a file given by --weights but its name and sha256, which are recorded; --licence and --source give
+the rest.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import timm
 import torch
 
-from pipelines.command.progress import console
-from unic_cache.config import ExtractConfig
+from pipelines.command.progress import say
+from pipelines.extracting.options import Pairs, TeacherOptions
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.member import Member
 from unic_cache.teachers.catalog import PUBLISHED, resolve
@@ -21,43 +21,39 @@ from unic_cache.teachers.spec import POSITION_RULES, TeacherSpec
 
 UNKNOWN = "licence unknown, weights by file"
 SHORT = 12  # digits of a sha256 that are shown
-LARGEST = 4.0  # a mean or std above it is not one of pixels in [0, 1]
+LARGEST = 4.0  # a larger mean or std is not one of pixels in [0, 1]
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Pairs = Sequence[tuple[str, str]]
 
-
-def load_teachers(config: ExtractConfig, device: torch.device) -> dict[str, Teacher]:
-    """The teachers named, in order. ConfigError on settings of a teacher that is not, or that make no sense."""
-    specs = {name: chosen_spec(config, resolve(name)) for name in config.teachers}
-    files = files_of(config.weights, specs)
-    licences, sources = (
-        told_of(what, pairs, config.teachers)
-        for what, pairs in (("--licence", config.licence), ("--source", config.source))
-    )
-    rules = told_of("--positions", config.positions, config.teachers)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
+def load_teachers(options: TeacherOptions, device: torch.device) -> dict[str, Teacher]:
+    """The teachers named, in order. ConfigError on options for a teacher that is not named, or that are invalid."""
+    specs = {name: chosen_spec(options, resolve(name)) for name in options.teachers}
+    files = files_of(options.weights, specs)
+    licences = told_of("--licence", options.licence, options.teachers)
+    sources = told_of("--source", options.source, options.teachers)
+    rules = told_of("--positions", options.positions, options.teachers)
     teachers = {}
     for name, spec in specs.items():
-        teacher = load_teacher(spec, files.get(name), device, dtype, resample=name in rules)
+        teacher = load_teacher(spec, files.get(name), device, TORCH_DTYPES[options.dtype], resample=name in rules)
         teacher.spec = claimed(teacher.spec, files.get(name), licences.get(name), sources.get(name))
         teachers[name] = teacher
     return teachers
 
 
 def told_of(flag: str, pairs: Pairs, teachers: Sequence[str]) -> dict[str, str]:
-    """{teacher: value} of a flag's [NAME=]VALUE; without a name it is of every teacher. ConfigError on other names."""
+    """{teacher: value} of a flag's [NAME=]VALUE, where no name means every teacher. ConfigError on unknown names."""
     found: dict[str, str] = {}
-    for name, value in sorted(pairs):  # those of all teachers first
+    for name, value in sorted(pairs):  # pairs without a name come first
         if name and name not in teachers:
             raise ConfigError(f"{flag} names {name!r}, which no --teacher names: {', '.join(teachers)}")
         if name and any(one == name and other != value for one, other in pairs):
-            raise ConfigError(f"{flag} is said twice of {name}; say it once")
+            raise ConfigError(f"{flag} is given twice for {name}; give it once")
         found |= {name: value} if name else dict.fromkeys(teachers, value)
     return found
 
 
 def files_of(weights: Pairs, specs: Mapping[str, TeacherSpec]) -> dict[str, str]:
-    """{teacher: its file}. A file without a name is of the only teacher, or of the only one that needs a file."""
+    """{teacher: its file}. A file without a name belongs to the only teacher, or to the only one that needs a file."""
     found: dict[str, str] = {}
     for name, file in weights:
         whose = name or _needy(file, specs, [one for one, _ in weights])
@@ -66,7 +62,7 @@ def files_of(weights: Pairs, specs: Mapping[str, TeacherSpec]) -> dict[str, str]
             hint = f"; did you mean {sized[0]}={file}?" if sized else ""
             raise ConfigError(f"--weights names {whose!r}, which no --teacher names: {', '.join(specs)}{hint}")
         if whose in found:
-            raise ConfigError(f"--weights of {whose} are said twice: {found[whose]} and {file}; say them once")
+            raise ConfigError(f"--weights are given twice for {whose}: {found[whose]} and {file}; give them once")
         found[whose] = file
     return found
 
@@ -78,23 +74,23 @@ def _needy(file: str, specs: Mapping[str, TeacherSpec], named: Sequence[str]) ->
         if len(choice) == 1:
             return choice[0]
     if not open_ones:
-        raise ConfigError(f"--weights {file}: every teacher has a file already; say whose it is: NAME={file}")
+        raise ConfigError(f"--weights {file}: every teacher has a file already; name its teacher: NAME={file}")
     count = f"{len(needy)} need one ({', '.join(needy)})" if needy else f"none of {', '.join(open_ones)} needs one"
-    raise ConfigError(f"--weights FILE fits one teacher only, and {count}; say --weights NAME={file}")
+    raise ConfigError(f"--weights FILE fits one teacher only, and {count}; give --weights NAME={file}")
 
 
 def needs_file(spec: TeacherSpec) -> bool:
-    """Whether neither timm nor a package has weights for the teacher."""
+    """Whether the teacher's weights come as a file only, from neither timm nor a package."""
     if spec.source != "timm":
         return spec.source == "file"
     published = timm.get_pretrained_cfg(spec.arch)
     return published is None or not published.hf_hub_id
 
 
-def chosen_spec(config: ExtractConfig, spec: TeacherSpec) -> TeacherSpec:
-    """The spec with the normalization and the position rule that were said. ConfigError where they make no sense."""
-    pixels = told_of("--normalize", config.normalize, config.teachers).get(spec.name)
-    rule = told_of("--positions", config.positions, config.teachers).get(spec.name)
+def chosen_spec(options: TeacherOptions, spec: TeacherSpec) -> TeacherSpec:
+    """The spec with the given normalization and position rule. ConfigError if they are invalid."""
+    pixels = told_of("--normalize", options.normalize, options.teachers).get(spec.name)
+    rule = told_of("--positions", options.positions, options.teachers).get(spec.name)
     if rule is not None and rule not in POSITION_RULES:
         raise ConfigError(f"--positions {rule!r} is unknown; choose from {', '.join(POSITION_RULES)}")
     mean, std = (spec.mean, spec.std) if pixels is None else normalization(pixels)
@@ -102,7 +98,7 @@ def chosen_spec(config: ExtractConfig, spec: TeacherSpec) -> TeacherSpec:
 
 
 def normalization(text: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """(mean, std) of 'r,g,b/r,g,b', for pixels in [0, 1]; one number stands for all three colours."""
+    """(mean, std) from 'r,g,b/r,g,b', for pixels in [0, 1]; one number stands for all three colours."""
     parts = text.split("/")
     try:
         mean, std = (tuple(float(value) for value in part.split(",")) for part in parts)
@@ -120,7 +116,7 @@ def normalization(text: str) -> tuple[tuple[float, float, float], tuple[float, f
 
 
 def normalization_text(spec: Mapping[str, object]) -> str:
-    """What `normalization` reads, of a spec's JSON."""
+    """The inverse of `normalization`, from a spec's JSON."""
     mean, std = spec["mean"], spec["std"]
     assert isinstance(mean, list)
     assert isinstance(std, list)
@@ -128,11 +124,11 @@ def normalization_text(spec: Mapping[str, object]) -> str:
 
 
 def claimed(spec: TeacherSpec, file: str | None, licence: str | None, source: str | None) -> TeacherSpec:
-    """The loaded spec with what is known of where its weights come from, and no more."""
+    """The loaded spec with what is known of the origin of its weights, and no more."""
     published = PUBLISHED.get(spec.name.partition("@")[0])
     if file is not None and (published is None or published != spec.weights_sha256):
         by_file = f"weights by file {Path(file).name}"
-        of_catalog = spec.source == "file"  # whose published weights come as a file only: this one may be it
+        of_catalog = spec.source == "file"  # published as a file only, so this file may be it
         spec = dataclasses.replace(
             spec,
             about=f"{spec.arch}, {by_file}",
@@ -144,21 +140,18 @@ def claimed(spec: TeacherSpec, file: str | None, licence: str | None, source: st
 
 
 def announce(teachers: Mapping[str, Teacher]) -> None:
-    """Say of every teacher what runs: network, size, normalization, weights and licence; one line each, on stderr."""
+    """Say what runs, one line per teacher on stderr: network, size, normalization, weights and licence."""
     for name, teacher in teachers.items():
         spec = teacher.spec
         numbers = "/".join(",".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
-        console.print(
+        say(
             f"teacher {name}: {spec.arch} at {spec.input_size} px, mean/std {numbers}, weights {teacher.file} "
-            f"(sha256 {str(spec.weights_file_sha256)[:SHORT]}), {spec.licence}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            f"(sha256 {str(spec.weights_file_sha256)[:SHORT]}), {spec.licence}"
         )
 
 
 def check_same_weights(teacher: Teacher, before: Member | None, url: str) -> None:
-    """CacheError where the cache has the teacher with other weights: its folder holds one network's features."""
+    """CacheError if the cache has the teacher with other weights: a folder holds one network's features."""
     if before is None or before.features is None:
         return
     then, now = before.spec.get("teacher", {}).get("weights_sha256"), teacher.spec.weights_sha256
@@ -171,11 +164,11 @@ def check_same_weights(teacher: Teacher, before: Member | None, url: str) -> Non
         )
 
 
-def check_claims(teacher: Teacher, before: Member | None, config: ExtractConfig, say: Callable[[str], None]) -> None:
-    """Say where the cache keeps another licence or source than was given now: what it recorded first stays."""
-    if before is None or not (config.licence or config.source):
+def check_claims(teacher: Teacher, before: Member | None, options: TeacherOptions) -> None:
+    """Say so if the cache has recorded another licence or source than was given now: the first one stays."""
+    if before is None or not (options.licence or options.source):
         return
     kept, now = before.spec.get("provenance", {}), teacher.spec
     for what, mine in (("licence", now.licence), ("published", now.published)):
         if kept.get(what) != mine:
-            say(f"{before.folder} keeps {what} {kept.get(what)!r}, which it was begun with, and not {mine!r}")
+            say(f"{before.folder} keeps {what} {kept.get(what)!r}, recorded first, not {mine!r}")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipelines.planning.forecast import KeptCost
 from pipelines.planning.trial import Probe
+from unic_cache.config import Views
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import DEFAULT_QUALITY, Calibration, Calibrator, refit
 from unic_cache.store.codecs.codec import Features
@@ -91,7 +92,7 @@ def measure_codec(
     member = make_member(location, f"probe-{features.codec}-{features.sampled}", name, features, calibration)
     arrays, encode_seconds = encoded(member, tokens, device)
     count = len(probe.shown)
-    unit = Unit(0, Extent(1, count), 0, "probe", count, "unic-224-0-000")
+    unit = Unit(0, Extent(1, count), 0, "probe", count, Views(), 0)
     found = member.calibration()
     record = UnitWriter(member, found[1] if found else None).write(unit, arrays, np.zeros(count, np.uint32), {})
     return KeptCost(

@@ -1,4 +1,4 @@
-"""What one cache takes over from another as it is: the index, the probes, and the kept pixels."""
+"""What one cache copies from another unchanged: the index, the probes, and the kept pixels."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,7 +24,7 @@ UNITS_AHEAD = 2  # in memory
 
 
 def copy_foundations(source: Cache, target: Location) -> None:
-    """The index's segments and the probes. CacheError where the target was made with other tars."""
+    """Copy the index's segments, the probes and the held-out marks. CacheError if the target has other tars."""
     names = [segment_file(segment.number) for segment in source.segments]
     names += [name for name in source.location.names("probe") if is_probe(name)]
     names += [name for name in source.location.names(HELD_OUT) if HELD_OUT_FILE.fullmatch(name)]
@@ -42,24 +42,31 @@ def copy_foundations(source: Cache, target: Location) -> None:
             )
 
 
-def copy_views(
-    config: RecodeConfig, source: Cache, target: Cache, ours: Member, pool: ThreadPoolExecutor
-) -> tuple[int, int]:
-    """Every unit of this worker's kept pixels that the target lacks: how many were copied, and how many were there."""
-    theirs = Member.ensure(target.location, VIEWS_MEMBER, ours.spec)
+def missing_units(config: RecodeConfig, source: Cache, ours: Member, theirs: Member) -> tuple[list[Unit], int]:
+    """This worker's units of a member that the target's lacks, and the number of those that it has."""
     units = [unit for unit in source.units(ours) if config.is_mine(unit.shard)]
     there = {place: theirs.committed(*place) for place in {(unit.segment, unit.view) for unit in units}}
     missing = [unit for unit in units if unit.shard not in there[unit.segment, unit.view]]
+    return missing, len(units) - len(missing)
+
+
+def copy_views(
+    config: RecodeConfig, source: Cache, target: Cache, ours: Member, pool: ThreadPoolExecutor
+) -> tuple[int, int]:
+    """Copy this worker's kept pixels that the target lacks; the number of units copied, and of those there before."""
+    theirs = Member.ensure(target.location, VIEWS_MEMBER, ours.spec)
+    missing, there = missing_units(config, source, ours, theirs)
     with Progress("copy views", sum(unit.rows for unit in missing), "rows") as progress:
         for unit in ahead(missing, lambda one: pool.submit(copy_unit, ours, theirs, target, one).result, UNITS_AHEAD):
             progress.advance(unit.rows)
-    return len(missing), len(units) - len(missing)
+    return len(missing), there
 
 
 def copy_unit(ours: Member, theirs: Member, target: Cache, unit: Unit) -> Unit:
-    """Zarr's metadata, the objects, then the record, byte for byte; nothing that is not as it was committed.
+    """Copy Zarr's metadata, the objects, then the record, byte for byte; return the unit.
 
-    BrokenError on pixels that are not; CacheError where the target's teachers saw others, or something is in the way.
+    BrokenError if the pixels are not as committed; CacheError if the target's teachers saw others, or other objects are
+    in the way.
     """
     vouching = ours.record_bytes(unit)
     if vouching is None:
@@ -69,7 +76,7 @@ def copy_unit(ours: Member, theirs: Member, target: Cache, unit: Unit) -> Unit:
         seen = teacher.record(unit)
         if seen is not None and not np.array_equal(seen.pixels, record.pixels):
             raise CacheError(
-                f"{unit}: {teacher.name} saw other pixels than those that are kept; leave them: --no-views"
+                f"{unit}: {teacher.name} saw other pixels than the kept ones; leave those out with --no-views"
             )
     objects = whole_objects(ours, record)
     for name, expected in metadata_objects(ours.folder, unit.segment, unit.view, ours.arrays, unit.extent).items():
@@ -80,15 +87,15 @@ def copy_unit(ours: Member, theirs: Member, target: Cache, unit: Unit) -> Unit:
     for name, data in objects.items():
         if not theirs.location.create(name, data):
             raise CacheError(
-                f"{theirs.location.url}/{name}: other pixels stand in the way, and no commit record vouches for them; "
-                "run `unic-cache repair` to have them removed"
+                f"{theirs.location.url}/{name}: other pixels stand in the way, without a commit record; run "
+                "`unic-cache repair` to remove them"
             )
     theirs.location.create(record.name, vouching)
     return unit
 
 
 def whole_objects(member: Member, record: CommitRecord) -> dict[str, bytes]:
-    """A unit's objects, checked against its record; BrokenError where they are not what was committed."""
+    """A unit's objects, checked against its record. BrokenError if they are not as committed."""
     (array,) = member.arrays
     objects = {name: member.location.read(name) for name in data_names(member, record.unit)}
     whole = {name: data for name, data in objects.items() if data is not None and len(data) == record.sizes[name]}
@@ -98,6 +105,6 @@ def whole_objects(member: Member, record: CommitRecord) -> dict[str, bytes]:
         if np.array_equal(crcs, record.crcs[array.name]):
             return whole
     raise BrokenError(
-        f"{member.location.url}: {member.folder}, {record.unit}: its pixels are not what was committed; run "
+        f"{member.location.url}: {member.folder}, {record.unit}: its pixels are not as committed; run "
         "`unic-cache verify` to see which"
     )

@@ -1,7 +1,7 @@
-"""Distillation without a cache: the teachers see each view when the student does, again in every epoch.
+"""Distillation without a cache: the teachers see each view together with the student, anew in every epoch.
 
-All is shared with training from a cache but the source of the tokens. What a cache would hold of the teachers but their
-features (index, specs, calibrations) is made first, in OUT/online.
+Only the source of the tokens differs from training on a cache. All else that a cache holds (index, specs, calibrations)
+is made first, in OUT/online.
 """
 
 import math
@@ -12,31 +12,33 @@ import torch
 
 from pipelines.command.given import given_shards
 from pipelines.extracting.opening import open_teachers
+from pipelines.extracting.options import OpeningOptions
 from pipelines.training.split import marked, tell_validation, train_names
 from pipelines.training.targets import Live
 from pipelines.training.training_set import Snapshot, TrainingSet
 from unic_cache.cache import Cache
-from unic_cache.config import DistillConfig, ExtractConfig, Views
+from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import ConfigError
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import all_rows
 from unic_cache.views.index import extend_index
 
 DEFAULT_SIZE = 224  # pixels of a view
+DEFAULT_VIEWS = 4  # of each image that a calibration may use, as in extraction
 FOLDER = "online"
 
 
 def open_live_set(
     config: DistillConfig, pool: ThreadPoolExecutor, device: torch.device, worker: tuple[int, int]
 ) -> tuple[Cache, TrainingSet, Live]:
-    """The teachers and all images of the shards; an image that turns out to be bad will count for nothing.
+    """The teachers and all images of the shards; images that turn out to be bad will not count.
 
-    `worker` is (index, number) of this process. ConfigError where no teacher is named.
+    `worker`: index and number of processes. ConfigError if no teacher is named.
     """
     if not config.teachers:
         raise ConfigError("--online runs the teachers itself: name each with --teacher, and its weights with --weights")
     views = Views(config.recipe or Views().recipe, config.size or DEFAULT_SIZE, config.view_seed or 0)
-    opened = open_teachers(extract_config(config, views, device, worker), pool, device, "distill --online, first")
+    opened = open_teachers(opening_options(config, views, worker), pool, device, "distill --online, first")
     location, tars = opened.cache.location, dict(opened.tars)
     val: tuple[str, ...] = ()
     if config.val_shards is not None:
@@ -62,27 +64,23 @@ def open_live_set(
     return cache, TrainingSet(snapshot, teachers, rows, all_rows(cache, val), pixels, None), live
 
 
-def extract_config(config: DistillConfig, views: Views, device: torch.device, worker: tuple[int, int]) -> ExtractConfig:
-    """What `extract` would be asked for to make a cache of the same."""
-    return ExtractConfig(
+def opening_options(config: DistillConfig, views: Views, worker: tuple[int, int]) -> OpeningOptions:
+    """The teachers, and a cache of their calibrations in the run's folder."""
+    return OpeningOptions(
         teachers=config.teachers,
         weights=config.weights,
+        dtype=config.dtype,
         shards=config.shards,
         cache=str(Path(config.out) / FOLDER),
-        recipe=views.recipe,
-        size=views.size,
-        seed=views.seed,
+        kind=views,
+        count=DEFAULT_VIEWS,
         codec="f16",
-        device=str(device),
-        dtype=config.dtype,
         calibration_images=config.calibration_images,
-        threads=config.threads,
         worker_index=worker[0],
-        num_workers=worker[1],
     )
 
 
 def view_numbers(config: DistillConfig, images: int) -> tuple[int, ...]:
-    """The views to cycle through: as many as are asked for, or else another one in every epoch."""
+    """The views to cycle through: as many as asked for, or a new one in every epoch."""
     epochs = config.epochs if config.steps is None else config.steps * config.batch_size / images
     return tuple(range(config.views or max(1, math.ceil(epochs))))

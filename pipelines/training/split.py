@@ -154,7 +154,7 @@ def check_pictures(
             )
 
 
-def tell_leaks(cache: Cache, teacher: CachedTeacher, view: str, train: Rows, val: Rows) -> None:
+def tell_leaks(cache: Cache, teacher: CachedTeacher, view: tuple[Views, int], train: Rows, val: Rows) -> None:
     """Say how many held-out images are trained on as well, in other tars: those of equal keys and equal pixels.
 
     Copies under other keys have other views, and are not found.
@@ -166,7 +166,7 @@ def tell_leaks(cache: Cache, teacher: CachedTeacher, view: str, train: Rows, val
         say(f"{both} of {len(val)} held-out images are trained on as well, pixel for pixel, in other tars")
 
 
-def prints(cache: Cache, teacher: CachedTeacher, view: str, rows: Rows) -> npt.NDArray[np.int64]:
+def prints(cache: Cache, teacher: CachedTeacher, view: tuple[Views, int], rows: Rows) -> npt.NDArray[np.int64]:
     """(N,) 64 bits of each row's key and pixels, by the commit records."""
     found = np.zeros(len(rows), np.int64)
     places = rows.segment << 32 | rows.shard
@@ -174,7 +174,7 @@ def prints(cache: Cache, teacher: CachedTeacher, view: str, rows: Rows) -> npt.N
         here = np.flatnonzero(places == place)
         segment, shard = divmod(place, 2**32)
         keys = np.asarray(cache.entry(segment, shard).keys, np.int64)[rows.row[here]]
-        record = committed_record(cache, teacher, view, segment, shard)
+        record = committed_record(teacher, cache.unit(segment, shard, *view))
         found[here] = keys << 32 | record.pixels[rows.row[here]].astype(np.int64)
     return found
 

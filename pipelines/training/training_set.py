@@ -113,7 +113,7 @@ def open_training_set(
             cache.location, views, pixels.decoded, config.pixel_tolerance, lambda a: (a.segment, a.shard) in tars
         )
     if resumed is None and not config.skip_broken:
-        tell_leaks(cache, teachers[0], views.name(numbers[0]), train_rows, val_rows)
+        tell_leaks(cache, teachers[0], (views, numbers[0]), train_rows, val_rows)
     exact = ShardPixels(views, tars, pool, seen=Seen(cache)) if val and not config.pixel_tolerance else None
     check_pictures(cache, views, tars, pixels.kept, numbers[0], pool, exact)
     return TrainingSet(snapshot, teachers, train_rows, val_rows, pixels, difference)
@@ -121,7 +121,7 @@ def open_training_set(
 
 def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedTeacher]) -> Views:
     """The one recipe that config and cache agree on. CacheError with the choices where there is none or several."""
-    found = {Views.parse(view)[0] for view, _, tars in cache.committed(teachers[0].member) if tars}
+    found = {views for views, *_, tars in cache.committed(teachers[0].member) if tars}
     fits = [
         views
         for views in found

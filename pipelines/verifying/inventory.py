@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unic_cache.config import Views
-from unic_cache.store.commit import Unit
+from unic_cache.store.commit import Unit, view_called
 from unic_cache.store.layout import Extent, commit_name, metadata_objects
 from unic_cache.store.member import Member
 from unic_cache.store.verify import data_names
 from unic_cache.stream.held_out import FILE as HELD_OUT_FILE
-from unic_cache.stream.probe import is_probe, is_view
+from unic_cache.stream.probe import is_probe
 from unic_cache.views.index import Segment, segment_file
 
 VIEW_FILE = re.compile(r"(?P<member>[^/]+)/(commits|features\.zarr)/(?P<segment>\d{6})/(?P<view>[^/]+)/.+")
@@ -67,7 +67,7 @@ def survey(names: Collection[str], segments: Sequence[Segment], members: Sequenc
     begun: dict[str, set[tuple[int, str]]] = {}
     for name in names:
         match = VIEW_FILE.fullmatch(name)
-        if match and int(match["segment"]) < len(segments) and is_view(match["view"]):
+        if match and int(match["segment"]) < len(segments) and view_called(match["view"]):
             begun.setdefault(match["member"], set()).add((int(match["segment"]), match["view"]))
     claimed = {segment_file(segment.number) for segment in segments}
     for member in members:
@@ -91,10 +91,11 @@ def survey(names: Collection[str], segments: Sequence[Segment], members: Sequenc
 def claim_view(found: Survey, names: Collection[str], member: Member, segment: Segment, view: str) -> set[str]:
     """Add one view of a segment; the names that belong to it."""
     extent = Extent(len(segment.shards), segment.rows)
+    views, number = Views.parse(view)
     claimed: set[str] = set()
     done = False
     for shard, entry in enumerate(segment.shards):
-        unit = Unit(segment.number, extent, shard, entry.name, entry.rows, view)
+        unit = Unit(segment.number, extent, shard, entry.name, entry.rows, views, number)
         record = commit_name(member.folder, segment.number, view, shard)
         data = data_names(member, unit)
         claimed |= {record, *data}
@@ -106,6 +107,5 @@ def claim_view(found: Survey, names: Collection[str], member: Member, segment: S
     expected = metadata_objects(member.folder, segment.number, view, member.arrays, extent)
     found.metadata |= {name: (member, text) for name, text in expected.items() if done or name in names}
     if done:
-        views, _ = Views.parse(view)
         found.probes.add(f"probe/{views.recipe}-{views.size}-{views.seed}.npz")
     return claimed | set(expected)

@@ -19,15 +19,16 @@ from torch import Tensor
 from pipelines.command.device import pick_device
 from pipelines.command.given import given_shards
 from pipelines.command.progress import Progress
-from pipelines.extracting.recorder import sampled
+from pipelines.extracting.options import TeacherOptions
+from pipelines.extracting.recorder import picked, sampled
 from pipelines.extracting.teacher_weights import load_teachers, normalization_text
 from unic_cache.cache import Cache, CachedTeacher
-from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.member import Member
 from unic_cache.store.verify import BY_HAND, Finding
-from unic_cache.stream.evenly import addresses, spread
+from unic_cache.stream.address import addresses, shown
+from unic_cache.stream.evenly import spread
 from unic_cache.stream.pixels import KeptPixels, PixelSource, ShardPixels, ViewBatch
 from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry
@@ -53,11 +54,11 @@ class Origin:
         place = unit.segment, unit.shard
         if place not in self.tars:
             return None
-        return ShardPixels(Views.parse(unit.view)[0], {place: self.tars[place]}, self.pool)
+        return ShardPixels(unit.views, {place: self.tars[place]}, self.pool)
 
     def any(self, unit: Unit) -> PixelSource | None:
         """The unit's kept views, or else its tar."""
-        kept = KeptPixels(Views.parse(unit.view)[0], self.cache, self.pool, skip_broken=True)
+        kept = KeptPixels(unit.views, self.cache, self.pool, skip_broken=True)
         return kept if kept.has(addresses(unit, [0])[0]) else self.decoded(unit)
 
 
@@ -96,14 +97,14 @@ def load_checked(
     for name, kept in cache.teachers.items():
         own = tuple(pair for pair in weights if pair[0] in {name, ""} and (pair[0] or len(cache.teachers) == 1))
         spec = kept.spec["teacher"]
-        config = ExtractConfig(
+        options = TeacherOptions(
             (name,),
             weights=own,
             dtype=str(kept.spec["dtype"]),
             normalize=((name, normalization_text(spec)),),
             positions=((name, str(spec["position_rule"])),),
         )
-        teacher = load_teachers(config, pick_device(device))[name]
+        teacher = load_teachers(options, pick_device(device))[name]
         then, now = kept.spec["teacher"]["weights_sha256"], teacher.spec.weights_sha256
         if then != now:
             raise CacheError(f"{name}: the cache was made with weights {then}, not {now}; give those with --weights")
@@ -162,11 +163,8 @@ def cosines(
     theirs = kept.codec.decode({name: torch.from_numpy(values) for name, values in parts.items()})
     answer = teacher(torch.from_numpy(batch.views_BHWC).to(teacher.device))
     ours = kept.calibration.standardize({kind: values.cpu() for kind, values in answer.items()})
-    views, number = Views.parse(record.unit.view)
-    keys = cache.entry(record.unit.segment, record.unit.shard).keys
-    kept_BN = sampled(kept.member, views.seed, [(keys[row], number) for row in rows])
-    if kept_BN is not None:
-        ours["patch"] = ours["patch"].take_along_dim(kept_BN[..., None], dim=1)
+    kept_BN = sampled(kept.member, record.unit.views.seed, shown(cache, addresses(record.unit, rows)))
+    ours = picked(ours, kept.kinds, kept_BN)
     each_B = torch.stack([_cosine(theirs[kind], ours[kind]) for kind in ours]).amin(dim=0)
     left_out = broken | record.bad.keys()
     return [

@@ -27,6 +27,7 @@ import torch
 import cli
 from pipelines import extract
 from pipelines.command.failures import STOPPED
+from pipelines.extracting import opening
 from tests.disk import tree
 from unic_cache.config import ExtractConfig
 
@@ -77,8 +78,8 @@ class Scene:
         self.random = random.Random()
         self.acts = 0
         os.fsync = lambda descriptor: None
-        teachers = extract.load_teachers(config, torch.device("cpu"))
-        extract.load_teachers = lambda *_: teachers
+        teachers = opening.load_teachers(config, torch.device("cpu"))
+        opening.load_teachers = lambda *_: teachers
         for teacher in teachers.values():
             teacher(torch.zeros(config.batch_size, config.size, config.size, 3, dtype=torch.uint8))
         np.unique([0])  # an import that numpy puts off

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipelines import extract as pipeline
+from pipelines.extracting import opening
 from tests.conftest import CNN, VIT, make_shards
 from tests.crash.memory import Files, MemoryFolder, Watch
 from tests.crash.units import check_readers, extract, units
@@ -96,11 +97,12 @@ def test_a_whole_extraction_survives_a_failure_of_any_call(tmp_path, settings, w
     )
     first = dataclasses.replace(first, shards=shards.pattern, keep_views=True)
     later = dataclasses.replace(later, shards=None)
-    teachers = {name: pipeline.load_teachers(config, CPU)[name] for name, config in ((VIT, first), (CNN, later))}
-    monkeypatch.setattr(pipeline, "load_teachers", lambda config, _: {name: teachers[name] for name in config.teachers})
+    teachers = {name: opening.load_teachers(config, CPU)[name] for name, config in ((VIT, first), (CNN, later))}
+    monkeypatch.setattr(opening, "load_teachers", lambda asked, _: {name: teachers[name] for name in asked.teachers})
 
     def run(files: Files, watch: Watch) -> None:
-        monkeypatch.setattr(pipeline, "open_location", lambda *_: MemoryFolder(files, watch))
+        for module in (pipeline, opening):
+            monkeypatch.setattr(module, "open_location", lambda *_: MemoryFolder(files, watch))
         pipeline.run(first)
         pipeline.run(later)
 

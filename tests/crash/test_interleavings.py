@@ -183,7 +183,7 @@ def test_garbage_in_the_way_is_reported_by_both_and_never_committed(spoil):
         for worker in run.workers:
             if worker.finished:
                 assert isinstance(worker.result, CacheError)
-                assert "no commit record vouches for it; stop all extraction" in str(worker.result)
+                assert "has no commit record; stop all extraction" in str(worker.result)
 
     graph = explore(files, workers("one-array", 0, 1), look)
     assert graph.paths() > 1_000

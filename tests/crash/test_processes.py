@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines import extract
+from unic_cache.ahead import dropped
 
 KILLS = int(os.environ.get("UNIC_CACHE_KILLS", "20"))  # 200 take about two minutes
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
@@ -74,7 +74,7 @@ def test_what_waits_to_be_written_is_dropped_when_the_run_is_stopped():
     futures = []
 
     def run() -> None:
-        with ThreadPoolExecutor(1) as writing, extract.dropped(writing):
+        with ThreadPoolExecutor(1) as writing, dropped(writing):
             futures.append(writing.submit(lambda: in_hand.set() or may_end.wait()))
             futures.append(writing.submit(pytest.fail))
             futures[1].add_done_callback(lambda _: may_end.set())

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from crc32c import crc32c
 
+from unic_cache.config import Views
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import Calibration
@@ -51,7 +52,7 @@ def units(*rows: int, views: int = 1) -> list[Unit]:
     """The units of tars with so many rows, tar by tar."""
     extent = Extent(len(rows), max(rows))
     return [
-        Unit(0, extent, shard, f"tar{shard}", count, f"unic-32-0-{view:03d}")
+        Unit(0, extent, shard, f"tar{shard}", count, Views("unic", 32, 0), view)
         for shard, count in enumerate(rows)
         for view in range(views)
     ]

@@ -29,6 +29,7 @@ from tests.crash.memory import MemoryFolder
 from tests.object_server import ObjectServer
 from tests.test_web_folder import WithRanges
 from unic_cache.buffers import Ring
+from unic_cache.config import Views
 from unic_cache.errors import BrokenError
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
@@ -68,7 +69,7 @@ class Kept:
 
 
 def unit(shard: int) -> Unit:
-    return Unit(0, Extent(2, ROWS[0]), shard, f"tar{shard}", ROWS[shard], VIEW)
+    return Unit(0, Extent(2, ROWS[0]), shard, f"tar{shard}", ROWS[shard], *Views.parse(VIEW))
 
 
 def invented(shard: int) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from unic_cache.config import Views
 from unic_cache.errors import CacheError
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.commit import CommitRecord, Unit, parse_record
@@ -36,7 +37,7 @@ def random_parts(member: Member, rows: int, seed: int = 0) -> dict[str, np.ndarr
 
 
 def unit(rows: int, shard: int = 0, shards: int = 2, longest: int | None = None) -> Unit:
-    return Unit(0, Extent(shards, longest or rows), shard, f"tar{shard}", rows, "unic-32-0-000")
+    return Unit(0, Extent(shards, longest or rows), shard, f"tar{shard}", rows, Views("unic", 32, 0), 0)
 
 
 def written(folder, rows: int, **kind) -> tuple[Member, CommitRecord, dict[str, np.ndarray]]:

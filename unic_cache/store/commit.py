@@ -1,11 +1,12 @@
-"""Commit records: written last, they say what is in a store and what it must read as.
+"""Commit records: written last, they list a unit's objects and the checksums of every row.
 
 A record vouches for one tar under one view. It is JSON with sorted keys, without time or host, so equal work gives
-equal bytes. Nothing that no record vouches for is ever read.
+equal bytes. Data without a record is never read.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from unic_cache.errors import CacheError
+from unic_cache.config import Views
+from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.layout import FORMAT, ArraySpec, Extent, commit_name, object_bytes, object_name
 
 Crcs = npt.NDArray[np.uint32]
@@ -22,44 +24,59 @@ _NO_RECORD = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Re
 
 @dataclass(frozen=True)
 class Unit:
-    """The unit of work: one tar (number `shard` of its segment, called `name`) under one view."""
+    """The unit of work: one tar (number `shard` of its segment, called `name`) under view `number` of a kind."""
 
     segment: int
     extent: Extent
     shard: int
     name: str
     rows: int
-    view: str
+    views: Views
+    number: int
+
+    @property
+    def view(self) -> str:
+        """The view's name, such as 'unic-224-0-003'."""
+        return self.views.name(self.number)
 
     def __str__(self) -> str:
         return f"view {self.view} of shard {self.name}"
 
 
+def view_called(folder: str) -> tuple[Views, int] | None:
+    """The kind and number of the view that a folder is named after; None if it is no view's."""
+    try:
+        views, number = Views.parse(folder)
+    except ConfigError:
+        return None
+    return (views, number) if views.name(number) == folder else None
+
+
 @dataclass(frozen=True)
 class CommitRecord:
-    """What is kept of one unit. `pixels` has one checksum for each of the unit's rows."""
+    """One member's stored data of one unit."""
 
     member: str
     unit: Unit
-    bad: Mapping[int, str]  # row -> why its image could not be used; such a row is zeros and never trained on
+    bad: Mapping[int, str]  # row -> why its image is unusable; the row is zeros and never trained on
     sizes: Mapping[str, int]  # object name -> bytes
-    crcs: Mapping[str, Crcs]  # array name -> crc32c of each row, or of each chunk of a tiled array, as it is kept
-    pixels: Crcs  # crc32c of each row's view, 0 where bad
+    crcs: Mapping[str, Crcs]  # array name -> crc32c of each stored row, or of each stored chunk of a tiled array
+    pixels: Crcs  # (rows,) crc32c of each row's view, 0 where bad
     calibration: int | None  # crc32c of the calibration used; None for kept pixels
-    clipped: int = 0  # values of all rows that the codec had to change by more than a step
+    clipped: int = 0  # values that the codec changed by more than a step, over all rows
 
     @property
     def name(self) -> str:
-        """Where the record stands in the cache."""
+        """The record's file in the cache."""
         return commit_name(self.member, self.unit.segment, self.unit.view, self.unit.shard)
 
     @property
     def bytes_kept(self) -> int:
-        """Bytes of the objects that the record vouches for."""
+        """Total size of the objects, bytes."""
         return sum(self.sizes.values())
 
     def good_rows(self) -> npt.NDArray[np.int64]:
-        """The rows that may be trained on, ascending."""
+        """The rows that are not bad, ascending."""
         return np.setdiff1d(np.arange(self.unit.rows), np.fromiter(self.bad, np.int64, len(self.bad)))
 
     @property
@@ -68,18 +85,12 @@ class CommitRecord:
         return int(crc32c(_json(self._body())))
 
     def to_bytes(self) -> bytes:
-        """The record's file. Its last check is `self`, the crc32c of the rest."""
+        """The content of the record's file; `self` is the crc32c of the rest."""
         return _json({**self._body(), "self": self.checksum})
 
     def _body(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
-            "member": self.member,
-            "segment": self.unit.segment,
-            "view": self.unit.view,
-            "shard": self.unit.shard,
-            "name": self.unit.name,
-            "rows": self.unit.rows,
+            **_identity(self.member, self.unit),
             "bad": {str(row): reason for row, reason in self.bad.items()},
             "objects": dict(self.sizes),
             "crc32c": {array: crcs.tolist() for array, crcs in self.crcs.items()},
@@ -90,9 +101,9 @@ class CommitRecord:
 
 
 def parse_record(data: bytes, member: str, unit: Unit, arrays: tuple[ArraySpec, ...]) -> CommitRecord:
-    """The record of `unit`, checked against its own checksum and against what the unit and the arrays demand."""
+    """Parse and check the record of `unit`. CacheError if it is damaged or does not fit the unit or the arrays."""
     where = commit_name(member, unit.segment, unit.view, unit.shard)
-    try:
+    with _no_record(where):
         body = _body_of(data, where, member, unit)
         checksums = {array.name: array.checksums(unit.rows) for array in arrays} | dict.fromkeys(
             set(body["crc32c"]) - {array.name for array in arrays}, unit.rows
@@ -107,10 +118,6 @@ def parse_record(data: bytes, member: str, unit: Unit, arrays: tuple[ArraySpec, 
             None if body["calibration"] is None else int(body["calibration"]),
             int(body["clipped"]),
         )
-    except CacheError:
-        raise
-    except _NO_RECORD as error:
-        raise CacheError(f"{where}: not a commit record ({error!r:.200}); run `unic-cache repair`") from error
     expected = {
         object_name(member, unit.segment, unit.view, array, unit.shard, part): object_bytes(
             array, unit.extent, unit.rows, part
@@ -120,30 +127,26 @@ def parse_record(data: bytes, member: str, unit: Unit, arrays: tuple[ArraySpec, 
     }
     if set(record.sizes) != set(expected) or set(record.crcs) != {array.name for array in arrays}:
         raise CacheError(
-            f"{where}: vouches for {sorted(record.crcs)} in {len(record.sizes)} objects, but the spec asks for "
+            f"{where}: lists {sorted(record.crcs)} in {len(record.sizes)} objects, but the spec asks for "
             f"{sorted(array.name for array in arrays)} in {len(expected)}; run `unic-cache repair`"
         )
     if any(size not in expected[name] for name, size in record.sizes.items()):
-        raise CacheError(f"{where}: its sizes of objects are not those of {unit.rows} rows; run `unic-cache repair`")
+        raise CacheError(f"{where}: the sizes of its objects do not fit {unit.rows} rows; run `unic-cache repair`")
     if any(not 0 <= row < unit.rows for row in record.bad):
         raise CacheError(f"{where}: names bad rows outside of 0 to {unit.rows - 1}; run `unic-cache repair`")
     return record
 
 
 def calibration_of(data: bytes, member: str, unit: Unit) -> int | None:
-    """The calibration's checksum of the record of `unit`, which without that calibration cannot be checked further."""
+    """The checksum of the calibration that `unit` was made with; without the calibration, no more can be checked."""
     where = commit_name(member, unit.segment, unit.view, unit.shard)
-    try:
+    with _no_record(where):
         found = _body_of(data, where, member, unit)["calibration"]
         return None if found is None else int(found)
-    except CacheError:
-        raise
-    except _NO_RECORD as error:
-        raise CacheError(f"{where}: not a commit record ({error!r:.200}); run `unic-cache repair`") from error
 
 
 def is_whole(data: bytes, member: str, unit: Unit) -> bool:
-    """Whether a record is undamaged and stands in its place: if it cannot be parsed, it was made for another index."""
+    """Whether a record is intact and in its place: if it still does not parse, it belongs to another index."""
     try:
         body: dict[str, Any] = json.loads(data)
         own = body.pop("self")
@@ -153,18 +156,32 @@ def is_whole(data: bytes, member: str, unit: Unit) -> bool:
     return bool(own == crc32c(_json(body)) and place == [member, unit.segment, unit.view, unit.shard])
 
 
+@contextmanager
+def _no_record(where: str) -> Iterator[None]:
+    """Turn whatever parsing damaged JSON raises into a CacheError."""
+    try:
+        yield
+    except CacheError:
+        raise
+    except _NO_RECORD as error:
+        raise CacheError(f"{where}: not a commit record ({error!r:.200}); run `unic-cache repair`") from error
+
+
 def _body_of(data: bytes, where: str, member: str, unit: Unit) -> dict[str, Any]:
-    """A record's JSON, checked against its own checksum and against where it stands."""
+    """A record's JSON, checked against its own checksum and its place in the cache."""
     body: dict[str, Any] = json.loads(data)
     own = body.pop("self")
     if own != crc32c(_json(body)):
         raise CacheError(f"{where}: its checksum does not fit its content; run `unic-cache repair`")
-    _check_identity(where, body, member, unit)
+    for key, value in _identity(member, unit).items():
+        if body[key] != value:
+            raise CacheError(f"{where}: says {key} {body[key]!r:.80}, but stands where {key} is {value!r}")
     return body
 
 
-def _check_identity(where: str, body: dict[str, Any], member: str, unit: Unit) -> None:
-    expected = {
+def _identity(member: str, unit: Unit) -> dict[str, Any]:
+    """What a record says of its place."""
+    return {
         "format": FORMAT,
         "member": member,
         "segment": unit.segment,
@@ -173,16 +190,13 @@ def _check_identity(where: str, body: dict[str, Any], member: str, unit: Unit) -
         "name": unit.name,
         "rows": unit.rows,
     }
-    for key, value in expected.items():
-        if body[key] != value:
-            raise CacheError(f"{where}: says {key} {body[key]!r:.80}, but stands where {key} is {value!r}")
 
 
 def _crcs(where: str, values: Any, rows: int) -> Crcs:
     crcs = np.asarray(values, dtype=np.int64)
     if crcs.shape != (rows,) or (crcs < 0).any() or (crcs >= 2**32).any():
         raise CacheError(
-            f"{where}: a list of checksums does not have one 32-bit number for each of {rows} rows or chunks"
+            f"{where}: a list of checksums does not hold one 32-bit number for each of {rows} rows or chunks"
         )
     return crcs.astype(np.uint32)
 

@@ -1,6 +1,10 @@
-"""Which view of which image: the key by which pixels and features are joined."""
+"""Which view of which image: the key that joins pixels and features."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from unic_cache.cache import Cache
+from unic_cache.store.commit import Unit
 
 
 class Address(NamedTuple):
@@ -13,5 +17,15 @@ class Address(NamedTuple):
 
     @property
     def unit(self) -> tuple[int, int, int]:
-        """What has a commit record of its own: segment, shard and number of the view."""
+        """Segment, shard and number of the view: what one commit record covers."""
         return self.segment, self.shard, self.number
+
+
+def addresses(unit: Unit, rows: Sequence[int]) -> list[Address]:
+    """The addresses of rows of a unit."""
+    return [Address(unit.segment, unit.shard, row, unit.number) for row in rows]
+
+
+def shown(cache: Cache, wanted: Sequence[Address]) -> list[tuple[int, int]]:
+    """The (sample key, view number) of each address: what view and kept tokens are drawn from."""
+    return [(cache.entry(item.segment, item.shard).keys[item.row], item.number) for item in wanted]

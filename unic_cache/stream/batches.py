@@ -195,11 +195,11 @@ class _Group:
 
     def _place(self, item: Address) -> str:
         cache, views = self._stream.cache, self._stream.views
-        return f"{cache.unit(item.segment, item.shard, views.name(item.number))}, row {item.row}"
+        return f"{cache.unit(item.segment, item.shard, views, item.number)}, row {item.row}"
 
 
 def _committed(stream: Stream, teacher: CachedTeacher, item: Address) -> CommitRecord:
-    return committed_record(stream.cache, teacher, stream.views.name(item.number), item.segment, item.shard)
+    return committed_record(teacher, stream.cache.unit(item.segment, item.shard, stream.views, item.number))
 
 
 def _carve(stream: Stream, images: int) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:

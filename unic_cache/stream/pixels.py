@@ -1,6 +1,6 @@
-"""Pixels by address, made ahead of need: decoded and augmented from the tars, or read from the views that were kept.
+"""Pixels by address, made ahead of need: decoded and augmented from the tars, or read from the cache's kept views.
 
-Pillow and numpy release the interpreter lock in all that takes time, so threads do what worker processes would, and
+Pillow and numpy release the interpreter lock during slow operations, so threads serve as worker processes would, and
 each view is written once, into the batch that the model reads.
 
 Letters: B images, H and W pixels.
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,38 +32,36 @@ from unic_cache.views.decode import decode
 from unic_cache.views.index import ShardEntry
 from unic_cache.views.shards import OpenShard
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Image = npt.NDArray[np.uint8]
 OPEN_SHARDS = files_at_once(64, 16)
 
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """Views and what became of them."""
+    """A batch of views, their checksums, and why some are missing."""
 
     views_BHWC: Image
     crcs: npt.NDArray[np.uint32]  # crc32c of each view, 0 where bad
-    bad: dict[int, str]  # position in the batch -> why there is no view; its pixels are zeros
+    bad: dict[int, str]  # position in the batch -> why it has no view; its pixels are zeros
 
 
-Finish = Callable[[], ViewBatch]  # waits for a batch that was begun
+Finish = Callable[[], ViewBatch]  # waits for a batch that was started
 
 
 class PixelSource(Protocol):
     """Where views come from."""
 
     def start(self, wanted: Sequence[Address], size: int) -> Finish:
-        """Begin a batch of `size` views, zeros behind those that are wanted, in memory of its own."""
+        """Start a batch of `size` views in memory of its own: those wanted, then zeros."""
         ...
 
     def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
-        """Batches whose views go into `views_NHWC`, one after the other: what begins each."""
+        """Functions that start each batch; the views go into `views_NHWC`, batch after batch."""
         ...
 
 
 def blank(size: int, views: Views, pin: bool) -> Image:
-    """Room for a batch of views, zeros; in page-locked memory, from which a GPU copies by itself, if `pin`."""
+    """Zeros (size, H, W, 3) for a batch of views; with `pin` in page-locked memory, which a GPU copies by itself."""
     return torch.zeros(size, views.size, views.size, 3, dtype=torch.uint8, pin_memory=pin).numpy()
 
 
@@ -78,7 +76,7 @@ class ShardPixels:
         pin: bool = False,
         seen: Seen | None = None,
     ) -> None:
-        """With `seen`, a picture that is not the one that the cache has seen is an error: CacheError."""
+        """With `seen`, an image that differs from the one the cache has seen raises CacheError."""
         self.pin = pin
         self.seen = seen
         self.views = views
@@ -88,12 +86,13 @@ class ShardPixels:
         self._lock = threading.Lock()
 
     def start(self, wanted: Sequence[Address], size: int) -> Finish:
-        """One task a view, each filling its own slot of the batch."""
+        """Start one task per view; each fills its own slot of the batch."""
         return self._start(wanted, blank(size, self.views, self.pin))
 
     def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
-        """Each batch on its own."""
-        return [partial(self._start, *pair) for pair in zip(batches, slices(batches, views_NHWC), strict=True)]
+        """Each batch starts on its own."""
+        stops = np.cumsum([len(batch) for batch in batches])
+        return [partial(self._start, *pair) for pair in zip(batches, np.split(views_NHWC, stops[:-1]), strict=True)]
 
     def _start(self, wanted: Sequence[Address], views_BHWC: Image) -> Finish:
         tasks = [self._pool.submit(self._fill, item, views_BHWC[place]) for place, item in enumerate(wanted)]
@@ -108,13 +107,12 @@ class ShardPixels:
         return finish
 
     def _fill(self, wanted: Address, out: Image) -> int | str:
-        """Write one view into `out`; its crc32c, or why there is none."""
-        path, entry = self.tars[wanted.segment, wanted.shard]
-        data = self._shard(wanted, path, entry).read(wanted.row)
+        """Write one view into `out`; return its crc32c, or why there is none."""
         place, where = (wanted.segment, wanted.shard), partial(self.where, wanted)
+        data = self._shard(place).read(wanted.row)
         try:
             image = decode(data)
-            out[:] = make_view(image, self.views, entry.keys[wanted.row], wanted.number)
+            make_view(image, self.views, self.tars[place][1].keys[wanted.row], wanted.number, out)
         except ImageError as error:
             if self.seen is not None:
                 self.seen.fails(place, wanted.row, where, str(error))
@@ -124,21 +122,18 @@ class ShardPixels:
         return pixel_crc(out)
 
     def where(self, wanted: Address) -> str:
-        """The row for people: its tar, its number, and what the tar calls it."""
-        path, _ = self.tars[wanted.segment, wanted.shard]
-        return f"{path}, row {wanted.row} ({self.name(wanted)})"
+        """The row for messages: its tar, its number and its name in the tar."""
+        return f"{self.tars[wanted.segment, wanted.shard][0]}, row {wanted.row} ({self.name(wanted)})"
 
     def name(self, wanted: Address) -> str:
-        """What the tar calls the image of the row."""
-        path, entry = self.tars[wanted.segment, wanted.shard]
-        return self._shard(wanted, path, entry).name(wanted.row)
+        """The image's name in the tar."""
+        return self._shard((wanted.segment, wanted.shard)).name(wanted.row)
 
-    def _shard(self, wanted: Address, path: str, entry: ShardEntry) -> OpenShard:
-        place = (wanted.segment, wanted.shard)
+    def _shard(self, place: tuple[int, int]) -> OpenShard:
         with self._lock:
             shard = self._open.get(place)
             if shard is None:
-                shard = self._open[place] = OpenShard(path, entry)
+                shard = self._open[place] = OpenShard(*self.tars[place])
                 if len(self._open) > OPEN_SHARDS:
                     self._open.popitem(last=False)
             self._open.move_to_end(place)
@@ -146,9 +141,9 @@ class ShardPixels:
 
 
 class KeptPixels:
-    """Views read from the cache, for caches made with --keep-views: no tars, no decoding.
+    """Views read from a cache made with --keep-views: no tars, no decoding.
 
-    Broken ones are an error, or bad as an image is bad where `skip_broken` says so.
+    A broken view raises BrokenError; with `skip_broken` it counts as a bad image.
     """
 
     def __init__(
@@ -161,7 +156,7 @@ class KeptPixels:
         self._pool = pool
 
     def has(self, wanted: Address) -> bool:
-        """Whether the view's pixels are committed, whole or not."""
+        """Whether the view's pixels are committed, intact or not."""
         try:
             return self._record(wanted) is not None
         except BrokenError:
@@ -176,12 +171,12 @@ class KeptPixels:
         return lambda: replace(finish(), views_BHWC=views_BHWC)
 
     def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
-        """All are begun at once: each chunk is read once for all batches."""
+        """Start all at once: each chunk is read once for all batches."""
         reader = self.cache.pixel_rows
         assert reader is not None
         wanted = pieces([item for batch in batches for item in batch])
         (rgb,) = reader.member.arrays
-        threads = self._pool if rgb.tile else self.cache.readers(self._pool)  # those that work, or those that wait
+        threads = self._pool if rgb.tile else self.cache.readers(self._pool)  # unpacking works, plain reads wait
         gathering = Gathering(threads, wanted, self._committed, reader, {rgb.name: views_NHWC})
         stops = np.cumsum([len(batch) for batch in batches]).tolist()
 
@@ -206,23 +201,22 @@ class KeptPixels:
         return record
 
     def _record(self, wanted: Address) -> CommitRecord | None:
-        view = self.views.name(wanted.number)
-        return self.cache.pixel_record(self.cache.unit(wanted.segment, wanted.shard, view))
+        return self.cache.pixel_record(self.cache.unit(wanted.segment, wanted.shard, self.views, wanted.number))
 
 
 class Pixels:
-    """Views from the best source that has them: kept pixels first, the tars otherwise."""
+    """Views from the best source that has them: kept pixels, else the tars."""
 
     def __init__(self, kept: KeptPixels, decoded: ShardPixels) -> None:
         self.kept = kept
         self.decoded = decoded
 
     def start(self, wanted: Sequence[Address], size: int) -> Finish:
-        """A batch from one source. CacheError where a view has neither kept pixels nor a tar."""
+        """Start a batch from one source. CacheError if a view has neither kept pixels nor a tar."""
         return self._source(wanted).start(wanted, size)
 
     def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
-        """Each batch from one source, and neighbours of one source as a group of it."""
+        """Each batch comes from one source; neighbours from one source form a group of it."""
         begins: list[Callable[[], Finish]] = []
         for source, numbers in groupby(range(len(batches)), lambda number: self._source(batches[number])):
             own = list(numbers)
@@ -237,15 +231,9 @@ class Pixels:
             return self.kept
         for item in firsts:
             if (item.segment, item.shard) not in self.decoded.tars:
-                cache, view = self.kept.cache, self.kept.views.name(item.number)
+                unit = self.kept.cache.unit(item.segment, item.shard, self.kept.views, item.number)
                 raise CacheError(
-                    f"{cache.location.url}: view {view} of shard {cache.entry(item.segment, item.shard).name} has no "
-                    "kept pixels and its tar was not given; add it to --shards"
+                    f"{self.kept.cache.location.url}: {unit} has no kept pixels and its tar was not given; add it to "
+                    "--shards"
                 )
         return self.decoded
-
-
-def slices(batches: Sequence[Sequence[Address]], rows: Image) -> list[Image]:
-    """Each batch's part of rows that hold the batches one after the other."""
-    stops = np.cumsum([len(batch) for batch in batches]).tolist()
-    return [rows[stop - len(batch) : stop] for batch, stop in zip(batches, stops, strict=True)]

@@ -13,9 +13,10 @@ import numpy as np
 
 from unic_cache.cache import Cache
 from unic_cache.config import Views
-from unic_cache.errors import CacheError, ConfigError
+from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import load_npz, save_npz
+from unic_cache.store.commit import view_called
 from unic_cache.stream.address import Address
 from unic_cache.stream.pixels import ShardPixels
 from unic_cache.views.augment import AUGMENT_VERSION
@@ -45,16 +46,7 @@ def probe_name(views: Views) -> str:
 def is_probe(name: str) -> bool:
     """Whether a file is called as a recipe's probe is."""
     match = PROBE_FILE.fullmatch(name)
-    return match is not None and is_view(f"{match[1]}-000")
-
-
-def is_view(name: str) -> bool:
-    """Whether a folder is called as a view is."""
-    try:
-        views, number = Views.parse(name)
-    except ConfigError:
-        return False
-    return views.name(number) == name
+    return match is not None and view_called(f"{match[1]}-000") is not None
 
 
 def settle_probe(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError, CacheError
-from unic_cache.store.commit import CommitRecord
+from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.stream.address import Address
 
 Ints = npt.NDArray[np.int64]
@@ -60,7 +60,7 @@ def usable_rows(
         fine, whole = np.ones((2, cache.entry(segment, shard).rows), bool)
         for number in numbers:
             try:
-                records = committed_records(cache, teachers, views.name(number), segment, shard, skip_broken)
+                records = committed_records(teachers, cache.unit(segment, shard, views, number), skip_broken)
             except BrokenError:
                 if not skip_broken:
                     raise
@@ -84,27 +84,24 @@ def all_rows(cache: Cache, shards: Sequence[str]) -> Rows:
     return Rows(table[0], table[1], table[2])
 
 
-def committed_records(
-    cache: Cache, teachers: Sequence[CachedTeacher], view: str, segment: int, shard: int, may_differ: bool
-) -> list[CommitRecord]:
+def committed_records(teachers: Sequence[CachedTeacher], unit: Unit, may_differ: bool) -> list[CommitRecord]:
     """All teachers' records of a unit. BrokenError where one is missing or, but for `may_differ`, saw other pixels."""
-    records = [committed_record(cache, teacher, view, segment, shard) for teacher in teachers]
+    records = [committed_record(teacher, unit) for teacher in teachers]
     for teacher, record in zip(teachers, records, strict=True):
         if not may_differ and not np.array_equal(record.pixels, records[0].pixels):
             raise BrokenError(
-                f"{cache.location.url}: {teachers[0].name} and {teacher.name} saw different pixels in {record.unit}; "
+                f"{teacher.member.location.url}: {teachers[0].name} and {teacher.name} saw different pixels in {unit}; "
                 "two caches were mixed; keep them apart"
             )
     return records
 
 
-def committed_record(cache: Cache, teacher: CachedTeacher, view: str, segment: int, shard: int) -> CommitRecord:
-    """The commit record; BrokenError where the unit is not committed."""
-    unit = cache.unit(segment, shard, view)
+def committed_record(teacher: CachedTeacher, unit: Unit) -> CommitRecord:
+    """The commit record. BrokenError if the unit is not committed."""
     record = teacher.record(unit)
     if record is None:
         raise BrokenError(
-            f"{cache.location.url}: {teacher.name} has no {unit}: it was never extracted, or extraction did not "
-            "finish; run the same `unic-cache extract` again, or train on fewer views with --views"
+            f"{teacher.member.location.url}: {teacher.name} has no {unit}: it was never extracted, or extraction did "
+            "not finish; run the same `unic-cache extract` again, or train on fewer views with --views"
         )
     return record

@@ -8,6 +8,7 @@ with antialiasing and clamped to [0, 1] again; then (x - mean) / std.
 
 import dataclasses
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,27 @@ class Teacher:
             grid=(spec.input_size // spec.stride,) * 2 if "patch" in found else None,
         )
 
-    @torch.inference_mode()
     def __call__(self, views_BHWC: torch.Tensor) -> dict[str, torch.Tensor]:
         """{"cls": (B, D) float32, "patch": (B, T, D) float32} of uint8 views on the teacher's device.
 
         In bfloat16 or float16 the weights stay float32 and torch's autocast runs the products in the short type. T runs
         over the grid row by row. TeacherError where an answer is NaN or infinite.
         """
+        answer = self.tokens(views_BHWC)
+        self.check(finite(answer))
+        return answer
+
+    @torch.inference_mode()
+    def tokens(self, views_BHWC: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As the call, unchecked."""
         short = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with float32_products(tf32=False), short:
             found = tokens(self.model, self._prepare(views_BHWC), self.spec)
-        answer = {kind: values.float().contiguous() for kind, values in found.items()}
-        for kind, values in answer.items():
-            finite_B = values.isfinite().flatten(1).all(dim=1)
+        return {kind: values.float().contiguous() for kind, values in found.items()}
+
+    def check(self, flags: Mapping[str, torch.Tensor]) -> None:
+        """TeacherError unless all `flags`, as `finite` gives them, are true."""
+        for kind, finite_B in flags.items():
             if not finite_B.all():
                 rows = (~finite_B).nonzero().flatten().tolist()
                 raise TeacherError(
@@ -70,7 +79,6 @@ class Teacher:
                     f"images, at {rows[:SHOWN_ROWS]} of this batch; check its weights"
                     + ("" if self.dtype == torch.float32 else f", or run it in float32 instead of {self.dtype}")
                 )
-        return answer
 
     def _prepare(self, views_BHWC: torch.Tensor) -> torch.Tensor:
         images_BCHW = views_BHWC.permute(0, 3, 1, 2).to(torch.float32) / 255
@@ -79,6 +87,11 @@ class Teacher:
             resized = interpolate(images_BCHW, size=size, mode="bicubic", antialias=True, align_corners=False)
             images_BCHW = resized.clamp(0, 1)
         return (images_BCHW - self._mean_CHW) / self._std_CHW
+
+
+def finite(tokens: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Token kind -> (B,) whether all of an image's values are finite, on their device."""
+    return {kind: values.isfinite().flatten(1).all(dim=1) for kind, values in tokens.items()}
 
 
 def load_teacher(

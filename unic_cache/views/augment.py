@@ -1,10 +1,10 @@
-"""Views: an image under one augmentation, as a pure function of (recipe, size, seed, sample key, number).
+"""Views: augmented images, each a pure function of (recipe, size, seed, sample key, number).
 
 A teacher sees view 17 of an image today and the student sees the same pixels years later, so nothing here may depend
 on the machine: parameters come from raw Philox words by additions, products, quotients and square roots alone,
-Pillow crops and resizes in fixed point, and colour and blur are integer arithmetic (`pixels`).
+Pillow crops and resizes in fixed point, and colour and blur are integer arithmetic (`colour`).
 
-Each parameter has its own word, so no draw depends on another's outcome; `light` is `unic` with the colours left.
+Each parameter has its own word, so no draw depends on another's outcome; `light` is `unic` without colour and blur.
 """
 
 import math
@@ -17,12 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from unic_cache import config
+from unic_cache.config import Views
 from unic_cache.draws import Purpose, uniforms, words
-from unic_cache.views import colour as pixels
-from unic_cache.views.decode import decode, decoder_versions
-
-__all__ = ["AUGMENT_VERSION", "Parameters", "decode", "decoder_versions", "make_view", "parameters", "pixel_crc"]
+from unic_cache.views import colour
 
 View: TypeAlias = npt.NDArray[np.uint8]
 
@@ -31,34 +28,34 @@ AUGMENT_VERSION = 1  # must change whenever any pixel of any view does; the gold
 _TRIES = 10  # of a crop that fits, as in torchvision
 _LOG_RATIO = 0.28768207245178090  # ln(4/3): aspect ratios between 3/4 and 4/3
 
-# Words 0 to 19 are the tries' areas and aspect ratios; then, one word each but for the four of order and factors:
+# Words 0 to 19: area and aspect ratio of each try; then one word each, but four each for order and factors:
 _LEFT, _TOP, _FLIP, _JITTER = 20, 21, 22, 23
 _ORDER, _FACTORS = 24, 28
 _GRAYSCALE, _BLUR, _SIGMA, _SOLARIZE = 32, 33, 34, 35
 _WORDS = 36
 
-_COLOURS: tuple[tuple[Callable[[pixels.Planes, float], pixels.Planes], float, float], ...] = (
-    (pixels.brightness, 0.6, 1.4),
-    (pixels.contrast, 0.6, 1.4),
-    (pixels.saturation, 0.8, 1.2),
-    (pixels.hue, -0.1, 0.1),
+_COLOURS: tuple[tuple[Callable[[colour.Planes, float], colour.Planes], float, float], ...] = (
+    (colour.brightness, 0.6, 1.4),
+    (colour.contrast, 0.6, 1.4),
+    (colour.saturation, 0.8, 1.2),
+    (colour.hue, -0.1, 0.1),
 )
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What one view of recipe `unic` does, in the order in which it is done."""
+    """One view of recipe `unic`: its operations in the order they run."""
 
     crop: tuple[int, int, int, int]  # left, top, right, bottom, pixels of the image
     flip: bool
-    jitter: tuple[tuple[int, float], ...]  # (which of brightness, contrast, saturation, hue; its factor), in order
+    jitter: tuple[tuple[int, float], ...]  # (index into _COLOURS, factor), in order
     grayscale: bool
     sigma: float | None  # of the blur, pixels of the view
     solarize: bool
 
 
 def parameters(size: tuple[int, int], seed: int, key: int, number: int) -> Parameters:
-    """The draws for view `number` of an image of `size` (width, height); `key` is the sample key's crc32.
+    """Draws for view `number` of an image of `size` (width, height); `key` is the sample key's crc32.
 
     Crop 8% to 100% of the area at aspect 3/4 to 4/3, flip .5, jitter (.4, .4, .2, .1) in any order with p .8,
     grayscale .2, blur of sigma .1 to 5 with p .2, solarize .2: the augmentation of UNIC (arXiv 2408.05088).
@@ -77,25 +74,27 @@ def parameters(size: tuple[int, int], seed: int, key: int, number: int) -> Param
     )
 
 
-def make_view(image: Image.Image, views: config.Views, key: int, number: int) -> View:
-    """View `number` of a decoded image: (size, size, 3) uint8 RGB, C-contiguous, un-normalised.
+def make_view(image: Image.Image, views: Views, key: int, number: int, out: View | None = None) -> View:
+    """View `number` of a decoded image: (size, size, 3) uint8 RGB, not normalized; written to `out` if given.
 
-    `image` is what `decode` gives; `key` is the crc32 of the sample's key.
+    `image` comes from `decode`; `key` is the crc32 of the sample's key.
     """
-    return _RECIPES[views.recipe](image, views, key, number)
+    out = np.empty((views.size, views.size, 3), np.uint8) if out is None else out
+    _RECIPES[views.recipe](image, views, key, number, out)
+    return out
 
 
 def pixel_crc(view: View) -> int:
-    """crc32c of the view's bytes: what stage one keeps and stage two compares."""
+    """crc32c of the view's bytes: extraction stores it, training compares it."""
     return int(crc32c.crc32c(view.data))
 
 
 def _crop(size: tuple[int, int], draw: list[float]) -> tuple[int, int, int, int]:
-    """The first of ten random boxes that fits, at a random place; else the largest central one of aspect 3/4 to 4/3."""
+    """The first of ten random boxes that fits, at a random place; else the largest central box of aspect 3/4 to 4/3."""
     width, height = size
     for attempt in range(_TRIES):
         area = width * height * (0.08 + 0.92 * draw[2 * attempt])
-        ratio = pixels.exp(_LOG_RATIO * (2.0 * draw[2 * attempt + 1] - 1.0))
+        ratio = colour.exp(_LOG_RATIO * (2.0 * draw[2 * attempt + 1] - 1.0))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left = min(int(draw[_LEFT] * (width - w + 1)), width - w)
@@ -107,45 +106,42 @@ def _crop(size: tuple[int, int], draw: list[float]) -> tuple[int, int, int, int]
 
 
 def _cropped(image: Image.Image, drawn: Parameters, size: int) -> Image.Image:
-    """Cropped first, then resized: nothing outside the box reaches the view."""
+    """Crop, then resize: no pixel outside the box influences the view."""
     small = image.crop(drawn.crop).resize((size, size), Image.Resampling.BICUBIC)
     return small.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if drawn.flip else small
 
 
-def _unic(image: Image.Image, views: config.Views, key: int, number: int) -> View:
+def _unic(image: Image.Image, views: Views, key: int, number: int, out: View) -> None:
     drawn = parameters(image.size, views.seed, key, number)
     view = _cropped(image, drawn, views.size)
     planes = np.stack([np.asarray(channel) for channel in view.split()])
     for which, factor in drawn.jitter:
         planes = _COLOURS[which][0](planes, factor)
     if drawn.grayscale:
-        planes = pixels.grayscale(planes)
+        planes = colour.grayscale(planes)
     if drawn.sigma is not None:
-        planes = pixels.blur(planes, drawn.sigma)
+        planes = colour.blur(planes, drawn.sigma)
     if drawn.solarize:
-        planes = pixels.solarize(planes)
-    return _interleaved(planes)
+        planes = colour.solarize(planes)
+    for channel, plane in enumerate(planes):
+        out[:, :, channel] = plane
 
 
-def _light(image: Image.Image, views: config.Views, key: int, number: int) -> View:
-    return np.array(_cropped(image, parameters(image.size, views.seed, key, number), views.size))
+def _light(image: Image.Image, views: Views, key: int, number: int, out: View) -> None:
+    out[:] = np.asarray(_cropped(image, parameters(image.size, views.seed, key, number), views.size))
 
 
-def _center(image: Image.Image, views: config.Views, key: int, number: int) -> View:
-    """The shorter side to `size`, then the centre: in one step, so that no long strip is ever resized whole."""
+def _center(image: Image.Image, views: Views, key: int, number: int, out: View) -> None:
+    """Resize the shorter side to `size` and crop the centre, in one step: a long strip is never resized whole."""
     del key, number
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     box = (left, top, left + side, top + side)
-    return np.array(image.resize((views.size, views.size), Image.Resampling.BICUBIC, box=box))
+    out[:] = np.asarray(image.resize((views.size, views.size), Image.Resampling.BICUBIC, box=box))
 
 
-def _interleaved(planes: pixels.Planes) -> View:
-    return np.array(Image.merge("RGB", [Image.fromarray(plane) for plane in planes]))
-
-
-_RECIPES: dict[str, Callable[[Image.Image, config.Views, int, int], View]] = {
+_RECIPES: dict[str, Callable[[Image.Image, Views, int, int, View], None]] = {
     "unic": _unic,
     "light": _light,
     "center": _center,

@@ -1,9 +1,9 @@
 """Colour and blur in integer arithmetic: equal to the bit on every machine.
 
-Floating-point kernels round differently from one instruction set to the next; int32 arithmetic does not. Each
-function follows torchvision's definition to within two levels of 255 (held by tests) and rounds to nearest.
+Floating-point kernels round differently between instruction sets; int32 arithmetic does not. Each function follows
+torchvision's definition to within two levels of 255 (tested) and rounds to nearest.
 
-Shapes: `planes` is (3, H, W) uint8, red, green, blue; a result is a new array of the same shape and type.
+`planes` is (3, H, W) uint8: red, green, blue. Each function returns a new array of the same shape and type.
 """
 
 from typing import TypeAlias
@@ -35,18 +35,18 @@ def luma(planes: Planes) -> Fixed:
 
 
 def brightness(planes: Planes, factor: float) -> Planes:
-    """Each level times `factor`."""
+    """Multiply each level by `factor`."""
     return _blend(planes, 0, factor)
 
 
 def contrast(planes: Planes, factor: float) -> Planes:
-    """A blend with the image's mean grey."""
+    """Blend with the image's mean grey."""
     grey = luma(planes)
     return _blend(planes, (2 * int(grey.sum(dtype=np.int64)) + grey.size) // (2 * grey.size), factor)
 
 
 def saturation(planes: Planes, factor: float) -> Planes:
-    """A blend of each pixel with its own grey."""
+    """Blend each pixel with its own grey."""
     return _blend(planes, luma(planes), factor)
 
 
@@ -79,19 +79,19 @@ def hue(planes: Planes, turn: float) -> Planes:
 
 
 def grayscale(planes: Planes) -> Planes:
-    """All three channels their grey."""
+    """Set all three channels to their grey."""
     return np.broadcast_to(luma(planes).astype(np.uint8), planes.shape).copy()
 
 
 def solarize(planes: Planes) -> Planes:
-    """Levels of half the range and above, 128 to 255, inverted."""
+    """Invert levels from 128 up."""
     return np.asarray(planes ^ ((planes >> 7) * np.uint8(255)), dtype=np.uint8)
 
 
 def blur(planes: Planes, sigma: float) -> Planes:
-    """Gaussian of 9 x 9 taps, `sigma` in pixels, the borders reflected without repeating the edge.
+    """Gaussian blur with 9 x 9 taps; `sigma` in pixels. Borders are reflected without repeating the edge.
 
-    Separable; 7 fractional bits are kept between the two passes, and both fit int32: 2**15 * 255 * 2**7 < 2**31.
+    Separable, with 7 fractional bits between the two passes; both fit int32: 2**15 * 255 * 2**7 < 2**31.
     """
     weights = kernel(sigma)
     padded = np.pad(planes, ((0, 0), (BLUR_RADIUS, BLUR_RADIUS), (BLUR_RADIUS, BLUR_RADIUS)), mode="reflect")
@@ -122,7 +122,7 @@ def kernel(sigma: float) -> tuple[int, ...]:
 
 
 def exp(x: float) -> float:
-    """e**x for |x| <= 60 from additions and products alone, which every machine rounds alike (libm does not)."""
+    """e**x for |x| <= 60, from additions and products alone: every machine rounds those alike, but not libm."""
     small, term, series = x / 64.0, 1.0, 1.0
     for order in range(1, 20):
         term *= small / order
@@ -142,13 +142,13 @@ def _blend(planes: Planes, other: Fixed | int, factor: float) -> Planes:
 
 
 def _select(mask: npt.NDArray[np.bool_], one: Signed, other: Signed) -> Signed:
-    """`one` where the mask is true, else `other`; by bits, several times as fast as np.where on noisy masks."""
+    """`one` where `mask`, else `other`; bitwise, several times as fast as np.where on noisy masks."""
     bits = -mask.astype(np.int16)
     return np.asarray(other ^ ((one ^ other) & bits), dtype=np.int16)
 
 
 def _filter(rows: Fixed, weights: tuple[int, ...]) -> Fixed:
-    """The weighted sum over the first axis, which loses `BLUR_RADIUS` at each end."""
+    """The weighted sum over the first axis, which shrinks by `BLUR_RADIUS` at each end."""
     height = len(rows) - 2 * BLUR_RADIUS
     total = rows[BLUR_RADIUS : BLUR_RADIUS + height] * np.int32(weights[0])
     pair = np.empty_like(total)

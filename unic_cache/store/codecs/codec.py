@@ -114,6 +114,20 @@ class Int4:
         return rotated_BTD @ hadamard(rotated_BTD.shape[-1], pairs.device).T
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Arrays of B rows, and how many values of each image the codec changed by more than a step; None: it cannot."""
+
+    arrays: dict[str, Tensor]
+    clipped_B: Tensor | None = None
+
+
+def encoded(codec: "FeatureCodec", tokens: Mapping[str, Tensor]) -> Encoded:
+    """`codec.encode`, with `clipped` beside the arrays."""
+    arrays = codec.encode(tokens)
+    return Encoded(arrays, arrays.pop("clipped", None))
+
+
 FITTED = "klt"  # the codec that needs a calibration
 FIXED_CODECS: dict[str, Codec] = {"f16": F16(), "int8": Int8(), "int4": Int4()}
 
