@@ -202,12 +202,11 @@ def recoded(
     for first in range(0, unit.rows, BATCH):
         rows = range(first, min(first + BATCH, unit.rows))
         seed, shown = shown_rows(source, unit, rows)
-        found = {name: values.cpu().numpy() for name, values in coder.encode(next(parts), seed, shown).items()}
+        found = coder.encode(next(parts), seed, shown)
         good = np.array([place for place, row in enumerate(rows) if row not in record.bad], np.int64)
-        if "clipped" in found:
-            clipped += int(found.pop("clipped")[good].sum())
-        for name, values in found.items():
-            arrays[name][first + good] = values[good]
+        clipped += 0 if found.clipped_B is None else int(found.clipped_B.cpu()[good].sum())
+        for name, values in found.arrays.items():
+            arrays[name][first + good] = values.cpu().numpy()[good]
         progress.advance(len(rows))
     return arrays, record.clipped if codes_stay(coder.source.member, coder.target) else clipped
 

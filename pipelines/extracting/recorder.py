@@ -3,7 +3,7 @@
 Letters: B images, H and W pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 from unic_cache.config import Views
 from unic_cache.errors import CacheError, TeacherError
 from unic_cache.store.calibrate import Calibration
-from unic_cache.store.codecs.pixel_codec import to_differences
+from unic_cache.store.codecs.fixed import Encoded
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
-from unic_cache.store.sampling import kept_positions
+from unic_cache.store.sampling import at_positions, kept_positions
 from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher
 
@@ -32,9 +32,10 @@ class PixelRecorder:
     member: Member
     writer: UnitWriter
 
-    def encode(self, views_BHWC: Tensor, unit: Unit, keys: Sequence[int]) -> Mapping[str, Tensor]:  # noqa: ARG002
+    def encode(self, views_BHWC: Tensor, unit: Unit, keys: Sequence[int]) -> Encoded:  # noqa: ARG002
         """The views themselves."""
-        return {"rgb": to_differences(views_BHWC) if self.member.arrays[0].tile else views_BHWC}
+        assert self.member.pixel_codec is not None
+        return Encoded({self.member.arrays[0].name: self.member.pixel_codec.encode(views_BHWC)})
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class FeatureRecorder:
     teacher: Teacher
     calibration: Calibration
 
-    def encode(self, views_BHWC: Tensor, unit: Unit, keys: Sequence[int]) -> Mapping[str, Tensor]:
+    def encode(self, views_BHWC: Tensor, unit: Unit, keys: Sequence[int]) -> Encoded:
         """The arrays' rows of one batch. TeacherError on NaN or infinity, naming the teacher and the shard.
 
         `keys` are the samples' keys; slots behind them are empty.
@@ -59,10 +60,7 @@ class FeatureRecorder:
         tokens = self.calibration.standardize(tokens)
         views, number = Views.parse(unit.view)
         shown = [(key, number) for key in (*keys, *[0] * (len(views_BHWC) - len(keys)))]
-        kept_BN = sampled(self.member, views.seed, shown)
-        if kept_BN is not None:
-            tokens["patch"] = tokens["patch"].take_along_dim(kept_BN.to(self.teacher.device)[..., None], dim=1)
-        return self.member.codec.encode(tokens)
+        return self.member.codec.encode(at_positions(tokens, sampled(self.member, views.seed, shown)))
 
 
 Recorder = PixelRecorder | FeatureRecorder
@@ -71,7 +69,7 @@ Recorder = PixelRecorder | FeatureRecorder
 def sampled(member: Member, seed: int, shown: Sequence[tuple[int, int]]) -> Tensor | None:
     """(B, N) positions of the patch tokens that a member keeps of each (key, view number); None where it keeps all."""
     features = member.features
-    if features is None or features.sampled is None or features.patch_dim is None:
+    if features is None or features.sampled is None or features.grid is None:
         return None
     return torch.from_numpy(kept_positions(seed, shown, features.grid, features.sampled))
 

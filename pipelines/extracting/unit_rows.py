@@ -50,7 +50,7 @@ class UnitRows:
         self.bad: dict[int, str] = {}
         self.crcs: Crcs = np.zeros(self.unit.rows, np.uint32)
         self.clipped = dict.fromkeys(self.recorders, 0)
-        self._under_way: Encoded | None = None
+        self._under_way: Settling | None = None
         self.arrays: dict[str, Arrays] = {
             name: {a.name: np.zeros((self.unit.rows, *a.row), a.dtype) for a in found.member.arrays}
             for name, found in self.recorders.items()
@@ -79,13 +79,12 @@ class UnitRows:
         good = np.array([place for place in range(count) if place not in batch.bad], dtype=np.int64)
         views_BHWC = torch.from_numpy(batch.views_BHWC).to(device, non_blocking=True)
         keys = self.keys[first : first + count]
-        encoded = {
-            name: {part: on_host(values) for part, values in found.encode(views_BHWC, self.unit, keys).items()}
-            for name, found in self.recorders.items()
-        }
+        made = {name: found.encode(views_BHWC, self.unit, keys) for name, found in self.recorders.items()}
+        encoded = {name: {part: on_host(values) for part, values in one.arrays.items()} for name, one in made.items()}
+        clipped = {name: on_host(one.clipped_B) for name, one in made.items() if one.clipped_B is not None}
         copied = None if device.type != "cuda" else torch.cuda.current_stream(device).record_event()
         self._settle()
-        self._under_way = Encoded(first + good, good, encoded, copied)
+        self._under_way = Settling(first + good, good, encoded, clipped, copied)
 
     def commit(self) -> int:
         """Write and commit every member's arrays; the bytes that are kept."""
@@ -104,19 +103,19 @@ class UnitRows:
             batch.copied.synchronize()
         for name, parts in batch.parts.items():
             for part, values in parts.items():
-                if part == "clipped":
-                    self.clipped[name] += int(values[batch.good].sum())
-                else:
-                    self.arrays[name][part][batch.rows] = values.numpy()[batch.good]
+                self.arrays[name][part][batch.rows] = values.numpy()[batch.good]
+        for name, clipped_B in batch.clipped.items():
+            self.clipped[name] += int(clipped_B[batch.good].sum())
 
 
 @dataclass(frozen=True)
-class Encoded:
+class Settling:
     """What the members keep of a batch, on the host once `copied` has happened, and to which rows it belongs."""
 
     rows: npt.NDArray[np.int64]
     good: npt.NDArray[np.int64]  # the batch's places of those rows
     parts: Mapping[str, Mapping[str, torch.Tensor]]
+    clipped: Mapping[str, torch.Tensor]
     copied: torch.cuda.Event | None
 
 

@@ -30,10 +30,11 @@ from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import DEFAULT_QUALITY, FIT_IMAGES, HELD_OUT, Calibration, refit
 from unic_cache.store.codecs.codec import FITTED
+from unic_cache.store.codecs.fixed import Encoded
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
 from unic_cache.store.reader import Rows
-from unic_cache.store.sampling import places_among
+from unic_cache.store.sampling import at_positions, places_among
 from unic_cache.store.writer import UnitWriter
 from unic_cache.stream.evenly import spread
 
@@ -50,14 +51,15 @@ class Transcoder:
     calibration: Calibration  # the target's
     device: torch.device
 
-    def encode(self, parts: Mapping[str, Rows], seed: int, shown: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        """The target's rows, and `clipped` as in `Codec.encode`, of the source's rows of (key, view number) `shown`."""
+    def encode(self, parts: Mapping[str, Rows], seed: int, shown: Sequence[tuple[int, int]]) -> Encoded:
+        """The target's rows, and clipped values, of the source's rows of (key, view number) `shown`."""
         assert self.target.codec is not None
         here = {name: torch.from_numpy(rows).to(self.device) for name, rows in parts.items()}
         kept_BN = kept_among(self.source.member, self.target, seed, shown)
         if codes_stay(self.source.member, self.target):
-            return {name: rows if name == "cls" else picked(rows, kept_BN) for name, rows in here.items()}
-        return self.target.codec.encode(picked_features(self.source.codec.decode(here), kept_BN))
+            summary = {name for name, kind in self.source.kinds.items() if kind.grid is None}
+            return Encoded({name: rows if name in summary else picked(rows, kept_BN) for name, rows in here.items()})
+        return self.target.codec.encode(at_positions(self.source.codec.decode(here), kept_BN))
 
 
 def target_spec(config: RecodeConfig, source: CachedTeacher, before: Member | None) -> dict[str, Any]:
@@ -71,8 +73,8 @@ def target_spec(config: RecodeConfig, source: CachedTeacher, before: Member | No
     quality = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
     tokens = stands.get("tokens") if config.tokens is None else config.tokens
     features = source.codec.features
-    wanted = tokens or math.prod(features.grid)
-    if features.patch_dim is not None and wanted > features.tokens:
+    wanted = tokens or math.prod(features.grid or ())
+    if features.grid is not None and wanted > features.tokens:
         raise CacheError(
             f"{source.name}: {wanted} patch tokens of each view are asked for, and {source.member.location.url} keeps "
             f"{features.tokens}; `recode` only drops tokens, so ask for fewer, or extract them into another cache"
@@ -138,7 +140,7 @@ def sample(cache: Cache, source: CachedTeacher, target: Member) -> Iterator[dict
             if good:
                 seed, shown = shown_rows(cache, unit, good)
                 kept_BN = kept_among(source.member, target, seed, shown)
-                yield picked_features(source.features(record, good), kept_BN)
+                yield at_positions(source.features(record, good), kept_BN)
 
 
 def shown_rows(cache: Cache, unit: Unit, rows: Sequence[int]) -> tuple[int, list[tuple[int, int]]]:
@@ -166,7 +168,7 @@ def codes_stay(source: Member, target: Member) -> bool:
     assert ours is not None
     assert theirs is not None
     if ours.codec != theirs.codec:
-        return ours.patch_dim is None
+        return ours.grid is None
     return ours.codec != FITTED or (ours.sampled, ours.quality) == (theirs.sampled, theirs.quality)
 
 
@@ -176,11 +178,6 @@ def picked(rows_BM: Tensor, kept_BN: Tensor | None) -> Tensor:
         return rows_BM
     index = kept_BN.to(rows_BM.device)
     return rows_BM.take_along_dim(index.reshape(*index.shape, *[1] * (rows_BM.ndim - 2)), dim=1)
-
-
-def picked_features(features: Mapping[str, Tensor], kept_BN: Tensor | None) -> dict[str, Tensor]:
-    """The patch tokens at the places given, and the CLS token."""
-    return {kind: picked(x, kept_BN) if kind == "patch" else x for kind, x in features.items()}
 
 
 def statistics(calibration: Calibration) -> dict[str, Any]:

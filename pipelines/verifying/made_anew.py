@@ -26,6 +26,7 @@ from unic_cache.config import ExtractConfig, Views
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.member import Member
+from unic_cache.store.sampling import at_positions
 from unic_cache.store.verify import BY_HAND, Finding
 from unic_cache.stream.evenly import addresses, spread
 from unic_cache.stream.pixels import KeptPixels, PixelSource, ShardPixels, ViewBatch
@@ -165,8 +166,7 @@ def cosines(
     views, number = Views.parse(record.unit.view)
     keys = cache.entry(record.unit.segment, record.unit.shard).keys
     kept_BN = sampled(kept.member, views.seed, [(keys[row], number) for row in rows])
-    if kept_BN is not None:
-        ours["patch"] = ours["patch"].take_along_dim(kept_BN[..., None], dim=1)
+    ours = at_positions(ours, kept_BN)
     each_B = torch.stack([_cosine(theirs[kind], ours[kind]) for kind in ours]).amin(dim=0)
     left_out = broken | record.bad.keys()
     return [
