@@ -116,8 +116,7 @@ def calibrated(
     teacher: Teacher, train_BTD: Tensor, codec: str, quality: float | None
 ) -> tuple[Calibration, FeatureCodec]:
     """What `extract` would make of these tokens."""
-    assert teacher.spec.grid is not None
-    features = Features(codec, None, teacher.spec.grid, train_BTD.shape[-1], None, quality)
+    features = Features(codec, {"patch": teacher.spec.kinds["patch"]}, None, quality)
     calibrator = Calibrator(features)
     for part in torch.split(train_BTD, BATCH):
         calibrator.update({"patch": part})
@@ -129,8 +128,9 @@ def measured(codec: FeatureCodec, exact_BTD: Tensor) -> dict[str, Any]:
     """Bytes as the store keeps them, and what comes back."""
     size, cosines, clipped = 0, [], 0
     for part in torch.split(exact_BTD, CHUNK_ROWS):
-        parts = codec.encode({"patch": part})
-        clipped += int(parts.pop("clipped", torch.zeros(1)).sum())
+        encoded = codec.encode({"patch": part})
+        parts = encoded.arrays
+        clipped += 0 if encoded.clipped_B is None else int(encoded.clipped_B.sum())
         cosines.append(torch.cosine_similarity(codec.decode(parts)["patch"], part, dim=-1).flatten())
         for array in codec.arrays:
             kept = array.to_disk(parts[array.name].numpy())

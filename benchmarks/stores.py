@@ -75,7 +75,7 @@ def write_teacher(location: LocalFolder, name: str, seed: int, codec: str, units
     kept = member.calibration()
     assert kept is not None
     assert member.codec is not None
-    parts = member.codec.encode(calibration.standardize(tokens))
+    parts = member.codec.encode(calibration.standardize(tokens)).arrays
     times = ROWS // DIFFERENT
     rows = {array.name: np.tile(parts[array.name].numpy(), (times,) + (1,) * len(array.row)) for array in member.arrays}
     for unit in units:

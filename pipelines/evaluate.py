@@ -239,8 +239,8 @@ def cached_features(cache: Cache, teacher: CachedTeacher, views: Views, wanted: 
     for (segment, shard), items in groupby(wanted, lambda item: (item.segment, item.shard)):
         record = committed_record(teacher, cache.unit(segment, shard, views))
         rows = [item.row for item in items]
-        if teacher.codec.cls_dim is not None:
-            found.append(teacher.calibration.destandardize({"cls": teacher.cls(record, rows)})["cls"])
+        if "cls" in teacher.kinds:
+            found.append(teacher.calibration.destandardize(teacher.features(record, rows, ["cls"]))["cls"])
             continue
         for start in range(0, len(rows), ROWS_AT_ONCE):
             features = teacher.features(record, rows[start : start + ROWS_AT_ONCE])

@@ -39,6 +39,7 @@ from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.codec import FITTED, FeatureCodec
 from unic_cache.student.backbone import encoder_spec
 from unic_cache.teachers.model import Teacher
+from unic_cache.tokens import grid_of
 
 SAMPLE = 3  # where no --tokens are said, one token of so many is compared with all
 HOUR = 3600.0
@@ -109,7 +110,7 @@ def run(config: PlanConfig) -> Forecast:
 
 def token_counts(config: PlanConfig, teachers: Mapping[str, Teacher]) -> list[int | None]:
     """All tokens, and the sample to compare them with. CacheError where a teacher has not so many."""
-    grids = {name: t.spec.grid for name, t in teachers.items() if t.spec.grid is not None}
+    grids = {name: grid for name, t in teachers.items() if (grid := grid_of(t.spec.kinds))}
     if not grids:
         return [None]
     name, least = min(((name, math.prod(grid)) for name, grid in grids.items()), key=lambda pair: pair[1])

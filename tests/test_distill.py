@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import distill, extract
+from pipelines.training.learner import target_spec
 from tests.conftest import CNN, VIT, make_shards, tree
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import CacheError, ConfigError, UnicCacheError
 from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spec, prepare
 from unic_cache.student.export import load_encoder
-from unic_cache.student.ladder import Ladder, Student, TargetSpec
+from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.loss import distillation_loss, drop_uniforms
 from unic_cache.student.run_files import CHECKPOINT
 
@@ -114,7 +115,7 @@ def test_the_first_losses_are_those_of_a_loop_without_any_stream(training, tmp_p
         targets[teacher.name] = {kind: torch.cat([one[kind] for one in found]) for kind in ("cls", "patch")}
     spec = encoder_spec("test_vit", 32, 16, 0.0)
     encoder = build_encoder(spec, 0)
-    dims = {t.name: TargetSpec(t.codec.cls_dim, t.codec.patch_dim, t.grid) for t in teachers}
+    dims = {t.name: target_spec(t) for t in teachers}
     student = Student(encoder, Ladder(64, 6, dims, 0))
     images = prepare(torch.from_numpy(views), spec)
     assert len(block_tokens(encoder, images)) == 6

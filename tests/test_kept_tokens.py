@@ -129,7 +129,7 @@ def test_a_teacher_without_patch_tokens_has_none_to_sample(tmp_path, settings, m
     resolve = teacher_weights.resolve
 
     def without(name: str):
-        return dataclasses.replace(resolve(name), **({"patch_rule": "none"} if name == CNN else {}))
+        return dataclasses.replace(resolve(name), **({"grid_rules": {}} if name == CNN else {}))
 
     monkeypatch.setattr(teacher_weights, "resolve", without)
     extract.run(settings(tmp_path / "cache", codec=codec, tokens=3))

@@ -14,6 +14,7 @@ from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.calibrate import Calibration, Calibrator
 from unic_cache.store.codecs.codec import Features
 from unic_cache.store.standardize import affine
+from unic_cache.tokens import TokenKind
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ class TestStandardizations:
 
     @pytest.fixture
     def calibration(self, tokens) -> Calibration:
-        calibrator = Calibrator(Features("f16", None, (3, 3), 6))
+        calibrator = Calibrator(Features("f16", {"patch": TokenKind(6, (3, 3))}))
         calibrator.update({"patch": tokens})
         return calibrator.calibration()
 
@@ -143,7 +144,7 @@ class TestStandardizations:
 
     def test_phi_s_balances_the_channels_where_hadamard_matrices_exist(self):
         tokens = torch.randn(4000, 1, 8, generator=torch.Generator().manual_seed(1)) * torch.logspace(-2, 2, 8)
-        calibrator = Calibrator(Features("f16", None, (1, 1), 8))
+        calibrator = Calibrator(Features("f16", {"patch": TokenKind(8, (1, 1))}))
         calibrator.update({"patch": tokens})
         found = calibrator.calibration()
         variances = self.changed(found, tokens, "phi-s").reshape(-1, 8).var(dim=0)

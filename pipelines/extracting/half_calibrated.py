@@ -21,8 +21,9 @@ from pipelines.extracting.options import OpeningOptions
 from pipelines.extracting.specs import versions
 from unic_cache.errors import CacheError
 from unic_cache.files.local import LocalFolder
-from unic_cache.store.calibrate import Calibrator, load_npz, save_npz
+from unic_cache.store.calibrate import Calibrator
 from unic_cache.store.member import Member
+from unic_cache.store.npz import load_npz, save_npz
 from unic_cache.stream.address import Address
 
 KEEP_EVERY = 300.0  # seconds; some hundred whole images, a few hundred MB at most

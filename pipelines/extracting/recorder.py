@@ -11,14 +11,13 @@ from torch import Tensor
 
 from unic_cache.errors import CacheError, TeacherError
 from unic_cache.store.calibrate import Calibration
-from unic_cache.store.codecs.codec import Encoded, encoded
-from unic_cache.store.codecs.pixel_codec import to_differences
+from unic_cache.store.codecs.fixed import Encoded
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
-from unic_cache.store.sampling import Grid, kept_positions
+from unic_cache.store.sampling import at_positions, kept_positions
 from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher, finite
-from unic_cache.tokens import Kinds
+from unic_cache.tokens import Grid
 
 BATCHES_AHEAD = 3
 Flags = Mapping[str, Tensor]  # token kind -> (B,) whether each image's tokens are finite
@@ -31,20 +30,16 @@ class DeviceBatch:
     views_BHWC: Tensor
     seed: int
     shown: Sequence[tuple[int, int]]  # (sample key, view number) of the first images; empty slots follow
-    _kept: dict[tuple[Grid, int], Tensor] = field(default_factory=dict)
+    _kept: dict[tuple[Grid | None, int | None], Tensor | None] = field(default_factory=dict)
 
     def positions(self, member: Member) -> Tensor | None:
-        """Positions of the patch tokens that a member keeps, on the device; None if it keeps all."""
-        features = member.features
-        if features is None or features.sampled is None:
-            return None
-        key = features.grid, features.sampled
+        """(B, N) positions of the grid tokens that a teacher's member keeps, on the device; None if it keeps all."""
+        assert member.features is not None
+        key = member.features.grid, member.features.sampled
         if key not in self._kept:
-            empty = len(self.views_BHWC) - len(self.shown)
-            kept_BN = sampled(member, self.seed, [*self.shown, *[(0, 0)] * empty])
-            if kept_BN is None:
-                return None
-            self._kept[key] = on_device(kept_BN, self.views_BHWC.device)
+            padded = [*self.shown, *[(0, 0)] * (len(self.views_BHWC) - len(self.shown))]
+            kept_BN = sampled(member, self.seed, padded)
+            self._kept[key] = None if kept_BN is None else on_device(kept_BN, self.views_BHWC.device)
         return self._kept[key]
 
 
@@ -57,8 +52,8 @@ class PixelRecorder:
 
     def encode(self, batch: DeviceBatch) -> tuple[Encoded, Flags]:
         """The array's rows of one batch."""
-        views_BHWC = batch.views_BHWC
-        return Encoded({"rgb": to_differences(views_BHWC) if self.member.arrays[0].tile else views_BHWC}), {}
+        assert self.member.pixel_codec is not None
+        return Encoded({self.member.arrays[0].name: self.member.pixel_codec.encode(batch.views_BHWC)}), {}
 
     def check(self, unit: Unit, flags: Flags) -> None:
         """Pixels are always finite."""
@@ -76,11 +71,9 @@ class FeatureRecorder:
     def encode(self, batch: DeviceBatch) -> tuple[Encoded, Flags]:
         """The arrays' rows of one batch, and flags for `check`, on the device; does not wait for it."""
         assert self.member.codec is not None
-        assert self.member.features is not None
         tokens = self.teacher.tokens(batch.views_BHWC)
-        standardized = self.calibration.standardize(tokens)
-        kept = picked(standardized, self.member.features.kinds, batch.positions(self.member))
-        return encoded(self.member.codec, kept), finite(tokens)
+        kept = at_positions(self.calibration.standardize(tokens), batch.positions(self.member))
+        return self.member.codec.encode(kept), finite(tokens)
 
     def check(self, unit: Unit, flags: Flags) -> None:
         """TeacherError, naming teacher and unit, unless all flags, now on the host, are true."""
@@ -105,20 +98,11 @@ def recorder(member: Member, teacher: Teacher | None) -> Recorder:
 
 
 def sampled(member: Member, seed: int, shown: Sequence[tuple[int, int]]) -> Tensor | None:
-    """(B, N) positions of the patch tokens that a member keeps of each (key, view number); None if it keeps all."""
+    """(B, N) positions of the grid tokens that a teacher's member keeps of each (key, view number); None for all."""
     features = member.features
-    if features is None or features.sampled is None or features.patch_dim is None:
+    if features is None or features.sampled is None or features.grid is None:
         return None
     return torch.from_numpy(kept_positions(seed, shown, features.grid, features.sampled))
-
-
-def picked(found: Mapping[str, Tensor], kinds: Kinds, kept_BN: Tensor | None) -> dict[str, Tensor]:
-    """Tokens, or arrays with a row per token, (B, T, ...), at the positions given (B, N, ...); not summary tokens."""
-    if kept_BN is None:
-        return dict(found)
-    summary = {kind for kind, one in kinds.items() if one.grid is None}
-    index = {name: kept_BN.reshape(*kept_BN.shape, *[1] * (x.ndim - 2)) for name, x in found.items()}
-    return {name: x if name in summary else x.take_along_dim(index[name], dim=1) for name, x in found.items()}
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from unic_cache.store.codecs.codec import FITTED
 from unic_cache.store.layout import FORMAT
 from unic_cache.store.member import Member
 from unic_cache.teachers.model import Teacher
+from unic_cache.tokens import kinds_to_json
 from unic_cache.views.augment import AUGMENT_VERSION
 
 DEFAULT_CODEC = "klt"
@@ -29,8 +30,8 @@ def teacher_spec(
     `before` is the member in the cache: its codec, quality and tokens stay unless `options` names others. ConfigError
     on a quality for a codec without one.
     """
-    spec = teacher.spec.to_json()
-    dims = {key: spec.pop(key) for key in ("cls_dim", "grid", "patch_dim")}
+    dims = kinds_to_json(teacher.spec.kinds)
+    spec = {key: value for key, value in teacher.spec.to_json().items() if key not in dims}
     stands = {} if before is None else before.spec
     codec = options.codec or stands.get("codec", DEFAULT_CODEC)
     if options.quality is not None and codec != FITTED:

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.extracting.recorder import DeviceBatch, Flags, Recorder, on_host
 from unic_cache.errors import CacheError
-from unic_cache.store.codecs.codec import Encoded
+from unic_cache.store.codecs.fixed import Encoded
 from unic_cache.store.commit import Crcs, Unit
 from unic_cache.store.writer import UnitArrays
 from unic_cache.stream.pixels import ViewBatch

@@ -26,9 +26,10 @@ from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.layout import FORMAT, Extent
 from unic_cache.store.member import Member
 from unic_cache.store.reader import RowReader, Rows
-from unic_cache.store.sampling import kept_positions
+from unic_cache.store.sampling import at_positions, kept_positions
 from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher
+from unic_cache.tokens import kinds_to_json
 
 ROWS_AT_ONCE = 64  # that a thread reads in one go, and that are decoded together
 REPEATS = 3
@@ -47,8 +48,7 @@ class Answers:
 
 def kept_features(teacher: Teacher, codec: str, quality: float | None, tokens: int | None) -> Features:
     """What is kept of a teacher by a codec; `tokens` of its patch tokens, None for all."""
-    spec = teacher.spec
-    return Features(codec, spec.cls_dim, spec.grid or (1, 1), spec.patch_dim, tokens, quality or DEFAULT_QUALITY)
+    return Features(codec, teacher.spec.kinds, tokens, quality or DEFAULT_QUALITY)
 
 
 def ask(teacher: Teacher, probe: Probe, batch_size: int) -> Answers:
@@ -82,10 +82,10 @@ def measure_codec(
 
     The fidelity is that of every fifth view, which nothing was fitted to.
     """
-    tokens, name, device = dict(answers.standardized), answers.teacher.spec.name, answers.teacher.device
-    if features.sampled is not None and features.patch_dim is not None:
+    tokens, name, device = answers.standardized, answers.teacher.spec.name, answers.teacher.device
+    if features.sampled is not None and features.grid is not None:
         kept_NM = torch.from_numpy(kept_positions(seed, probe.shown, features.grid, features.sampled))
-        tokens["patch"] = tokens["patch"].take_along_dim(kept_NM[..., None], dim=1)
+        tokens = at_positions(tokens, kept_NM)
     began = time.perf_counter()
     calibration = refit(answers.calibration, features, pieces(tokens))
     fitting = (time.perf_counter() - began) / len(probe.shown)
@@ -109,9 +109,8 @@ def measure_codec(
 
 def make_member(location: Location, folder: str, name: str, features: Features, calibration: Calibration) -> Member:
     """A teacher's folder with all that its codec needs."""
-    dims = {"cls_dim": features.cls_dim, "grid": features.grid, "patch_dim": features.patch_dim}
     kept = {"codec": features.codec, "tokens": features.sampled, "quality": features.quality}
-    spec = {"format": FORMAT, "teacher": {"name": name}, "features": dims, **kept}
+    spec = {"format": FORMAT, "teacher": {"name": name}, "features": kinds_to_json(features.kinds), **kept}
     member = Member.ensure(location, folder, spec)
     location.create(member.calibration_name, calibration.to_bytes())
     return member
@@ -127,7 +126,7 @@ def encoded(member: Member, tokens: Mapping[str, Tensor], device: torch.device) 
         here = {kind: values.to(device) for kind, values in piece.items()}
         wait_for(device)
         began = time.perf_counter()
-        found = member.codec.encode(here)
+        found = member.codec.encode(here).arrays
         wait_for(device)
         seconds += time.perf_counter() - began
         for name, values in found.items():

@@ -24,6 +24,7 @@ from unic_cache.student.ladder import Ladder, Student, TargetSpec
 from unic_cache.student.loss import distillation_loss
 from unic_cache.student.schedule import optimizer
 from unic_cache.teachers.model import Teacher
+from unic_cache.tokens import grid_of, kinds_to_json
 
 FIRST_BATCH, LAST_BATCH = 4, 256  # images
 LONG_ENOUGH = 0.5  # seconds of a step: a larger batch would hardly be faster an image
@@ -41,7 +42,8 @@ def student_cost(config: PlanConfig, teachers: Sequence[Teacher], tokens: int | 
     device, short = teachers[0].device, SHORT[config.precision]
     spec = encoder_spec(config.student, config.img_size, config.patch_size)
     encoder = build_encoder(spec, seed=0)
-    targets = {t.spec.name: TargetSpec(t.spec.cls_dim, t.spec.patch_dim, t.spec.grid) for t in teachers}
+    dims = {t.spec.name: (kinds_to_json(t.spec.kinds), grid_of(t.spec.kinds)) for t in teachers}
+    targets = {name: TargetSpec(own["cls_dim"], own["patch_dim"], grid) for name, (own, grid) in dims.items()}
     student = Student(encoder, Ladder(encoder.embed_dim, len(encoder.blocks), targets, seed=0)).to(device)
     adamw = optimizer(student, peak=1e-6, weight_decay=0.03)
 

@@ -10,10 +10,10 @@ from unic_cache.cache import Cache
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.files.location import Location
-from unic_cache.store.calibrate import load_npz
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.layout import HELD_OUT, VIEWS_MEMBER, check_metadata, metadata_objects
 from unic_cache.store.member import Member
+from unic_cache.store.npz import load_npz
 from unic_cache.store.verify import data_names
 from unic_cache.store.writer import chunk_crcs, decode_objects, row_crcs
 from unic_cache.stream.held_out import FILE as HELD_OUT_FILE

@@ -22,16 +22,17 @@ from torch import Tensor
 
 from pipelines.command.progress import Progress
 from pipelines.extracting.calibrating import check_calibration
-from pipelines.extracting.recorder import picked, sampled
+from pipelines.extracting.recorder import sampled
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import DEFAULT_QUALITY, FIT_IMAGES, HELD_OUT, Calibration, refit
-from unic_cache.store.codecs.codec import FITTED, Encoded, encoded
+from unic_cache.store.codecs.codec import FITTED
+from unic_cache.store.codecs.fixed import Encoded
 from unic_cache.store.member import Member
 from unic_cache.store.reader import Rows
-from unic_cache.store.sampling import places_among
+from unic_cache.store.sampling import at_positions, places_among
 from unic_cache.store.writer import UnitWriter
 from unic_cache.stream.address import addresses, shown
 from unic_cache.stream.evenly import spread
@@ -51,16 +52,14 @@ class Transcoder:
 
     def encode(self, parts: Mapping[str, Rows], seed: int, shown: Sequence[tuple[int, int]]) -> Encoded:
         """The target's rows, on the CPU, of the source's rows of (sample key, view number) `shown`."""
-        codec, features = self.target.codec, self.target.features
-        assert codec is not None
-        assert features is not None
+        assert self.target.codec is not None
         here = {name: torch.from_numpy(rows).to(self.device) for name, rows in parts.items()}
         kept_BN = kept_among(self.source.member, self.target, seed, shown)
-        kept_BN = None if kept_BN is None else kept_BN.to(self.device)
         if codes_stay(self.source.member, self.target):
-            made = Encoded(picked(here, features.kinds, kept_BN))
+            summary = {name for name, kind in self.source.kinds.items() if kind.grid is None}
+            made = Encoded({name: rows if name in summary else picked(rows, kept_BN) for name, rows in here.items()})
         else:
-            made = encoded(codec, picked(self.source.codec.decode(here), features.kinds, kept_BN))
+            made = self.target.codec.encode(at_positions(self.source.codec.decode(here), kept_BN))
         clipped_B = None if made.clipped_B is None else made.clipped_B.cpu()
         return Encoded({name: rows.cpu() for name, rows in made.arrays.items()}, clipped_B)
 
@@ -76,8 +75,8 @@ def target_spec(config: RecodeConfig, source: CachedTeacher, before: Member | No
     quality = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
     tokens = stands.get("tokens") if config.tokens is None else config.tokens
     features = source.codec.features
-    wanted = tokens or math.prod(features.grid)
-    if features.patch_dim is not None and wanted > features.tokens:
+    wanted = tokens or math.prod(features.grid or ())
+    if features.grid is not None and wanted > features.tokens:
         raise CacheError(
             f"{source.name}: {wanted} patch tokens of each view are asked for, but {source.member.location.url} keeps "
             f"{features.tokens}; `recode` only drops tokens: ask for fewer, or extract into another cache"
@@ -133,7 +132,6 @@ def recalibrated(cache: Cache, source: CachedTeacher, target: Member) -> Calibra
 
 def sample(cache: Cache, source: CachedTeacher, target: Member) -> Iterator[dict[str, Tensor]]:
     """Standardized features of some good images, evenly over all committed units; only the tokens that go on."""
-    assert target.features is not None
     units = cache.units(source.member)
     with Progress(f"calibrate {source.name}", sum(unit.rows for unit in units), "images") as progress:
         for unit, rows in spread(units, SAMPLE_IMAGES):
@@ -143,7 +141,7 @@ def sample(cache: Cache, source: CachedTeacher, target: Member) -> Iterator[dict
             progress.advance(len(rows))
             if good:
                 kept_BN = kept_among(source.member, target, unit.views.seed, shown(cache, addresses(unit, good)))
-                yield picked(source.features(record, good), target.features.kinds, kept_BN)
+                yield at_positions(source.features(record, good), kept_BN)
 
 
 def kept_among(source: Member, target: Member, seed: int, shown: Sequence[tuple[int, int]]) -> Tensor | None:
@@ -164,8 +162,16 @@ def codes_stay(source: Member, target: Member) -> bool:
     assert ours is not None
     assert theirs is not None
     if ours.codec != theirs.codec:
-        return ours.patch_dim is None
+        return ours.grid is None
     return ours.codec != FITTED or (ours.sampled, ours.quality) == (theirs.sampled, theirs.quality)
+
+
+def picked(rows_BM: Tensor, kept_BN: Tensor | None) -> Tensor:
+    """(B, N, ...) of (B, M, ...)."""
+    if kept_BN is None:
+        return rows_BM
+    index = kept_BN.to(rows_BM.device)
+    return rows_BM.take_along_dim(index.reshape(*index.shape, *[1] * (rows_BM.ndim - 2)), dim=1)
 
 
 def statistics(calibration: Calibration) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from unic_cache.stream.rows import Rows
 from unic_cache.student.backbone import EncoderSpec, prepare
 from unic_cache.student.ladder import TargetSpec
 from unic_cache.student.loss import LossTerms, distillation_loss, drop_uniforms
+from unic_cache.tokens import grid_of, kinds_to_json
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,7 @@ class Learner:
 
     def meter(self) -> Meter:
         """An empty meter of this learner's terms."""
-        kinds = {
-            t.name: [k for k, dim in (("cls", t.codec.cls_dim), ("patch", t.codec.patch_dim)) if dim]
-            for t in self.teachers
-        }
-        return Meter(self.accelerator, kinds)
+        return Meter(self.accelerator, {t.name: list(t.kinds) for t in self.teachers})
 
     def batches(self, order: Order, start: int, total: int) -> Iterator[list[Address]]:
         """This process's part of the batches of steps [start, total)."""
@@ -102,8 +99,8 @@ class Learner:
 
 def target_spec(teacher: CachedTeacher) -> TargetSpec:
     """What the ladder must guess of a teacher."""
-    codec = teacher.codec
-    return TargetSpec(codec.cls_dim, codec.patch_dim, None if codec.patch_dim is None else teacher.grid)
+    dims = kinds_to_json(teacher.kinds)
+    return TargetSpec(dims["cls_dim"], dims["patch_dim"], grid_of(teacher.kinds))
 
 
 def finite(loss: float, step: int) -> float:

@@ -21,6 +21,7 @@ from unic_cache.store.sampling import kept_positions, places_among
 from unic_cache.store.standardize import affine
 from unic_cache.stream.batches import Batch
 from unic_cache.teachers.model import Teacher
+from unic_cache.tokens import grid_of
 
 Grid = tuple[int, int]
 Tokens = dict[str, dict[str, Tensor]]  # teacher -> {"cls": (B, D), "patch": (B, T, D)}
@@ -62,7 +63,7 @@ class Live:
         """One forward a teacher. TeacherError on NaN or infinity."""
         return {
             teacher.name: teacher.codec.decode(
-                teacher.codec.encode(teacher.calibration.standardize(self._models[teacher.name](views_BHWC)))
+                teacher.codec.encode(teacher.calibration.standardize(self._models[teacher.name](views_BHWC))).arrays
             )
             for teacher in self._teachers
         }
@@ -83,8 +84,8 @@ class Targets:
         self._cache = cache
         self._seed = views.seed
         self._source = source
-        self._grids = {t.name: t.grid for t in teachers if t.codec.patch_dim is not None}
-        self._kept = {t.name: t.codec.features.tokens for t in teachers if t.codec.patch_dim is not None}
+        self._grids = {t.name: grid for t in teachers if (grid := grid_of(t.kinds))}
+        self._kept = {t.name: t.codec.features.tokens for t in teachers}
         self._maps = {
             (teacher.name, kind): (found[0].to(device), found[1].to(device))
             for teacher in teachers

@@ -13,8 +13,9 @@ from crc32c import crc32c
 from unic_cache.config import Views
 from unic_cache.errors import CacheError
 from unic_cache.files.location import NAME, Location
-from unic_cache.store.calibrate import Calibration, load_npz, save_npz
+from unic_cache.store.calibrate import Calibration
 from unic_cache.store.member import Member, read_within, spec_bytes
+from unic_cache.store.npz import load_npz, save_npz
 from unic_cache.store.verify import BY_HAND, LIMIT_METADATA_BYTES, REMOVE, Finding
 from unic_cache.stream.probe import is_probe
 from unic_cache.views.index import Segment, read_segments, segment_file
@@ -78,8 +79,8 @@ def check_calibration(member: Member, needed: bool, findings: list[Finding]) -> 
         else:
             calibration = Calibration.from_bytes(data, name)
             found = {kind: len(mean) for kind, mean in calibration.mean.items()}
-            wanted = {"cls": member.features.cls_dim, "patch": member.features.patch_dim}
-            if found != {kind: dim for kind, dim in wanted.items() if dim is not None}:
+            wanted = {name: kind.channels for name, kind in member.features.kinds.items()}
+            if found != wanted:
                 why = f"has statistics of {found} channels, but the spec's are {wanted}"
             elif save_npz(load_npz(data, name)) != data:
                 why = OTHER_TEXT

@@ -20,12 +20,13 @@ from pipelines.command.device import pick_device
 from pipelines.command.given import given_shards
 from pipelines.command.progress import Progress
 from pipelines.extracting.options import TeacherOptions
-from pipelines.extracting.recorder import picked, sampled
+from pipelines.extracting.recorder import sampled
 from pipelines.extracting.teacher_weights import load_teachers, normalization_text
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.member import Member
+from unic_cache.store.sampling import at_positions
 from unic_cache.store.verify import BY_HAND, Finding
 from unic_cache.stream.address import addresses, shown
 from unic_cache.stream.evenly import spread
@@ -164,7 +165,7 @@ def cosines(
     answer = teacher(torch.from_numpy(batch.views_BHWC).to(teacher.device))
     ours = kept.calibration.standardize({kind: values.cpu() for kind, values in answer.items()})
     kept_BN = sampled(kept.member, record.unit.views.seed, shown(cache, addresses(record.unit, rows)))
-    ours = picked(ours, kept.kinds, kept_BN)
+    ours = at_positions(ours, kept_BN)
     each_B = torch.stack([_cosine(theirs[kind], ours[kind]) for kind in ours]).amin(dim=0)
     left_out = broken | record.bad.keys()
     return [

@@ -8,18 +8,22 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from unic_cache.errors import CacheError
-from unic_cache.store.calibrate import Calibration, Calibrator, load_npz, save_npz
-from unic_cache.store.codecs.codec import FeatureCodec, Features, Int4, Int8
+from unic_cache.store.calibrate import Calibration, Calibrator
+from unic_cache.store.codecs.codec import FeatureCodec, Features
+from unic_cache.store.codecs.fixed import Int4, Int8
 from unic_cache.store.codecs.rotation import hadamard
+from unic_cache.store.npz import load_npz, save_npz
+from unic_cache.tokens import TokenKind
 
+KINDS = {"cls": TokenKind(4), "patch": TokenKind(6, (3, 3))}
 TOKENS = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.floats(-1000, 1000, width=32))
 
 
 @given(TOKENS)
 @settings(deadline=None, max_examples=60)
 def test_int8_errs_by_half_a_step_of_each_token_at_most(tokens):
-    parts = Int8().encode(torch.from_numpy(tokens))
-    decoded = Int8().decode(parts).numpy()
+    parts = Int8().encode("patch", torch.from_numpy(tokens)).arrays
+    decoded = Int8().decode("patch", parts).numpy()
     largest = np.abs(tokens).max(axis=-1, keepdims=True)
     step = parts["patch_scale"].float().numpy()[..., None]
     slack = 127 * np.abs(step - largest / 127)  # the scale itself is rounded to float16
@@ -30,7 +34,7 @@ def test_int8_errs_by_half_a_step_of_each_token_at_most(tokens):
 def test_int8_is_the_naive_loop():
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(2, 3, 5, generator=generator)
-    parts = Int8().encode(tokens)
+    parts = Int8().encode("patch", tokens).arrays
     for image in range(2):
         for token in range(3):
             values = tokens[image, token].numpy()
@@ -52,7 +56,7 @@ def test_the_rotation_is_orthonormal_and_spreads_each_channel(channels):
 @settings(deadline=None, max_examples=60)
 def test_int4_is_the_naive_loop(tokens):
     tokens = np.concatenate([tokens, tokens], axis=-1)  # an even number of channels
-    parts = Int4().encode(torch.from_numpy(tokens))
+    parts = Int4().encode("patch", torch.from_numpy(tokens)).arrays
     channels = tokens.shape[-1]
     matrix = hadamard(channels, torch.device("cpu"))
     for place in np.ndindex(*tokens.shape[:2]):
@@ -72,29 +76,30 @@ def test_int4_is_the_naive_loop(tokens):
 def test_int4_keeps_gaussian_tokens_at_cosine_0994(channels):
     scales = torch.logspace(-1, 1, channels)
     tokens = torch.randn(40, 9, channels, generator=torch.Generator().manual_seed(3)) * scales
-    decoded = Int4().decode(Int4().encode(tokens))
+    decoded = Int4().decode("patch", Int4().encode("patch", tokens).arrays)
     assert torch.cosine_similarity(decoded, tokens, dim=-1).mean() > 0.993
 
 
 def test_int4_needs_an_even_number_of_channels():
     with pytest.raises(CacheError, match="7 channels are odd; use int8"):
-        FeatureCodec(Features("int4", None, (2, 2), 7))
+        FeatureCodec(Features("int4", {"patch": TokenKind(7, (2, 2))}))
 
 
 def test_f16_rounds_to_the_nearest_and_clamps():
-    codec = FeatureCodec(Features("f16", 2, (1, 1), 2))
+    codec = FeatureCodec(Features("f16", {"cls": TokenKind(2), "patch": TokenKind(2, (1, 1))}))
     features = {"cls": torch.tensor([[1e9, -1e9]]), "patch": torch.tensor([[[0.1, 65504.0]]])}
-    parts = codec.encode(features)
+    parts = codec.encode(features).arrays
     assert parts["cls"].tolist() == [[65504.0, -65504.0]]
     assert parts["patch"][0, 0, 0].item() == np.float16(0.1)
 
 
 @pytest.mark.parametrize("missing", ["cls", "patch"])
 def test_a_teacher_may_lack_a_token_type(missing):
-    codec = FeatureCodec(Features("int8", None if missing == "cls" else 4, (1, 3), None if missing == "patch" else 4))
+    kinds = {"cls": TokenKind(4), "patch": TokenKind(4, (1, 3))}
     features = {"cls": torch.randn(2, 4), "patch": torch.randn(2, 3, 4)}
-    del features[missing]
-    assert codec.decode(codec.encode(features)).keys() == features.keys()
+    del features[missing], kinds[missing]
+    codec = FeatureCodec(Features("int8", kinds))
+    assert codec.decode(codec.encode(features).arrays).keys() == features.keys()
     assert missing not in {array.name for array in codec.arrays}
 
 
@@ -108,7 +113,7 @@ class TestCalibration:
         }
 
     def test_is_the_mean_and_std_of_all_images_but_every_fifth(self, tokens):
-        calibrator = Calibrator(Features("f16", 4, (3, 3), 6))
+        calibrator = Calibrator(Features("f16", KINDS))
         for start in range(0, 50, 8):
             calibrator.update({kind: values[start : start + 8] for kind, values in tokens.items()})
         found = calibrator.calibration()
@@ -120,14 +125,14 @@ class TestCalibration:
         assert 0.999999 < min(found.fidelity.values()) <= 1
 
     def test_a_channel_at_rest_in_the_sample_cannot_explode_elsewhere(self):
-        calibrator = Calibrator(Features("f16", 5, (1, 1), None))
+        calibrator = Calibrator(Features("f16", {"cls": TokenKind(5)}))
         calibrator.update({"cls": torch.cat([torch.zeros(40, 1), torch.randn(40, 4)], dim=1)})
         found = calibrator.calibration()
         assert found.std["cls"][0] == pytest.approx(0.01 * np.median(found.std["cls"]), rel=0.5)
         assert found.standardize({"cls": torch.ones(1, 5)})["cls"].abs().max() < 1000
 
     def test_standardizes_and_back(self, tokens):
-        calibrator = Calibrator(Features("f16", 4, (3, 3), 6))
+        calibrator = Calibrator(Features("f16", KINDS))
         calibrator.update(tokens)
         found = calibrator.calibration()
         standardized = found.standardize(tokens)
@@ -140,7 +145,7 @@ class TestCalibration:
         assert calibration.standardize({"cls": torch.tensor([[2.0, 5.0]])})["cls"].tolist() == [[0.0, 5.0]]
 
     def test_round_trips_through_bytes_that_are_the_same_each_time(self, tokens):
-        calibrator = Calibrator(Features("f16", 4, (3, 3), 6))
+        calibrator = Calibrator(Features("f16", KINDS))
         calibrator.update(tokens)
         found = calibrator.calibration()
         data = found.to_bytes()

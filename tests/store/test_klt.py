@@ -17,10 +17,12 @@ from numcodecs.zstd import Zstd
 
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import Calibration, Calibrator
-from unic_cache.store.codecs.codec import Features, Int8
+from unic_cache.store.codecs.codec import Features
 from unic_cache.store.codecs.fit import BandMoments, coefficient_rms, fidelity, fit_klt, with_step
+from unic_cache.store.codecs.fixed import Int8
 from unic_cache.store.codecs.klt import LARGEST, Klt
 from unic_cache.store.layout import ZSTD_LEVEL
+from unic_cache.tokens import TokenKind
 
 SHARED = {2: (15, 2), 3: (5, 3), 4: (3, 5)}  # class -> base, and codes a byte
 GRIDS = [(1, 1), (1, 7), (2, 3), (5, 4), (9, 6), None]
@@ -117,13 +119,13 @@ class TestBytes:
         ]
         tokens = np.zeros((images, 1, codec.channels), np.float32)
         tokens[:, 0, codec.order] = np.concatenate(codes, axis=1)
-        parts = codec.encode(torch.from_numpy(tokens))
-        assert parts["patch"].shape == (images, codec.row_bytes)
-        for image, found in enumerate(parts["patch"]):
+        parts = codec.encode("patch", torch.from_numpy(tokens))
+        assert parts.arrays["patch"].shape == (images, codec.row_bytes)
+        for image, found in enumerate(parts.arrays["patch"]):
             each = [kind[image].tolist() for kind in codes]
             assert found.numpy().tobytes() == naive_bytes(each, codec.row_bytes)
-        assert torch.equal(codec.decode(parts), torch.from_numpy(tokens))
-        assert not parts["clipped"].any()
+        assert torch.equal(codec.decode("patch", parts.arrays), torch.from_numpy(tokens))
+        assert not parts.clipped_B.any()
 
     @pytest.mark.parametrize("kind", range(5))
     def test_hold_every_code_of_each_class(self, kind):
@@ -133,16 +135,16 @@ class TestBytes:
         codec = plain(tuple(each if kind == number else 0 for number in range(5)))
         tokens = torch.zeros(len(codes), 1, each)
         tokens[:, 0, codec.order] = torch.from_numpy(codes).float()
-        parts = codec.encode(tokens)
-        assert len(np.unique(parts["patch"].numpy(), axis=0)) == len(codes)
-        assert torch.equal(codec.decode(parts), tokens)
+        parts = codec.encode("patch", tokens)
+        assert len(np.unique(parts.arrays["patch"].numpy(), axis=0)) == len(codes)
+        assert torch.equal(codec.decode("patch", parts.arrays), tokens)
 
     @pytest.mark.parametrize(
         ("counts", "size"), [((0, 0, 0, 0, 0), 256), ((100, 50, 4, 3, 2), 256), ((101, 50, 5, 3, 2), 512)]
     )
     def test_are_whole_tiles(self, counts, size):
         assert plain(counts).row_bytes == size
-        assert plain(counts).arrays(1, plain(counts).channels)[0].row == (size,)
+        assert plain(counts).arrays("patch", (1, plain(counts).channels))[0].row == (size,)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -171,7 +173,7 @@ class TestTransform:
             -3, 6
         ).reshape(-1, 1, 1)
         steps = codec.coefficients(values).flatten(1).numpy() / np.float32(codec.step)
-        parts = codec.encode(values)
+        parts = codec.encode("patch", values)
         kinds = np.repeat(range(len(LARGEST)), codec.counts).tolist()
         for image in range(len(values)):
             changed, codes = 0, [[] for _ in LARGEST]
@@ -182,19 +184,19 @@ class TestTransform:
                 changed += codes[kind][-1] != code
             for place in set(range(tokens * 5)) - set(codec.order.tolist()):
                 changed += abs(float(steps[image, place])) >= np.float32(0.6)
-            assert parts["patch"][image].numpy().tobytes() == naive_bytes(codes, codec.row_bytes)
-            assert parts["clipped"][image] == changed
-        assert parts["clipped"][0] == 0
-        assert parts["clipped"][-1] > tokens
+            assert parts.arrays["patch"][image].numpy().tobytes() == naive_bytes(codes, codec.row_bytes)
+            assert parts.clipped_B[image] == changed
+        assert parts.clipped_B[0] == 0
+        assert parts.clipped_B[-1] > tokens
 
     def test_what_is_not_clipped_errs_by_the_dead_zone_at_most(self, grid):
         tokens = tokens_in(grid)
         order = np.random.default_rng(1).permutation(tokens * 5).astype(np.int32)
         codec = Klt(grid, tokens, rotations(1 if grid is None else 2, 5), order, (len(order), 0, 0, 0, 0), 0.1)
         values = 3 * torch.randn(20, tokens, 5, generator=torch.Generator().manual_seed(4))
-        parts = codec.encode(values)
-        error = codec.coefficients(codec.decode(parts)) - codec.coefficients(values)
-        assert not parts["clipped"].any()
+        parts = codec.encode("patch", values)
+        error = codec.coefficients(codec.decode("patch", parts.arrays)) - codec.coefficients(values)
+        assert not parts.clipped_B.any()
         assert 0.05 < error.abs().max() <= 0.06 + 1e-4
 
 
@@ -212,7 +214,7 @@ class TestFit:
         def reached(step: float) -> float:
             """A loop over tokens."""
             tried = with_step(codec, rms, step)
-            decoded = tried.decode(tried.encode(held_out)).double().flatten(0, 1)
+            decoded = tried.decode("patch", tried.encode("patch", held_out).arrays).double().flatten(0, 1)
             pairs = zip(decoded, held_out.double().flatten(0, 1), strict=True)
             return float(np.mean([float(a @ b / max(a.norm() * b.norm(), 1e-30)) for a, b in pairs]))
 
@@ -221,10 +223,10 @@ class TestFit:
         assert np.array_equal(with_step(codec, rms, codec.step).order, codec.order)
 
     def test_what_it_says_of_the_held_out_images_is_what_they_lose(self, tokens):
-        found = calibrated(tokens, Features("klt", None, (6, 5), 12, quality=0.97))
+        found = calibrated(tokens, Features("klt", {"patch": TokenKind(12, (6, 5))}, quality=0.97))
         held_out = found.standardize({"patch": tokens[4::5]})["patch"]
-        codec = found.codec(Features("klt", None, (6, 5), 12))
-        decoded = codec.decode({"patch": codec.encode({"patch": held_out})["patch"]})["patch"]
+        codec = found.codec(Features("klt", {"patch": TokenKind(12, (6, 5))}))
+        decoded = codec.decode(codec.encode({"patch": held_out}).arrays)["patch"]
         cosine = torch.cosine_similarity(decoded, held_out, dim=-1).mean()
         assert found.fidelity["patch"] == pytest.approx(float(cosine), abs=1e-6)
         assert 0.97 <= found.fidelity["patch"] < 0.975
@@ -238,7 +240,7 @@ class TestFit:
         assert len(each) >= 3
 
     def test_twice_gives_equal_bytes(self, tokens):
-        features = Features("klt", None, (6, 5), 12)
+        features = Features("klt", {"patch": TokenKind(12, (6, 5))})
         assert calibrated(tokens, features).to_bytes() == calibrated(tokens.clone(), features).to_bytes()
 
     @pytest.mark.parametrize(
@@ -254,13 +256,13 @@ class TestFit:
         ],
     )
     def test_of_few_images_and_odd_shapes_reaches_the_quality(self, images, grid, channels, batch):
-        features = Features("klt", None, grid, channels, quality=0.95)
+        features = Features("klt", {"patch": TokenKind(channels, grid)}, quality=0.95)
         tokens = 3 * torch.randn(images, math.prod(grid), channels, generator=torch.Generator().manual_seed(5)) + 2
         found = Calibration.from_bytes(calibrated(tokens, features, batch).to_bytes(), "here")
         assert 0.95 <= found.fidelity["patch"] <= 1
         codec = found.codec(features)
         standardized = found.standardize({"patch": tokens})
-        decoded = codec.decode({"patch": codec.encode(standardized)["patch"]})["patch"]
+        decoded = codec.decode(codec.encode(standardized).arrays)["patch"]
         assert decoded.shape == tokens.shape
         assert torch.cosine_similarity(decoded, standardized["patch"], dim=-1).mean() > 0.9
 
@@ -269,21 +271,21 @@ class TestFit:
         """One, most and all of six channels that never move."""
         tokens = torch.randn(50, 9, 6, generator=torch.Generator().manual_seed(6))
         tokens[..., :dead] = 0.3
-        features = Features("klt", None, (3, 3), 6)
+        features = Features("klt", {"patch": TokenKind(6, (3, 3))})
         found = Calibration.from_bytes(calibrated(tokens, features).to_bytes(), "here")
         codec = found.codec(features)
-        decoded = codec.decode({"patch": codec.encode(found.standardize({"patch": tokens}))["patch"]})
+        decoded = codec.decode(codec.encode(found.standardize({"patch": tokens})).arrays)
         back = found.destandardize(decoded)["patch"]
         assert (back[..., :dead] - 0.3).abs().max() < 1e-2
         assert (back - tokens).abs().mean() < 0.2
 
     def test_of_under_five_images_is_refused(self):
         with pytest.raises(CacheError, match="4 views are too few for a calibration: 5 are needed at least; extract"):
-            calibrated(torch.randn(4, 9, 6), Features("klt", None, (3, 3), 6))
+            calibrated(torch.randn(4, 9, 6), Features("klt", {"patch": TokenKind(6, (3, 3))}))
 
     def test_leaves_no_tables_behind(self, tokens):
         codec = random_codec((6, 5), 30, 12)
-        codec.encode(tokens[:1])
+        codec.encode("patch", tokens[:1])
         gone = weakref.ref(codec)
         del codec
         assert gone() is None
@@ -326,8 +328,8 @@ class TestAxes:
 class TestSize:
     def packed(self, codec: Klt, tokens_BTD: torch.Tensor) -> float:
         """Bytes of an image in compressed chunks."""
-        (array,) = codec.arrays(*tokens_BTD.shape[1:])
-        chunks = array.to_disk(codec.encode(tokens_BTD)["patch"].numpy())
+        (array,) = codec.arrays("patch", tuple(tokens_BTD.shape[1:]))
+        chunks = array.to_disk(codec.encode("patch", tokens_BTD).arrays["patch"].numpy())
         return sum(len(Zstd(level=ZSTD_LEVEL).encode(chunk.tobytes())) for chunk in chunks) / len(tokens_BTD)
 
     def test_a_correlated_field_is_far_smaller_for_being_decorrelated(self):
@@ -352,7 +354,7 @@ class TestSize:
                 cosines[known, name] = fidelity(codec, tokens)
         assert max(cosines.values()) - min(cosines.values()) < 0.001
         klt = sizes["DCT", "rotated"]
-        int8 = sum(array.row_bytes for array in Int8().arrays(64, channels))
+        int8 = sum(array.row_bytes for array in Int8().arrays("patch", (64, channels)))
         print(f"{ {' '.join(name): round(size) for name, size in sizes.items()} } bytes, int8 {int8}")
         assert klt < 0.05 * int8
         assert klt < 0.6 * min(size for name, size in sizes.items() if name != ("DCT", "rotated"))
@@ -367,7 +369,7 @@ class TestKept:
         codec = random_codec((2, 3), 6, 5)
         again = Klt.from_arrays(arrays, (2, 3), 6)
         values = torch.randn(4, 6, 5)
-        assert torch.equal(again.encode(values)["patch"], codec.encode(values)["patch"])
+        assert torch.equal(again.encode("patch", values).arrays["patch"], codec.encode("patch", values).arrays["patch"])
         assert {name: x.tobytes() for name, x in again.to_arrays().items()} == {
             n: x.tobytes() for n, x in arrays.items()
         }
@@ -430,10 +432,10 @@ class TestKept:
         calibration = Calibration({"patch": np.zeros(5)}, {"patch": np.ones(5)}, {}, klt=arrays)
         message = f"of 6 tokens of 5 channels, but the spec says {tokens} of {channels}; they belong to two caches"
         with pytest.raises(CacheError, match=message):
-            calibration.codec(Features("klt", None, (2, 3), channels))
+            calibration.codec(Features("klt", {"patch": TokenKind(channels, (2, 3))}))
 
     def test_a_calibration_of_a_larger_grid_is_refused(self):
         large = dataclasses.replace(random_codec((2, 3), 6, 5), order=np.zeros(0, np.int32), counts=(0,) * 5)
         codec = Klt.from_arrays(large.to_arrays(), (2, 3), 6)
         with pytest.raises(CacheError, match="of 6 tokens of 5 channels, but the spec says 4 of 5; they belong to two"):
-            codec.arrays(4, 5)
+            codec.arrays("patch", (4, 5))

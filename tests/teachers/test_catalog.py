@@ -11,6 +11,7 @@ from unic_cache.errors import TeacherError
 from unic_cache.store.layout import teacher_folder
 from unic_cache.teachers.catalog import CATALOG, resolve
 from unic_cache.teachers.spec import TeacherSpec
+from unic_cache.tokens import TokenKind
 
 
 def test_catalog_holds_the_four_unic_teachers_and_the_two_of_the_demo():
@@ -19,7 +20,8 @@ def test_catalog_holds_the_four_unic_teachers_and_the_two_of_the_demo():
 
 @pytest.mark.parametrize("name", [*CATALOG, "dino@448", "timm:test_vit", "timm:test_resnet@96"])
 def test_spec_survives_the_trip_through_json(name):
-    spec = dataclasses.replace(resolve(name), cls_dim=7, patch_dim=5, grid=(3, 3), weights_sha256="ab")
+    kinds = {"cls": TokenKind(7), "patch": TokenKind(5, (3, 3))}
+    spec = dataclasses.replace(resolve(name), kinds=kinds, weights_sha256="ab")
     assert TeacherSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
@@ -47,8 +49,8 @@ def test_folder_is_a_plain_name():
 
 
 def test_unic_token_rules():
-    rules = {name: (CATALOG[name].cls_rule, CATALOG[name].patch_rule) for name in ("dino", "deit3", "ibot", "dbot-ft")}
-    assert rules == {
+    specs = {name: CATALOG[name].to_json() for name in ("dino", "deit3", "ibot", "dbot-ft")}
+    assert {name: (spec["cls_rule"], spec["patch_rule"]) for name, spec in specs.items()} == {
         "dino": ("norm-cls", "norm-patch"),
         "deit3": ("norm-cls", "norm-patch"),
         "ibot": ("norm-cls", "norm-patch"),
@@ -85,10 +87,12 @@ def test_wrong_names_and_sizes_say_what_would_do(name, message):
         resolve(name)
 
 
-@pytest.mark.parametrize("field", ["cls_rule", "patch_rule", "position_rule"])
-def test_unknown_rule_is_refused(field):
+@pytest.mark.parametrize(
+    "change", [{"summary_rules": {"cls": "best"}}, {"grid_rules": {"patch": "best"}}, {"position_rule": "best"}]
+)
+def test_unknown_rule_is_refused(change):
     with pytest.raises(TeacherError, match=r"teacher dino: .* rule 'best' is unknown; choose from"):
-        dataclasses.replace(CATALOG["dino"], **{field: "best"})
+        dataclasses.replace(CATALOG["dino"], **change)
 
 
 def test_listing_the_teachers_imports_neither_torch_nor_timm():

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
+from unic_cache.tokens import TokenKind
 
 
 def package_file(package: str, file: str) -> Path:
@@ -42,7 +43,7 @@ def test_efficientnet_lite0_equals_timm_with_the_same_weights():
     found = teacher(views(128))
     assert torch.equal(found["cls"], pooled)
     assert torch.equal(found["patch"], seen[0].flatten(2).transpose(1, 2))
-    assert (teacher.spec.cls_dim, teacher.spec.patch_dim, teacher.spec.grid) == (1280, 112, (8, 8))
+    assert teacher.spec.kinds == {"cls": TokenKind(1280), "patch": TokenKind(112, (8, 8))}
     assert teacher.spec.weights_file_sha256.startswith("57934424")  # the file's name carries it
 
 
@@ -103,7 +104,7 @@ def test_saliency_vit_equals_timm_with_the_weights_of_the_graph(size):
     found = teacher(views(size))
     assert torch.equal(found["cls"], expected[:, 0])
     assert torch.equal(found["patch"], expected[:, 1:])
-    assert (teacher.spec.cls_dim, teacher.spec.patch_dim, teacher.spec.grid) == (384, 384, (side, side))
+    assert teacher.spec.kinds == {"cls": TokenKind(384), "patch": TokenKind(384, (side, side))}
 
 
 @pytest.mark.parametrize(

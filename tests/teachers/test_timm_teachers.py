@@ -12,6 +12,7 @@ from unic_cache.errors import TeacherError
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
 from unic_cache.teachers.tokens import tokens
+from unic_cache.tokens import TokenKind
 
 
 def views(size: int, count: int = 2) -> torch.Tensor:
@@ -55,8 +56,8 @@ PYRAMIDS = [
 def test_sequence_models_give_their_own_tokens(tmp_path, name, cls_rule, patch_rule, prefix, side, width):
     teacher, model = loaded(name, tmp_path)
     spec = teacher.spec
-    assert (spec.cls_rule, spec.patch_rule, spec.grid) == (cls_rule, patch_rule, (side, side))
-    assert (spec.cls_dim, spec.patch_dim) == (width, width)
+    assert (spec.summary_rules, spec.grid_rules) == ({"cls": cls_rule}, {"patch": patch_rule})
+    assert spec.kinds == {"cls": TokenKind(width), "patch": TokenKind(width, (side, side))}
     found = teacher(views(spec.input_size))
     with torch.inference_mode():
         features = model.forward_features(normalised(views(spec.input_size), spec))
@@ -71,8 +72,8 @@ def test_feature_map_models_give_pooled_vector_and_stride_16_map(
 ):
     teacher, model = loaded(name, tmp_path)
     spec = teacher.spec
-    assert (spec.cls_rule, spec.patch_rule, spec.grid) == ("pooled", "stride16-map", (side, side))
-    assert (spec.cls_dim, spec.patch_dim) == (cls_dim, patch_dim)
+    assert (spec.summary_rules, spec.grid_rules) == ({"cls": "pooled"}, {"patch": "stride16-map"})
+    assert spec.kinds == {"cls": TokenKind(cls_dim), "patch": TokenKind(patch_dim, (side, side))}
     seen = []
     hook = model.get_submodule(module).register_forward_hook(lambda _, __, output: seen.append(output))
     with torch.inference_mode():
@@ -140,10 +141,10 @@ def test_nan_in_the_weights_stops_loading(tmp_path):
 @pytest.mark.parametrize("name", ["timm:test_vit@64", "timm:test_resnet@64"])
 def test_a_teacher_may_lack_one_of_the_two(tmp_path, name, kind):
     teacher, _ = loaded(name, tmp_path)
-    other = {"cls": "patch", "patch": "cls"}[kind]
-    spec = dataclasses.replace(resolve(name), **{f"{other}_rule": "none"})
+    other = {"cls": "grid_rules", "patch": "summary_rules"}[kind]
+    spec = dataclasses.replace(resolve(name), **{other: {}})
     alone = load_teacher(spec, str(tmp_path / "weights.safetensors"))
-    assert (alone.spec.grid is None, alone.spec.cls_dim is None) == (kind == "cls", kind == "patch")
+    assert list(alone.spec.kinds) == [kind]
     found = alone(views(64))
     assert list(found) == [kind]
     torch.testing.assert_close(found[kind], teacher(views(64))[kind], atol=1e-6, rtol=1e-6)
@@ -151,7 +152,9 @@ def test_a_teacher_may_lack_one_of_the_two(tmp_path, name, kind):
 
 def test_block_rule_norms_that_block_and_computes_none_after_it(tmp_path):
     _, model = loaded("timm:test_vit@64", tmp_path)
-    spec = dataclasses.replace(resolve("timm:test_vit@64"), cls_rule="block:2", patch_rule="block:2")
+    spec = dataclasses.replace(
+        resolve("timm:test_vit@64"), summary_rules={"cls": "block:2"}, grid_rules={"patch": "block:2"}
+    )
     images = normalised(views(64), spec)
     ran = []
     for index, block in enumerate(model.blocks):

@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d, gelu, interpolate, layer_norm, linear
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
+from unic_cache.tokens import TokenKind
 
 WIDTH, DEPTH, HEADS, PATCH = 768, 12, 12, 16
 
@@ -142,7 +143,7 @@ def test_authors_checkpoint_gives_the_tokens_of_a_plain_transformer(case):
     for kind in ("cls", "patch"):
         assert found[kind].dtype == torch.float32
         torch.testing.assert_close(found[kind], oracle[kind], atol=1e-6, rtol=1e-6)
-    assert (teacher.spec.cls_dim, teacher.spec.patch_dim, teacher.spec.grid) == (768, 768, (14, 14))
+    assert teacher.spec.kinds == {"cls": TokenKind(768), "patch": TokenKind(768, (14, 14))}
     assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
     assert not teacher.model.training
 

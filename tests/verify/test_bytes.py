@@ -135,7 +135,7 @@ class TestPlaces:
 
 
 def row_width(folder: Path, teacher: str, kind: str) -> int:
-    return open_cache(folder).teachers[teacher].codec.cls_dim if kind == "cls" else 0
+    return open_cache(folder).teachers[teacher].kinds["cls"].channels if kind == "cls" else 0
 
 
 FILES = [

@@ -15,9 +15,9 @@ from tests.conftest import VIT, tree
 from tests.verify.damage import VIEW, VIT_FOLDER, check, flip, record_of, rewrite
 from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError
-from unic_cache.store.calibrate import load_npz, save_npz
 from unic_cache.store.codecs.klt import Klt
 from unic_cache.store.layout import index_bytes
+from unic_cache.store.npz import load_npz, save_npz
 from unic_cache.store.verify import BY_HAND, UNCOMMIT, Finding, check_unit
 
 PATCH = f"{VIT_FOLDER}/features.zarr/000000/{VIEW}/patch/c.0.0.0.0.0"

@@ -13,7 +13,7 @@ from tests.conftest import CNN, VIT, picture, png, write_tar
 from tests.verify.damage import CNN_FOLDER, check, record_of
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import CacheError, ConfigError
-from unic_cache.store.calibrate import load_npz, save_npz
+from unic_cache.store.npz import load_npz, save_npz
 
 
 class TestMadeAnew:

@@ -124,13 +124,6 @@ def index_bytes(extent: Extent) -> int:
     return 16 * (extent.object_rows // CHUNK_ROWS) + 4
 
 
-def pixel_arrays(size: int, codec: str = "raw") -> tuple[ArraySpec, ...]:
-    """The arrays of the member `views`: uint8 (S, n, H, W, 3), or, `compact`, differences in tiles of one image."""
-    if codec == "raw":
-        return (ArraySpec("rgb", (size, size, 3), "uint8"),)
-    return (ArraySpec("rgb", (size * size * 3,), "uint8", tile=size * size * 3),)
-
-
 def teacher_folder(name: str) -> str:
     """The teacher's folder in a cache: its name, with '.' for ':' (`timm:resnet18@128` gives `timm.resnet18@128`)."""
     return name.replace(":", ".")

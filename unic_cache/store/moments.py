@@ -1,18 +1,19 @@
-"""What calibration remembers of the tokens that it sees: running moments, and some of the images whole.
+"""What calibration remembers of the tokens: running moments, and some whole images.
 
 Sums are float64 and in the order of the batches, so equal batches give equal bits.
 
-Letters: N tokens, B images, T patch tokens, D channels.
+Letters: N tokens, B images, T tokens of each, D channels.
 """
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
-State = dict[str, npt.NDArray[np.generic]]  # all that a sum has seen so far, to go on from elsewhere
-STD_FLOOR = 0.01  # of the median channel: a channel that hardly moved in the sample may move elsewhere
+State = dict[str, npt.NDArray[np.generic]]  # all that was counted so far, to continue elsewhere
+STD_FLOOR = 0.01  # of the median channel: a channel that hardly moves in the sample may move elsewhere
 
 
 class Moments:
@@ -35,19 +36,19 @@ class Moments:
         self.count = total
 
     def state(self) -> State:
-        """What `restore` takes."""
+        """All that was counted, for `restore`."""
         return {"count": np.asarray(self.count), "mean": self.mean, "squares": self.squares}
 
     def restore(self, state: State) -> None:
-        """Go on from there."""
+        """Continue from a `state`."""
         self.count = int(state["count"])
         self.mean, self.squares = (np.asarray(state[name], np.float64) for name in ("mean", "squares"))
 
     def std(self) -> Floats:
         """The unbiased standard deviation of each channel, at least a hundredth of the median channel's.
 
-        UNIC guards by 1e-6 alone; but its statistics follow all the data, and a sample's may hold a channel that rests
-        at zero, whose first stir would then count a million times.
+        UNIC guards by 1e-6 alone, but its statistics follow all data. In a sample a channel may stay at zero, and its
+        first other value would then be a million times too large.
         """
         std = np.sqrt(self.squares / max(self.count - 1, 1))
         return np.asarray(np.maximum(std, STD_FLOOR * np.median(std)))
@@ -72,13 +73,13 @@ class Covariance:
         self._products = self._products + tokens.T @ tokens
 
     def state(self) -> State:
-        """What `restore` takes."""
+        """All that was counted, for `restore`."""
         assert self._origin is not None
         sums = {"sum": np.asarray(self._sum), "products": np.asarray(self._products)}
         return {"origin": self._origin, "count": np.asarray(self._count), **sums}
 
     def restore(self, state: State) -> None:
-        """Go on from there."""
+        """Continue from a `state`."""
         self._origin, self._sum, self._products = (
             np.asarray(state[name], np.float64) for name in ("origin", "sum", "products")
         )
@@ -91,7 +92,7 @@ class Covariance:
 
 
 class SomeImages:
-    """Whole images, at most `room` of them, evenly over all that were offered: every one, then every second, ..."""
+    """Up to `room` whole images, evenly spaced over all offered: every one, then every second, every fourth, ..."""
 
     def __init__(self, room: int) -> None:
         self._room = room
@@ -100,7 +101,7 @@ class SomeImages:
         self._kept: list[Tensor] = []
 
     def offer(self, tokens_BTD: Tensor) -> None:
-        """Remember those images whose turn it is."""
+        """Remember the images of (B, T, D) that fall on the current spacing."""
         for image in tokens_BTD:
             if self._offered % self._every == 0:
                 self._kept.append(image.clone())
@@ -110,25 +111,36 @@ class SomeImages:
                 self._every *= 2
 
     def state(self) -> State:
-        """What `restore` takes."""
+        """All that was counted, for `restore`."""
         kept = {"kept": self.stacked().numpy()} if self._kept else {}
         return {"every": np.asarray(self._every), "offered": np.asarray(self._offered), **kept}
 
     def restore(self, state: State) -> None:
-        """Go on from there."""
+        """Continue from a `state`."""
         self._every, self._offered = int(state["every"]), int(state["offered"])
         self._kept = list(torch.from_numpy(np.asarray(state["kept"], np.float32))) if "kept" in state else []
 
     def stacked(self) -> Tensor:
-        """(B, T, D); at least one was offered."""
+        """(B, T, D); at least one image must have been offered."""
         return torch.stack(self._kept)
 
 
 def below(prefix: str, state: State) -> State:
-    """The state of a part, under names of its own in the state of the whole."""
+    """The state of a part, named for the state of the whole."""
     return {f"{prefix}/{name}": values for name, values in state.items()}
 
 
 def part(prefix: str, state: State) -> State:
-    """The inverse of `below`; empty where the whole has no such part."""
+    """The inverse of `below`; empty if the whole has no such part."""
     return {name.removeprefix(f"{prefix}/"): x for name, x in state.items() if name.startswith(f"{prefix}/")}
+
+
+def principal(matrix_DD: Floats) -> tuple[Floats, Floats]:
+    """Eigenvalues (D,), ascending, and eigenvectors (D, D) as columns, the largest first, of a symmetric matrix.
+
+    The largest entry of each eigenvector is positive, so equal matrices give equal bits.
+    """
+    with threadpool_limits(1):
+        values, axes = np.linalg.eigh(matrix_DD)
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
+    return values, (axes * np.where(largest < 0, -1.0, 1.0))[:, ::-1]

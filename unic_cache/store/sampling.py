@@ -1,31 +1,42 @@
-"""Which patch tokens are kept where `--tokens` asks for some only.
+"""Which grid tokens are stored of each view with `--tokens`.
 
-Positions are a pure function of (seed, sample key, view number, grid): teachers of one grid share them, and they need
-not be stored. Fewer tokens are a subset of more.
+Positions are a pure function of (seed, sample key, view number, grid): teachers with one grid share them, and nothing
+needs storing. Fewer tokens are a subset of more.
 
-Letters: B images, T tokens of the grid, N and M of which are kept.
+Letters: B images, T tokens of the grid, D channels, N and M of the T tokens are stored.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from unic_cache.draws import Purpose, permutation, words
+from unic_cache.tokens import Grid
 
 Positions = npt.NDArray[np.int64]
-Grid = tuple[int, int]
 
 
 def kept_positions(seed: int, shown: Sequence[tuple[int, int]], grid: Grid, count: int) -> Positions:
-    """(B, N): ascending positions row * width + column, uniform without replacement, of each (key, view number)."""
+    """(B, N): ascending positions row * width + column of each (key, view number), drawn without replacement."""
     tokens = grid[0] * grid[1]
     drawn = [permutation(words(Purpose.TOKENS, seed, key, number, tokens))[:count] for key, number in shown]
     return np.sort(np.stack(drawn), axis=1) if drawn else np.zeros((0, count), np.int64)
 
 
 def places_among(kept_BM: Positions, wanted_BN: Positions) -> Positions:
-    """(B, N): where each wanted position stands among those that are kept; all must be there."""
+    """(B, N): the index of each wanted position among those stored, which must include it."""
     found_BNM = wanted_BN[:, :, None] == kept_BM[:, None, :]
     assert found_BNM.any(axis=-1).all()
     return np.asarray(found_BNM.argmax(axis=-1))
+
+
+def at_positions(features: Mapping[str, Tensor], kept_BN: Tensor | None) -> dict[str, Tensor]:
+    """Grid tokens (B, T, D) at `kept_BN`, (B, N, D); summary tokens (B, D) unchanged. None takes all tokens."""
+    if kept_BN is None:
+        return dict(features)
+    return {
+        kind: x if x.ndim == 2 else x.take_along_dim(kept_BN.to(x.device)[..., None], dim=1)
+        for kind, x in features.items()
+    }

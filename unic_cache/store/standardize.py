@@ -1,33 +1,33 @@
-"""Other standardizations than the cache's own, made from it when features are read.
+"""Other standardizations than the cache's own, applied when features are read.
 
-The cache keeps (x - mean) / std for each channel, UNIC's. All others here are affine maps of that:
+The cache stores (x - mean) / std for each channel, UNIC's. All others here are affine maps of that:
 
 | name | gives |
 |---|---|
-| `channel` | what is kept |
-| `phi-s` | a H U^T (x - mean), a = 1 / sqrt(mean eigenvalue): one scalar after a rotation that evens out variance |
+| `channel` | the stored values |
+| `phi-s` | a H U^T (x - mean), a = 1 / sqrt(mean eigenvalue): one scalar, after a rotation that evens out variance |
 | `none` | x, the teacher's own values |
 
 In `phi-s` (PHI-S, arXiv 2410.01680) U holds the eigenvectors of the covariance and H is a Hadamard matrix: every
-channel gets variance 1, and distances between tokens stay what they are but for the scalar.
+channel gets variance 1, and distances between tokens only change by the scalar.
 
 Letters: D channels.
 """
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import STD_GUARD, Calibration
 from unic_cache.store.codecs.rotation import hadamard
+from unic_cache.store.moments import principal
 
 
 def affine(calibration: Calibration, kind: str, name: str) -> tuple[Tensor, Tensor] | None:
-    """(matrix (D, D), offset (D,)), float32, with kept @ matrix + offset; None where what is kept is what is asked.
+    """float32 (matrix (D, D), offset (D,)): stored @ matrix + offset is standardized by `name`. None for `channel`.
 
-    CacheError where the calibration has no covariance to make `phi-s` from.
+    CacheError if `phi-s` needs a covariance that the calibration lacks.
     """
     std = np.maximum(calibration.std[kind], STD_GUARD)
     if name == "channel":
@@ -36,11 +36,7 @@ def affine(calibration: Calibration, kind: str, name: str) -> tuple[Tensor, Tens
         return torch.from_numpy(np.diag(std)).float(), torch.from_numpy(calibration.mean[kind]).float()
     if kind not in calibration.covariance:
         raise CacheError(f"standardization {name} needs the covariance of {kind} tokens, which the calibration lacks")
-    covariance = calibration.covariance[kind].astype(np.float64) * np.outer(std, std)
-    with threadpool_limits(1):
-        eigenvalues, axes = np.linalg.eigh(covariance)
-    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
-    axes = (axes * np.where(largest < 0, -1.0, 1.0))[:, ::-1]
+    eigenvalues, axes = principal(calibration.covariance[kind].astype(np.float64) * np.outer(std, std))
     spread = hadamard(len(std), torch.device("cpu")).double().numpy()
     matrix = std[:, None] * (axes @ spread.T) / np.sqrt(max(eigenvalues.mean(), STD_GUARD**2))
     return torch.from_numpy(matrix).float(), torch.zeros(len(std))

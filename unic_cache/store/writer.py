@@ -25,7 +25,7 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from unic_cache.errors import CacheError
-from unic_cache.store.codecs.codec import Encoded
+from unic_cache.store.codecs.fixed import Encoded
 from unic_cache.store.commit import CommitRecord, Crcs, Unit
 from unic_cache.store.layout import (
     ABSENT,
@@ -117,7 +117,7 @@ class UnitWriter:
         if self.member.codec is None:
             return all(np.array_equal(found[name], ours[name]) for name in ours)
         limit = ADOPT_DISTANCE[self.member.spec.get("dtype", "float32")]
-        slack = {"cls": 0.0, "patch": CODES_APART * self.member.codec.step}
+        slack = {kind: CODES_APART * step for kind, step in self.member.codec.steps.items()}
         theirs, mine = (self.member.codec.decode(_tensors(parts)) for parts in (found, ours))
         return all(
             bool(((theirs[kind] - mine[kind]).norm(dim=-1) <= limit * mine[kind].norm(dim=-1) + slack[kind]).all())

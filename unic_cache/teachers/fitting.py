@@ -1,9 +1,8 @@
-"""The tensors of a weights file in a teacher's model: under its names, in its shapes, and resampled only where that
-is said.
+"""The tensors of a weights file for a teacher's model: under its names, in its shapes, resampled only on request.
 
-Positions belong to a grid. A file's own grid is kept where the teacher's input has it. Where it has not, they are
-resampled by the spec's rule if the input's size was said (NAME@SIZE) or the rule was; else the file is refused. Nothing
-else is ever resampled: not patch kernels, nor tables of relative positions.
+Positions belong to a grid. If the file's grid differs from the input's, they are resampled by the spec's rule when the
+user gave the input size (NAME@SIZE) or the rule; otherwise the file is refused. Nothing else is ever resampled: no
+patch kernels, no tables of relative positions.
 """
 
 import logging
@@ -24,7 +23,7 @@ from unic_cache.weights.conversion import Watch
 from unic_cache.weights.state_dicts import Found, State, mappings, without_shared_prefix
 
 POSITIONS = "pos_embed"
-OPTIONS: tuple[dict[str, Any], ...] = ({}, {"num_classes": 0})  # with the classifier, and for files without
+OPTIONS: tuple[dict[str, Any], ...] = ({}, {"num_classes": 0})  # files with a classifier, and without
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +34,12 @@ class Source:
 
     spec: TeacherSpec
     path: Path
-    published: bool  # what timm or a package has under the teacher's name, and not a file of the user's
-    resample: bool  # whether the user said by which rule positions are to be resampled
+    published: bool  # timm's or a package's file for the teacher, not the user's
+    resample: bool  # whether the user gave a rule to resample positions by
 
 
 def fitted(source: Source, model: Any) -> tuple[State, State]:
-    """(the tensors at their own grid, those to load into `model`) of a file. TeacherError where they do not fit."""
+    """A file's (tensors at their own grid, tensors to load into `model`). TeacherError if they do not fit."""
     spec, path = source.spec, source.path
     options = {key: value for key, value in spec.arch_options if key != "img_size"}
     own, here = _shapes(meta_model(spec.arch, options)), _shapes(model)
@@ -63,7 +62,7 @@ def fitted(source: Source, model: Any) -> tuple[State, State]:
 
 
 def _placed(source: Source, state: State, own: Any, here: Any, model: Any) -> tuple[State, State] | None:
-    """A state and what it is at the model's grid; None where more than its positions do not fit."""
+    """A state, and the same at the model's grid; None if more than its positions do not fit."""
     if fits(state, here):
         return state, state
     spec = source.spec
@@ -103,9 +102,9 @@ def _prefix(spec: TeacherSpec, model: Any) -> int:
 
 
 def _through_timm(source: Source, content: Any, found: Found) -> State | None:
-    """For the layouts of third parties: timm's own converter for this model, strictly; None where timm cannot either.
+    """Third-party layouts by timm's own converter for this model; None if timm cannot convert them either.
 
-    TeacherError where it would resample what nobody said.
+    TeacherError if it would resample without a request.
     """
     spec = source.spec
     for raw in _raw_states(content, found):
@@ -130,7 +129,7 @@ def _through_timm(source: Source, content: Any, found: Found) -> State | None:
 
 
 def _raw_states(content: Any, found: Found) -> Iterator[State]:
-    """What a converter may know: the tensors that were found, and the mapping that they lie in as it stands."""
+    """What a converter may know: the tensors found, and the whole mapping that holds them."""
     if found.meant:
         yield found.tensors
     inside = [(where, tensors) for where, tensors in mappings(content) if found.taken.startswith(where)]
@@ -142,7 +141,7 @@ def _raw_states(content: Any, found: Found) -> Iterator[State]:
 
 
 def _converted(spec: TeacherSpec, raw: State, options: dict[str, Any]) -> tuple[State | None, Watch]:
-    """The tensors of a model that timm's converter filled, without its classifier; None where it cannot, or not all."""
+    """The tensors of a model filled by timm's converter, without classifier; None if it cannot fill all."""
     watch = Watch()
     overlay = {"state_dict": raw, **{key: value for key, value in options.items() if key == "num_classes"}}
     try:
@@ -150,14 +149,14 @@ def _converted(spec: TeacherSpec, raw: State, options: dict[str, Any]) -> tuple[
             model = timm.create_model(spec.arch, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         random = watch.left_at_random(model)
         model.reset_classifier(0)
-    except Exception:  # each converter fails in its own way on keys that it does not know
+    except Exception:  # each converter fails in its own way on unknown keys
         return None, watch
     state = dict(model.state_dict())
     return (None if any(name in state for name in random) else state), watch
 
 
 def _at_own_grid(spec: TeacherSpec, raw: State, options: dict[str, Any], shape: tuple[int, ...]) -> State | None:
-    """The converted tensors in a model of the size that positions of `shape` (..., h, w) are of."""
+    """The converted tensors in a model whose input size fits positions of `shape` (..., h, w)."""
     if "img_size" not in dict(spec.arch_options) or len(shape) != 4 or shape[-1] != shape[-2]:
         return None
     state, watch = _converted(spec, raw, {**options, "img_size": shape[-1] * spec.stride})

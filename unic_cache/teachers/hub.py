@@ -1,9 +1,10 @@
-"""Weights by timm's name: from the local cache, else from the network if there is one, and never a long wait.
+"""Weights by timm's name: from the local cache, else from the network if it answers, and never a long wait.
 
-timm keeps its weights in Hugging Face's cache folder. A file that is there is used without asking anybody. One that is
-not is fetched only where the hub answers within seconds; otherwise the error says what to do instead.
+timm stores weights in Hugging Face's cache folder. A file in it is used without any request. Other files are fetched
+only if the hub answers within seconds; otherwise the error says what to do instead.
 """
 
+import contextlib
 import socket
 import threading
 import urllib.parse
@@ -24,9 +25,9 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def hub_file(spec: TeacherSpec) -> Path:
-    """The local file with timm's weights for `spec.arch`, fetched first where it is not there yet.
+    """The local file with timm's weights for `spec.arch`, fetched if it is not in the cache.
 
-    TeacherError where timm has no such weights, or they are not in the cache and cannot be fetched.
+    TeacherError if timm has no such weights, or they can neither be found nor fetched.
     """
     config = timm.get_pretrained_cfg(spec.arch)
     repo, revision = _repo(spec, config)
@@ -58,7 +59,7 @@ def _fetched(spec: TeacherSpec, repo: str, revision: str | None, files: tuple[st
     for file in files:
         try:
             return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
-        except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+        except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
             reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
@@ -75,23 +76,21 @@ def _instead(spec: TeacherSpec, repo: str, reason: str) -> str:
 
 
 def _reachable(url: str) -> bool:
-    """Whether the host takes a connection in time; taken for granted behind a proxy.
+    """Whether the host accepts a connection in time; assumed behind a proxy.
 
-    Looking up a name has no time limit of its own, hence the thread.
+    Name lookup has no timeout of its own, hence the thread.
     """
     if urllib.request.getproxies():
         return True
     parts = urllib.parse.urlsplit(url)
-    answers: list[bool] = []
+    answered = threading.Event()
 
     def knock() -> None:
-        try:
+        with contextlib.suppress(OSError):
             socket.create_connection((parts.hostname or "", parts.port or 443), timeout=ANSWER_WITHIN).close()
-            answers.append(True)
-        except OSError:
-            answers.append(False)
+            answered.set()
 
     thread = threading.Thread(target=knock, daemon=True)
     thread.start()
     thread.join(ANSWER_WITHIN)
-    return bool(answers and answers[0])
+    return answered.is_set()

@@ -1,7 +1,7 @@
-"""The published names of EfficientNet-Lite0's tensors in timm's: a table by name, so that their order means nothing.
+"""EfficientNet-Lite0's published tensor names to timm's: by name, whatever their order.
 
-The authors number all blocks through; timm numbers them within stages. A block without expansion (the first) has two
-convolutions, every other one three.
+The authors number all blocks consecutively; timm numbers them within stages. The first block, without expansion, has
+two convolutions; every other block has three.
 
 | theirs | timm's, first block | timm's, other blocks |
 |---|---|---|
@@ -27,7 +27,7 @@ OTHER = {
 
 
 def timm_name(name: str) -> str:
-    """timm's name of one of the published tensors, whatever stands before it; any other name as it is."""
+    """timm's name of a published tensor, under any prefix; other names unchanged."""
     block = re.fullmatch(r"(|.*\.)_blocks\.(\d+)\.(\w+)\.(\w+)", name)
     if block is not None and int(block[2]) < len(PLACES):
         stage, place = PLACES[int(block[2])]

@@ -1,6 +1,6 @@
-"""A spec and its weights to a frozen timm model that turns views into target tokens.
+"""A spec and its weights to a frozen timm model that turns views into tokens.
 
-Shape letters: B images, H W pixels, C colours, T patch tokens, D channels.
+Shape letters: B images, H W pixels, C colours, T grid tokens, D channels.
 
 A view is uint8; the one resize rule takes it to the teacher's input: to [0, 1] in float32; where sizes differ, bicubic
 with antialiasing and clamped to [0, 1] again; then (x - mean) / std.
@@ -22,15 +22,16 @@ from unic_cache.teachers.catalog import no_weights
 from unic_cache.teachers.fitting import Source, fitted
 from unic_cache.teachers.hub import hub_file
 from unic_cache.teachers.spec import TeacherSpec
-from unic_cache.teachers.tokens import tokens
+from unic_cache.teachers.tokens import Tokens, tokens
 from unic_cache.teachers.weights import file_sha256, state_sha256
+from unic_cache.tokens import TokenKind, in_order
 from unic_cache.weights.untrained import check_values, tell_untrained
 
 SHOWN_ROWS = 8  # of a batch, named in an error
 
 
 class Teacher:
-    """A frozen network. `spec` is complete: widths, grid and checksums are filled in. `file` holds its weights."""
+    """A frozen network. `spec` is complete, with kinds and checksums; `file` holds the weights."""
 
     def __init__(
         self, spec: TeacherSpec, model: Any, device: torch.device, dtype: torch.dtype, file: Path | None = None
@@ -43,37 +44,35 @@ class Teacher:
         self._std_CHW = torch.tensor(spec.std, device=device).view(3, 1, 1)
         self.spec = spec
         blank = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8, device=device)
-        found = self(blank)
-        self.spec = dataclasses.replace(
-            spec,
-            cls_dim=found["cls"].shape[-1] if "cls" in found else None,
-            patch_dim=found["patch"].shape[-1] if "patch" in found else None,
-            grid=(spec.input_size // spec.stride,) * 2 if "patch" in found else None,
-        )
+        side = spec.input_size // spec.stride
+        grids = dict.fromkeys(spec.grid_rules, (side, side))
+        kinds = {kind: TokenKind(x.shape[-1], grids.get(kind)) for kind, x in self(blank).items()}
+        self.spec = dataclasses.replace(spec, kinds=in_order(kinds))
 
-    def __call__(self, views_BHWC: torch.Tensor) -> dict[str, torch.Tensor]:
-        """{"cls": (B, D) float32, "patch": (B, T, D) float32} of uint8 views on the teacher's device.
-
-        In bfloat16 or float16 the weights stay float32 and torch's autocast runs the products in the short type. T runs
-        over the grid row by row. TeacherError where an answer is NaN or infinite.
-        """
-        answer = self.tokens(views_BHWC)
-        self.check(finite(answer))
-        return answer
+    def __call__(self, views_BHWC: torch.Tensor) -> Tokens:
+        """`tokens`, checked: waits for the device once. TeacherError for NaN or infinity."""
+        found = self.tokens(views_BHWC)
+        flags = finite(found)
+        self.check(dict(zip(flags, torch.stack(list(flags.values())).cpu(), strict=True)))
+        return found
 
     @torch.inference_mode()
-    def tokens(self, views_BHWC: torch.Tensor) -> dict[str, torch.Tensor]:
-        """As the call, unchecked."""
+    def tokens(self, views_BHWC: torch.Tensor) -> Tokens:
+        """Float32 tokens by kind, (B, D) or (B, T, D), of uint8 views on the teacher's device, unchecked.
+
+        T runs over the grid row by row. In bfloat16 or float16 the weights stay float32 and torch's autocast runs the
+        products in the short type.
+        """
         short = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with float32_products(tf32=False), short:
             found = tokens(self.model, self._prepare(views_BHWC), self.spec)
         return {kind: values.float().contiguous() for kind, values in found.items()}
 
-    def check(self, flags: Mapping[str, torch.Tensor]) -> None:
-        """TeacherError unless all `flags`, as `finite` gives them, are true."""
-        for kind, finite_B in flags.items():
-            if not finite_B.all():
-                rows = (~finite_B).nonzero().flatten().tolist()
+    def check(self, finite: Mapping[str, torch.Tensor]) -> None:
+        """TeacherError naming kind and rows unless all flags of `finite`, (B,) by kind on the CPU, are True."""
+        for kind, finite_B in finite.items():
+            rows = (~finite_B).nonzero().flatten().tolist()
+            if rows:
                 raise TeacherError(
                     f"teacher {self.spec.name}: NaN or infinite {kind} features for {len(rows)} of {len(finite_B)} "
                     f"images, at {rows[:SHOWN_ROWS]} of this batch; check its weights"
@@ -89,9 +88,9 @@ class Teacher:
         return (images_BCHW - self._mean_CHW) / self._std_CHW
 
 
-def finite(tokens: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Token kind -> (B,) whether all of an image's values are finite, on their device."""
-    return {kind: values.isfinite().flatten(1).all(dim=1) for kind, values in tokens.items()}
+def finite(found: Tokens) -> Tokens:
+    """(B,) flags by kind, on the tokens' device: which images' tokens are all finite."""
+    return {kind: values.isfinite().flatten(1).all(dim=1) for kind, values in found.items()}
 
 
 def load_teacher(
@@ -103,9 +102,9 @@ def load_teacher(
 ) -> Teacher:
     """The teacher that `spec` describes, frozen, in eval mode, with the weights of the file `weights`.
 
-    Without a file they come from where the spec says: timm's cache, a package, or nowhere (iBOT, dBOT-ft). `resample`:
-    positions of another grid than the input's may be resampled although the spec's name says no size. Loading is
-    strict and never waits long. TeacherError where the weights cannot be had or do not fit.
+    Without a file they come from the spec's source: timm's cache, or a package; iBOT and dBOT-ft have none. `resample`
+    allows resampling positions to the input's grid although the spec's name gives no size. Loading is strict and never
+    waits long. TeacherError if the weights are unavailable or do not fit.
     """
     path = Path(weights) if weights is not None else _source_file(spec)
     model = timm.create_model(spec.arch, num_classes=0, **dict(spec.arch_options))

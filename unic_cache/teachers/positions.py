@@ -1,26 +1,27 @@
-"""Position embeddings at another grid. Code bases differ here, so each spec names its rule.
+"""Position embeddings resampled to another grid. Code bases differ here, so each spec names its rule.
 
 Shape letters: N positions (prefix and grid), D channels, h w the grid.
 
 - `timm`: bicubic with antialiasing to the new grid, as timm resamples.
 - `bicubic`: without antialiasing, to the new grid (DeiT-III, dBOT, and the export of the saliency ViT).
-- `bicubic-scale`: without antialiasing, by the factor (n + 0.1) / n_own, as the code of DINO and iBOT has it: sampling
-  positions follow that factor, which the 0.1 keeps from rounding the grid down.
+- `bicubic-scale`: without antialiasing, by the factor (n + 0.1) / n_own, as in the code of DINO and iBOT: the 0.1 keeps
+  the grid from being rounded down, and moves the sampling positions.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn.functional import interpolate
 
-Grid = tuple[int, int]
+from unic_cache.tokens import Grid
 
 
 def resample(pos_1ND: torch.Tensor, grid: Grid, prefix: int, rule: str) -> torch.Tensor:
-    """`pos_1ND` with its square grid resampled to `grid`, its first `prefix` positions kept; unchanged at equal grids.
+    """`pos_1ND` with its square grid resampled to `grid`, its first `prefix` positions unchanged.
 
-    Returns (1, prefix + h * w, D) in the dtype of `pos_1ND`; ValueError where its own grid is not square.
+    Returns (1, prefix + h * w, D) in the dtype of `pos_1ND`. ValueError if its own grid is not square.
     """
     own = math.isqrt(pos_1ND.shape[1] - prefix)
     if own * own != pos_1ND.shape[1] - prefix:
@@ -28,17 +29,12 @@ def resample(pos_1ND: torch.Tensor, grid: Grid, prefix: int, rule: str) -> torch
     if grid == (own, own):
         return pos_1ND
     plane_1Dhw = pos_1ND[:, prefix:].float().transpose(1, 2).reshape(1, -1, own, own)
-    moved_1Dhw = _RULES[rule](plane_1Dhw, grid)
-    moved_1ND = moved_1Dhw.flatten(2).transpose(1, 2).to(pos_1ND.dtype)
+    moved_1ND = RULES[rule](plane_1Dhw, grid).flatten(2).transpose(1, 2).to(pos_1ND.dtype)
     return torch.cat([pos_1ND[:, :prefix], moved_1ND], dim=1)
 
 
-def _timm(plane_1Dhw: torch.Tensor, grid: Grid) -> torch.Tensor:
-    return interpolate(plane_1Dhw, size=grid, mode="bicubic", antialias=True)
-
-
-def _bicubic(plane_1Dhw: torch.Tensor, grid: Grid) -> torch.Tensor:
-    return interpolate(plane_1Dhw, size=grid, mode="bicubic")
+def _bicubic(plane_1Dhw: torch.Tensor, grid: Grid, antialias: bool = False) -> torch.Tensor:
+    return interpolate(plane_1Dhw, size=grid, mode="bicubic", antialias=antialias)
 
 
 def _bicubic_scale(plane_1Dhw: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -46,8 +42,8 @@ def _bicubic_scale(plane_1Dhw: torch.Tensor, grid: Grid) -> torch.Tensor:
     return interpolate(plane_1Dhw, scale_factor=((grid[0] + 0.1) / own, (grid[1] + 0.1) / own), mode="bicubic")
 
 
-_RULES: dict[str, Callable[[torch.Tensor, Grid], torch.Tensor]] = {
-    "timm": _timm,
+RULES: dict[str, Callable[[torch.Tensor, Grid], torch.Tensor]] = {
+    "timm": partial(_bicubic, antialias=True),
     "bicubic": _bicubic,
     "bicubic-scale": _bicubic_scale,
 }

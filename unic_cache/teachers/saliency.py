@@ -1,10 +1,9 @@
-"""The saliency ViT's ONNX export to timm's keys, by following its graph.
+"""The saliency ViT's ONNX export to timm's names, by following its graph.
 
-The export names biases, norms and scales (`backbone.encoder.layer.3.mlp.fc1.bias`) but its matrices are anonymous:
-`x @ W + b` is MatMul(x, W) into Add(b, .), with W of shape (in, out). So from each named bias we find the Add that
-reads it, from there the MatMul behind, and W transposed is the weight of a Linear. Query, key and value are
-concatenated into timm's `qkv`. The patch positions are what the graph's first Resize reads; its result meets the
-class token's position in a Concat.
+The export names biases, norms and scales (`backbone.encoder.layer.3.mlp.fc1.bias`), but not its matrices: `x @ W + b`
+is MatMul(x, W) into Add(b, .), with W of shape (in, out). So each named bias leads to the Add that reads it, and that
+to its MatMul; W transposed is the weight of a Linear. Query, key and value are concatenated into timm's `qkv`. The
+graph's first Resize reads the patch positions; a Concat joins its result with the class token's position.
 """
 
 from pathlib import Path
@@ -35,9 +34,9 @@ STEM = {
 
 
 def read_onnx(path: Path) -> dict[str, torch.Tensor]:
-    """The encoder's tensors in timm's keys (`vit_small_patch14_dinov2`), the decoder left out.
+    """The encoder's tensors under timm's names (`vit_small_patch14_dinov2`), without the decoder.
 
-    TeacherError without the `onnx` package, for a file that is no ONNX model, or for another model's graph.
+    TeacherError without the `onnx` package, for a file that is not an ONNX model, or for another model's graph.
     """
     try:
         import onnx
@@ -55,7 +54,7 @@ def read_onnx(path: Path) -> dict[str, torch.Tensor]:
 
 
 class _Graph:
-    """Initializers by name, and who makes and who reads each value."""
+    """Initializers by name, and the nodes that make and read each value."""
 
     def __init__(self, graph: Any, to_array: Any) -> None:
         self.tensors = {t.name: torch.from_numpy(to_array(t).copy()) for t in graph.initializer}
@@ -72,13 +71,13 @@ class _Graph:
         return found
 
     def linear_weight(self, bias: str) -> torch.Tensor:
-        """(out, in): the matrix whose product the Add of `bias` receives."""
+        """(out, in): the matrix of the product to which an Add adds `bias`."""
         add = self.first("Add", self.readers[bias])
         matmul = self.first("MatMul", (self.maker[name] for name in add.input if name in self.maker))
         return self.tensors[matmul.input[1]].T.contiguous()
 
     def constant_behind(self, value: str) -> str:
-        """The initializer from which `value` comes by the first inputs of its makers."""
+        """The initializer at the end of the chain of first inputs behind `value`."""
         while value not in self.tensors:
             value = self.maker[value].input[0]
         return value
@@ -100,7 +99,7 @@ def _encoder(graph: _Graph) -> dict[str, torch.Tensor]:
 
 
 def _positions(graph: _Graph) -> torch.Tensor:
-    """(1, 1 + 37 * 37, 384): the class token's position, then the grid's before it is resized."""
+    """(1, 1 + 37 * 37, 384): the position of the class token, then those of the grid before resizing."""
     resize = graph.first("Resize", graph.maker.values())
     patches = graph.constant_behind(resize.input[0])
     for node in graph.maker.values():

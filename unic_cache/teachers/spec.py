@@ -1,57 +1,72 @@
-"""What a teacher is, as pure data: everything that decides its answer, saved as JSON beside the features it gave.
+"""What a teacher is, as pure data: everything that decides its output, saved as JSON beside the features.
 
-A spec is written down in the catalogue (or derived from timm), and loading completes it: widths, grid and checksums.
+The catalogue lists specs, or timm's description gives them; loading adds checksums and token kinds.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from unic_cache.errors import TeacherError
+from unic_cache.tokens import CLS, PATCH, Kinds, kinds_from_json, kinds_to_json
 
 Option = bool | int | float | str
+Rules = Mapping[str, str]  # token kind -> rule of teachers/tokens.py
 
-CLS_RULES = ("norm-cls", "fc-norm-mean", "pooled", "block", "none")
-PATCH_RULES = ("norm-patch", "raw-patch", "block", "stride16-map", "none")
+SUMMARY_RULES = ("norm-cls", "fc-norm-mean", "pooled", "block")
+GRID_RULES = ("norm-patch", "raw-patch", "stride16-map", "block")
 POSITION_RULES = ("timm", "bicubic", "bicubic-scale")
+NONE = "none"  # in JSON, the rule of a kind that the teacher lacks
+UNLOADED = kinds_to_json({})
+KEYS = {"cls_rule": ("summary_rules", CLS), "patch_rule": ("grid_rules", PATCH)}  # JSON keys of these kinds' own
 
 
 @dataclass(frozen=True)
 class TeacherSpec:
     """A frozen network, its weights, and which of its activations are the targets.
 
-    TeacherError where a rule is unknown or the input size is no multiple of the stride.
+    TeacherError for an unknown rule, rules that need different layers, or an input that the stride does not divide.
     """
 
-    name: str  # as the user says it, with @SIZE where that is not the default
+    name: str  # as the user gives it, with @SIZE unless that is the default
     about: str  # one line for the list of teachers
     arch: str  # timm's model name
-    arch_options: tuple[tuple[str, Option], ...]  # what timm.create_model gets besides
+    arch_options: tuple[tuple[str, Option], ...]  # more arguments of timm.create_model
     input_size: int  # pixels, height and width
-    stride: int  # pixels from one patch token to the next, both ways
+    stride: int  # pixels from one grid token to the next, both ways
     mean: tuple[float, float, float]  # of pixels in [0, 1]
     std: tuple[float, float, float]
-    cls_rule: str  # see tokens.py
-    patch_rule: str
+    summary_rules: Rules
+    grid_rules: Rules
     key_layout: str  # see weights.py
     position_rule: str  # how position embeddings reach another grid; see positions.py
     source: str  # "timm", "file", or "package:PACKAGE/FILE"
     published: str  # where the authors publish the weights
     licence: str
-    cls_dim: int | None = None  # channels; from here on, what loading finds
-    patch_dim: int | None = None
-    grid: tuple[int, int] | None = None  # patch tokens, rows and columns
-    weights_sha256: str | None = None  # of the tensors in timm's keys, at their own grid
-    weights_file_sha256: str | None = None  # of the file that they came from
+    kinds: Kinds = field(default_factory=dict)  # from here on, found when loading
+    weights_sha256: str | None = None  # of the tensors under timm's names, at their own grid
+    weights_file_sha256: str | None = None  # of the file that holds them
 
     def __post_init__(self) -> None:
-        for kind, value, known in (
-            ("CLS rule", self.cls_rule.partition(":")[0], CLS_RULES),
-            ("patch rule", self.patch_rule.partition(":")[0], PATCH_RULES),
-            ("position rule", self.position_rule, POSITION_RULES),
+        for what, values, known in (
+            ("CLS rule", self.summary_rules.values(), SUMMARY_RULES),
+            ("patch rule", self.grid_rules.values(), GRID_RULES),
+            ("position rule", [self.position_rule], POSITION_RULES),
         ):
-            if value not in known:
-                raise TeacherError(f"teacher {self.name}: {kind} {value!r} is unknown; choose from {', '.join(known)}")
+            for value in values:
+                name = value.partition(":")[0]
+                if name not in known:
+                    raise TeacherError(
+                        f"teacher {self.name}: {what} {name!r} is unknown; choose from {', '.join(known)}"
+                    )
+        grids, every = set(self.grid_rules.values()), {*self.grid_rules.values(), *self.summary_rules.values()}
+        layers = every if any(rule.startswith("block:") for rule in every) else grids
+        if len(layers) > 1:
+            raise TeacherError(
+                f"teacher {self.name}: rules {', '.join(sorted(layers))} read different layers, and one forward pass "
+                "gives one; choose one of them"
+            )
         if self.input_size < self.stride or self.input_size % self.stride:
             below = self.input_size // self.stride * self.stride
             nearest = " or ".join(str(size) for size in (below, below + self.stride) if size)
@@ -61,7 +76,7 @@ class TeacherSpec:
             )
 
     def resized(self, size: int) -> Self:
-        """The same teacher at inputs of `size` px, named NAME@SIZE; unchanged where that is its size already."""
+        """The same teacher at inputs of `size` px, named NAME@SIZE; unchanged if that is its size."""
         if size == self.input_size:
             return self
         options = tuple((key, size if key == "img_size" else value) for key, value in self.arch_options)
@@ -70,17 +85,27 @@ class TeacherSpec:
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_json` gives an equal spec back."""
         data = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
-        return {**data, "arch_options": dict(self.arch_options)}
+        del data["kinds"]
+        data |= {"arch_options": dict(self.arch_options), **kinds_to_json(self.kinds)}
+        for key, (rules, kind) in KEYS.items():
+            more = dict(data.pop(rules))
+            data[key] = more.pop(kind, NONE)
+            data |= {rules: more} if more else {}
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The spec that `to_json` described. TeacherError where fields are unknown or absent."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        needed = {field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING}
-        unknown, absent = sorted(set(data) - fields), sorted(needed - set(data))
+        """The spec that `to_json` described. TeacherError for unknown or absent fields."""
+        fields = {one.name: one.default is one.default_factory for one in dataclasses.fields(cls)}  # True: no default
+        needed = {name for name, without in fields.items() if without} - {"summary_rules", "grid_rules"} | KEYS.keys()
+        unknown, absent = sorted(data.keys() - fields - needed - UNLOADED.keys()), sorted(needed - data.keys())
         if unknown or absent:
             raise TeacherError(f"not a teacher's spec: unknown fields {unknown}, absent fields {absent}")
         values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items() if key in fields
         }
-        return cls(**{**values, "arch_options": tuple(data["arch_options"].items())})
+        for key, (rules, kind) in KEYS.items():
+            own = {} if data[key] == NONE else {kind: data[key]}
+            values[rules] = {**own, **data.get(rules, {})}
+        kinds = kinds_from_json({**UNLOADED, **data})
+        return cls(**{**values, "kinds": kinds, "arch_options": tuple(data["arch_options"].items())})

@@ -1,16 +1,14 @@
 """A weights file's tensors under timm's names: found, renamed and checked, always by name.
 
-What the authors publish, and what becomes of it:
-
-| layout | wrapper | into timm's names |
+| layout, as published | wrapper | to timm's names |
 |---|---|---|
-| timm, dino, ibot, dbot | flat, `state_dict`, `teacher` or `model` | as it is |
+| timm, dino, ibot, dbot | flat, `state_dict`, `teacher` or `model` | unchanged |
 | deit3 | `model` | gamma_1, gamma_2 -> ls1.gamma, ls2.gamma |
 | efficientnet-lite0 | flat | see lite0.py |
 | saliency-onnx | ONNX graph | see saliency.py |
 
-Every layout also takes timm's own names, under any prefix. Classifiers are dropped. Averaged copies (`model_ema`)
-beside a wrapper, and optimizers, are left alone.
+Every layout also accepts timm's own names, under any prefix. Classifiers are dropped. Averaged copies (`model_ema`)
+beside a wrapper, and optimizers, are ignored.
 """
 
 import hashlib
@@ -32,7 +30,7 @@ PATCHES = "patch_embed.proj.weight"
 
 
 def content_of(path: Path, layout: str, teacher: str) -> Any:
-    """What a weights file holds. TeacherError where it cannot be read."""
+    """A weights file's content. TeacherError if it cannot be read."""
     try:
         return read_checkpoint(path, read_onnx if layout == "saliency-onnx" else None)
     except WeightsError as error:
@@ -42,7 +40,7 @@ def content_of(path: Path, layout: str, teacher: str) -> Any:
 def named_state(
     content: Any, path: Path, layout: str, shapes: Shapes, classifiers: tuple[str, ...], teacher: str
 ) -> Found:
-    """The teacher's tensors in a file's content, under timm's names where these are known, not yet checked."""
+    """The teacher's tensors in a file's content, under timm's names if known, unchecked. TeacherError if ambiguous."""
     try:
         found = find(content, shapes, path, _LAYOUTS.get(layout, str))
     except WeightsError as error:
@@ -53,24 +51,20 @@ def named_state(
 
 
 def fits(state: State, shapes: Shapes) -> bool:
-    """Whether names and shapes are exactly the model's."""
+    """Whether names and shapes equal the model's."""
     return {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
 
 
 def check_fit(state: State, shapes: Shapes, teacher: str, origin: str, meant: bool = True) -> None:
     """TeacherError naming up to three offenders, with both shapes, unless the weights fit the model exactly.
 
-    Where it is another network's file altogether (not `meant`), its own first names are shown.
+    For another network's file (not `meant`) it shows the file's first names.
     """
-    offenders = [
-        *(
-            f"{name} is {tuple(state[name].shape)}, expected {shape}"
-            for name, shape in shapes.items()
-            if name in state and tuple(state[name].shape) != shape
-        ),
-        *(f"{name} {shape} is missing" for name, shape in shapes.items() if name not in state),
-        *(f"{name} {tuple(tensor.shape)} is not part of it" for name, tensor in state.items() if name not in shapes),
-    ]
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    other = [name for name, shape in shapes.items() if found.get(name, shape) != shape]
+    offenders = [f"{name} is {found[name]}, expected {shapes[name]}" for name in other]
+    offenders += [f"{name} {shape} is missing" for name, shape in shapes.items() if name not in found]
+    offenders += [f"{name} {shape} is not part of it" for name, shape in found.items() if name not in shapes]
     if offenders:
         more = f"; and {len(offenders) - SHOWN} more" if len(offenders) > SHOWN else ""
         own = "" if meant else f" The file's own names: {first_names(state)}."
@@ -81,7 +75,7 @@ def check_fit(state: State, shapes: Shapes, teacher: str, origin: str, meant: bo
 
 
 def _patches(state: State, shapes: Shapes) -> str:
-    """What another patch kernel means, where that is what does not fit."""
+    """What another patch kernel means, if that is what does not fit."""
     theirs, ours = state.get(PATCHES), shapes.get(PATCHES, ())
     if theirs is None or theirs.ndim != 4 or len(ours) != 4 or tuple(theirs.shape) == ours:
         return ""
@@ -96,7 +90,7 @@ def _patches(state: State, shapes: Shapes) -> str:
 
 
 def state_sha256(state: State) -> str:
-    """sha256 over the tensors in order of their names: name, dtype, shape and bytes of each, whatever the file was."""
+    """sha256 over the tensors by sorted name: name, dtype, shape and bytes of each, whatever the file format."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

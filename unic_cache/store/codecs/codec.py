@@ -1,219 +1,112 @@
-"""Codecs: standardized tokens to the arrays that are kept, and back. Both directions are torch, on any device.
+"""How a teacher's tokens are stored: one codec for its grid tokens, float16 for its summary tokens.
 
-| codec  | patch tokens are kept as                                  | error                                |
+| codec  | grid tokens are stored as                                 | error                                |
 |--------|-----------------------------------------------------------|--------------------------------------|
 | `klt`  | decorrelated, one step, packed and compressed: see `klt`  | what `quality` allows in mean cosine |
 | `f16`  | the standardized value in float16                         | 2**-11 of the value                  |
 | `int8` | round(x / s) in int8 and s = max|x| / 127 of each token, float16 | s / 2 of a value, cosine > 0.9995 |
 | `int4` | x rotated, floor(y / s) in [-8, 7] and s = 0.3352 rms(y) of each token, float16 | cosine about 0.994 |
 
-CLS tokens are always `f16`: they are under 1 % of the bytes, but for `klt`. `klt` is fitted to the teacher by its
-calibration; the others need nothing, and have no byte codec behind them, so that any row can be read alone.
+Summary tokens are under 1 % of the bytes, except beside `klt`. Calibration fits `klt` to the teacher.
 
-Letters: B images, T patch tokens, D channels.
+Letters: B images, T grid tokens, D channels.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from unic_cache.errors import CacheError
-from unic_cache.store.codecs.klt import Grid, Klt
-from unic_cache.store.codecs.rotation import hadamard
+from unic_cache.store.codecs.fixed import F16, Array, Codec, Encoded, Int4, Int8
+from unic_cache.store.codecs.klt import Klt, unprefixed
 from unic_cache.store.layout import ArraySpec
-from unic_cache.tokens import TokenKind
-
-HALF_MAX = 65504.0
-
-
-class Codec(Protocol):
-    """Patch tokens (B, T, D) to named arrays of B rows, and back."""
-
-    def arrays(self, tokens: int, channels: int) -> tuple[ArraySpec, ...]:
-        """What is kept of one image's (T, D) patch tokens."""
-        ...
-
-    def encode(self, patch_BTD: Tensor) -> dict[str, Tensor]:
-        """Standardized float32 tokens to the arrays of `arrays`, on the tokens' device.
-
-        A codec that can clip adds `clipped` (B,): how many values of each image it had to change by more than a step.
-        """
-        ...
-
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """The arrays back to standardized float32 tokens, on the arrays' device."""
-        ...
-
-
-class F16:
-    """Standardized values in float16; what lies beyond float16's range is clamped to it."""
-
-    def arrays(self, tokens: int, channels: int) -> tuple[ArraySpec, ...]:
-        """(T, D) float16."""
-        return (ArraySpec("patch", (tokens, channels), "float16"),)
-
-    def encode(self, patch_BTD: Tensor) -> dict[str, Tensor]:
-        """Round to the nearest float16."""
-        return {"patch": half(patch_BTD)}
-
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Exact."""
-        return parts["patch"].float()
-
-
-class Int8:
-    """Codes in [-127, 127] and one float16 scale a token, symmetric around zero."""
-
-    def arrays(self, tokens: int, channels: int) -> tuple[ArraySpec, ...]:
-        """(T, D) int8 codes and (T,) float16 scales."""
-        return ArraySpec("patch", (tokens, channels), "int8"), ArraySpec("patch_scale", (tokens,), "float16")
-
-    def encode(self, patch_BTD: Tensor) -> dict[str, Tensor]:
-        """The scale is rounded to float16 first, so that the codes are nearest for the scale that is kept."""
-        scale_BT = half(patch_BTD.abs().amax(dim=-1) / 127).clamp(min=torch.finfo(torch.float16).tiny)
-        codes_BTD = (patch_BTD / scale_BT.float()[..., None]).round().clamp(-127, 127).to(torch.int8)
-        return {"patch": codes_BTD, "patch_scale": scale_BT}
-
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Codes times scale."""
-        return parts["patch"].float() * parts["patch_scale"].float()[..., None]
-
-
-class Int4:
-    """Rotated tokens on 16 levels, (code + 0.5) s with code in [-8, 7], two codes a byte, one float16 scale a token.
-
-    The rotation (see `rotation.hadamard`) makes a token's values nearly Gaussian, and 0.3352 of their rms is the best
-    step of a uniform 16-level quantizer for a Gaussian (Max 1960). Byte i holds channel 2 i in its low half and channel
-    2 i + 1 in its high half, each as code + 8.
-    """
-
-    step = 0.3352
-
-    def arrays(self, tokens: int, channels: int) -> tuple[ArraySpec, ...]:
-        """(T, D / 2) uint8 pairs of codes and (T,) float16 scales. CacheError where D is odd."""
-        if channels % 2:
-            raise CacheError(f"codec int4 keeps two channels a byte, and {channels} channels are odd; use int8")
-        return ArraySpec("patch", (tokens, channels // 2), "uint8"), ArraySpec("patch_scale", (tokens,), "float16")
-
-    def encode(self, patch_BTD: Tensor) -> dict[str, Tensor]:
-        """Rotate, scale, floor, pack."""
-        rotated_BTD = patch_BTD @ hadamard(patch_BTD.shape[-1], patch_BTD.device)
-        rms_BT = rotated_BTD.square().mean(dim=-1).sqrt()
-        scale_BT = half(self.step * rms_BT).clamp(min=torch.finfo(torch.float16).tiny)
-        codes_BTD = (rotated_BTD / scale_BT.float()[..., None]).floor().clamp(-8, 7).add(8).to(torch.uint8)
-        return {"patch": codes_BTD[..., 0::2] | (codes_BTD[..., 1::2] << 4), "patch_scale": scale_BT}
-
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Unpack, scale, rotate back: one matrix product."""
-        pairs = parts["patch"]
-        codes_BTD = torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(-2)
-        rotated_BTD = (codes_BTD.float() - 7.5) * parts["patch_scale"].float()[..., None]
-        return rotated_BTD @ hadamard(rotated_BTD.shape[-1], pairs.device).T
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Arrays of B rows, and how many values of each image the codec changed by more than a step; None: it cannot."""
-
-    arrays: dict[str, Tensor]
-    clipped_B: Tensor | None = None
-
-
-def encoded(codec: "FeatureCodec", tokens: Mapping[str, Tensor]) -> Encoded:
-    """`codec.encode`, with `clipped` beside the arrays."""
-    arrays = codec.encode(tokens)
-    return Encoded(arrays, arrays.pop("clipped", None))
-
+from unic_cache.tokens import Grid, Kinds, grid_of
 
 FITTED = "klt"  # the codec that needs a calibration
-FIXED_CODECS: dict[str, Codec] = {"f16": F16(), "int8": Int8(), "int4": Int4()}
+CODECS: dict[str, type[Codec]] = {FITTED: Klt, "f16": F16, "int8": Int8, "int4": Int4}
 
 
 @dataclass(frozen=True)
 class Features:
-    """What is kept of an image, as spec.json says it: the codec's name, and what tokens there are.
+    """What spec.json says is stored of each image: the codec's name, and the token kinds.
 
-    `grid` is that of all the teacher's patch tokens; `sampled` is how many of them are kept, None for all.
+    CacheError if the kinds have several grids, or fewer tokens than `sampled`.
     """
 
     codec: str
-    cls_dim: int | None
-    grid: Grid
-    patch_dim: int | None
-    sampled: int | None = None
-    quality: float | None = None  # the mean cosine that was asked of klt
+    kinds: Kinds
+    sampled: int | None = None  # grid tokens stored of each view, at random positions; None for all
+    quality: float | None = None  # the mean cosine asked of klt
+
+    def __post_init__(self) -> None:
+        grids = {kind.grid for kind in self.kinds.values()} - {None}
+        if len(grids) > 1:
+            raise CacheError(f"has token kinds on several grids, {grids}; this release stores one grid per teacher")
+        if self.grid and self.sampled and self.sampled > math.prod(self.grid):
+            raise CacheError(
+                f"keeps {self.sampled} tokens of each view, but the grid of {self.grid[0]} x {self.grid[1]} has "
+                f"{math.prod(self.grid)}; say fewer with --tokens"
+            )
 
     @property
-    def kinds(self) -> dict[str, TokenKind]:
-        """The kinds of tokens, summary tokens first."""
-        found = {} if self.cls_dim is None else {"cls": TokenKind(self.cls_dim)}
-        return found if self.patch_dim is None else {**found, "patch": TokenKind(self.patch_dim, self.grid)}
+    def grid(self) -> Grid | None:
+        """Height and width of the teacher's whole grid; None without grid tokens."""
+        return grid_of(self.kinds)
 
     @property
     def tokens(self) -> int:
-        """T, the patch tokens that are kept."""
-        return self.sampled or self.grid[0] * self.grid[1]
+        """T, the stored tokens of each grid kind; 1 without grid tokens."""
+        return self.sampled or math.prod(self.grid or (1, 1))
 
     @property
     def fitted(self) -> bool:
-        """Whether the patch codec is one that a calibration brings; without patch tokens there is none."""
-        return self.codec == FITTED and self.patch_dim is not None
+        """Whether a calibration brings the codec; teachers without grid tokens need none."""
+        return self.codec == FITTED and self.grid is not None
 
     @property
     def whole_grid(self) -> Grid | None:
-        """The grid of the kept tokens, None where they are a sample of one."""
+        """The grid of the stored tokens, None if they are a sample of one."""
         return None if self.sampled else self.grid
+
+    def row(self, kind: str) -> tuple[int, ...]:
+        """The shape of one image's stored tokens: (T, D), or (D,) for a summary token."""
+        found = self.kinds[kind]
+        return (found.channels,) if found.grid is None else (self.tokens, found.channels)
 
 
 class FeatureCodec:
-    """All that a teacher says of an image, CLS (D,) and patches (T, Dp), under one codec; either may be missing.
+    """All tokens of a teacher to arrays, and back. `found` holds a calibration's arrays, for a fitted codec.
 
-    `patch` is the fitted codec where the features' codec is one that is fitted.
+    CacheError if the codec cannot store such tokens, or the calibration does not fit them.
     """
 
-    def __init__(self, features: Features, patch: Codec | None = None) -> None:
+    def __init__(self, features: Features, found: Mapping[str, Array] | None = None) -> None:
         self.features = features
-        self.arrays: tuple[ArraySpec, ...] = ()
-        self._patch = patch
-        if features.cls_dim is not None:
-            self.arrays += (ArraySpec("cls", (features.cls_dim,), "float16"),)
-        if features.patch_dim is not None:
-            self._patch = patch or FIXED_CODECS[features.codec]
-            self.arrays += self._patch.arrays(features.tokens, features.patch_dim)
+        self._codecs: dict[str, Codec] = {}
+        for name, kind in features.kinds.items():
+            codec = F16 if kind.grid is None else CODECS[features.codec]
+            self._codecs[name] = codec.from_arrays(unprefixed(name, found or {}), features.whole_grid, features.tokens)
+        self._arrays = {name: codec.arrays(name, features.row(name)) for name, codec in self._codecs.items()}
+        self.arrays: tuple[ArraySpec, ...] = tuple(array for arrays in self._arrays.values() for array in arrays)
+
+    def names(self, kinds: Iterable[str]) -> set[str]:
+        """The names of the arrays that hold these kinds."""
+        return {array.name for kind in kinds for array in self._arrays[kind]}
 
     @property
-    def step(self) -> float:
-        """The distance of two codes where it is one for all tokens, 0 elsewhere."""
-        return self._patch.step if isinstance(self._patch, Klt) else 0.0
+    def steps(self) -> dict[str, float]:
+        """For each kind, the distance of two codes if it is the same for all tokens, else 0."""
+        return {name: codec.step if isinstance(codec, Klt) else 0.0 for name, codec in self._codecs.items()}
 
-    @property
-    def cls_dim(self) -> int | None:
-        """Channels of the CLS token."""
-        return self.features.cls_dim
+    def encode(self, features: Mapping[str, Tensor]) -> Encoded:
+        """Standardized float32 tokens by kind, (B, D) or (B, T, D), to arrays of B rows on the tokens' device."""
+        each = [codec.encode(name, features[name]) for name, codec in self._codecs.items()]
+        arrays = {name: values for one in each for name, values in one.arrays.items()}
+        clipped = [one.clipped_B for one in each if one.clipped_B is not None]
+        return Encoded(arrays, sum(clipped[1:], clipped[0]) if clipped else None)
 
-    @property
-    def patch_dim(self) -> int | None:
-        """Channels of a patch token."""
-        return self.features.patch_dim
-
-    def encode(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Standardized {"cls": (B, D), "patch": (B, T, Dp)} to arrays of B rows, and `clipped` as in `Codec.encode`."""
-        parts = {"cls": half(features["cls"])} if self.cls_dim is not None else {}
-        if self._patch is not None:
-            parts |= self._patch.encode(features["patch"])
-        return parts
-
-    def decode(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Arrays of B rows to standardized float32 {"cls": (B, D), "patch": (B, T, Dp)}."""
-        features = {"cls": parts["cls"].float()} if self.cls_dim is not None else {}
-        if self._patch is not None:
-            features["patch"] = self._patch.decode(parts)
-        return features
-
-
-def half(values: Tensor) -> Tensor:
-    """The nearest float16, clamped to its range."""
-    return values.clamp(-HALF_MAX, HALF_MAX).to(torch.float16)
+    def decode(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Standardized float32 tokens by kind, (B, D) or (B, T, D), of all kinds whose arrays are given."""
+        return {name: codec.decode(name, arrays) for name, codec in self._codecs.items() if name in arrays}

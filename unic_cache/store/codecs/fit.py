@@ -1,15 +1,14 @@
-"""Fitting codec `klt` to a teacher: its rotations, the class of each coefficient, and the step that a quality asks for.
+"""Fits codec `klt` to a teacher: its rotations, the class of each coefficient, and the step for a quality.
 
-Everything is float64 on the CPU in one thread, and each axis points where its largest entry is positive, so equal
-tokens give equal bytes.
+Sums are float64 on the CPU in one thread, and the largest entry of each axis is positive: equal tokens give equal
+bytes.
 
-Letters: B images, T tokens, D channels, N coefficients that are kept.
+Letters: B images, T tokens, D channels, G bands, N stored coefficients.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +16,17 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from unic_cache.store.codecs.klt import Grid, Klt, band_tokens, dct, over_grid
-from unic_cache.store.moments import State
+from unic_cache.store.codecs.klt import Klt, band_tokens, dct, over_grid
+from unic_cache.store.moments import Floats, State, principal
+from unic_cache.tokens import PATCH, Grid
 
-# rms in steps from which a coefficient belongs to each class of klt.LARGEST; under the last it is left out
+# the least rms, in steps, of each class of klt.LARGEST; coefficients below the last are left out
 CLASS_FROM = (20.0, 2.6, 0.85, 0.42, 0.09)
-STEPS = (1e-3, 1e2)  # between which the step is sought
+STEPS = (1e-3, 1e2)  # the step lies between
 HALVINGS = 18
 AT_ONCE = 32  # images
 PRIOR_IMAGES = 8
-TOKENS_A_BAND = 64  # of an image that are enough for the axes, evenly
-
-Floats = npt.NDArray[np.float64]
+TOKENS_A_BAND = 64  # of each image, evenly spaced: enough for the axes
 
 
 class BandMoments:
@@ -39,11 +37,11 @@ class BandMoments:
         bands = band_tokens(grid, tokens)
         self._every = [max(len(places) // TOKENS_A_BAND, 1) for places in bands]
         self._places = [places[::every] for places, every in zip(bands, self._every, strict=True)]
-        self._shifted = self._places[0] if grid is None else self._places[0][:1]  # those that know of the mean
+        self._shifted = self._places[0] if grid is None else self._places[0][:1]  # tokens that the mean moves
         self._matrices = [torch.from_numpy(dct(side).astype(np.float32)) for side in grid or (1, 1)]
         self._origin: Tensor | None = None
-        self._count = 0  # of `shifted` tokens
-        self._sum: Floats | float = 0.0  # of them
+        self._count = 0  # of the `_shifted` tokens
+        self._sum: Floats | float = 0.0  # of the same
         self._products: list[Floats | float] = [0.0] * len(bands)
 
     def update(self, tokens_BTD: Tensor) -> None:
@@ -57,42 +55,37 @@ class BandMoments:
             flat = spectrum_BTD[:, places].flatten(0, 1).double().numpy()
             self._products[number] = self._products[number] + every * (flat.T @ flat)
 
-    @property
-    def begun(self) -> bool:
-        """Whether any image came."""
-        return self._origin is not None
-
     def state(self) -> State:
-        """What `restore` takes."""
+        """All that was counted, for `restore`; at least one image."""
         assert self._origin is not None
         sums = {"sum": np.asarray(self._sum), "products": np.stack([np.asarray(one) for one in self._products])}
         return {"origin": self._origin.numpy(), "count": np.asarray(self._count), **sums}
 
     def restore(self, state: State) -> None:
-        """Go on from there."""
+        """Continue from a `state`."""
         self._origin = torch.from_numpy(np.asarray(state["origin"], np.float32))
         self._count, self._sum = int(state["count"]), np.asarray(state["sum"], np.float64)
         self._products = list(np.asarray(state["products"], np.float64))
 
     def axes(self, mean: Floats, std: Floats) -> npt.NDArray[np.float32]:
-        """(G, D, D): the principal axes of (x - mean) / std in each band, as columns, the largest first.
+        """(G, D, D) float32: the principal axes of (x - mean) / std in each band, as columns, the largest first.
 
-        Only the lowest frequency, which the first band begins with, knows of the mean; without a grid all tokens do.
+        The mean moves only the lowest frequency, the first token of the first band; without a grid, all tokens.
         """
         assert self._origin is not None
         shift = (mean - self._origin.double().numpy()) * math.sqrt(math.prod(self._grid or (1, 1)))
         cross = np.outer(self._sum, shift)
         correction = self._count * np.outer(shift, shift) - cross - cross.T
         moments = [self._products[0] + self._every[0] * correction, *self._products[1:]]
-        return np.stack([_principal(moment / np.outer(std, std)) for moment in moments]).astype(np.float32)
+        return np.stack([principal(moment / np.outer(std, std))[1] for moment in moments]).astype(np.float32)
 
 
 def fit_klt(
     rotation: npt.NDArray[np.float32], fit_BTD: Tensor, held_out_BTD: Tensor, grid: Grid | None, quality: float
 ) -> Klt:
-    """The codec with these axes whose mean cosine on the held-out standardized tokens is `quality`, or just above.
+    """The codec with these axes whose mean cosine on held-out standardized tokens is `quality`, or just above.
 
-    `fit_BTD`, standardized too, says how much each coefficient matters.
+    `fit_BTD`, standardized too, gives the rms of each coefficient.
     """
     tokens = fit_BTD.shape[1]
     codec = Klt(grid, tokens, rotation, np.zeros(0, np.int32), (0, 0, 0, 0, 0), 1.0)
@@ -107,9 +100,9 @@ def fit_klt(
 
 
 def coefficient_rms(codec: Klt, batches: Sequence[Tensor]) -> Floats:
-    """(T D,) the rms of each coefficient, with `PRIOR_IMAGES` images' weight on what its token and channel suggest.
+    """(T D,) the rms of each coefficient, shrunk towards the product of its token's and channel's means.
 
-    The held-out images count here too: along axes that few images gave, those images show nothing at all.
+    The prior weighs `PRIOR_IMAGES` images. Held-out images count too: axes fitted to few images look too good on them.
     """
     images = sum(len(batch) for batch in batches)
     power_TD = torch.stack([codec.coefficients(batch).double().square().sum(dim=0) for batch in batches]).sum(dim=0)
@@ -118,7 +111,7 @@ def coefficient_rms(codec: Klt, batches: Sequence[Tensor]) -> Floats:
         band.mean(dim=1, keepdim=True) * band.mean(dim=0) / band.mean().clamp(min=1e-30)
         for band in torch.split(power_TD, sizes)
     ]
-    if codec.grid is None:  # any token may stand anywhere
+    if codec.grid is None:  # a sampled token may come from any position
         power_TD = smooth[0].mean(dim=0).expand(codec.tokens, codec.channels)
         smooth = [power_TD]
     mixed_TD = (power_TD + torch.cat(smooth) * (PRIOR_IMAGES / images)) / (images + PRIOR_IMAGES)
@@ -126,27 +119,17 @@ def coefficient_rms(codec: Klt, batches: Sequence[Tensor]) -> Floats:
 
 
 def with_step(codec: Klt, rms: npt.NDArray[np.float64], step: float) -> Klt:
-    """The codec with this step: coefficients in falling order of their rms, each in the class that its rms asks for."""
+    """The codec with this step: coefficients by falling rms, each in the class of its rms."""
     order = np.argsort(-rms, kind="stable")
     at_least = [int((rms >= step * least).sum()) for least in CLASS_FROM]
     counts = tuple(np.diff([0, *at_least]).tolist())
     return dataclasses.replace(codec, order=order[: at_least[-1]].astype(np.int32), counts=counts, step=step)
 
 
-def _principal(moment: Floats) -> Floats:
-    """The eigenvectors of a symmetric (D, D) matrix as columns, the largest first, signs fixed."""
-    with threadpool_limits(1):
-        _, axes = np.linalg.eigh(moment)
-    axes = axes[:, ::-1]
-    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
-    return np.asarray(axes * np.where(largest < 0, -1.0, 1.0))
-
-
 def fidelity(codec: Klt, exact_BTD: Tensor, batch: int = AT_ONCE) -> float:
-    """The mean cosine between tokens and what the codec gives back."""
-    cosine = partial(torch.nn.functional.cosine_similarity, dim=-1)
-    sums = [
-        cosine(codec.decode(codec.encode(part)).double(), part.double()).sum().item()
-        for part in torch.split(exact_BTD, batch)
-    ]
-    return float(sum(sums) / exact_BTD.shape[:2].numel())
+    """The mean cosine between tokens and their decoded codes."""
+    total = 0.0
+    for part in torch.split(exact_BTD, batch):
+        decoded = codec.decode(PATCH, codec.encode(PATCH, part).arrays)
+        total += torch.cosine_similarity(decoded.double(), part.double(), dim=-1).sum().item()
+    return total / exact_BTD.shape[:2].numel()

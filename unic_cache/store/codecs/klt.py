@@ -1,12 +1,12 @@
-"""Codec `klt`: decorrelated tokens, one step for all, several small codes a byte, and zstd behind it.
+"""Codec `klt`: decorrelated tokens, one step for all, several small codes per byte, then zstd.
 
     tokens (T, D) -> DCT over the token grid -> rotation of the channels -> / step -> codes -> bytes -> zstd
 
-Neighbouring tokens say much the same, and so do channels: the two-dimensional DCT-II of each channel over the grid, and
-then the principal axes of the channels (one rotation for the lowest frequencies, one for all others), leave
-coefficients that are nearly independent and differ widely in size. For those, one uniform step and an entropy coder
-come close to the least number of bits for a given error. zstd's entropy coder is Huffman's, which spends a bit at
-least on every byte; most coefficients are worth far less, so the small ones share a byte:
+Neighbouring tokens are much alike, and so are channels. The two-dimensional DCT-II of each channel over the grid, then
+the principal axes of the channels (one rotation for the lowest frequencies, one for all others), give coefficients
+that are nearly independent and differ widely in size. For those, one uniform step and an entropy coder come close to
+the fewest bits for a given error. zstd's entropy coder, Huffman's, spends at least one bit on every byte; most
+coefficients carry far less, so small ones share a byte:
 
 | class | codes | a byte holds |
 |---|---|---|
@@ -16,16 +16,16 @@ least on every byte; most coefficients are worth far less, so the small ones sha
 | triples | -2 to 2 | three, in base 5 |
 | fives | -1 to 1 | five, in base 3 |
 
-Calibration gives each coefficient its class by its rms in steps, and leaves out those under the noise. Bytes of like
-coefficients lie side by side, so each of zstd's blocks has a Huffman code that fits it, and there are three to six
-times fewer bytes to decompress, to check and to send to the device than one byte a value would be.
+Calibration assigns each coefficient a class by its rms in steps, and drops coefficients below the noise. Bytes of
+similar coefficients are adjacent, so each zstd block gets a Huffman code that fits it. Three to six times fewer bytes
+need decompressing, checking and sending to the device than with one byte per value.
 
 code = sign(x) floor(|x| / step + 0.4): the dead zone of 0.6 steps saves bits where they buy least. Codes beyond their
 class are clamped and counted.
 
-Sampled tokens (`--tokens`) have no grid: there the DCT is left out, and one rotation serves all.
+Sampled tokens (`--tokens`) have no grid: no DCT, and one rotation for all.
 
-Letters: B images, T tokens, D channels, N coefficients that are kept of T D, G bands, h, w the grid.
+Letters: B images, T tokens, D channels, N stored coefficients of T D, G bands, h, w the grid, P bytes.
 """
 
 import math
@@ -40,45 +40,44 @@ import torch
 from torch import Tensor
 
 from unic_cache.errors import CacheError
+from unic_cache.store.codecs.fixed import Array, Encoded
 from unic_cache.store.layout import ArraySpec
+from unic_cache.tokens import PATCH, Grid
 
 TILE = 256
 DEAD_ZONE = 0.6  # of a step
 LARGEST = (32767, 127, 7, 2, 1)  # the largest code of each class
-PACKED = {2: 2, 3: 3, 4: 5}  # class -> codes a byte
-LOW_FREQUENCIES = 4  # a grid's side over this many frequencies share the first rotation
-KEPT_AS = {  # in a calibration: dtype and axes
+PACKED = {2: 2, 3: 3, 4: 5}  # class -> codes per byte
+LOW_FREQUENCIES = 4  # the lowest quarter of each side's frequencies shares the first rotation
+STORED_AS = {  # dtype and axes in a calibration
     "klt_rotation": (np.dtype(np.float32), 3),
     "klt_order": (np.dtype(np.int32), 1),
     "klt_counts": (np.dtype(np.int64), 1),
     "klt_step": (np.dtype(np.float64), 0),
 }
 
-Array = npt.NDArray[np.generic]
-Grid = tuple[int, int]
-
 
 class _Tables(NamedTuple):
-    """What encoding and decoding need, on one device."""
+    """The tensors for encoding and decoding, on one device."""
 
     rows: Tensor  # (h, h) DCT
     columns: Tensor  # (w, w) DCT
-    by_band: Tensor  # (T,) the tokens, band by band
+    by_band: Tensor  # (T,) tokens, band by band
     from_bands: Tensor  # (T,) the inverse
     sizes: list[int]  # tokens of each band
     rotations: list[Tensor]  # (D, D) of each band
-    order_N: Tensor  # which coefficient each code is
-    left_out: Tensor  # the coefficients without a code
-    place: Tensor  # (T D,) where a coefficient's code stands; N where it has none
+    order_N: Tensor  # the coefficient of each code
+    left_out: Tensor  # coefficients without a code
+    place: Tensor  # (T D,) the code of each coefficient; N if it has none
 
 
 @dataclass(frozen=True, eq=False)
 class Klt:
-    """The fitted codec of one teacher's patch tokens.
+    """The codec fitted to one teacher's grid tokens.
 
-    `rotation` (G, D, D) float32 has the basis vectors as columns; `order` (N,) int32 says for each code which
-    coefficient t D + d it is, class by class, where t counts the tokens band by band (`band_tokens`); `counts` is the
-    number of codes in each class.
+    `rotation` (G, D, D) float32 has the basis vectors as columns; `order` (N,) int32 gives for each code, class by
+    class, its coefficient t D + d, where t counts tokens band by band (`band_tokens`); `counts` is the number of codes
+    in each class.
     """
 
     grid: Grid | None
@@ -95,54 +94,53 @@ class Klt:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes of one image before zstd, whole tiles."""
+        """Bytes of one image before zstd, in whole tiles."""
         shared = sum(-(-self.counts[kind] // packed) for kind, packed in PACKED.items())
         return max(-(-(2 * self.counts[0] + self.counts[1] + shared) // TILE), 1) * TILE
 
-    def arrays(self, tokens: int, channels: int) -> tuple[ArraySpec, ...]:
-        """(P,) bytes in tiles. CacheError where the calibration is of other tokens than the spec says."""
-        if (tokens, channels) != (self.tokens, self.channels):
+    def arrays(self, kind: str, row: tuple[int, ...]) -> tuple[ArraySpec, ...]:
+        """(P,) bytes in tiles. CacheError if the codec was fitted to tokens of another number or width."""
+        if row != (self.tokens, self.channels):
             raise CacheError(
-                f"the calibration is of {self.tokens} tokens of {self.channels} channels, but the spec says {tokens} "
-                f"of {channels}; they belong to two caches"
+                f"the calibration is of {self.tokens} tokens of {self.channels} channels, but the spec says "
+                f"{' of '.join(map(str, row))}; they belong to two caches"
             )
-        return (ArraySpec("patch", (self.row_bytes,), "uint8", TILE),)
+        return (ArraySpec(kind, (self.row_bytes,), "uint8", TILE),)
 
-    def encode(self, patch_BTD: Tensor) -> dict[str, Tensor]:
-        """Standardized tokens to bytes, and `clipped` (B,): how many codes were clamped or left out."""
-        tables = self._tables(patch_BTD.device)
-        steps = self.coefficients(patch_BTD).flatten(1).div_(self.step)
+    def encode(self, kind: str, tokens_BTD: Tensor) -> Encoded:
+        """Standardized tokens to bytes (B, P); counts the codes of each image that were clamped or left out."""
+        tables = self._tables(tokens_BTD.device)
+        steps = self.coefficients(tokens_BTD).flatten(1).div_(self.step)
         codes_BN = steps[:, tables.order_N]
         codes_BN = codes_BN.sign().mul_(1 - DEAD_ZONE).add_(codes_BN).trunc_()
         clipped_B = (steps[:, tables.left_out].abs() >= DEAD_ZONE).sum(dim=1)
         for codes, largest in zip(torch.split(codes_BN, list(self.counts), dim=1), LARGEST, strict=True):
             clipped_B += (codes.abs() > largest).sum(dim=1)
             codes.clamp_(-largest, largest)
-        return {"patch": self._pack(codes_BN), "clipped": clipped_B.int()}
+        return Encoded({kind: self._pack(codes_BN)}, clipped_B.int())
 
-    def decode(self, parts: Mapping[str, Tensor]) -> Tensor:
+    def decode(self, kind: str, arrays: Mapping[str, Tensor]) -> Tensor:
         """Bytes back to standardized float32 tokens (B, T, D)."""
-        packed = parts["patch"]
-        codes_BN = self._unpack(packed)
-        steps = codes_BN[:, self._tables(packed.device).place].mul_(self.step)
+        packed_BP = arrays[kind]
+        steps = self._unpack(packed_BP)[:, self._tables(packed_BP.device).place].mul_(self.step)
         return self.tokens_of(steps.reshape(-1, self.tokens, self.channels))
 
-    def coefficients(self, patch_BTD: Tensor) -> Tensor:
+    def coefficients(self, tokens_BTD: Tensor) -> Tensor:
         """Tokens (B, T, D) to coefficients of the same shape, band by band: DCT over the grid, rotated channels."""
-        tables = self._tables(patch_BTD.device)
-        spectrum_BTD = over_grid(patch_BTD, self.grid, tables.rows, tables.columns)
+        tables = self._tables(tokens_BTD.device)
+        spectrum_BTD = over_grid(tokens_BTD, self.grid, tables.rows, tables.columns)
         bands = torch.split(spectrum_BTD[:, tables.by_band], tables.sizes, dim=1)
         return torch.cat([band @ axes for band, axes in zip(bands, tables.rotations, strict=True)], dim=1)
 
     def tokens_of(self, coefficients_BTD: Tensor) -> Tensor:
-        """The inverse of `coefficients`, which is orthonormal."""
+        """The inverse of the orthonormal `coefficients`."""
         tables = self._tables(coefficients_BTD.device)
         bands = torch.split(coefficients_BTD, tables.sizes, dim=1)
         spectrum = torch.cat([band @ axes.T for band, axes in zip(bands, tables.rotations, strict=True)], dim=1)
         return over_grid(spectrum[:, tables.from_bands], self.grid, tables.rows.T, tables.columns.T)
 
     def to_arrays(self) -> dict[str, Array]:
-        """What a calibration keeps of it."""
+        """The codec as a calibration stores it."""
         return {
             "klt_rotation": self.rotation,
             "klt_order": self.order,
@@ -152,8 +150,8 @@ class Klt:
 
     @classmethod
     def from_arrays(cls, found: Mapping[str, Array], grid: Grid | None, tokens: int) -> "Klt":
-        """What `to_arrays` gave. CacheError where it is not a codec of these tokens."""
-        for name, kind in KEPT_AS.items():
+        """The codec that `to_arrays` stored. CacheError if arrays are missing or do not fit these tokens."""
+        for name, kind in STORED_AS.items():
             if name not in found or (found[name].dtype, found[name].ndim) != kind:
                 raise CacheError(f"holds no codec klt ({name} is missing, or not of {kind[0]} with {kind[1]} axes)")
         rotation, order = np.asarray(found["klt_rotation"], np.float32), np.asarray(found["klt_order"], np.int32)
@@ -191,7 +189,7 @@ class Klt:
         return torch.nn.functional.pad(packed_BP, (0, self.row_bytes - packed_BP.shape[1]))
 
     def _unpack(self, packed_BP: Tensor) -> Tensor:
-        """The inverse of `_pack`, float32 (B, N + 1): a zero stands behind the last code."""
+        """The inverse of `_pack`, float32 (B, N + 1): a zero follows the last code."""
         shared = [-(-self.counts[kind] // packed) for kind, packed in PACKED.items()]
         used = [self.counts[0], self.counts[0], self.counts[1], *shared]
         high, low, single, *others, _ = torch.split(packed_BP, [*used, packed_BP.shape[1] - sum(used)], dim=1)
@@ -202,8 +200,18 @@ class Klt:
         return torch.cat([*pieces, pieces[0].new_zeros(len(packed_BP), 1)], dim=1)
 
 
+def unprefixed(kind: str, found: Mapping[str, Array]) -> dict[str, Array]:
+    """Of a calibration's arrays, those of one kind's codec, under the names of `Klt.to_arrays`."""
+    return {name.removeprefix(prefix(kind)): x for name, x in found.items() if name.startswith(prefix(kind))}
+
+
+def prefix(kind: str) -> str:
+    """What precedes the names of a kind's arrays in a calibration: nothing for `patch`."""
+    return "" if kind == PATCH else f"{kind}_"
+
+
 def band_tokens(grid: Grid | None, tokens: int) -> list[npt.NDArray[np.int64]]:
-    """The tokens, by number, that share a rotation: the lowest frequencies of the grid, and all others."""
+    """For each rotation the numbers of its tokens: the lowest frequencies of the grid, and all others."""
     if grid is None:
         return [np.arange(tokens)]
     rows, columns = np.divmod(np.arange(tokens), grid[1])
