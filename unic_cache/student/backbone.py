@@ -17,9 +17,10 @@ import timm
 import torch
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from unic_cache.errors import ConfigError
+from unic_cache.inputs import network_input
 from unic_cache.student.weights import start_from
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -128,18 +129,8 @@ def embed(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
 
 
 def prepare(views_BHWC: Tensor, spec: EncoderSpec) -> Tensor:
-    """uint8 views of any size as the encoder's input, float32 (B, C, H, W) on the views' device.
-
-    x / 255, then bicubic with antialiasing to img_size and a clamp to [0, 1] where sizes differ, then (x - mean) / std.
-    """
-    images_BCHW = views_BHWC.permute(0, 3, 1, 2).float() / 255
-    size = (spec.img_size, spec.img_size)
-    if images_BCHW.shape[2:] != size:
-        images_BCHW = nn.functional.interpolate(
-            images_BCHW, size=size, mode="bicubic", antialias=True, align_corners=False
-        ).clamp(0, 1)
-    mean, std = (images_BCHW.new_tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-    return ((images_BCHW - mean) / std).contiguous()
+    """uint8 views of any size as the encoder's input, contiguous float32 (B, C, H, W) on the views' device."""
+    return network_input(views_BHWC, spec.img_size, spec.mean, spec.std).contiguous()
 
 
 @functools.cache
