@@ -19,7 +19,7 @@ from unic_cache.config import DistillConfig
 from unic_cache.errors import CacheError, ConfigError, UnicCacheError
 from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spec, prepare
 from unic_cache.student.export import load_encoder
-from unic_cache.student.ladder import Ladder, Student, TargetSpec
+from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.loss import distillation_loss, drop_uniforms
 from unic_cache.student.run_files import CHECKPOINT
 
@@ -114,8 +114,8 @@ def test_the_first_losses_are_those_of_a_loop_without_any_stream(training, tmp_p
         targets[teacher.name] = {kind: torch.cat([one[kind] for one in found]) for kind in ("cls", "patch")}
     spec = encoder_spec("test_vit", 32, 16, 0.0)
     encoder = build_encoder(spec, 0)
-    dims = {t.name: TargetSpec(t.codec.cls_dim, t.codec.patch_dim, t.grid) for t in teachers}
-    student = Student(encoder, Ladder(64, 6, dims, 0))
+    kinds = {teacher.name: teacher.kinds for teacher in teachers}
+    student = Student(encoder, Ladder(64, 6, kinds, 0))
     images = prepare(torch.from_numpy(views), spec)
     assert len(block_tokens(encoder, images)) == 6
     terms = distillation_loss(student(images), targets, drop_uniforms(0, 0, 0, 8, 2), 0.5, "batch")
@@ -286,7 +286,7 @@ class TestFloat32Products:
     def test_are_exact_on_the_cpu_and_recorded(self, training, tmp_path):
         distill.run(training(steps=1))
         assert load_encoder(tmp_path / "run")[2]["float32_products"] == "float32"
-        with pytest.raises(ConfigError, match="--tf32 is arithmetic of CUDA devices, and this run is on cpu"):
+        with pytest.raises(ConfigError, match="--tf32 needs a CUDA device, but this run is on cpu"):
             distill.run(training(out=str(tmp_path / "other"), tf32=True))
 
     def test_are_tf32_for_the_student_alone(self, training, tmp_path, monkeypatch):
