@@ -75,7 +75,10 @@ def test_test_images_are_asked_and_train_images_answer(cache_folder, shards, enc
 
 def test_a_cache_without_a_center_view_is_told(tmp_path, settings, shards, encoder_file):
     extract.run(settings(tmp_path / "cache", views=1))
-    with pytest.raises(CacheError, match=r"has no px center views.*extract --recipe center --views 1"):
+    with pytest.raises(
+        CacheError,
+        match=r"has center views of these sizes: none; one is needed.*extract --recipe center --views 1",
+    ):
         evaluate.run(EvaluateConfig(str(encoder_file), shards=shards.pattern, cache=str(tmp_path / "cache")))
 
 

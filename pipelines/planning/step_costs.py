@@ -103,7 +103,7 @@ def random_targets(
     return kept, wanted
 
 
-def kinds_of(teacher: Teacher) -> dict[str, TokenKind]:
+def kinds_of(teacher: Teacher) -> Kinds:
     """The kinds of tokens that a teacher gives."""
     spec = teacher.spec
     kinds = {} if spec.cls_dim is None else {"cls": TokenKind(spec.cls_dim)}
