@@ -112,9 +112,9 @@ def train(
     """Do `steps`; return the loss of the last logged ones, and how often an image was skipped as broken."""
     config, accelerator, total = learner.config, learner.accelerator, steps.stop
     batches = stream.batches(learner.batches(Order(data.train, data.snapshot.numbers, config.seed), steps))
-    log, meter, clock = RunLog(state.out, accelerator, steps.start), learner.meter(), Clock(config.batch_size)
-    broken = 0
-    with progress(config, accelerator, steps) as bar:
+    size = config.batch_size
+    log, meter, clock = RunLog(state.out, accelerator, steps.start), learner.meter(), Clock(size)
+    with Progress("distill", total * size, "images", steps.start * size, not accelerator.is_main_process) as bar:
         for step in steps:
             # Step: batch, loss, gradients, update
             with clock.waiting(), state.saved_on_error(step):
@@ -128,12 +128,11 @@ def train(
             done, last = step + 1, step + 1 == total
 
             # Log
-            bar.advance(config.batch_size)
+            bar.advance(size)
             stopping = stop_agreed(accelerator, stop.made, done % config.log_every == 0)
             if done % config.log_every == 0 or last:
                 values = meter.read()
                 bar.note(f"loss {finite(values['loss'], done):.4f}")
-                broken += values["broken"]
                 with state.saved_on_error(done):
                     log.write("train", done, {"lr": rate, **values, **clock.read()})
 
@@ -151,7 +150,7 @@ def train(
     if not steps:
         state.save(total)  # an earlier run may have stopped between its last checkpoint and its encoder
     log.close()
-    return log.last_loss, broken
+    return log.last_loss, meter.broken
 
 
 def open_source(
@@ -223,20 +222,12 @@ def uses_tf32(config: DistillConfig, accelerator: Accelerator) -> bool:
     return used
 
 
-def progress(config: DistillConfig, accelerator: Accelerator, steps: range) -> Progress:
-    """The bar over all images of the run; only the main process shows it."""
-    size = config.batch_size
-    return Progress("distill", steps.stop * size, "images", steps.start * size, quiet=not accelerator.is_main_process)
-
-
 def stop_agreed(accelerator: Accelerator, asked: bool, meeting: bool) -> bool:
     """Whether to stop now. Several processes stop together, at a meeting: one alone would leave the others waiting."""
     if accelerator.num_processes == 1:
         return asked
-    if not meeting:
-        return False
     flag = torch.tensor([float(asked)], device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum").item())
+    return meeting and bool(accelerator.reduce(flag, "sum").item())
 
 
 def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:

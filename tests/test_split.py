@@ -66,9 +66,8 @@ def test_what_was_held_out_once_stays_out_and_is_said(train, shards, capsys):
     before = tree(train.cache)
     for pattern in (None, shards.pattern):
         assert train(shards=pattern) == (("000000", "000002"), ())
-        assert (
-            "as an earlier run or `shard` named them: 000001; --use-held-out trains on them" in capsys.readouterr().err
-        )
+        said = "held out by an earlier run or by `shard`: 000001; --use-held-out trains on them"
+        assert said in capsys.readouterr().err
     assert train(val_shards="000002") == (("000000",), ("000002",))
     assert train(use_held_out=True)[0] == ALL
     assert "trained on, although held out earlier: 000001, 000002" in capsys.readouterr().err

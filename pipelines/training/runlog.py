@@ -29,8 +29,8 @@ class Meter:
         parts = [(name, part) for name, own in kinds.items() for part in (*own, "coefficient", "top")]
         self._names: list[tuple[str, str]] = [("", "loss"), *parts]
         self._sum = torch.zeros(len(self._names), device=accelerator.device)
-        self._weight = 0.0
-        self._broken = 0
+        self._weight, self._broken = 0.0, 0
+        self.broken = 0  # images in all that was read
 
     def add(self, terms: LossTerms, weight: float = 1.0, broken: int = 0) -> None:
         """Count a batch, `weight` times, and its `broken` images, which the terms leave out."""
@@ -53,6 +53,7 @@ class Meter:
         values = (total[:-2] / total[-1].clamp(min=1)).tolist()
         found: dict[str, Any] = {"broken": int(total[-2]), "teachers": {}}
         self._sum, self._weight, self._broken = torch.zeros_like(self._sum), 0.0, 0
+        self.broken += found["broken"]
         for (name, part), value in zip(self._names, values, strict=True):
             (found["teachers"].setdefault(name, {}) if name else found)[part] = value
         return found
@@ -90,10 +91,11 @@ class RunLog:
         self._accelerator = accelerator
         self.last_loss = math.nan  # of the last training line
         if accelerator.is_main_process:
-            lines = self._path.read_text(errors="replace").splitlines(keepends=True) if self._path.exists() else []
-            kept = [line for line in lines if _step(line) <= steps_done]
-            open_location(out).replace(LOG, "".join(kept).encode())
-            self.last_loss = next((loss for line in reversed(kept) if (loss := _loss(line)) is not None), math.nan)
+            text = self._path.read_text(errors="replace") if self._path.exists() else ""
+            kept = [(line, found) for line in text.splitlines(keepends=True) if (found := _record(line, steps_done))]
+            open_location(out).replace(LOG, "".join(line for line, _ in kept).encode())
+            losses = [found.get("loss") for _, found in kept if found.get("kind") == "train"]
+            self.last_loss = next((loss for loss in reversed(losses) if isinstance(loss, float)), math.nan)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append {"kind", "step", ...} to the log, and give the tracker the numbers."""
@@ -120,18 +122,13 @@ class RunLog:
             say(f"the tracker cannot write ({reason(error)}); training goes on without it, and {self._path} has all")
 
 
-def _step(line: str) -> float:
-    """The step of a line; infinite if a killed run left it half written."""
+def _record(line: str, steps_done: int) -> dict[str, Any] | None:
+    """The record of a line; None if it is of a later step, or if a killed run left it half written."""
     try:
-        return int(json.loads(line)["step"])
+        record: dict[str, Any] = json.loads(line)
+        return record if int(record["step"]) <= steps_done else None
     except (ValueError, KeyError, TypeError, RecursionError):
-        return math.inf
-
-
-def _loss(line: str) -> float | None:
-    """The loss of a training line that `_step` can read."""
-    record = json.loads(line)
-    return float(record["loss"]) if record.get("kind") == "train" and isinstance(record.get("loss"), float) else None
+        return None
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 STYLES = {"teacher": "cyan", "student": "bold green", "random student": "dim"}  # of the table's rows
 LINES = {"train": "-", "val": "o"}
 SHARES = {"coefficient", "top"}  # logged per teacher beside its losses
-Lines = dict[str, list[tuple[int, float]]]  # a line's name -> (step, loss)
 
 
 @dataclass(frozen=True)
@@ -86,36 +85,26 @@ def plot_losses(log: str | os.PathLike[str], out: str | os.PathLike[str]) -> Non
     records = read_log(log)
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     total, parts = figure.subplots(1, 2)
-    _draw(total, {kind: _total(records, kind) for kind in ("train", "val")}, "total loss")
-    _draw(parts, {kind: _parts(records, kind) for kind in ("train", "val")}, "loss by teacher and token kind")
+    _draw(total, [(record, {"loss": record["loss"]}) for record in records], "total loss")
+    _draw(parts, [(record, _parts(record)) for record in records], "loss by teacher and token kind")
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110, metadata={"Software": None})
     LocalFolder(Path(out).parent).replace(Path(out).name, drawn.getvalue())
 
 
-def _total(records: Sequence[dict[str, Any]], kind: str) -> Lines:
-    points = [(int(record["step"]), float(record["loss"])) for record in records if record["kind"] == kind]
-    return {"loss": points} if points else {}
+def _parts(record: Mapping[str, Any]) -> dict[str, float]:
+    """The loss of each teacher's token kinds."""
+    teachers = record.get("teachers", {}).items()
+    return {f"{name} {kind}": loss for name, own in teachers for kind, loss in own.items() if kind not in SHARES}
 
 
-def _parts(records: Sequence[dict[str, Any]], kind: str) -> Lines:
-    lines: Lines = {}
-    for record in records:
-        for teacher, values in record.get("teachers", {}).items() if record["kind"] == kind else ():
-            for token, value in values.items():
-                if token not in SHARES:
-                    lines.setdefault(f"{teacher} {token}", []).append((int(record["step"]), float(value)))
-    return lines
-
-
-def _draw(axes: "Axes", lines: dict[str, Lines], title: str) -> None:
-    names = list(dict.fromkeys(name for kind in lines.values() for name in kind))
-    for number, name in enumerate(names):
-        colour = f"C{number % 10}"
+def _draw(axes: "Axes", records: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]], title: str) -> None:
+    """One line per name in the mappings that go with the log's records."""
+    for number, name in enumerate(dict.fromkeys(name for _, losses in records for name in losses)):
         for kind, style in LINES.items():
-            points = lines[kind].get(name, [])
+            points = [(r["step"], losses[name]) for r, losses in records if r["kind"] == kind and name in losses]
             if points:
-                label = name if kind == "train" else f"{name}, held out"
+                label, colour = name if kind == "train" else f"{name}, held out", f"C{number % 10}"
                 axes.plot(*zip(*points, strict=True), style, color=colour, label=label, markersize=4, linewidth=1.2)
     axes.set(title=title, xlabel="step")
     axes.grid(alpha=0.3)
