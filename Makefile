@@ -13,7 +13,7 @@ CACHE := $(DEMO)/cache
 TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
 EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --calibration-images 512
 
-.PHONY: setup demo test test-slow test-s3 bench lint clean
+.PHONY: setup demo test test-slow test-s3 bench gpu-check lint clean
 
 setup: $(READY)
 
@@ -60,6 +60,11 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.distilling
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.busy
+
+# For whoever has a GPU: CUDA against the CPU (codecs, ladder, loss, distillation, resume), then the benchmarks on it.
+gpu-check: $(READY)
+	$(BIN)/python -m benchmarks.gpu_check
+	$(MAKE) bench
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -39,15 +39,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.extracting import LARGE, QUALITY, given, kept_by, machine, random_weights, write_tars
-from benchmarks.ladder import GRID, WIDTH, one_module_each
+from benchmarks.ladder import GRID, KINDS, one_module_each
 from pipelines import distill, extract
 from pipelines.command.device import pick_device
-from pipelines.training.runlog import FILE as LOG
+from pipelines.training.run_state import RunState
 from unic_cache.config import CODECS, DTYPES, PRECISIONS, DistillConfig, ExtractConfig
 from unic_cache.stream.address import Address
 from unic_cache.stream.batches import GROUP_BYTES, Batch, Stream
 from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spec
-from unic_cache.student.ladder import Ladder, TargetSpec
+from unic_cache.student.ladder import Ladder
+from unic_cache.student.run_files import LOG
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import Teacher
 from unic_cache.teachers.tokens import tokens
@@ -145,7 +146,7 @@ class Bench:
         with (
             given(self.teachers),
             patch.object(distill, "Stream", stream),
-            patch.object(distill.Run, "save", lambda *_: None),
+            patch.object(RunState, "save", lambda *_: None),
         ):
             distill.run(config)
         lines = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
@@ -235,7 +236,7 @@ def step_flops(student: str, seen: int) -> int:
     spec = encoder_spec(student)
     with torch.device("meta"):
         encoder = build_encoder(spec, seed=0)
-        targets = {name: TargetSpec(WIDTH, WIDTH, GRID) for name in LARGE}
+        targets = dict.fromkeys(LARGE, KINDS)
         ladder = Ladder(encoder.embed_dim, len(encoder.blocks), targets, seed=0)
         image = torch.empty(1, 3, spec.img_size, spec.img_size)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

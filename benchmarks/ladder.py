@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 
 from unic_cache.student.backbone import build_encoder, encoder_spec
-from unic_cache.student.ladder import Grid, Ladder, TargetSpec, Tokens
+from unic_cache.student.ladder import Ladder, Tokens
+from unic_cache.tokens import Grid, TokenKind
 
 TEACHERS, WIDTH, GRID = 4, 768, (14, 14)
+KINDS = {"cls": TokenKind(WIDTH), "patch": TokenKind(WIDTH, GRID)}
 MB = 1e6
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,7 +59,7 @@ class Step:
         with torch.device("meta"):
             encoder = build_encoder(spec, seed=0)
         depth, width = len(encoder.blocks), encoder.embed_dim
-        targets = {f"t{number}": TargetSpec(WIDTH, WIDTH, GRID) for number in range(TEACHERS)}
+        targets = {f"t{number}": KINDS for number in range(TEACHERS)}
         self.grid, self.device, self.precision = spec.grid, device, precision
         self.ladder = Ladder(width, depth, targets, seed=0).to(device)
         torch.manual_seed(0)

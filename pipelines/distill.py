@@ -1,9 +1,9 @@
-"""Stage two: one student learns from all that the cache keeps, or, online, from the teachers themselves.
+"""Stage two: one student learns from every teacher in the cache or, online, from the teachers themselves.
 
-    views + kept codes -> student -> ladder -> loss against the decoded tokens -> step
+    views + stored codes -> student -> ladder -> loss against the decoded tokens -> step
 
 A step is a pure function of its number and of the state before it: order, views, dropped teachers and dropped paths are
-drawn from integers. So a run that was stopped goes on as if it never had been.
+drawn from integers. A run that was stopped and resumed therefore equals one that never stopped.
 
 Letters: B images, H and W pixels.
 """
@@ -22,12 +22,12 @@ from accelerate import Accelerator
 from pipelines.command.caches import opened
 from pipelines.command.device import device_words
 from pipelines.command.failures import reason
-from pipelines.command.progress import Progress, begins, console
+from pipelines.command.progress import Progress, begins, say
 from pipelines.command.run_folder import FREE_ON_RESUME, check_run
-from pipelines.command.signals import stop_on_signal
+from pipelines.command.signals import StopRequest, stop_on_signal
 from pipelines.command.surroundings import say_surroundings
 from pipelines.extracting.specs import versions
-from pipelines.training.learner import Learner, finite, target_spec
+from pipelines.training.learner import Learner, finite
 from pipelines.training.online import open_live_set
 from pipelines.training.processes import begin_tracking, make_accelerator, run_claimed
 from pipelines.training.run_state import RunState
@@ -53,115 +53,110 @@ from unic_cache.student.schedule import learning_rate, optimizer
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run made."""
+    """The result of a run."""
 
     encoder: Path
     timm_line: str
     steps: int
     loss: float  # of the last logged steps
     licences: dict[str, str]  # teacher -> licence
-    left_out: int  # images that were not used at all, their records being broken or missing
-    broken: int  # times that an image was skipped since what is kept of it is broken
-    main_process: bool  # of those that trained together
+    left_out: int  # images never used, since their records are broken or missing
+    broken: int  # times an image was skipped, since its stored data is broken
+    main_process: bool  # whether this process is the one that reports
 
 
 def run(config: DistillConfig) -> Trained:
-    """Train from the cache, or go on where OUT's checkpoint stands; the exported encoder and how to load it."""
+    """Train from the cache, or continue from OUT's checkpoint; return the exported encoder and how to load it."""
     out = Path(config.out)
     check_run(config, out)
     accelerator = make_accelerator(config, out)
-    with run_claimed(out, accelerator):
+    with run_claimed(out, accelerator), thread_pool(config.threads) as pool, stop_on_signal() as stop:
         snapshot = Snapshot.load(out) if check_run(config, out) else None
         begin_tracking(config, accelerator)
-        return train(config, out, snapshot, accelerator)
+        spec = encoder_spec(config.student, config.img_size, config.patch_size, config.drop_path)
+        tf32 = uses_tf32(config, accelerator)
 
-
-def train(config: DistillConfig, out: Path, snapshot: Snapshot | None, accelerator: Accelerator) -> Trained:
-    """All steps from the first, or from those of the snapshot's checkpoint, to the last."""
-    spec = encoder_spec(config.student, config.img_size, config.patch_size, config.drop_path)
-    tf32 = uses_tf32(config, accelerator)
-    with thread_pool(config.threads) as pool, stop_on_signal() as stop, float32_products(tf32):
+        # Data: images, and where the teachers' tokens come from
         cache, data, source = open_source(config, snapshot, pool, accelerator)
         total = config.steps or max(1, round(config.epochs * len(data.train) / config.batch_size))
-        if accelerator.is_main_process:
-            begins("distill", *facts(config, spec, data, total, accelerator))
-            say_surroundings()
-        encoder = build_encoder(spec, config.seed, config.init, said_sizes(config))
-        targets = {teacher.name: target_spec(teacher) for teacher in data.teachers}
-        ladder = Ladder(encoder.embed_dim, len(encoder.blocks), targets, config.seed, config.ladder_widths)
-        model = Student(encoder, ladder)
-        adamw = optimizer(model, config.peak_lr(), config.weight_decay)
-        start, header = load_checkpoint(out, model, adamw) if snapshot else (0, {})
-        trained, adamw = accelerator.prepare(model, adamw)
-        restore(accelerator, header)
-        keep_settings(config, out, data, accelerator)
-        run_state = RunState(out, model, adamw, accelerator, spec, describe(config, data, tf32), start)
+        announce(config, spec, data, total, accelerator)
 
-        learner = Learner(
-            trained,
-            spec,
-            data.teachers,
-            Targets(config, cache, data.teachers, data.snapshot.views, source, accelerator.device),
-            config,
-            accelerator,
-        )
-        order = Order(data.train, data.snapshot.numbers, config.seed)
-        stream = Stream(
-            cache,
-            () if config.online else data.teachers,
-            data.snapshot.views,
-            data.pixels,
-            pool,
-            check_pixels=config.pixel_tolerance == 0,
-            pin=accelerator.device.type == "cuda",
-            skip_broken=config.skip_broken or config.online,
-        )
-        batches = stream.batches(learner.batches(order, start, total))
-        log, meter, clock = RunLog(out, accelerator, start), learner.meter(), Clock()
-        loss, broken = log.last_loss, 0
-        with progress_of(config, accelerator, start, total) as bar:
-            for done in range(start + 1, total + 1):
-                with clock.waiting(), run_state.saved_on_error(done - 1):
-                    batch = next(batches)
-                rate = set_rate(adamw, config, done - 1, total)
-                terms = learner.train_terms(batch, done - 1)
-                accelerator.backward(terms.loss)
-                adamw.step()
-                adamw.zero_grad(set_to_none=True)
-                meter.add(terms, float(batch.good_B.any()), batch.broken)
-                bar.advance(config.batch_size)
-                clock.count(config.batch_size)
-                last, stopping = done == total, stop_agreed(accelerator, stop.made, done % config.log_every == 0)
-                if done % config.log_every == 0 or last:
-                    values = meter.read()
-                    loss = finite(values["loss"], done)
-                    broken += values["broken"]
-                    with run_state.saved_on_error(done):
-                        log.write("train", done, {"lr": rate, **values, **clock.read()})
-                    bar.note(f"loss {loss:.4f}")
-                if len(data.val) and (done % config.eval_every == 0 or last):
-                    with run_state.saved_on_error(done):
-                        log.write("val", done, learner.validate(stream, data.val, data.snapshot.numbers[0]))
-                if done % config.save_every == 0 or last or stopping:
-                    finite(terms.loss.item(), done)
-                    run_state.save(done)
-                if stopping and not last:
-                    raise KeyboardInterrupt(f"stopped after step {done} of {total}; go on with --resume")
-        if start == total:
-            run_state.save(total)  # the run may have been stopped between its last checkpoint and its encoder
-    log.close()
+        # Model: encoder, ladder and AdamW, as the checkpoint has them when resuming
+        encoder = build_encoder(spec, config.seed, config.init, sizes_given(config))
+        kinds = {teacher.name: teacher.kinds for teacher in data.teachers}
+        ladder = Ladder(encoder.embed_dim, len(encoder.blocks), kinds, config.seed, config.ladder_widths)
+        student = Student(encoder, ladder)
+        adamw = optimizer(student, config.peak_lr(), config.weight_decay)
+        start, header = load_checkpoint(out, student, adamw) if snapshot else (0, {})
+        model, adamw = accelerator.prepare(student, adamw)
+        restore(accelerator, header)
+
+        # Training: every step from `start` on
+        save_settings(config, out, data, accelerator)
+        targets = Targets(config, cache, data.teachers, data.snapshot.views, source, accelerator.device)
+        learner = Learner(model, spec, data.teachers, targets, config, accelerator)
+        stream = open_stream(config, cache, data, pool, accelerator.device)
+        state = RunState(out, student, adamw, accelerator, spec, describe(config, data, tf32), start)
+        with float32_products(tf32):
+            loss, broken = train(data, stream, learner, adamw, state, range(start, total), stop)
     if accelerator.is_main_process:
         draw_losses(out)
-    path = out / ENCODER
     licences = {teacher.name: str(teacher.spec["provenance"]["licence"]) for teacher in data.teachers}
-    left_out = data.train.left_out + data.val.left_out
-    return Trained(path, timm_line(spec, path), total, loss, licences, left_out, broken, accelerator.is_main_process)
+    line, left_out = timm_line(spec, out / ENCODER), data.train.left_out + data.val.left_out
+    return Trained(out / ENCODER, line, total, loss, licences, left_out, broken, accelerator.is_main_process)
+
+
+def train(
+    data: TrainingSet, stream: Stream, learner: Learner, adamw: Any, state: RunState, steps: range, stop: StopRequest
+) -> tuple[float, int]:
+    """Do `steps`; return the loss of the last logged ones, and how often an image was skipped as broken."""
+    config, accelerator, total = learner.config, learner.accelerator, steps.stop
+    batches = stream.batches(learner.batches(Order(data.train, data.snapshot.numbers, config.seed), steps))
+    size = config.batch_size
+    log, meter, clock = RunLog(state.out, accelerator, steps.start), learner.meter(), Clock(size)
+    with Progress("distill", total * size, "images", steps.start * size, not accelerator.is_main_process) as bar:
+        for step in steps:
+            # Step: batch, loss, gradients, update
+            with clock.waiting(), state.saved_on_error(step):
+                batch = next(batches)
+            rate = set_rate(adamw, config, step, total)
+            terms = learner.training_terms(batch, step)
+            accelerator.backward(terms.loss)
+            adamw.step()
+            adamw.zero_grad(set_to_none=True)
+            meter.add(terms, float(batch.good_B.any()), batch.broken)
+            done, last = step + 1, step + 1 == total
+
+            # Log
+            bar.advance(size)
+            stopping = stop_agreed(accelerator, stop.made, done % config.log_every == 0)
+            if done % config.log_every == 0 or last:
+                values = meter.read()
+                bar.note(f"loss {finite(values['loss'], done):.4f}")
+                with state.saved_on_error(done):
+                    log.write("train", done, {"lr": rate, **values, **clock.read()})
+
+            # Validate
+            if len(data.val) and (done % config.eval_every == 0 or last):
+                with state.saved_on_error(done):
+                    log.write("val", done, learner.validate(stream, data.val, data.snapshot.numbers[0]))
+
+            # Save, stop
+            if done % config.save_every == 0 or last or stopping:
+                finite(terms.loss.item(), done)
+                state.save(done)
+            if stopping and not last:
+                raise KeyboardInterrupt(f"stopped after step {done} of {total}; continue with --resume")
+    if not steps:
+        state.save(total)  # an earlier run may have stopped between its last checkpoint and its encoder
+    log.close()
+    return log.last_loss, meter.broken
 
 
 def open_source(
     config: DistillConfig, snapshot: Snapshot | None, pool: ThreadPoolExecutor, accelerator: Accelerator
 ) -> tuple[Cache, TrainingSet, Source]:
-    """Where tokens come from, the cache or the teachers themselves, and what there is to train on."""
+    """The cache, the images to train on, and the source of tokens: the cache, or the teachers themselves."""
     if config.online:
         return open_live_set(config, pool, accelerator.device, (accelerator.process_index, accelerator.num_processes))
     cache = opened(config.cache)
@@ -169,65 +164,74 @@ def open_source(
     return cache, data, Cached(data.teachers)
 
 
+def open_stream(
+    config: DistillConfig, cache: Cache, data: TrainingSet, pool: ThreadPoolExecutor, device: torch.device
+) -> Stream:
+    """The reader of batches; online it reads views alone, and a bad image never stops it."""
+    return Stream(
+        cache,
+        () if config.online else data.teachers,
+        data.snapshot.views,
+        data.pixels,
+        pool,
+        check_pixels=config.pixel_tolerance == 0,
+        pin=device.type == "cuda",
+        skip_broken=config.skip_broken or config.online,
+    )
+
+
 def draw_losses(out: Path) -> None:
-    """OUT/loss.png; where it cannot be drawn the run is none the worse."""
+    """Draw OUT/loss.png; a failure is reported and does not fail the run."""
     try:
         plot_losses(out / LOG, out / CURVE)
     except Exception as error:
-        console.print(f"{out / CURVE} was not drawn: {reason(error)}", markup=False, highlight=False)
+        say(f"{out / CURVE} was not drawn: {reason(error)}")
 
 
-def facts(
-    config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total: int, accelerator: Accelerator
-) -> list[str]:
-    """What is about to be done, for people."""
-    processes = f"{accelerator.num_processes} process{'es' if accelerator.num_processes > 1 else ''}"
-    views = data.snapshot.views
-    return [
+def announce(config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total: int, accelerator: Accelerator) -> None:
+    """Say what is about to be done, from the main process."""
+    if not accelerator.is_main_process:
+        return
+    views, processes = data.snapshot.views, int(accelerator.num_processes)
+    begins(
+        "distill",
         f"{config.student} at {spec.img_size} px on {device_words(accelerator.device)}",
-        f"{processes}, precision {config.precision}",
+        f"{processes} process{'es' if processes > 1 else ''}, precision {config.precision}",
         f"{len(data.train):,} images x {len(data.snapshot.numbers)} views of {views.size} px ({views.recipe})",
         f"teachers {', '.join(teacher.name for teacher in data.teachers)}",
         f"{total:,} steps of {config.batch_size} images ({total * config.batch_size / len(data.train):,.4g} epochs)",
         f"into {config.out}",
-    ]
+    )
+    say_surroundings()
 
 
-def said_sizes(config: DistillConfig) -> tuple[str, ...]:
-    """What of --init may be resampled: that whose size on the student's side was said."""
-    sizes = config.img_size, config.patch_size
-    return (*(("positions",) if sizes != (None, None) else ()), *(("patches",) if config.patch_size else ()))
+def sizes_given(config: DistillConfig) -> tuple[str, ...]:
+    """Which weights of --init may be resampled: those whose size the user gave."""
+    positions = config.img_size is not None or config.patch_size is not None
+    return (*(("positions",) if positions else ()), *(("patches",) if config.patch_size else ()))
 
 
 def uses_tf32(config: DistillConfig, accelerator: Accelerator) -> bool:
-    """Whether the student's float32 products run in TF32: on CUDA, as the authors' do, unless it is told otherwise."""
+    """Whether the student's float32 products run in TF32: on CUDA, as in the authors' runs, unless --no-tf32."""
     cuda = accelerator.device.type == "cuda"
     if config.tf32 and not cuda:
-        raise ConfigError(f"--tf32 is arithmetic of CUDA devices, and this run is on {accelerator.device.type}")
+        raise ConfigError(f"--tf32 needs a CUDA device, but this run is on {accelerator.device.type}; leave it out")
     used = cuda and config.tf32 is not False
     if used and accelerator.is_main_process:
-        console.print("products of float32 run in TF32, as the authors' do; --no-tf32 for full precision")
+        say("float32 products run in TF32, as in the authors' runs; --no-tf32 for full precision")
     return used
 
 
-def progress_of(config: DistillConfig, accelerator: Accelerator, start: int, total: int) -> Progress:
-    """The bar over all images of the run; the main process's alone is seen."""
-    size, seen = config.batch_size, accelerator.is_main_process
-    return Progress("distill", total * size, "images", start * size, quiet=not seen)
-
-
 def stop_agreed(accelerator: Accelerator, asked: bool, meeting: bool) -> bool:
-    """Whether to stop here. Several processes agree at a meeting: one that stopped alone would leave others waiting."""
+    """Whether to stop now. Several processes stop together, at a meeting: one alone would leave the others waiting."""
     if accelerator.num_processes == 1:
         return asked
-    if not meeting:
-        return False
     flag = torch.tensor([float(asked)], device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum").item())
+    return meeting and bool(accelerator.reduce(flag, "sum").item())
 
 
 def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:
-    """Give every parameter group the learning rate of step `step`."""
+    """Set the learning rate of step `step` in every parameter group, and return it."""
     rate = learning_rate(step, total, round(config.warmup * total), config.peak_lr(), config.min_lr)
     for group in adamw.param_groups:
         group["lr"] = rate
@@ -235,19 +239,19 @@ def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:
 
 
 def restore(accelerator: Accelerator, header: Mapping[str, Any]) -> None:
-    """Put the fp16 scaler's state back. ConfigError where the run began with another number of processes."""
+    """Restore the fp16 scaler's state. ConfigError if the run began with another number of processes."""
     before = header.get("processes", accelerator.num_processes)
     if before != accelerator.num_processes:
         raise ConfigError(
-            f"the run began with {before} processes, not {accelerator.num_processes}: each draws and averages for "
-            "itself, so resume with as many"
+            f"the run began with {before} processes, not {accelerator.num_processes}; resume with as many, since each "
+            "process draws for itself"
         )
     if accelerator.scaler is not None and header.get("scaler") is not None:
         accelerator.scaler.load_state_dict(header["scaler"])
 
 
-def keep_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerator: Accelerator) -> None:
-    """Write what the run was asked for and what it trains on, once."""
+def save_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerator: Accelerator) -> None:
+    """Write OUT's config and snapshot when the run begins."""
     if accelerator.is_main_process and not (out / CHECKPOINT).exists():
         settings = config.to_json()
         if data.difference is not None:
@@ -257,7 +261,7 @@ def keep_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerat
 
 
 def describe(config: DistillConfig, data: TrainingSet, tf32: bool) -> dict[str, Any]:
-    """What the student was made from: written into the exported encoder."""
+    """The student's provenance, for the exported encoder."""
     return {
         "method": "UNIC, arXiv 2408.05088",
         "teachers": {

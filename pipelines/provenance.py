@@ -8,12 +8,12 @@ from rich.console import Console
 
 from pipelines.command.caches import opened
 from pipelines.command.printing import results
+from unic_cache.inputs import RULE
 from unic_cache.student.export import load_encoder
 from unic_cache.student.run_files import ENCODER
 
 SOURCE = ("about", "source", "published", "licence", "weights_file_sha256")
 RULES = ("arch", "arch_options", "input_size", "mean", "std", "cls_rule", "patch_rule", "position_rule")
-RESIZE = "views (uint8) to [0, 1]; where sizes differ bicubic with antialiasing, clamped; then (x - mean) / std"
 MADE_WITH = ("codec", "dtype", "device", "batch_size", "augment", "versions")
 
 
@@ -37,7 +37,7 @@ def of_cache(path: str) -> dict[str, Any]:
             "weights_sha256": spec["teacher"]["weights_sha256"],
             **{key: spec["provenance"].get(key) for key in SOURCE},
             **{key: spec["provenance"][key] for key in ("recoded_from",) if key in spec["provenance"]},
-            "preprocessing": {"rule": RESIZE, **{key: spec["teacher"].get(key) for key in RULES}},
+            "preprocessing": {"rule": RULE, **{key: spec["teacher"].get(key) for key in RULES}},
             **{key: spec.get(key) for key in MADE_WITH},
         }
     if cache.pixels is not None:

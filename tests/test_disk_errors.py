@@ -158,7 +158,7 @@ class TestDistill:
         done = self.fails(at, Site("rename", "/out/.tmp-#-#"), 5)
         assert done.exit_code == 1
         assert (
-            f"The checkpoint of step 2 stands in {at / 'out'}; free some space there and go on with --resume"
+            f"{at / 'out'} has the checkpoint of step 2; free some space there and continue with --resume"
             in done.stderr
         )
         resumed = run(*distill(at), "--resume")
@@ -172,7 +172,7 @@ class TestDistill:
         done = self.fails(at, Site("write", "/out/log.jsonl"), 0, "--save-every", 100)
         assert done.exit_code == 1
         assert "No space left on device" in done.stderr
-        assert f"The checkpoint of step 1 stands in {at / 'out'}" in done.stderr
+        assert f"{at / 'out'} has the checkpoint of step 1" in done.stderr
         assert run(*distill(at), "--save-every", 100, "--resume").exit_code == 0
         steps = [json.loads(line)["step"] for line in (at / "out/log.jsonl").read_text().splitlines()]
         assert steps == [1, 2, 3] or steps == [2, 3]

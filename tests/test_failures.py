@@ -64,9 +64,9 @@ def test_a_mistake_of_ours_keeps_its_traceback(error):
 
 def test_notes_say_what_is_safe_in_place_of_what_all_stages_say():
     error = OSError(errno.ENOSPC, "No space left on device", "/out/x")
-    error.add_note("The checkpoint of step 4 stands in /{a,b}; {advice} and go on with --resume")
+    error.add_note("/{a,b} has the checkpoint of step 4; {advice} and continue with --resume")
     assert explain(error) == (
-        "No space left on device: /out/x. The checkpoint of step 4 stands in /{a,b}; free some space there and go on "
+        "No space left on device: /out/x. /{a,b} has the checkpoint of step 4; free some space there and continue "
         "with --resume"
     )
 

@@ -169,4 +169,4 @@ def test_labels_without_names_are_taken_on_trust_and_that_is_said(
     for name in ("one", "two"):
         write_tar(tmp_path / name / "0.tar", [(f"{name}{n}", png(picture(n)), n) for n in range(2)])
     evaluate.check_sets([evaluate.labelled(f"{tmp_path}/{name}/0.tar", None) for name in ("one", "two")])
-    assert f"taken on trust: what the labels in {tmp_path}/one, {tmp_path}/two mean" in said(capsys)
+    assert f"the labels in {tmp_path}/one, {tmp_path}/two are trusted to mean the same" in said(capsys)

@@ -67,7 +67,7 @@ def test_readers_find_the_teacher_that_is_calibrated_and_are_told_how_to_make_th
 @pytest.mark.parametrize(
     ("teachers", "message"),
     [
-        ((), f"0 kinds of views of {VIT} fit recipe unic, size any, seed any; it has none."),
+        ((), f"no cached views of {VIT} match recipe unic, size any, seed any; the cache has none."),
         ((CNN,), f"has no teacher '{CNN}'; it has {VIT}. Make it with `unic-cache extract"),
     ],
 )

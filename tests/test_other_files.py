@@ -45,17 +45,17 @@ def foreign(**metadata):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (foreign(), "checkpoint.safetensors: is no checkpoint of `unic-cache distill`"),
-        (foreign(unic_cache="[1]"), "is no checkpoint of `unic-cache distill`"),
-        (foreign(unic_cache='{"format": 1, "steps": 2}'), "is of another student or other teachers"),
+        (foreign(), "checkpoint.safetensors: not a checkpoint of `unic-cache distill`"),
+        (foreign(unic_cache="[1]"), "not a checkpoint of `unic-cache distill`"),
+        (foreign(unic_cache='{"format": 1, "steps": 2}'), "from another student or other teachers"),
         (foreign(unic_cache='{"format": 2, "steps": 2}'), "format 2, but this release resumes from format 1"),
-        (lambda out: shutil.copy(out / "encoder.safetensors", out / "checkpoint.safetensors"), "is no checkpoint"),
-        (lambda out: (out / "checkpoint.safetensors").write_bytes(b""), "cannot be resumed from"),
+        (lambda out: shutil.copy(out / "encoder.safetensors", out / "checkpoint.safetensors"), "not a checkpoint"),
+        (lambda out: (out / "checkpoint.safetensors").write_bytes(b""), "cannot resume from it"),
         (lambda out: (out / "config.json").write_text("[1]"), "config.json is not of a run of `unic-cache distill`"),
         (lambda out: (out / "config.json").write_text('{"architectures": []}'), "is not of a run of `unic-cache"),
         (lambda out: (out / "config.json").write_bytes(b"\xff\xfe{"), "config.json: cannot be resumed from"),
         (lambda out: (out / "config.json").unlink(), "config.json: cannot be resumed from .*; put it back"),
-        (lambda out: (out / "snapshot.json").write_text("[1]"), "snapshot.json: cannot be resumed from"),
+        (lambda out: (out / "snapshot.json").write_text("[1]"), "snapshot.json: cannot resume from it"),
     ],
 )
 def test_a_run_that_is_not_whole_is_not_resumed(resume, change, message):

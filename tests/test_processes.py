@@ -33,7 +33,7 @@ def test_processes_that_nobody_would_join_are_refused(training, tmp_path, monkey
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", **variables}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2 .* nobody would join .*torchrun --nproc_per_node 2 -m cli"):
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2 .* none would join .*torchrun --nproc_per_node 2 -m cli"):
         distill.run(training())
     assert not (tmp_path / "run").exists()
 
@@ -96,7 +96,7 @@ def test_one_process_where_more_were_asked_for_is_told(tmp_path, monkeypatch, ca
     for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     assert made(tmp_path).num_processes == 1
-    assert "one process: on CPUs `accelerate launch` starts no more without MPI" in capsys.readouterr().err
+    assert "one process: on CPUs `accelerate launch` needs MPI to start more" in capsys.readouterr().err
 
 
 def test_a_device_of_the_environment_that_is_none_is_refused(tmp_path, monkeypatch):

@@ -49,15 +49,15 @@ ALL = ("000000", "000001", "000002")
     "pattern", ["nowhere/000001.tar", "nowhere/{000001..000002}.tar", "./000001.tar", "gone/*.tar"]
 )
 def test_a_path_that_is_not_there_is_an_error_and_no_name(train, pattern):
-    with pytest.raises(ShardError, match=r"^--val-shards: no shard.*give names that the cache knows, and no folder"):
+    with pytest.raises(ShardError, match=r"^--val-shards: no shard.*give names from the cache without a folder"):
         train(val_shards=pattern)
     assert held_out(open_cache(train.cache)) == ()
 
 
 def test_names_of_the_cache_are_said_to_be_such_and_told(train, capsys):
     assert train(val_shards="{000001,000002}") == (("000000",), ("000001", "000002"))
-    assert "held out of training, by the names that the cache has: 000001, 000002" in capsys.readouterr().err
-    with pytest.raises(CacheError, match=r"names '00007\*', and the cache has 000000, 000001, 000002"):
+    assert "held out of training, by their names in the cache: 000001, 000002" in capsys.readouterr().err
+    with pytest.raises(CacheError, match=r"names '00007\*', but the cache has 000000, 000001, 000002"):
         train(val_shards="{000001,00007*}")
 
 
@@ -66,12 +66,11 @@ def test_what_was_held_out_once_stays_out_and_is_said(train, shards, capsys):
     before = tree(train.cache)
     for pattern in (None, shards.pattern):
         assert train(shards=pattern) == (("000000", "000002"), ())
-        assert (
-            "as an earlier run or `shard` named them: 000001; --use-held-out trains on them" in capsys.readouterr().err
-        )
+        said = "held out by an earlier run or by `shard`: 000001; --use-held-out trains on them"
+        assert said in capsys.readouterr().err
     assert train(val_shards="000002") == (("000000",), ("000002",))
     assert train(use_held_out=True)[0] == ALL
-    assert "trained on, though they were held out before: 000001, 000002" in capsys.readouterr().err
+    assert "trained on, although held out earlier: 000001, 000002" in capsys.readouterr().err
     assert before.items() <= tree(train.cache).items()
     with pytest.raises(ConfigError, match="every tar is held out, 000001 by an earlier run"):
         train(shards=str(shards.folder / "000001.tar"))
@@ -120,7 +119,7 @@ def test_a_held_out_image_that_is_trained_on_in_another_tar_is_counted(tmp_path,
     both = {"shards": str(tmp_path / "tars/*.tar"), "cache": str(tmp_path / "cache")}
     extract.run(settings(tmp_path / "cache", **one, shards=both["shards"], calibration_images=12, views=1))
     distill.run(training(**both, steps=1, val_shards=str(tmp_path / "tars/b.tar")))
-    assert "3 of 4 held-out images are trained on as well, pixel for pixel" in capsys.readouterr().err
+    assert "3 of 4 held-out images are also trained on, pixel for pixel" in capsys.readouterr().err
 
 
 def test_shards_that_are_not_there_are_told_although_views_are_kept(train):

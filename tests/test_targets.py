@@ -105,7 +105,7 @@ class TestTokens:
         assert some["patch"] == pytest.approx(whole["patch"], rel=0.2)
 
     def test_more_than_are_kept_are_refused(self, training):
-        with pytest.raises(ConfigError, match="5 patch tokens are asked for, but of the grid 2 x 2 only 4 are kept"):
+        with pytest.raises(ConfigError, match="--tokens 5, but only 4 tokens of the grid 2 x 2 are stored"):
             distill.run(training(tokens=5))
 
 

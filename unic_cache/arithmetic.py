@@ -1,4 +1,4 @@
-"""How float32 is multiplied on CUDA: exactly by teachers, whose features are kept; in TF32 by a student."""
+"""How CUDA multiplies float32: exactly for teachers, whose features are stored; in TF32 for a student."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ import torch
 
 @contextmanager
 def float32_products(tf32: bool) -> Iterator[None]:
-    """Matrix products and convolutions of float32 on CUDA inside: in TF32 (10 bits of mantissa), or as float32 is.
+    """Run float32 matrix products and convolutions on CUDA in TF32 (10 bits of mantissa), or in full precision.
 
-    torch's own default is neither: products are exact there, and convolutions in TF32.
+    torch's own default is mixed: products in full precision, convolutions in TF32.
     """
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32

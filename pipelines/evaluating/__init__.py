@@ -1,1 +1,1 @@
-"""What an evaluation is about: labelled images."""
+"""The labelled images of an evaluation."""

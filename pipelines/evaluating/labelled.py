@@ -1,12 +1,13 @@
-"""The labelled images that an evaluation is about: which count, what is left out, and which are one picture twice.
+"""The labelled images of an evaluation: which of them count, which are left out, and which are the same picture twice.
 
-What vouches for an image is its pixels. Those of every center view are compared with the checksums of what the cached
-teachers saw, and two views of equal pixels are twins, whatever their keys and tars are called.
+An image is identified by its pixels. Those of every center view are compared with the checksums of what the cached
+teachers saw, and two views with equal pixels are twins, whatever their keys and tars are called.
 
 Letters: N images, P pairs.
 """
 
 import zlib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from unic_cache.stream.pixels import ShardPixels, ViewBatch
 from unic_cache.views.index import NO_LABEL, ShardEntry
 from unic_cache.views.left_out import UNREAD_LABEL, merged
 
-NAMED = 5  # rows in a message
+NAMED = 5  # images in a message
 
 Place = tuple[int, int]
 
@@ -43,7 +44,7 @@ class LabelledShards:
 
 @dataclass
 class Usable:
-    """What became of the images of one set: those that all encoders are judged by, and those that are left out."""
+    """The images of one set, sorted while they are seen: those that all encoders are tested on, and those left out."""
 
     images: LabelledShards
     records: Mapping[Place, Sequence[CommitRecord]]  # of the cached teachers
@@ -63,7 +64,7 @@ class Usable:
         return self.images.labels_N[self.good]
 
     def add(self, first: int, group: Sequence[Address], batch: ViewBatch) -> npt.NDArray[np.int64]:
-        """Take in a batch from place `first` on: which of its views are good. CacheError on pixels that nobody saw."""
+        """The good views of a batch whose first image is at `first` in `wanted`. CacheError if teachers saw others."""
         good, others = [], []
         for place, item in enumerate(group):
             records = self.records.get((item.segment, item.shard), ())
@@ -85,16 +86,13 @@ class Usable:
         return np.array(good, np.int64)
 
     def finish(self) -> None:
-        """Say what was left out. ShardError where too little is left."""
+        """Say what was left out. ShardError if too little is left."""
         if self.left_out:
             reasons = "; ".join(
                 f"{self.source.where(item)}: {why}" for item, why in list(self.left_out.items())[:NAMED]
             )
             more = f"; and {len(self.left_out) - NAMED} more" if len(self.left_out) > NAMED else ""
-            say(
-                f"left out, as they cannot be used, {len(self.left_out)} of {len(self.images.wanted)} images: "
-                f"{reasons}{more}"
-            )
+            say(f"left out, being unusable, {len(self.left_out)} of {len(self.images.wanted)} images: {reasons}{more}")
         check_labels(self.images.pattern, self.labels.tolist())
 
     def _named(self, items: Sequence[Address]) -> str:
@@ -103,7 +101,7 @@ class Usable:
 
 
 def labelled(pattern: str, cache: Cache | None) -> LabelledShards:
-    """The labelled images of the tars; places are the cache's where there is one. ShardError where none has a label."""
+    """The labelled images of the tars, numbered as in the cache if there is one. ShardError without two classes."""
     paths, entries = given_shards(pattern, False)
     tell_unlabelled(pattern, entries)
     places = [(0, n) if cache is None else cache.place(entry.name, entry.keys) for n, entry in enumerate(entries)]
@@ -117,12 +115,12 @@ def labelled(pattern: str, cache: Cache | None) -> LabelledShards:
     check_labels(pattern, labels)
     tars = {place: (path, entry) for place, path, entry in zip(places, paths, entries, strict=True)}
     if len(tars) < len(paths):
-        raise ShardError(f"{pattern}: two tars are of one name, and the cache knows tars by their names; rename one")
+        raise ShardError(f"{pattern}: two tars have the same name, by which the cache knows them; rename one")
     return LabelledShards(pattern, tars, wanted, torch.tensor(labels))
 
 
 def tell_unlabelled(pattern: str, entries: Sequence[ShardEntry]) -> None:
-    """One line on stderr that says how many images have no label, or one that cannot be read."""
+    """Say how many images have no label, or an unreadable one."""
     none = sum(label == NO_LABEL for entry in entries for label in entry.labels)
     unread = merged(one for entry in entries for one in entry.left_out if one.reason == UNREAD_LABEL)
     broken = sum(one.count for one in unread)
@@ -134,16 +132,16 @@ def tell_unlabelled(pattern: str, entries: Sequence[ShardEntry]) -> None:
 
 
 def check_labels(pattern: str, labels: Sequence[int]) -> None:
-    """ShardError unless there are two classes at least."""
+    """ShardError unless there are at least two classes."""
     if len(set(labels)) < 2:
         raise ShardError(
-            f"{pattern}: {len(labels)} images have a label, of {len(set(labels))} classes; k-NN needs `.cls` "
-            "members of two classes at least. Make labelled shards with `unic-cache shard`"
+            f"{pattern}: {len(labels)} images have a label, of {len(set(labels))} classes; k-NN needs `.cls` members "
+            "of at least two classes. Make labelled shards with `unic-cache shard`"
         )
 
 
 def check_apart(train: LabelledShards, test: LabelledShards) -> None:
-    """ShardError where a tar is in both sets; what is in both under two names is found by its pixels, later."""
+    """ShardError if a tar is in both sets. Copies under other names are found later, by their pixels."""
     files = {str(Path(path).resolve()) if Path(path).exists() else path for path, _ in train.tars.values()}
     for path, _ in test.tars.values():
         if path in files or str(Path(path).resolve()) in files:
@@ -151,14 +149,14 @@ def check_apart(train: LabelledShards, test: LabelledShards) -> None:
 
 
 def twins(sets: Sequence[Usable]) -> Tensor:
-    """(P, 2): pairs (test image, training image) of equal pixels, told; in one set, of different rows.
+    """(P, 2): pairs (test image, training image) with equal pixels; in a single set, of different images. Says so.
 
-    ShardError where all images of a test tar are in --train.
+    ShardError if all images of a test tar are in --train.
     """
     train, test = sets[0], sets[-1]
-    places: dict[int, list[int]] = {}
+    places = defaultdict(list)
     for place, one in enumerate(train.prints):
-        places.setdefault(one, []).append(place)
+        places[one].append(place)
     pairs = [
         (asked, answer)
         for asked, one in enumerate(test.prints)
@@ -167,17 +165,17 @@ def twins(sets: Sequence[Usable]) -> Tensor:
     ]
     asked = {pair[0] for pair in pairs}
     if len(sets) == 2:
-        whole: dict[Place, bool] = {}
-        for place, item in enumerate(test.wanted):
-            whole[item.segment, item.shard] = whole.get((item.segment, item.shard), True) and place in asked
-        if any(whole.values()):
-            raise _find_themselves(test.images.tars[next(place for place, found in whole.items() if found)][0])
+        tars = [(item.segment, item.shard) for item in test.wanted]
+        own = {tar for place, tar in enumerate(tars) if place not in asked}
+        copied = next((tar for tar in tars if tar not in own), None)
+        if copied is not None:
+            raise _find_themselves(test.images.tars[copied][0])
     if asked:
         where = "in --train too" if len(sets) == 2 else "there more than once"
         first = test.source.where(test.wanted[min(asked)])
         say(
-            f"{len(asked)} of {len(test.good)} test images are {where}, pixel for pixel, the first of them {first}; no "
-            "image is a neighbour of its twin"
+            f"{len(asked)} of {len(test.good)} test images are {where}, pixel for pixel, the first of them {first}; "
+            "twins do not vote for each other"
         )
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 

@@ -20,11 +20,10 @@ from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.open_file import LocalFile
 from unic_cache.student.backbone import build_encoder, encoder_spec, prepare
-from unic_cache.student.ladder import Ladder, Student, TargetSpec
+from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.loss import distillation_loss
 from unic_cache.student.schedule import optimizer
 from unic_cache.teachers.model import Teacher
-from unic_cache.tokens import grid_of, kinds_to_json
 
 FIRST_BATCH, LAST_BATCH = 4, 256  # images
 LONG_ENOUGH = 0.5  # seconds of a step: a larger batch would hardly be faster an image
@@ -42,8 +41,7 @@ def student_cost(config: PlanConfig, teachers: Sequence[Teacher], tokens: int | 
     device, short = teachers[0].device, SHORT[config.precision]
     spec = encoder_spec(config.student, config.img_size, config.patch_size)
     encoder = build_encoder(spec, seed=0)
-    dims = {t.spec.name: (kinds_to_json(t.spec.kinds), grid_of(t.spec.kinds)) for t in teachers}
-    targets = {name: TargetSpec(own["cls_dim"], own["patch_dim"], grid) for name, (own, grid) in dims.items()}
+    targets = {teacher.spec.name: teacher.spec.kinds for teacher in teachers}
     student = Student(encoder, Ladder(encoder.embed_dim, len(encoder.blocks), targets, seed=0)).to(device)
     adamw = optimizer(student, peak=1e-6, weight_decay=0.03)
 
@@ -85,23 +83,22 @@ def largest_batch(step: Callable[[int], float]) -> tuple[int, float]:
 
 
 def random_targets(
-    targets: dict[str, TargetSpec], tokens: int | None, batch: int, device: torch.device
+    targets: dict[str, Kinds], tokens: int | None, batch: int, device: torch.device
 ) -> tuple[dict[tuple[int, int], Tensor], dict[str, dict[str, Tensor]]]:
     """The positions (B, N) of each grid that the loss sees only a part of, and tokens to be guessed."""
-    grids = {target.grid for target in targets.values() if target.grid is not None}
+    grids = {given.grid for kinds in targets.values() for given in kinds.values() if given.grid is not None}
     kept = {
         (h, w): torch.stack([torch.randperm(h * w, device=device)[:tokens] for _ in range(batch)])
         for h, w in grids
         if tokens is not None and tokens < h * w
     }
-    wanted: dict[str, dict[str, Tensor]] = {}
-    for name, target in targets.items():
-        wanted[name] = {}
-        if target.cls_dim is not None:
-            wanted[name]["cls"] = torch.randn(batch, target.cls_dim, device=device)
-        if target.patch_dim is not None and target.grid is not None:
-            count = kept[target.grid].shape[1] if target.grid in kept else target.grid[0] * target.grid[1]
-            wanted[name]["patch"] = torch.randn(batch, count, target.patch_dim, device=device)
+    wanted: dict[str, dict[str, Tensor]] = {name: {} for name in targets}
+    for name, kinds in targets.items():
+        for kind, given in kinds.items():
+            count = () if given.grid is None else (given.grid[0] * given.grid[1],)
+            if given.grid in kept:
+                count = (kept[given.grid].shape[1],)
+            wanted[name][kind] = torch.randn(batch, *count, given.channels, device=device)
     return kept, wanted
 
 

@@ -1,1 +1,1 @@
-"""How a student is trained: what it trains on, one step, and what a run keeps."""
+"""Training a student: its data, one step, and the files of a run."""

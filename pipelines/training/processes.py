@@ -1,7 +1,7 @@
-"""The processes that train together, by accelerate: joined where they were started together, told where they were not.
+"""The processes that train together, joined by accelerate if a launcher started them together.
 
-Accelerate takes settings from the environment, where `accelerate launch` puts those of its configuration file. What
-they would change in the student is set here, or refused: a run is what its own flags say.
+Accelerate reads settings from the environment, where `accelerate launch` puts those of its configuration file. Settings
+that would change the student are overridden here, or refused: a run follows its own flags alone.
 """
 
 import os
@@ -26,9 +26,9 @@ REFUSED = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
-IGNORED = {  # variable -> (what has no effect, values that ask for nothing, what is done instead)
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient accumulation", {"1"}, "each batch is a step"),
-    "ACCELERATE_DYNAMO_BACKEND": ("dynamo backend", {"no"}, "the student is not compiled"),
+IGNORED = {  # variable -> (the setting without effect, its default, what is done instead)
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient accumulation", "1", "each batch is a step"),
+    "ACCELERATE_DYNAMO_BACKEND": ("dynamo backend", "no", "the student is not compiled"),
 }
 LAUNCHED = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MPI_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
@@ -37,7 +37,7 @@ TRUE = {"1", "true", "yes", "on"}
 
 
 def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
-    """Accelerate's device, precision and processes. ConfigError where the environment asks for what is not done."""
+    """Accelerate, with its device, precision and processes. ConfigError if the environment asks for anything else."""
     check_settings(config)
     world = world_size()
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE
@@ -45,7 +45,7 @@ def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
         check_launched(world)
     if world > 1:
         if os.environ.get("MASTER_PORT") == "0":
-            raise ConfigError("MASTER_PORT is 0, where processes cannot meet: give torchrun --standalone, or a port")
+            raise ConfigError("MASTER_PORT is 0, where processes cannot meet: use torchrun --standalone, or set a port")
         say(f"process {rank_share().index + 1} of {world}: waiting for the others")
     try:
         accelerator = Accelerator(
@@ -60,9 +60,7 @@ def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
         first = str(error).partition("\n")[0]
         if world > 1:
             raise ConfigError(f"the {world} processes of WORLD_SIZE cannot meet: {first}") from error
-        raise ConfigError(
-            f"precision {config.precision} or tracker {config.tracker} cannot be used: {first}"
-        ) from error
+        raise ConfigError(f"precision {config.precision} or tracker {config.tracker} is unusable: {first}") from error
     if accelerator.num_processes != world:
         raise ConfigError(
             f"the environment says {world} processes (WORLD_SIZE), but accelerate joins {accelerator.num_processes}, "
@@ -70,7 +68,7 @@ def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
         )
     if config.batch_size % accelerator.num_processes:
         raise ConfigError(
-            f"batch-size {config.batch_size} is over all processes and does not divide by {accelerator.num_processes}"
+            f"--batch-size {config.batch_size}, over all processes, does not divide by {accelerator.num_processes}"
         )
     return accelerator
 
@@ -83,7 +81,7 @@ def begin_tracking(config: DistillConfig, accelerator: Accelerator) -> None:
 
 @contextmanager
 def run_claimed(out: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Hold OUT by the main process. ConfigError in all processes where another run holds it."""
+    """Claim OUT from the main process. ConfigError in all processes if another run holds it."""
     with ExitStack() as stack:
         refusal: ConfigError | OSError | None = None
         if accelerator.is_main_process:
@@ -96,7 +94,7 @@ def run_claimed(out: Path, accelerator: Accelerator) -> Iterator[None]:
 
 
 def world_size() -> int:
-    """How many processes the environment says there are."""
+    """The number of processes in the environment."""
     sizes = [os.environ[name] for name in MPI_SIZE if name in os.environ]
     if "WORLD_SIZE" in os.environ or not sizes:
         return rank_share().count
@@ -104,33 +102,33 @@ def world_size() -> int:
 
 
 def check_launched(world: int) -> None:
-    """ConfigError unless a launcher has started this process: nobody else would come."""
+    """ConfigError unless a launcher started this process: no other would join it."""
     missing = [name for name in LAUNCHED if name not in os.environ]
     if missing and not any(name in os.environ for name in MPI_RANK):
         raise ConfigError(
-            f"WORLD_SIZE is {world} in the environment, but {missing[0]} is not there: no launcher has started this "
-            f"process, and nobody would join it. Unset WORLD_SIZE, or {launch_line(world)}"
+            f"WORLD_SIZE is {world} in the environment, but {missing[0]} is not set: no launcher started this process, "
+            f"and none would join it. Unset WORLD_SIZE, or {launch_line(world)}"
         )
 
 
 def launch_line(world: int) -> str:
-    """How to start several processes."""
+    """How to start several processes, for messages."""
     if torch.cuda.is_available():
-        return f"start them by `accelerate launch --num_processes {world} --module cli distill ...`"
-    return f"start them by `torchrun --nproc_per_node {world} -m cli distill ...`"
+        return f"start them with `accelerate launch --num_processes {world} --module cli distill ...`"
+    return f"start them with `torchrun --nproc_per_node {world} -m cli distill ...`"
 
 
 def check_settings(config: DistillConfig) -> None:
-    """Refuse or say what accelerate's own configuration asks for and a run's flags do not."""
+    """Refuse, or report as ignored, what accelerate's own configuration asks for and the run's flags do not."""
     for variable, what in REFUSED.items():
         if os.environ.get(variable, "").lower() in TRUE:
             raise ConfigError(
-                f"accelerate is configured for {what} ({variable}), which is not done here; launch with another "
-                "--config_file, or by torchrun"
+                f"accelerate is configured for {what} ({variable}), which is not supported; launch with another "
+                "--config_file, or with torchrun"
             )
-    for variable, (what, nothing, instead) in IGNORED.items():
-        value = os.environ.get(variable, "")
-        if value and value.lower() not in nothing:
+    for variable, (what, default, instead) in IGNORED.items():
+        value = os.environ.get(variable, default)
+        if value.lower() not in {"", default}:
             say(f"accelerate's {what} {value} ({variable}) has no effect: {instead}")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision.lower() not in {"no", config.precision}:
@@ -138,15 +136,15 @@ def check_settings(config: DistillConfig) -> None:
     device = os.environ.get("ACCELERATE_TORCH_DEVICE", "cpu")
     if device.partition(":")[0] not in {"cpu", "cuda"}:
         raise ConfigError(
-            f"ACCELERATE_TORCH_DEVICE is {device!r} in the environment; cpu and cuda are known, or unset it"
+            f"ACCELERATE_TORCH_DEVICE is {device!r} in the environment; set it to cpu or cuda, or unset it"
         )
     alone = not any(name in os.environ for name in ("WORLD_SIZE", *MPI_SIZE))
     if alone and os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE and "MASTER_PORT" in os.environ:
-        say("one process: on CPUs `accelerate launch` starts no more without MPI; `torchrun --nproc_per_node N` does")
+        say("one process: on CPUs `accelerate launch` needs MPI to start more; `torchrun --nproc_per_node N` does not")
 
 
 def refuse_together(accelerator: Accelerator, refusal: ConfigError | OSError | None) -> None:
-    """Raise the main process's refusal, and in all others that there is one."""
+    """Raise the main process's refusal there, and a ConfigError in all other processes."""
     flag = torch.tensor([float(refusal is not None)], device=accelerator.device)
     refused = accelerator.num_processes > 1 and bool(accelerator.reduce(flag, "sum").item())
     if refusal is not None:

@@ -1,4 +1,4 @@
-"""A run's checkpoint and its exported encoder: written together, and what an error elsewhere leaves of the run."""
+"""A run's checkpoint and its exported encoder, written together, also when an error ends the run."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from unic_cache.student.run_files import ENCODER
 
 @dataclass
 class RunState:
-    """What a checkpoint and an export are made of."""
+    """Everything that a checkpoint and an export are made of."""
 
     out: Path
     model: Student
@@ -27,18 +27,18 @@ class RunState:
     accelerator: Accelerator
     spec: EncoderSpec
     provenance: Mapping[str, Any]
-    saved: int  # steps of the checkpoint that stands; 0 for none
+    saved: int  # steps of the last checkpoint; 0 for none
 
     def save(self, steps: int) -> None:
-        """Write checkpoint and encoder, by the main process. An error says which checkpoint stands."""
-        with self._saying_what_stands():
+        """Write checkpoint and encoder from the main process. A note on any error names the last checkpoint."""
+        with self._naming_checkpoint():
             self._write(steps)
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
     def saved_on_error(self, steps: int) -> Iterator[None]:
-        """Inside, the state is that after `steps` steps: when an error ends the run here, none of them is lost."""
-        with self._saying_what_stands():
+        """Inside, the state is that after `steps` steps; if an error ends the run there, save it first."""
+        with self._naming_checkpoint():
             try:
                 yield
             except (OSError, UnicCacheError):
@@ -57,12 +57,12 @@ class RunState:
             save_encoder(self.out / ENCODER, self.model.encoder, self.spec, {**self.provenance, "steps": steps})
 
     @contextlib.contextmanager
-    def _saying_what_stands(self) -> Iterator[None]:
+    def _naming_checkpoint(self) -> Iterator[None]:
         try:
             yield
         except (OSError, UnicCacheError, MemoryError, RuntimeError) as error:
             error.add_note(
-                f"The checkpoint of step {self.saved} stands in {self.out}; {ADVICE_HERE} and go on with --resume"
+                f"{self.out} has the checkpoint of step {self.saved}; {ADVICE_HERE} and continue with --resume"
                 if self.saved
                 else f"{self.out} has no checkpoint yet; {ADVICE_HERE} and run the same command again"
             )

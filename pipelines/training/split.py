@@ -1,4 +1,4 @@
-"""Which tars a run trains on, and which are held out: named now, or by an earlier run on the same cache."""
+"""Which tars a run trains on and which it holds out, named now or by an earlier run on the same cache."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,16 +20,16 @@ from unic_cache.stream.pixels import KeptPixels, ShardPixels
 from unic_cache.stream.rows import Rows, committed_record
 from unic_cache.views.index import ShardEntry
 
-PICTURES_APART = 8.0  # levels of 255 on average: no two decoders differ so much
-SHOWN = 6
+PICTURES_APART = 8.0  # levels of 255 on average: no two decoders differ by as much
+SHOWN = 6  # names in a message
 
 Tars = Mapping[tuple[int, int], tuple[str, ShardEntry]]
 
 
 def given_val(config: DistillConfig, cache: Cache, tars_given: bool) -> tuple[Sequence[str], Sequence[ShardEntry]]:
-    """The tars that --val-shards names; none where it names what the cache knows, which needs no tars.
+    """The tars that --val-shards names; none if it names tars whose views the cache keeps.
 
-    ShardError where a tar is not there: nothing is matched by a path's last part.
+    ShardError if a tar does not exist: paths are not matched by their last part.
     """
     if config.val_shards is None:
         return (), ()
@@ -39,13 +39,13 @@ def given_val(config: DistillConfig, cache: Cache, tars_given: bool) -> tuple[Se
         if tars_given or cache.pixels is None:
             raise ShardError(f"--val-shards: {error}") from error
         if "/" in config.val_shards:
-            hint = "without tars, give names that the cache knows, and no folder, as in --val-shards 000001"
+            hint = "without tars, give names from the cache without a folder, as in --val-shards 000001"
             raise ShardError(f"--val-shards: {error}; {hint}") from error
         return (), ()
 
 
 def val_names(config: DistillConfig, cache: Cache, given: Sequence[ShardEntry]) -> tuple[str, ...]:
-    """The names of the tars that this run holds out. CacheError where the cache knows none of such a name."""
+    """The names of the tars that this run holds out. CacheError for a pattern that matches none in the cache."""
     if config.val_shards is None or given:
         return tuple(entry.name for entry in given)
     patterns = [name.removesuffix(".tar") for name in braced(config.val_shards)]
@@ -53,21 +53,21 @@ def val_names(config: DistillConfig, cache: Cache, given: Sequence[ShardEntry]) 
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in found):
             known = _listed(list(cache.shards()))
-            raise CacheError(f"{cache.location.url}: --val-shards names {pattern!r}, and the cache has {known}")
+            raise CacheError(f"{cache.location.url}: --val-shards names {pattern!r}, but the cache has {known}")
     return found
 
 
 def train_names(
     config: DistillConfig, names: Sequence[str], val: Sequence[str], before: Sequence[str]
 ) -> tuple[str, ...]:
-    """All tars given, less those that this run or an earlier one holds out. ConfigError where none is left."""
+    """The tars given, without those that this run or an earlier one holds out. ConfigError if none is left."""
     left = set(before) - set(val) if not config.use_held_out else set()
     train = tuple(name for name in names if name not in val and name not in left)
     if not train and (config.val_shards is None or left & set(names)):
         earlier = _listed(sorted(left & set(names)) or names)
         raise ConfigError(
-            f"every tar is held out, {earlier} by an earlier run or `shard --val-fraction`; give the other tars "
-            "too, or train on these with --use-held-out"
+            f"every tar is held out, {earlier} by an earlier run or `shard --val-fraction`; give other tars too, or "
+            "train on these with --use-held-out"
         )
     if not train:
         raise ConfigError(f"--val-shards {config.val_shards} holds out every shard; leave some to train on")
@@ -80,7 +80,7 @@ def marked(entries: Iterable[ShardEntry]) -> tuple[str, ...]:
 
 
 def tell_validation(names: Sequence[str]) -> None:
-    """One line on stderr: what `shard --val-fraction` held out serves for validation."""
+    """Say that the tars held out by `shard --val-fraction` are the validation set."""
     say(f"the validation set is {_listed(names)}, held out by `shard --val-fraction`; --use-held-out trains on it")
 
 
@@ -91,15 +91,16 @@ def split(
     entries: Sequence[ShardEntry],
     given: Sequence[ShardEntry],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(train, val): the names of the tars; what is held out is said, and a cache with kept views remembers it.
+    """The names of the tars to train on, and of those to validate on.
 
-    `names` are all tars, `entries` what is known of those that were given, `given` those of --val-shards. Without
-    --val-shards, what `shard --val-fraction` held out is the validation set.
+    `names` are all tars, `entries` describe those that were given, `given` those of --val-shards; without --val-shards,
+    tars held out by `shard --val-fraction` are the validation set. Says what is held out; a cache with kept views
+    remembers it.
     """
     by_shard = {*marked(entries), *(name for name, place in cache.shards().items() if cache.entry(*place).held_out)}
     before, val = {*held_out(cache), *by_shard}, val_names(config, cache, given)
     if val:
-        say(f"held out of training{'' if given else ', by the names that the cache has'}: {_listed(val)}")
+        say(f"held out of training{'' if given else ', by their names in the cache'}: {_listed(val)}")
     elif not config.use_held_out:
         val = tuple(name for name in names if name in by_shard)
     train = train_names(config, names, val, tuple(before))
@@ -107,14 +108,11 @@ def split(
         tell_validation(val)
     earlier = [name for name in names if name in before and name not in val]
     if earlier and config.use_held_out:
-        say(f"trained on, though they were held out before: {_listed(earlier)}")
+        say(f"trained on, although held out earlier: {_listed(earlier)}")
     elif earlier:
-        say(
-            f"held out of training, as an earlier run or `shard` named them: {_listed(earlier)}; --use-held-out trains "
-            "on them"
-        )
+        say(f"held out by an earlier run or by `shard`: {_listed(earlier)}; --use-held-out trains on them")
     try:
-        if cache.pixels is not None:  # without kept views, who trains names the tars
+        if cache.pixels is not None:  # without kept views, each run names its tars
             hold_out(cache, [name for name in val if name not in before])
     except (CacheError, OSError) as error:
         say(f"{cache.location.url} cannot remember what is held out ({error}); name --val-shards in each run")
@@ -130,10 +128,10 @@ def check_pictures(
     pool: ThreadPoolExecutor,
     exact: ShardPixels | None,
 ) -> None:
-    """CacheError where a tar is called as one of the cache's, and holds other pictures than those that it has seen.
+    """CacheError if a tar has a cached tar's name, but other pictures.
 
-    They are compared with kept views, or else, where `exact`, with what the teachers saw. One row of each tar is made;
-    more where its images do not lie where the cache's lay.
+    One row of each tar is compared with the kept views or else, with `exact`, with what the teachers saw; more rows if
+    the images lie elsewhere in the tar than they did in the cached one.
     """
     source = ShardPixels(views, tars, pool)
     for place, (_, entry) in tars.items():
@@ -149,25 +147,25 @@ def check_pictures(
         ]
         if others:
             raise CacheError(
-                f"{source.where(rows[others[0]])}: another picture than {cache.location.url} keeps the view of, under "
-                "this tar's name. Give the tar that the cache was made with, or leave it out"
+                f"{source.where(rows[others[0]])}: another picture than the one in {cache.location.url} under this "
+                "tar's name. Give the tar that the cache was made with, or leave it out"
             )
 
 
 def tell_leaks(cache: Cache, teacher: CachedTeacher, view: tuple[Views, int], train: Rows, val: Rows) -> None:
-    """Say how many held-out images are trained on as well, in other tars: those of equal keys and equal pixels.
+    """Say how many held-out images are also trained on, in other tars: those with equal keys and equal pixels.
 
-    Copies under other keys have other views, and are not found.
+    Copies under other keys have other views and are not found.
     """
     if not len(val):
         return
     both = int(np.isin(prints(cache, teacher, view, val), prints(cache, teacher, view, train)).sum())
     if both:
-        say(f"{both} of {len(val)} held-out images are trained on as well, pixel for pixel, in other tars")
+        say(f"{both} of {len(val)} held-out images are also trained on, pixel for pixel, in other tars")
 
 
 def prints(cache: Cache, teacher: CachedTeacher, view: tuple[Views, int], rows: Rows) -> npt.NDArray[np.int64]:
-    """(N,) 64 bits of each row's key and pixels, by the commit records."""
+    """(N,) 64 bits of each row's key and pixels, from the commit records."""
     found = np.zeros(len(rows), np.int64)
     places = rows.segment << 32 | rows.shard
     for place in np.unique(places).tolist():

@@ -1,16 +1,14 @@
 """What the student must guess in a step: every teacher's tokens, from the cache or from the teachers themselves.
 
-    codes -> tokens                                   (cached)
-    views -> teacher -> standardized, as f16 keeps it   (online)
-        -> the standardization asked for -> the places asked for
+    codes -> tokens                                  (cached)
+    views -> teacher -> standardized, rounded as f16 (online)
+        -> the standardization asked for -> the positions that the loss sees
 
-Letters: B images, H and W pixels, T tokens of a grid, N of which the loss sees, D channels.
+Letters: B images, H and W pixels, T tokens of a grid, N of them that the loss sees, D channels.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,28 +19,20 @@ from unic_cache.store.sampling import kept_positions, places_among
 from unic_cache.store.standardize import affine
 from unic_cache.stream.batches import Batch
 from unic_cache.teachers.model import Teacher
-from unic_cache.tokens import grid_of
+from unic_cache.tokens import Grid
 
-Grid = tuple[int, int]
-Tokens = dict[str, dict[str, Tensor]]  # teacher -> {"cls": (B, D), "patch": (B, T, D)}
-
-
-class Source(Protocol):
-    """Every teacher's standardized tokens of a batch, all that there are."""
-
-    def __call__(self, batch: Batch, views_BHWC: Tensor) -> Tokens:
-        """The tokens, on the device of the views."""
-        ...
+Tokens = dict[str, dict[str, Tensor]]  # teacher -> kind -> (B, D), or (B, T, D) on a grid
+Source = Callable[[Batch, Tensor], Tokens]  # a batch and its views on the device -> all tokens, standardized, there
 
 
 class Cached:
-    """Tokens from what the cache keeps; the codes travel to the device as they are, and are decoded there."""
+    """Tokens from the cache: the stored codes are copied to the device and decoded there."""
 
     def __init__(self, teachers: Sequence[CachedTeacher]) -> None:
         self._teachers = teachers
 
     def __call__(self, batch: Batch, views_BHWC: Tensor) -> Tokens:
-        """One decoding a teacher."""
+        """Decode each teacher once."""
         device = views_BHWC.device
         return {
             teacher.name: teacher.codec.decode(
@@ -53,14 +43,14 @@ class Cached:
 
 
 class Live:
-    """Tokens from the teachers at once, rounded as codec f16 rounds them."""
+    """Tokens from the teachers themselves, rounded as codec f16 rounds them."""
 
     def __init__(self, teachers: Sequence[CachedTeacher], models: Mapping[str, Teacher]) -> None:
         self._teachers = teachers
         self._models = models
 
     def __call__(self, batch: Batch, views_BHWC: Tensor) -> Tokens:  # noqa: ARG002
-        """One forward a teacher. TeacherError on NaN or infinity."""
+        """Run each teacher once. TeacherError on NaN or infinity."""
         return {
             teacher.name: teacher.codec.decode(
                 teacher.codec.encode(teacher.calibration.standardize(self._models[teacher.name](views_BHWC))).arrays
@@ -70,7 +60,7 @@ class Live:
 
 
 class Targets:
-    """A source, and what is made of its tokens for the loss."""
+    """A source's tokens as the loss needs them: standardized as asked, at the positions that the loss sees."""
 
     def __init__(
         self,
@@ -81,46 +71,49 @@ class Targets:
         source: Source,
         device: torch.device,
     ) -> None:
-        self._cache = cache
-        self._seed = views.seed
-        self._source = source
-        self._grids = {t.name: grid for t in teachers if (grid := grid_of(t.kinds))}
-        self._kept = {t.name: t.codec.features.tokens for t in teachers}
+        self._cache, self._seed, self._source = cache, views.seed, source
         self._maps = {
             (teacher.name, kind): (found[0].to(device), found[1].to(device))
             for teacher in teachers
-            for kind in teacher.calibration.mean
+            for kind in teacher.kinds
             if (found := affine(teacher.calibration, kind, config.standardize)) is not None
         }
-        self.seen = {grid: self._count(grid, config.tokens) for grid in set(self._grids.values())}
+        heads: dict[tuple[Grid, int], list[tuple[str, str]]] = {}  # (grid, tokens stored) -> (teacher, kind)
+        for teacher in teachers:
+            for kind, tokens in teacher.kinds.items():
+                if tokens.grid is not None:
+                    stored = teacher.codec.features.sampled or tokens.grid[0] * tokens.grid[1]
+                    heads.setdefault((tokens.grid, stored), []).append((teacher.name, kind))
+        self.counts = {
+            grid: tokens_seen(grid, [n for of, n in heads if of == grid], config.tokens) for grid, _ in heads
+        }
+        self._longer = {of: names for of, names in heads.items() if of[1] > self.counts[of[0]]}
 
     def __call__(self, batch: Batch, views_BHWC: Tensor) -> tuple[Tokens, dict[Grid, Tensor]]:
-        """The targets, and for each grid of which the loss sees a sample, its positions (B, N) on the device."""
-        tokens = self._source(batch, views_BHWC)
+        """The targets, and the positions (B, N) on the device for each grid that the loss sees only a sample of."""
+        tokens, device = self._source(batch, views_BHWC), views_BHWC.device
         for (name, kind), (matrix, offset) in self._maps.items():
-            values = tokens[name][kind]
-            tokens[name][kind] = values @ matrix + offset
+            tokens[name][kind] = tokens[name][kind] @ matrix + offset
         shown = [(self._cache.entry(item.segment, item.shard).keys[item.row], item.number) for item in batch.wanted]
-        positions = {
-            grid: kept_positions(self._seed, shown, grid, count)
-            for grid, count in self.seen.items()
-            if count < grid[0] * grid[1]
-        }
-        for name, grid in self._grids.items():
-            if grid in positions and self._kept[name] > self.seen[grid]:
-                places_BN = positions[grid]
-                if self._kept[name] < grid[0] * grid[1]:
-                    places_BN = places_among(kept_positions(self._seed, shown, grid, self._kept[name]), places_BN)
-                index = torch.from_numpy(np.ascontiguousarray(places_BN)).to(views_BHWC.device)
-                tokens[name]["patch"] = tokens[name]["patch"].take_along_dim(index[..., None], dim=1)
-        return tokens, {grid: torch.from_numpy(found).to(views_BHWC.device) for grid, found in positions.items()}
+        sampled = {grid: n for grid, n in self.counts.items() if n < grid[0] * grid[1]}
+        positions = {grid: kept_positions(self._seed, shown, grid, n) for grid, n in sampled.items()}
+        seen = {grid: torch.from_numpy(found).to(device) for grid, found in positions.items()}
+        for (grid, stored), heads in self._longer.items():
+            index_BN = seen[grid]
+            if stored < grid[0] * grid[1]:
+                stored_BM = kept_positions(self._seed, shown, grid, stored)
+                index_BN = torch.from_numpy(places_among(stored_BM, positions[grid])).to(device)
+            for name, kind in heads:
+                tokens[name][kind] = tokens[name][kind].take_along_dim(index_BN[..., None], dim=1)
+        return tokens, seen
 
-    def _count(self, grid: Grid, asked: int | None) -> int:
-        """How many tokens of a grid the loss sees: what is asked for, or else as many as every teacher of it has."""
-        least = min(self._kept[name] for name, other in self._grids.items() if other == grid)
-        if asked is not None and asked > least:
-            raise ConfigError(
-                f"{asked} patch tokens are asked for, but of the grid {grid[0]} x {grid[1]} only {least} are kept; "
-                "leave --tokens out, or ask for fewer"
-            )
-        return asked or least
+
+def tokens_seen(grid: Grid, stored: Sequence[int], asked: int | None) -> int:
+    """How many tokens of a grid the loss sees: `asked`, or as many as are stored for every teacher on this grid."""
+    least = min(stored)
+    if asked is not None and asked > least:
+        raise ConfigError(
+            f"--tokens {asked}, but only {least} tokens of the grid {grid[0]} x {grid[1]} are stored; ask for fewer, "
+            "or leave --tokens out"
+        )
+    return asked or least

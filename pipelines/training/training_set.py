@@ -26,7 +26,7 @@ from unic_cache.student.run_files import SNAPSHOT
 
 @dataclass(frozen=True)
 class Snapshot:
-    """OUT/snapshot.json: names, not data. `records` maps each commit record to its checksum."""
+    """OUT/snapshot.json: names, no data."""
 
     teachers: tuple[str, ...]
     recipe: str
@@ -35,11 +35,11 @@ class Snapshot:
     numbers: tuple[int, ...]  # of the views
     train: tuple[str, ...]  # shards
     val: tuple[str, ...]
-    records: dict[str, int]
+    records: dict[str, int]  # commit record -> checksum
 
     @property
     def views(self) -> Views:
-        """The recipe of all views."""
+        """Recipe, size and seed of all views."""
         return Views(self.recipe, self.size, self.seed)
 
     def save(self, out: Path) -> None:
@@ -49,37 +49,39 @@ class Snapshot:
 
     @classmethod
     def load(cls, out: Path) -> Self:
-        """What `save` wrote. ConfigError where it is missing or broken."""
+        """Read what `save` wrote. ConfigError if it is missing or broken."""
         try:
             data: dict[str, Any] = json.loads((out / SNAPSHOT).read_text())
             lists: dict[str, Any] = {key: tuple(data.pop(key)) for key in ("teachers", "numbers", "train", "val")}
             return cls(**lists, **data)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{out / SNAPSHOT}: cannot be resumed from ({error})") from error
+            raise ConfigError(f"{out / SNAPSHOT}: cannot resume from it ({error})") from error
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The snapshot with what it names, opened."""
+    """A snapshot, and what it names, opened."""
 
     snapshot: Snapshot
     teachers: tuple[CachedTeacher, ...]
     train: Rows
     val: Rows
     pixels: Pixels
-    difference: PixelDifference | None  # from the probe; None where the kept pixels serve
+    difference: PixelDifference | None  # from the probe; None if the views come from the cache
 
 
 def open_training_set(
     config: DistillConfig, cache: Cache, pool: ThreadPoolExecutor, resumed: Snapshot | None
 ) -> TrainingSet:
-    """Find all that is to be trained on, and check that it is whole and that the pixels are the teachers'."""
+    """Find everything to train on; check that it is complete and that its pixels are those the teachers saw."""
     chosen = resumed.teachers if resumed else tuple(dict.fromkeys(config.teachers)) or all_teachers(cache)
     teachers = tuple(cache.teacher(name) for name in chosen)
     if not teachers:
         raise CacheError(f"{cache.location.url} has no teacher; run `unic-cache extract --teacher NAME`")
     views = resumed.views if resumed else cached_views(config, cache, teachers)
     numbers = resumed.numbers if resumed else view_numbers(config, cache, teachers, views)
+
+    # Tars: those given, and their split into training and validation
     paths, entries = given_shards(config.shards, cache.pixels is not None)
     val_paths, val_entries = ((), ()) if resumed and not paths else given_val(config, cache, bool(paths))
     tars = {
@@ -89,22 +91,17 @@ def open_training_set(
     }
     names = [entry.name for entry in entries] or list(cache.shards())
     train, val = (resumed.train, resumed.val) if resumed else split(config, cache, names, entries, val_entries)
+
+    # Rows: those that every teacher has
     train_rows, records = usable_rows(cache, teachers, views, numbers, train, config.skip_broken)
     val_rows, val_records = usable_rows(cache, teachers, views, numbers[:1], val, config.skip_broken)
-    snapshot = Snapshot(
-        tuple(chosen),
-        views.recipe,
-        views.size,
-        views.seed,
-        tuple(numbers),
-        tuple(train),
-        tuple(val),
-        records | val_records,
-    )
-    if resumed and resumed.records != snapshot.records:
-        raise CacheError(f"{cache.location.url}: commit records are not those that the run began with; it cannot go on")
+    records |= val_records
+    if resumed and resumed.records != records:
+        raise CacheError(f"{cache.location.url}: its commit records changed since the run began; it cannot be resumed")
     if not len(train_rows):
         raise CacheError(f"{cache.location.url}: no image of the {len(train)} shards can be trained on")
+
+    # Pixels: from the cache, or decoded from the tars and compared with what the teachers saw
     pin = torch.cuda.is_available()
     pixels = Pixels(KeptPixels(views, cache, pool, config.skip_broken, pin), ShardPixels(views, tars, pool, pin))
     difference = None
@@ -116,11 +113,12 @@ def open_training_set(
         tell_leaks(cache, teachers[0], (views, numbers[0]), train_rows, val_rows)
     exact = ShardPixels(views, tars, pool, seen=Seen(cache)) if val and not config.pixel_tolerance else None
     check_pictures(cache, views, tars, pixels.kept, numbers[0], pool, exact)
+    snapshot = Snapshot(chosen, views.recipe, views.size, views.seed, tuple(numbers), train, val, records)
     return TrainingSet(snapshot, teachers, train_rows, val_rows, pixels, difference)
 
 
 def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedTeacher]) -> Views:
-    """The one recipe that config and cache agree on. CacheError with the choices where there is none or several."""
+    """The one recipe that config and cache agree on. CacheError listing the cache's recipes if none or several fit."""
     found = {views for views, *_, tars in cache.committed(teachers[0].member) if tars}
     fits = [
         views
@@ -135,8 +133,8 @@ def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedT
         seed = "any" if config.view_seed is None else config.view_seed
         asked = f"recipe {config.recipe or ('any' if fits else RECIPES[0])}, size {config.size or 'any'}, seed {seed}"
         raise CacheError(
-            f"{cache.location.url}: {len(fits)} kinds of views of {teachers[0].name} fit {asked}; it has {listed}. "
-            "Choose by --recipe, --size and --view-seed, or extract what is missing"
+            f"{cache.location.url}: {len(fits) or 'no'} cached views of {teachers[0].name} match {asked}; the cache "
+            f"has {listed}. Choose with --recipe, --size and --view-seed, or extract the missing views"
         )
     return fits[0]
 
@@ -149,11 +147,11 @@ def view_numbers(
     numbers = tuple(sorted(common))
     if not numbers:
         raise CacheError(
-            f"{cache.location.url}: {', '.join(t.name for t in teachers)} have no view of {views} in common; extract it"
+            f"{cache.location.url}: {', '.join(t.name for t in teachers)} have no {views} view in common; extract one"
         )
     if config.views is not None and config.views > len(numbers):
         raise CacheError(
-            f"{cache.location.url}: {config.views} views are asked for, but only {len(numbers)} are there for every "
-            f"teacher; run `unic-cache extract --views {config.views}` with the same settings"
+            f"{cache.location.url}: --views {config.views}, but every teacher has only {len(numbers)}; run `unic-cache "
+            f"extract --views {config.views}` with the same settings"
         )
     return numbers[: config.views]

@@ -92,7 +92,7 @@ def test_broken_input_is_refused() -> None:
         knn(features, labels[:4], features, labels, (1,))
     with pytest.raises(ConfigError, match="training features have 6 channels and test features 5"):
         knn(features, labels, features[:, :5], labels, (1,))
-    with pytest.raises(ConfigError, match="needs at least 2 labelled images, and there are 1"):
+    with pytest.raises(ConfigError, match="needs at least 2 labelled images, and there is 1"):
         knn_leave_one_out(features[:1], labels[:1], (1,))
 
 

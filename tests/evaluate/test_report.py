@@ -12,7 +12,7 @@ from rich.console import Console
 
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.knn import Interval
-from unic_cache.evaluate.report import Row, plot_losses, read_log, result_table
+from unic_cache.evaluate.report import Encoder, plot_losses, read_log, result_table
 
 
 def record(kind: str, step: int, loss: float) -> dict[str, Any]:
@@ -29,14 +29,16 @@ def write(path: Path, records: list[dict[str, Any]], tail: str = "") -> Path:
 
 
 def test_table_shows_each_encoder_with_its_accuracy_gain_and_intervals_in_80_columns() -> None:
-    rows = [
-        Row("efficientnet-lite0@128", "teacher", 1280, Interval(0.8125, 0.75, 0.87), Interval(0.3125, 0.2, 0.4)),
-        Row("random student", "random student", 192, Interval(0.5, 0.45, 0.55)),
-        Row("student", "student", 192, Interval(0.6, 0.55, 0.651), Interval(-0.1, -0.2, 0.051)),
+    encoders = [
+        Encoder(
+            "efficientnet-lite0@128", "teacher", 1280, {20: Interval(0.8125, 0.75, 0.87)}, Interval(0.3125, 0.2, 0.4)
+        ),
+        Encoder("random student", "random student", 192, {20: Interval(0.5, 0.45, 0.55)}, None),
+        Encoder("student", "student", 192, {20: Interval(0.6, 0.55, 0.651)}, Interval(-0.1, -0.2, 0.051)),
     ]
     console = Console(width=80, no_color=True)
     with console.capture() as capture:
-        console.print(result_table(rows, "k-NN, k = 20, 300 test images"))
+        console.print(result_table(encoders, 20, "k-NN, k = 20, 300 test images"))
     lines = [" ".join(line.split()) for line in capture.get().splitlines()]
     assert lines[0] == "k-NN, k = 20, 300 test images"
     assert "teacher efficientnet-lite0@128 1280 81.2 (75.0..87.0) +31.2 (20.0..40.0)" in lines
@@ -87,7 +89,7 @@ def test_log_keeps_the_resumed_run_and_passes_over_half_a_line(tmp_path: Path) -
 
 
 def test_logs_without_records_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"log\.jsonl: there is no such log; `unic-cache distill` writes it"):
+    with pytest.raises(ConfigError, match=r"log\.jsonl: no such log; `unic-cache distill` writes it"):
         plot_losses(tmp_path / "log.jsonl", tmp_path / "loss.png")
     (tmp_path / "log.jsonl").write_text("3\nnonsense\n")
     with pytest.raises(ConfigError, match="no training or validation records in it yet"):

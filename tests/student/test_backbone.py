@@ -8,8 +8,9 @@ from torch import Tensor
 
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import EncoderSpec, block_tokens, build_encoder, embed, encoder_spec, prepare
-from unic_cache.student.ladder import Ladder, Student, TargetSpec
+from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.loss import distillation_loss, drop_uniforms
+from unic_cache.tokens import TokenKind
 
 TINY = EncoderSpec("vit_tiny_patch16_224", 32, 8)
 WITHOUT_CLASS_TOKEN = EncoderSpec("vit_pwee_patch16_reg1_gap_256", 32, 16)
@@ -73,9 +74,12 @@ def test_embedding_is_the_class_token_after_the_final_norm() -> None:
         torch.testing.assert_close(embed(encoder, images(TINY)), encoder.norm(last_cls))
 
 
-@pytest.mark.parametrize("target", [TargetSpec(5, 6, (2, 2)), TargetSpec(5, None), TargetSpec(None, 6, (4, 4))])
+CLS, PATCH = {"cls": TokenKind(5)}, {"patch": TokenKind(6, (2, 2))}
+
+
+@pytest.mark.parametrize("target", [{**CLS, **PATCH}, CLS, {"patch": TokenKind(6, (4, 4))}])
 @pytest.mark.parametrize("spec", [TINY, WITHOUT_CLASS_TOKEN], ids=lambda spec: spec.name)
-def test_every_parameter_that_requires_a_gradient_gets_one(spec: EncoderSpec, target: TargetSpec) -> None:
+def test_every_parameter_that_requires_a_gradient_gets_one(spec: EncoderSpec, target: dict[str, TokenKind]) -> None:
     encoder = build_encoder(spec, seed=0)
     student = Student(encoder, Ladder(encoder.embed_dim, len(encoder.blocks), {"t": target}, seed=0)).eval()
     guesses = student(images(spec))

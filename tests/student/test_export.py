@@ -87,7 +87,7 @@ def test_half_precision_encoders_are_exported_in_float32(tmp_path: Path) -> None
 def test_files_that_are_not_an_exported_encoder_are_refused(tmp_path: Path) -> None:
     path, encoder = exported(tmp_path)
     whole = path.read_bytes()
-    with pytest.raises(ConfigError, match=r"gone\.safetensors: there is no such file; `unic-cache distill --out DIR`"):
+    with pytest.raises(ConfigError, match=r"gone\.safetensors: no such file; `unic-cache distill --out DIR`"):
         load_encoder(tmp_path / "gone.safetensors")
     for size in (0, 5, 1000, len(whole) - 4):
         path.write_bytes(whole[:size])

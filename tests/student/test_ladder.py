@@ -17,24 +17,37 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import build_encoder, encoder_spec
-from unic_cache.student.ladder import Grid, Ladder, Student, TargetSpec, Tokens, resample_tokens
+from unic_cache.student.ladder import Ladder, Student, Tokens, resample_tokens
+from unic_cache.tokens import Grid, TokenKind
 
 Array = npt.NDArray[np.float64]
+
+
+def kinds(cls: int | None, patch: int | None = None, grid: Grid | None = None) -> dict[str, TokenKind]:
+    """The kinds of a teacher with at most one class token, and patch tokens."""
+    found = {} if cls is None else {"cls": TokenKind(cls)}
+    return found if patch is None else {**found, "patch": TokenKind(patch, grid)}
+
+
 TARGETS = {
-    "vit.s@112": TargetSpec(5, 6, (3, 2)),
-    "timm:lite": TargetSpec(7, 3, (2, 4)),
-    "cls": TargetSpec(4, None),
-    "keys": TargetSpec(None, 2, (2, 4)),
+    "vit.s@112": kinds(5, 6, (3, 2)),
+    "timm:lite": kinds(7, 3, (2, 4)),
+    "cls": kinds(4, None),
+    "keys": kinds(None, 2, (2, 4)),
 }
 GRID = (3, 2)
-ALIKE = {name: TargetSpec(6, 6, GRID) for name in "abcd"}  # as four teachers of one size are
+ALIKE = {name: kinds(6, 6, GRID) for name in "abcd"}  # as four teachers of one size are
+SEVERAL = {  # C-RADIO gives several summary tokens
+    "radio": {"clip": TokenKind(5), "dino": TokenKind(6), "patch": TokenKind(6, (2, 4))},
+    "vit": kinds(6, 5, GRID),
+}
 MIXED = {
-    "a": TargetSpec(6, 5, GRID),
-    "wide": TargetSpec(6, 8, GRID),
-    "b": TargetSpec(3, 5, GRID),
+    "a": kinds(6, 5, GRID),
+    "wide": kinds(6, 8, GRID),
+    "b": kinds(3, 5, GRID),
     **TARGETS,
-    "c": TargetSpec(6, None),
-    "d": TargetSpec(None, 5, GRID),
+    "c": kinds(6, None),
+    "d": kinds(None, 5, GRID),
 }
 
 
@@ -70,28 +83,26 @@ def blocks(depth: int, width: int, grid: tuple[int, int], batch: int = 2) -> lis
     ]
 
 
-def test_ladder_equals_naive_loops() -> None:
-    ladder = Ladder(8, 3, TARGETS, seed=1).double()
+@pytest.mark.parametrize("targets", [TARGETS, SEVERAL])
+def test_ladder_equals_naive_loops(targets: dict[str, dict[str, TokenKind]]) -> None:
+    ladder = Ladder(8, 3, targets, seed=1).double()
     with torch.no_grad():
         for value in ladder.parameters():
             value.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())))
     outputs = blocks(3, 8, GRID)
     guesses = ladder(outputs, GRID)
     layers = {name: list(head.children()) for name, head in ladder.heads.items()}
-    for name, target in TARGETS.items():
-        for kind, dim in (("cls", target.cls_dim), ("patch", target.patch_dim)):
-            if dim is None:
-                assert kind not in guesses[name]
-                continue
+    for name, target in targets.items():
+        assert list(guesses[name]) == list(target)
+        for kind, spec in target.items():
             projectors = layers[f"{name.replace('.', '%2E')}:{kind}"]
             for image in range(2):
                 total = 0.0
                 for block, projector in enumerate(projectors):
                     first, _, second = projector.children()
-                    token = outputs[block][kind == "patch"][image].numpy()
-                    if kind == "patch":
-                        assert target.grid is not None
-                        token = naive_sample(token, GRID, target.grid)
+                    token = outputs[block][spec.grid is not None][image].numpy()
+                    if spec.grid is not None:
+                        token = naive_sample(token, GRID, spec.grid)
                     hidden = gelu(token @ first.weight.detach().numpy().T + first.bias.detach().numpy())
                     total = total + hidden @ second.weight.detach().numpy().T + second.bias.detach().numpy()
                 np.testing.assert_allclose(guesses[name][kind][image].detach().numpy(), total, atol=1e-9)
@@ -102,10 +113,8 @@ def one_by_one(ladder: Ladder, outputs: list[tuple[torch.Tensor, torch.Tensor]],
     guesses: dict[str, Tokens] = {}
     for name, target in ladder.targets.items():
         guesses[name] = {}
-        for kind, target_grid, _ in target.kinds:
-            tokens = [
-                cls if target_grid is None else resample_tokens(patch, grid, target_grid) for cls, patch in outputs
-            ]
+        for kind, spec in target.items():
+            tokens = [cls if spec.grid is None else resample_tokens(patch, grid, spec.grid) for cls, patch in outputs]
             modules = ladder.heads[f"{name.replace('.', '%2E')}:{kind}"].children()
             first, *others = (module(token) for module, token in zip(modules, tokens, strict=True))
             guesses[name][kind] = sum(others, start=first)
@@ -125,7 +134,7 @@ def loss_of(guesses: dict[str, Tokens]) -> torch.Tensor:
     return torch.stack(parts).sum()
 
 
-def random_ladder(targets: dict[str, TargetSpec], width: int = 8) -> Ladder:
+def random_ladder(targets: dict[str, dict[str, TokenKind]], width: int = 8) -> Ladder:
     """Three blocks in float64, with weights far from zero and biases too."""
     ladder = Ladder(width, 3, targets, seed=1).double()
     generator = torch.Generator().manual_seed(2)
@@ -135,9 +144,9 @@ def random_ladder(targets: dict[str, TargetSpec], width: int = 8) -> Ladder:
     return ladder
 
 
-@pytest.mark.parametrize("targets", [ALIKE, MIXED, {"one": TargetSpec(5, 6, (2, 4))}])
+@pytest.mark.parametrize("targets", [ALIKE, MIXED, SEVERAL, {"one": kinds(5, 6, (2, 4))}])
 def test_fused_ladder_has_the_values_and_gradients_of_one_module_after_the_other(
-    targets: dict[str, TargetSpec],
+    targets: dict[str, dict[str, TokenKind]],
 ) -> None:
     ladder = random_ladder(targets)
     leaves = [torch.cat([cls[:, None], patch], dim=1).requires_grad_() for cls, patch in blocks(3, 8, GRID)]
@@ -158,7 +167,7 @@ def test_fused_ladder_has_the_values_and_gradients_of_one_module_after_the_other
 
 @pytest.mark.parametrize("targets", [ALIKE, MIXED])
 def test_fused_ladder_under_bf16_autocast_is_as_close_as_one_module_after_the_other(
-    targets: dict[str, TargetSpec],
+    targets: dict[str, dict[str, TokenKind]],
 ) -> None:
     exact = random_ladder(targets, width=32)
     ladder = copy.deepcopy(exact).float()
@@ -278,8 +287,9 @@ def test_kept_positions_are_those_of_all_guesses() -> None:
     kept = {(3, 2): torch.tensor([[5, 0, 3], [1, 2, 4]]), (2, 4): torch.tensor([[7], [0]]), (9, 9): torch.tensor([[0]])}
     some, every = ladder(outputs, GRID, kept), ladder(outputs, GRID)
     for name, target in MIXED.items():
-        if target.patch_dim is not None and target.grid is not None:
-            every[name]["patch"] = every[name]["patch"][torch.arange(2)[:, None], kept[target.grid]]
+        for kind, spec in target.items():
+            if spec.grid is not None:
+                every[name][kind] = every[name][kind][torch.arange(2)[:, None], kept[spec.grid]]
     for ours, theirs in zip(flat(some), flat(every), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
     values = [*ladder.parameters(), *leaves]
@@ -336,7 +346,7 @@ def test_each_distinct_grid_is_sampled_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_encoder_and_ladder_have_the_papers_sizes() -> None:
-    teachers = {name: TargetSpec(768, 768, (14, 14)) for name in ("dino", "deit3", "ibot", "dbot-ft")}
+    teachers = {name: kinds(768, 768, (14, 14)) for name in ("dino", "deit3", "ibot", "dbot-ft")}
     with torch.device("meta"):
         encoder = build_encoder(encoder_spec("vit_base_patch16_224"), seed=0)
         ladder = Ladder(768, 12, teachers, seed=0)
@@ -369,11 +379,9 @@ def test_checkpoints_have_one_plain_weight_and_bias_a_layer_drawn_one_after_the_
         torch.manual_seed(3)
         expected: dict[str, torch.Tensor] = {}
         for teacher, target in TARGETS.items():
-            for kind, dim in (("cls", target.cls_dim), ("patch", target.patch_dim)):
-                if dim is None:
-                    continue
+            for kind, spec in target.items():
                 for block, hidden in enumerate((16, 16, 64)):
-                    layers = {"0": nn.Linear(16, hidden), "2": nn.Linear(hidden, dim)}
+                    layers = {"0": nn.Linear(16, hidden), "2": nn.Linear(hidden, spec.channels)}
                     for at, layer in layers.items():
                         nn.init.trunc_normal_(layer.weight, std=0.02)
                         place = f"heads.{teacher.replace('.', '%2E')}:{kind}.{block}.{at}"
@@ -388,17 +396,16 @@ def test_checkpoints_have_one_plain_weight_and_bias_a_layer_drawn_one_after_the_
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.text(st.sampled_from("ab.%2E@:_-"), min_size=1, max_size=6), min_size=1, max_size=4, unique=True))
 def test_any_teacher_names_make_distinct_modules(names: list[str]) -> None:
-    ladder = Ladder(2, 1, {name: TargetSpec(3, 2, (1, 1)) for name in names}, seed=0)
+    ladder = Ladder(2, 1, {name: kinds(3, 2, (1, 1)) for name in names}, seed=0)
     assert len(ladder.heads) == 2 * len(names)
+    Ladder(2, 1, {name: dict.fromkeys(names, TokenKind(3)) for name in names}, seed=0)  # any names of kinds too
     assert list(ladder([(torch.zeros(1, 2), torch.zeros(1, 1, 2))], (1, 1))) == names
     Ladder(2, 1, ladder.targets, seed=1).load_state_dict(ladder.state_dict())
 
 
 def test_student_joins_encoder_and_ladder() -> None:
     encoder = build_encoder(encoder_spec("vit_tiny_patch16_224", 32, 8), seed=0)
-    student = Student(
-        encoder, Ladder(192, 12, {"a": TargetSpec(5, 6, (4, 4)), "b": TargetSpec(None, 3, (2, 2))}, seed=0)
-    )
+    student = Student(encoder, Ladder(192, 12, {"a": kinds(5, 6, (4, 4)), "b": kinds(None, 3, (2, 2))}, seed=0))
     guesses = student(torch.randn(2, 3, 32, 32))
     shapes = {name: {kind: tuple(value.shape) for kind, value in kinds.items()} for name, kinds in guesses.items()}
     assert shapes == {"a": {"cls": (2, 5), "patch": (2, 16, 6)}, "b": {"patch": (2, 4, 3)}}
@@ -407,17 +414,15 @@ def test_student_joins_encoder_and_ladder() -> None:
 
 
 def test_teachers_that_teach_nothing_are_refused() -> None:
-    with pytest.raises(ConfigError, match="neither class nor patch tokens has nothing to teach"):
-        TargetSpec(None, None)
-    with pytest.raises(ConfigError, match="must say its grid"):
-        TargetSpec(3, 4)
+    with pytest.raises(ConfigError, match="teacher mute gives no tokens and has nothing to teach"):
+        Ladder(8, 2, {"a": kinds(3), "mute": kinds(None)}, seed=0)
     with pytest.raises(ConfigError, match="at least one teacher"):
         Ladder(8, 2, {}, seed=0)
 
 
 def test_hidden_widths_can_be_the_authors_for_any_student() -> None:
-    ladder = Ladder(6, 3, {"a": TargetSpec(5, None)}, 0, hidden=(7, 11))
+    ladder = Ladder(6, 3, {"a": kinds(5, None)}, 0, hidden=(7, 11))
     shapes = [tuple(value.shape) for name, value in ladder.named_parameters() if name.endswith("0.weight")]
     assert shapes == [(7, 6), (7, 6), (11, 6)]
-    own, said = Ladder(6, 3, {"a": TargetSpec(5, None)}, 0), Ladder(6, 3, {"a": TargetSpec(5, None)}, 0, (6, 24))
+    own, said = Ladder(6, 3, {"a": kinds(5, None)}, 0), Ladder(6, 3, {"a": kinds(5, None)}, 0, (6, 24))
     assert all(torch.equal(one, other) for one, other in zip(own.parameters(), said.parameters(), strict=True))

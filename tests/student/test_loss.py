@@ -22,6 +22,10 @@ BOTH: Layout = {
     "cls.only": {"cls": (5,)},
     "patch-only": {"patch": (4, 4)},
 }
+SEVERAL: Layout = {  # summary tokens of C-RADIO's kind
+    "radio": {"clip": (6,), "dino": (3,), "patch": (4, 5)},
+    "vit": {"cls": (5,), "patch": (9, 3)},
+}
 
 
 def answers(layout: Layout, batch: int, seed: int, scale: float = 1.0) -> dict[str, dict[str, Tensor]]:
@@ -47,9 +51,9 @@ def naive_token(guess: list[float], target: list[float]) -> float:
 
 def naive_image(guess: dict[str, Tensor], target: dict[str, Tensor], image: int) -> dict[str, float]:
     parts = {}
-    for kind in guess:
-        s, t = guess[kind][image].tolist(), target[kind][image].tolist()
-        if kind == "cls":
+    for kind, values in guess.items():
+        s, t = values[image].tolist(), target[kind][image].tolist()
+        if values.ndim == 2:
             parts[kind] = naive_token(s, t)
         else:
             parts[kind] = sum(naive_token(a, b) for a, b in zip(s, t, strict=True)) / len(s)
@@ -86,7 +90,7 @@ def naive_loss(
 
 @pytest.mark.parametrize("normalization", list(NORMALIZE))
 @pytest.mark.parametrize("drop", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("layout", [BOTH, {"alone": BOTH["dino"]}], ids=["four teachers", "one teacher"])
+@pytest.mark.parametrize("layout", [BOTH, {"alone": BOTH["dino"]}, SEVERAL], ids=["four", "one", "two summaries"])
 def test_loss_equals_naive_loops(layout: Layout, drop: float, normalization: str) -> None:
     guesses, targets = answers(layout, 6, 1, 2.0), answers(layout, 6, 2)
     chance = drop_uniforms(3, 5, 0, 6, len(layout))

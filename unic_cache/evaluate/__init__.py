@@ -1,1 +1,1 @@
-"""What it is worth: k-NN on frozen features, and the report."""
+"""k-NN on frozen features, and its report."""

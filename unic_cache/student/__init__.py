@@ -1,1 +1,1 @@
-"""What learns: any timm ViT, the ladder of expendable projectors, and the loss."""
+"""The student: any timm ViT, the ladder of projectors that is thrown away after training, and the loss."""

@@ -1,7 +1,7 @@
 """The student's encoder: any plain Vision Transformer of timm, its block outputs and its evaluation feature.
 
-UNIC's student is a ViT-B/16 with random weights and drop-path rising from 0 to 0.1 over the blocks. What the ladder
-reads are the blocks' raw outputs; the final norm stands between them and evaluation only, so no loss reaches it.
+UNIC's student is a ViT-B/16 with random weights and drop-path rising from 0 to 0.1 over the blocks. The ladder reads
+the blocks' raw outputs; the final norm is used in evaluation only, so no loss reaches it.
 
 Letters: B images, H and W pixels, C the 3 colours, T patch tokens, D the encoder's width.
 """
@@ -17,9 +17,10 @@ import timm
 import torch
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from unic_cache.errors import ConfigError
+from unic_cache.inputs import network_input
 from unic_cache.student.weights import start_from
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -28,7 +29,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """All that makes the architecture and its input; the weights are elsewhere. Made by `encoder_spec`."""
+    """The architecture and its input, without weights. Made by `encoder_spec`."""
 
     name: str  # timm's
     img_size: int  # pixels, height and width
@@ -41,7 +42,7 @@ class EncoderSpec:
         if self.img_size < 1 or self.patch_size < 1 or self.img_size % self.patch_size:
             raise ConfigError(
                 f"{self.name}: an image of {self.img_size} px cannot be cut into patches of {self.patch_size} px; "
-                f"choose --img-size as a multiple of --patch-size"
+                "choose --img-size as a multiple of --patch-size"
             )
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop-path {self.drop_path} is out of bounds; choose 0 to below 1")
@@ -68,16 +69,13 @@ class EncoderSpec:
 def encoder_spec(
     name: str, img_size: int | None = None, patch_size: int | None = None, drop_path: float = 0.1
 ) -> EncoderSpec:
-    """The spec of timm's `name`, with the model's own sizes (pixels) where none are given.
+    """The spec of timm's `name`; sizes (pixels) default to the model's own.
 
-    ConfigError for a name that timm does not know, a model that is no plain ViT, or sizes that do not divide.
+    ConfigError for a name that timm does not know, a model that is not a plain ViT, or sizes that do not divide.
     """
-    own = _own_sizes(name)
+    image, patch = _own_sizes(name)
     return EncoderSpec(
-        name,
-        own[0] if img_size is None else img_size,
-        own[1] if patch_size is None else patch_size,
-        drop_path,
+        name, image if img_size is None else img_size, patch if patch_size is None else patch_size, drop_path
     )
 
 
@@ -86,9 +84,9 @@ def build_encoder(
 ) -> VisionTransformer:
     """The encoder, in training mode: random weights that depend on `seed` alone, or those of `init`.
 
-    `init` is a file (.safetensors, or .pth without pickled objects) or a timm name with pretrained weights; of it
-    `resample` may name "positions" and "patches", which are then resampled where the spec has another size. Only what a
-    loss on the blocks' outputs reaches requires gradients. ConfigError where weights cannot be had or do not fit.
+    `init` is a file (.safetensors, or .pth without pickled objects) or a timm name with pretrained weights. If
+    `resample` names "positions" or "patches", they are resampled to the spec's size. Only parameters that a loss on the
+    blocks' outputs reaches require gradients. ConfigError if weights cannot be loaded or do not fit.
     """
     _own_sizes(spec.name)
     with torch.random.fork_rng(devices=[]):
@@ -110,7 +108,7 @@ def build_encoder(
 def block_tokens(encoder: VisionTransformer, images_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Raw outputs (cls_BD, patch_BTD) of every block, first to last, without the final norm.
 
-    An encoder without class token answers with the mean of its patch tokens. Register tokens are left out.
+    The mean of the patch tokens stands in for a missing class token. Register tokens are left out.
     """
     outputs = encoder.forward_intermediates(
         images_BCHW, return_prefix_tokens=True, norm=False, output_fmt="NLC", intermediates_only=True
@@ -122,36 +120,24 @@ def block_tokens(encoder: VisionTransformer, images_BCHW: Tensor) -> list[tuple[
 
 
 def embed(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
-    """The evaluation feature (B, D), what timm's own model without head gives: for most ViTs the normed class token."""
+    """The evaluation feature (B, D), timm's output without head: for most ViTs the normed class token."""
     feature_BD: Tensor = encoder(images_BCHW)
     return feature_BD
 
 
 def prepare(views_BHWC: Tensor, spec: EncoderSpec) -> Tensor:
-    """uint8 views of any size as the encoder's input, float32 (B, C, H, W) on the views' device.
-
-    x / 255, then bicubic with antialiasing to img_size and a clamp to [0, 1] where sizes differ, then (x - mean) / std.
-    """
-    images_BCHW = views_BHWC.permute(0, 3, 1, 2).float() / 255
-    size = (spec.img_size, spec.img_size)
-    if images_BCHW.shape[2:] != size:
-        images_BCHW = nn.functional.interpolate(
-            images_BCHW, size=size, mode="bicubic", antialias=True, align_corners=False
-        ).clamp(0, 1)
-    mean, std = (images_BCHW.new_tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
-    return ((images_BCHW - mean) / std).contiguous()
+    """uint8 views of any size as the encoder's input, contiguous float32 (B, C, H, W) on the views' device."""
+    return network_input(views_BHWC, spec.img_size, spec.mean, spec.std).contiguous()
 
 
 @functools.cache
 def _own_sizes(name: str) -> tuple[int, int]:
-    """Image and patch size (pixels) of timm's model as it comes, built without storage. ConfigError if no plain ViT."""
+    """Image and patch size (pixels) of timm's model, built without storage. ConfigError if it is not a plain ViT."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = (
-            f"did you mean {' or '.join(close)}?"
-            if close
-            else "try vit_tiny_patch16_224, or see timm.list_models('vit*')"
+            f"did you mean {' or '.join(close)}?" if close else "try vit_tiny_patch16_224, or timm.list_models('vit*')"
         )
         raise ConfigError(f"timm knows no model {name!r}; {hint}")
     try:
@@ -161,12 +147,12 @@ def _own_sizes(name: str) -> tuple[int, int]:
         raise ConfigError(f"timm cannot make {name!r}: {error}") from error
     if type(model) is not VisionTransformer or not isinstance(model.patch_embed, PatchEmbed):
         raise ConfigError(
-            f"{name} is a {type(model).__name__}, but a student must be one of timm's plain VisionTransformers, "
-            f"such as vit_tiny_patch16_224 or vit_base_patch16_224"
+            f"{name} is a {type(model).__name__}, but a student must be one of timm's plain VisionTransformers, such "
+            "as vit_tiny_patch16_224 or vit_base_patch16_224"
         )
     if model.attn_pool is not None:
         raise ConfigError(
-            f"{name} pools by attention ({model.global_pool!r}), which distillation would leave untrained; "
-            f"choose a ViT that pools by token or average"
+            f"{name} pools by attention ({model.global_pool!r}), which distillation would leave untrained; choose a "
+            "ViT that pools by token or average"
         )
     return int(model.patch_embed.img_size[0]), int(model.patch_embed.patch_size[0])

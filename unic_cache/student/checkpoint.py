@@ -6,7 +6,7 @@
 | `optimizer.NAME.exp_avg`, `.exp_avg_sq`, `.step` | AdamW's state of the parameter NAME |
 
 The header's `unic_cache` holds the steps done, the number of processes and the fp16 scaler's state. Order and random
-draws need no state: both are functions of the step's number. The file is replaced all at once.
+draws need no state: both are functions of the step's number. The file is replaced atomically.
 """
 
 import json
@@ -29,9 +29,9 @@ FORMAT = 1
 def save_checkpoint(
     out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, header: Mapping[str, Any]
 ) -> None:
-    """Write OUT/checkpoint.safetensors, durably and over the one before; `header` is JSON-ready.
+    """Write OUT/checkpoint.safetensors durably, replacing the last one; `header` is JSON-ready.
 
-    OSError where it cannot be written: then the one before stands.
+    OSError if it cannot be written; the last one then stays.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -43,7 +43,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
-    """Put the saved state into model and optimizer; (steps done, header). ConfigError where it does not fit."""
+    """Load the saved state into model and optimizer; return (steps done, header). ConfigError if it does not fit."""
     path = out / CHECKPOINT
     steps, header, tensors = _read(path)
     parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
@@ -58,21 +58,21 @@ def load_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimize
             target = parameters[parameter]
             optimizer.state[target][key] = value if key == "step" else value.to(target.device)
     except (RuntimeError, KeyError) as error:
-        raise ConfigError(f"{path}: is of another student or other teachers: {str(error)[:300]}") from error
+        raise ConfigError(f"{path}: from another student or other teachers: {str(error)[:300]}") from error
     return steps, header
 
 
 def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]]:
-    """(steps done, header, tensors) of the file. ConfigError where a run of this release did not write it."""
+    """(steps done, header, tensors) of the file. ConfigError unless a run of this release wrote it."""
     try:
         with safe_open(path, "pt") as opened:
             found = (opened.metadata() or {}).get("unic_cache")
             header = None if found is None else json.loads(found)
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be resumed from ({error}); start the run again in another --out") from error
+        raise ConfigError(f"{path}: cannot resume from it ({error}); start the run again in another --out") from error
     if not isinstance(header, dict) or "format" not in header or not isinstance(header.get("steps"), int):
-        raise ConfigError(f"{path}: is no checkpoint of `unic-cache distill`; choose another --out")
+        raise ConfigError(f"{path}: not a checkpoint of `unic-cache distill`; choose another --out")
     if header["format"] != FORMAT:
         raise ConfigError(f"{path}: format {header['format']!r}, but this release resumes from format {FORMAT}")
     return header["steps"], header, tensors

@@ -1,4 +1,4 @@
-"""The exported encoder: one safetensors file that timm loads as it is.
+"""The exported encoder: one safetensors file that timm loads directly.
 
 | part | content |
 |---|---|
@@ -31,7 +31,7 @@ METADATA = "unic_cache"
 def save_encoder(
     path: str | Path, encoder: VisionTransformer, spec: EncoderSpec, provenance: Mapping[str, Any]
 ) -> None:
-    """Write the file all at once, over an older one. `provenance` is JSON-ready: teachers, cache, steps, versions."""
+    """Write the file atomically, replacing an older one. `provenance` is JSON-ready: teachers, steps, versions."""
     tensors = {
         name: value.detach().to("cpu", torch.float32).contiguous() for name, value in encoder.state_dict().items()
     }
@@ -44,11 +44,11 @@ def save_encoder(
 def load_encoder(path: str | Path) -> tuple[VisionTransformer, EncoderSpec, dict[str, Any]]:
     """(encoder in evaluation mode, spec, provenance) of a file, or of the run's folder that holds it.
 
-    ConfigError where there is no file, where it is broken, not ours, of another format, or its tensors do not fit.
+    ConfigError if the file is missing, broken, not ours or of another format, or if its tensors do not fit.
     """
     file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise ConfigError(f"{file}: there is no such file; `unic-cache distill --out DIR` makes DIR/{ENCODER}")
+        raise ConfigError(f"{file}: no such file; `unic-cache distill --out DIR` makes DIR/{ENCODER}")
     try:
         with safe_open(file, "pt") as opened:
             header = (opened.metadata() or {}).get(METADATA)
@@ -63,9 +63,10 @@ def load_encoder(path: str | Path) -> tuple[VisionTransformer, EncoderSpec, dict
 
 
 def timm_line(spec: EncoderSpec, path: str | Path) -> str:
-    """Python that makes the exported encoder with timm alone (after `import timm`), sizes and normalisation included.
+    """Python that loads the exported encoder with timm alone (after `import timm`), with its sizes and normalisation.
 
-    The overlay is what `timm.data.resolve_model_data_config` then finds: timm's own entry may say another mean and std.
+    `timm.data.resolve_model_data_config` then finds the overlay instead of timm's own entry, which may have another
+    mean and std.
     """
     overlay = {"input_size": (3, spec.img_size, spec.img_size), "mean": spec.mean, "std": spec.std, "crop_pct": 1.0}
     return (

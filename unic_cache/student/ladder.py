@@ -1,21 +1,21 @@
-"""The ladder of projectors: what turns the encoder's tokens into guesses of every teacher's tokens.
+"""The ladder of projectors: turns the encoder's tokens into guesses of every teacher's tokens.
 
-One MLP for each teacher, token type (class, patch) and encoder block reads the block's raw output; the outputs of all
-blocks are summed. The ladder teaches every depth directly, and is thrown away after training (UNIC, arXiv 2408.05088).
+One MLP for each teacher, token kind and encoder block reads the block's raw output; the outputs of all blocks are
+summed. The ladder teaches every depth directly, and is thrown away after training (UNIC, arXiv 2408.05088). Summary
+tokens are guessed from the student's class token, grid tokens from its patch tokens.
 
-Heads that read the same tokens (one type, one grid) run together, block by block: one product for all first layers,
-one GELU, and for all second layers one product a width of teacher, added to the sum in place. Of its own a block keeps
-for backward the hidden values before GELU, nothing else. The weights are plain parameters, joined anew for every
-product: a copy costs little beside the products over a batch, and parameters that are views of one joined tensor
-would come apart without a word in deepcopy and in `to(device)`.
+Heads that read the same tokens (the class token, or patch tokens on one grid) run together, block by block: one product
+for all first layers, one GELU, and one product per teacher width for all second layers, added to the sum in place. A
+block saves only its hidden values before GELU for backward. The weights are plain parameters, joined anew for every
+product: the copy is cheap beside the products over a batch, and parameters that are views of one joined tensor would
+silently come apart in deepcopy and in `to(device)`.
 
-Letters: B images, T patch tokens of the student, S of a teacher, N of those kept; D the encoder's width, P a teacher's;
-h, w grids. Where heads run together: R rows, the tokens of all images; n heads, m of them of one width; H a head's
-hidden width; nH and Q the hidden and the teachers' widths side by side.
+Letters: B images, T patch tokens of the student, S of a teacher, N of those the loss sees; D the encoder's width, P a
+teacher's; h, w grids. Where heads run together: R rows, the tokens of all images; n heads, m of them of one width; H a
+head's hidden width; nH and Q the hidden and the teachers' widths side by side.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -29,32 +29,12 @@ from torch.nn.functional import gelu
 
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import block_tokens
+from unic_cache.tokens import Grid, Kinds
 
-Grid = tuple[int, int]
-Tokens = dict[str, Tensor]  # {"cls": (B, P), "patch": (B, S, P)}, or one of the two
+Tokens = dict[str, Tensor]  # kind -> (B, P) of a summary token, (B, S, P) of grid tokens
+Head = tuple[str, str]  # teacher, kind
 INIT_STD = 0.02
 LAST_EXPANSION = 4  # of the hidden width, on the last block
-
-
-@dataclass(frozen=True)
-class TargetSpec:
-    """What one teacher gives: the widths of its class and patch tokens (None where it lacks one) and its patch grid."""
-
-    cls_dim: int | None
-    patch_dim: int | None
-    grid: Grid | None = None
-
-    def __post_init__(self) -> None:
-        if self.cls_dim is None and self.patch_dim is None:
-            raise ConfigError("a teacher with neither class nor patch tokens has nothing to teach")
-        if self.patch_dim is not None and self.grid is None:
-            raise ConfigError("a teacher with patch tokens must say its grid")
-
-    @property
-    def kinds(self) -> tuple[tuple[str, Grid | None, int], ...]:
-        """(token type, grid, width) of each type that the teacher has; class tokens have no grid."""
-        every = (("cls", None, self.cls_dim), ("patch", self.grid, self.patch_dim))
-        return tuple((kind, grid, dim) for kind, grid, dim in every if dim is not None)
 
 
 class Ladder(nn.Module):
@@ -62,61 +42,62 @@ class Ladder(nn.Module):
 
     Weights are drawn from a normal of std 0.02 truncated at +-2 and depend on `seed` alone; biases are zero. UNIC's
     code fixes h at 768 and 3072, which is D and 4 D of its ViT-B; `hidden` gives (h, h of the last block) for others.
+    ConfigError if there is no teacher, or one without tokens.
     """
 
     def __init__(
         self,
         width: int,
         depth: int,
-        targets: Mapping[str, TargetSpec],
+        targets: Mapping[str, Kinds],
         seed: int,
         hidden: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if not targets:
             raise ConfigError("a student needs at least one teacher")
-        self.targets = dict(targets)
+        if silent := [name for name, kinds in targets.items() if not kinds]:
+            raise ConfigError(f"teacher {silent[0]} gives no tokens and has nothing to teach; leave it out")
+        self.targets = {name: dict(kinds) for name, kinds in targets.items()}
         self.heads = nn.ModuleDict()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            for name, target in self.targets.items():
-                for kind, _, dim in target.kinds:
-                    self.heads[_module_name(name, kind)] = _projectors(width, depth, dim, hidden)
+            for name, kinds in self.targets.items():
+                for kind, tokens in kinds.items():
+                    self.heads[_module_name(name, kind)] = _projectors(width, depth, tokens.channels, hidden)
 
     def forward(
-        self, blocks: Sequence[tuple[Tensor, Tensor]], grid: Grid, kept: Mapping[Grid, Tensor] | None = None
+        self, blocks: Sequence[tuple[Tensor, Tensor]], grid: Grid, seen: Mapping[Grid, Tensor] | None = None
     ) -> dict[str, Tokens]:
-        """Guesses {teacher: {"cls": (B, P), "patch": (B, S, P)}} from the (cls_BD, patch_BTD) of every block.
+        """Guesses {teacher: {kind: (B, P) or (B, S, P)}} from the (cls_BD, patch_BTD) of every block.
 
-        `grid` is the student's (T = h * w); patch tokens are sampled at each teacher's token centres first. `kept`: the
-        positions (B, N) int64, none twice in an image, to which the patch heads of a grid are held, guesses being
-        (B, N, P) in that order; a grid that it lacks keeps all.
+        `grid` is the student's (T = h * w); patch tokens are sampled at each teacher's token centres first. `seen` maps
+        a teacher's grid to positions (B, N) int64, none twice in an image: its guesses are then (B, N, P), in that
+        order. Grids missing from `seen` are guessed whole.
         """
-        guesses: dict[str, Tokens] = {name: {} for name in self.targets}
-        for (kind, target_grid), widths in self._shared().items():
+        found: dict[Head, Tensor] = {}
+        for target_grid, widths in self._sharing().items():
             if target_grid is None:
                 tokens = [cls_BD for cls_BD, _ in blocks]
             else:
                 tokens = [resample_tokens(patch_BTD, grid, target_grid) for _, patch_BTD in blocks]
-                if kept is not None and target_grid in kept:
-                    places_BN1 = kept[target_grid][..., None]
+                if seen is not None and target_grid in seen:
+                    places_BN1 = seen[target_grid][..., None]
                     tokens = [patch_BSD.take_along_dim(places_BN1, dim=1) for patch_BSD in tokens]
-            for name, guess in self._project(kind, widths, tokens).items():
-                guesses[name][kind] = guess
-        return guesses
+            found |= self._project(widths, tokens)
+        return {name: {kind: found[name, kind] for kind in kinds} for name, kinds in self.targets.items()}
 
-    def _shared(self) -> dict[tuple[str, Grid | None], dict[str, int]]:
-        """{(type, grid): {teacher: width}}: whose heads read the same tokens, those of equal width side by side."""
-        shared: dict[tuple[str, Grid | None], dict[str, int]] = {}
-        for name, target in self.targets.items():
-            for kind, grid, dim in target.kinds:
-                shared.setdefault((kind, grid), {})[name] = dim
-        return {tokens: dict(sorted(widths.items(), key=itemgetter(1))) for tokens, widths in shared.items()}
+    def _sharing(self) -> dict[Grid | None, dict[Head, int]]:
+        """{grid, or None for the class token: {head: width}}: the heads that read the same tokens, sorted by width."""
+        sharing: dict[Grid | None, dict[Head, int]] = {}
+        for name, kinds in self.targets.items():
+            for kind, tokens in kinds.items():
+                sharing.setdefault(tokens.grid, {})[name, kind] = tokens.channels
+        return {grid: dict(sorted(widths.items(), key=itemgetter(1))) for grid, widths in sharing.items()}
 
-    def _project(self, kind: str, widths: Mapping[str, int], tokens: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The guesses of heads that read the same tokens (..., D): (..., P) each, in the order of `widths`."""
-        heads = [self.heads[_module_name(name, kind)].children() for name in widths]
-        rungs = [list(rung) for rung in zip(*heads, strict=True)]
+    def _project(self, widths: Mapping[Head, int], tokens: Sequence[Tensor]) -> dict[Head, Tensor]:
+        """The guesses (..., P) of heads that read the same tokens (..., D), in the order of `widths`."""
+        rungs = list(zip(*(self.heads[_module_name(*head)].children() for head in widths), strict=True))
         shape, depth = tokens[0].shape[:-1], len(rungs)
         biases_bQ = torch.cat([head.get_parameter("2.bias") for rung in rungs for head in rung]).view(depth, -1)
         # One product sums the biases, repeats them for every row, and gives autocast's precision to all that follows.
@@ -125,14 +106,14 @@ class Ladder(nn.Module):
             weights = [head.get_parameter(name) for name in ("0.weight", "0.bias", "2.weight") for head in rung]
             total_RQ = _Rung.apply(total_RQ, token, *weights)
         guesses = torch.split(total_RQ, list(widths.values()), dim=1)
-        return {name: guess.view(*shape, -1) for name, guess in zip(widths, guesses, strict=True)}
+        return {head: guess.view(*shape, -1) for head, guess in zip(widths, guesses, strict=True)}
 
 
 class _Rung(torch.autograd.Function):
     """total + GELU(x W1' + b1) W2' for the n heads of one block, in place and in the precision of `total`.
 
-    Backward makes GELU and the joined weights anew. One function a block: when the next one's turn comes, the memory of
-    the last is free and its gradients are known.
+    Backward recomputes GELU and the joined weights. With one function per block, a block's memory is free and its
+    gradients are known before the next one begins.
     """
 
     @staticmethod
@@ -176,7 +157,7 @@ class _Rung(torch.autograd.Function):
 
 
 def _joined(weights: Sequence[Tensor], like: Tensor) -> Tensor:
-    """One below the other, cast as they are copied; one alone is itself where nothing is to be cast."""
+    """The weights stacked along their first axis, in the type of `like`; a single one of that type is not copied."""
     if len(weights) == 1:
         return weights[0].to(like.dtype)
     shape = (sum(map(len, weights)), *weights[0].shape[1:])
@@ -184,12 +165,12 @@ def _joined(weights: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def _each(values_RC: Tensor, count: int) -> Tensor:
-    """What lies side by side, one after the other: a view (count, R, C / count)."""
+    """The columns as `count` blocks: a view (count, R, C / count)."""
     return values_RC.view(len(values_RC), count, -1).transpose(0, 1)
 
 
 def _equal_widths(second: Sequence[Tensor]) -> Iterator[tuple[slice, slice]]:
-    """For each run of heads of one width: which heads they are, and which columns of the sum are theirs."""
+    """For each run of heads of equal width: the slice of heads, and the slice of their columns in the sum."""
     head = column = 0
     for width, run in groupby(second, key=len):
         count = len(list(run))
@@ -198,26 +179,25 @@ def _equal_widths(second: Sequence[Tensor]) -> Iterator[tuple[slice, slice]]:
 
 
 class Student(nn.Module):
-    """Encoder and ladder as one module, so that a data-parallel wrapper sees a single forward."""
+    """Encoder and ladder as one module, so that a data-parallel wrapper sees one forward."""
 
     def __init__(self, encoder: VisionTransformer, ladder: Ladder) -> None:
         super().__init__()
         self.encoder = encoder
         self.ladder = ladder
 
-    def forward(self, images_BCHW: Tensor, kept: Mapping[Grid, Tensor] | None = None) -> dict[str, Tokens]:
-        """Prepared images to guesses of every teacher's standardized tokens, or of those `kept`: see Ladder.forward."""
-        guesses: dict[str, Tokens] = self.ladder(
-            block_tokens(self.encoder, images_BCHW), tuple(self.encoder.patch_embed.grid_size), kept
-        )
+    def forward(self, images_BCHW: Tensor, seen: Mapping[Grid, Tensor] | None = None) -> dict[str, Tokens]:
+        """Prepared images to guesses of every teacher's standardized tokens, or of those `seen`: see Ladder.forward."""
+        blocks = block_tokens(self.encoder, images_BCHW)
+        guesses: dict[str, Tokens] = self.ladder(blocks, tuple(self.encoder.patch_embed.grid_size), seen)
         return guesses
 
 
 def resample_tokens(patch_BTD: Tensor, grid: Grid, target_grid: Grid) -> Tensor:
     """Tokens on `grid` sampled bilinearly at the token centres of `target_grid` (align_corners=False): (B, S, D).
 
-    Targets are never resampled: that would blur them. Two small matrix products in full precision; unlike torch's
-    interpolate their gradient is the same on every run, on GPUs too.
+    Targets are never resampled, which would blur them. Two small matrix products in full precision: unlike that of
+    torch's interpolate, their gradient is deterministic on GPUs too.
     """
     if grid == target_grid:
         return patch_BTD
@@ -233,7 +213,7 @@ def resample_tokens(patch_BTD: Tensor, grid: Grid, target_grid: Grid) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _sampling_matrix(size: int, target: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(target, size) weights of linear interpolation at the target cells' centres, edges clamped; kept a device."""
+    """(target, size) weights of linear interpolation at the target cells' centres, edges clamped; once per device."""
     centres = ((torch.arange(target, dtype=torch.float64) + 0.5) * size / target - 0.5).clamp(0, size - 1)
     weights = (1 - (centres[:, None] - torch.arange(size, dtype=torch.float64)).abs()).clamp(min=0)
     return weights.to(device, dtype)
@@ -242,8 +222,7 @@ def _sampling_matrix(size: int, target: int, device: torch.device, dtype: torch.
 def _projectors(width: int, depth: int, dim: int, hidden: tuple[int, int] | None) -> nn.ModuleList:
     inner, last = hidden or (width, width * LAST_EXPANSION)
     projectors = nn.ModuleList()
-    for block in range(depth):
-        middle = last if block == depth - 1 else inner
+    for middle in [inner] * (depth - 1) + [last]:
         layers = nn.Linear(width, middle), nn.Linear(middle, dim)
         for layer in layers:
             nn.init.trunc_normal_(layer.weight, std=INIT_STD)
@@ -253,5 +232,6 @@ def _projectors(width: int, depth: int, dim: int, hidden: tuple[int, int] | None
 
 
 def _module_name(teacher: str, kind: str) -> str:
-    """A name that torch accepts for a module, different for different teachers: dots are written as %2E."""
-    return f"{teacher.replace('%', '%25').replace('.', '%2E')}:{kind}"
+    """A module name that torch accepts, different for every teacher and kind: dots are written as %2E."""
+    teacher, kind = (name.replace("%", "%25").replace(".", "%2E") for name in (teacher, kind))
+    return f"{teacher}:{kind.replace(':', '%3A')}"

@@ -1,6 +1,7 @@
 """UNIC's loss: how far the guesses are from the teachers' tokens, and which teachers count for which image.
 
-For one token l = 0.5 (1 - cos(s, t)) + 0.5 mean_d SmoothL1(s - t, beta=1); for image i and teacher t
+For one token l = 0.5 (1 - cos(s, t)) + 0.5 mean_d SmoothL1(s - t, beta=1); for image i and teacher t L_ti is the mean
+over the teacher's token kinds of l, which is itself a mean over the tokens of a grid: with class and patch tokens
 L_ti = 0.5 (l_cls + mean over patches l_patch). Teacher dropping then sets c_ti: the teacher with the highest L_ti
 always counts, every other one is dropped with probability p (UNIC, arXiv 2408.05088, and its authors' code).
 
@@ -17,18 +18,16 @@ from torch.nn.functional import cosine_similarity, smooth_l1_loss
 from unic_cache import draws
 from unic_cache.errors import ConfigError
 
-KINDS = ("cls", "patch")
-
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The loss of a batch and what it was made of. All but `loss` are detached."""
+    """The loss of a batch and its parts. All but `loss` are detached."""
 
     loss: Tensor  # scalar, carries the gradient
-    means: dict[str, dict[str, Tensor]]  # teacher -> token type -> mean over images, scalar
+    means: dict[str, dict[str, Tensor]]  # teacher -> token kind -> mean over images, scalar
     losses: Tensor  # (n, B), L_ti
     coefficients: Tensor  # (n, B), c_ti, 0 or 1
-    top: Tensor  # (B,), which teacher has the highest L_ti; the first of equals
+    top: Tensor  # (B,), the teacher with the highest L_ti; the first of equals
 
 
 def distillation_loss(
@@ -38,12 +37,11 @@ def distillation_loss(
     drop: float,
     normalization: str = "batch",
 ) -> LossTerms:
-    """The loss of `guesses` {teacher: {"cls": (B, P), "patch": (B, S, P)}} against `targets` of the same layout.
+    """The loss of `guesses` {teacher: {kind: (B, P) or (B, S, P)}} against `targets` of the same layout.
 
-    A teacher may lack one of the two types; those present are averaged. `uniforms_Bn` in [0, 1) decides, its columns in
-    the order of `guesses` and on any device: teacher t is dropped for image i if uniforms[i, t] < drop and t is not i's
-    highest. `normalization` is "batch" (the authors') or "image", see NORMALIZE. Tokens are compared in float32 even
-    under autocast. ConfigError where the layouts differ.
+    Teacher t is dropped for image i if uniforms_Bn[i, t] < drop and t's loss is not the highest of i. `uniforms_Bn` in
+    [0, 1) has its columns in the order of `guesses` and may be on any device. `normalization` is "batch" (the authors')
+    or "image", see NORMALIZE. Tokens are compared in float32 even under autocast. ConfigError if the layouts differ.
     """
     if set(guesses) != set(targets):
         raise ConfigError(f"guesses are of teachers {list(guesses)}, targets of {list(targets)}")
@@ -60,18 +58,14 @@ def distillation_loss(
 
 
 def token_losses(guess: Mapping[str, Tensor], target: Mapping[str, Tensor], teacher: str) -> dict[str, Tensor]:
-    """{"cls": (B,), "patch": (B,)} of the types that the teacher has; patches are averaged over tokens."""
-    if set(guess) != set(target) or not set(target) <= set(KINDS) or not target:
+    """{kind: (B,)}, the mean over a kind's tokens, in the order of `target`. ConfigError if the layouts differ."""
+    if set(guess) != set(target) or not target:
         raise ConfigError(f"{teacher}: guesses have {sorted(guess)} where its targets have {sorted(target)}")
-    losses: dict[str, Tensor] = {}
-    for kind in KINDS:
-        if kind not in target:
-            continue
+    for kind in target:
         if guess[kind].shape != target[kind].shape:
             shapes = f"{tuple(guess[kind].shape)} where its targets are {tuple(target[kind].shape)}"
             raise ConfigError(f"{teacher}: guesses of {kind} tokens are {shapes}")
-        losses[kind] = token_loss(guess[kind], target[kind]).reshape(len(guess[kind]), -1).mean(dim=1)
-    return losses
+    return {k: token_loss(guess[k], target[k]).reshape(len(guess[k]), -1).mean(dim=1) for k in target}
 
 
 def token_loss(guess: Tensor, target: Tensor) -> Tensor:
@@ -90,13 +84,13 @@ def drop_teachers(losses_nB: Tensor, uniforms_Bn: Tensor, drop: float) -> tuple[
 
 
 def drop_uniforms(seed: int, step: int, rank: int, batch: int, teachers: int) -> Tensor:
-    """The draws of one step on one process: float64 (batch, teachers) in [0, 1), a pure function of the integers."""
+    """One step's draws on one process: float64 (batch, teachers) in [0, 1), a pure function of the integers."""
     raw = draws.words(draws.Purpose.DROP_TEACHER, seed, step, rank, batch * teachers)
     return torch.from_numpy(draws.uniforms(raw)).reshape(batch, teachers)
 
 
 def _over_batch(losses_nB: Tensor, coefficients_nB: Tensor) -> Tensor:
-    """sum_ti c L / sum_ti c over one process's batch: an image with four teachers weighs four times one with one."""
+    """sum_ti c L / sum_ti c over one process's batch: an image with four teachers counts four times."""
     return (coefficients_nB * losses_nB).sum() / coefficients_nB.sum()
 
 

@@ -1,6 +1,6 @@
-"""The names of the files in a run's folder, OUT."""
+"""File names in a run's folder, OUT."""
 
-CONFIG = "config.json"  # what the run was asked for
+CONFIG = "config.json"  # the run's settings
 SNAPSHOT = "snapshot.json"  # what it trains on
 CHECKPOINT = "checkpoint.safetensors"
 ENCODER = "encoder.safetensors"  # the exported student

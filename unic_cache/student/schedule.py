@@ -1,4 +1,4 @@
-"""UNIC's optimiser and its schedule: AdamW, linear warm-up, cosine to a floor."""
+"""UNIC's optimiser and schedule: AdamW, linear warm-up, cosine to a floor."""
 
 import math
 from typing import Any
@@ -14,8 +14,8 @@ def learning_rate(step: int, total: int, warmup: int, peak: float, minimum: floa
     """The rate of step `step` in 0 .. total - 1, as in the authors' runs.
 
     It is peak * step / (warmup - 1) for the first `warmup` steps, from 0 to the peak, then
-    minimum + (peak - minimum) (1 + cos(pi (step - warmup) / (total - warmup))) / 2: the cosine's first step runs at the
-    peak too, and the last one a step above `minimum`. A warm-up of one step runs it at 0. `total` and `warmup` count
+    minimum + (peak - minimum) (1 + cos(pi (step - warmup) / (total - warmup))) / 2. The cosine's first step is at the
+    peak too, and its last one is a step above `minimum`; a warm-up of one step is at 0. `total` and `warmup` count
     steps.
     """
     if step < warmup:
@@ -25,7 +25,7 @@ def learning_rate(step: int, total: int, warmup: int, peak: float, minimum: floa
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What trains, in two groups: decayed (class and position tokens too), and not (1-D parameters and biases)."""
+    """Trainable parameters in two groups: decayed (class and position tokens too); not (1-D parameters, biases)."""
     trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
     plain = [value for name, value in trained if value.ndim < 2 or name.endswith(".bias")]
     decayed = [value for name, value in trained if value.ndim >= 2 and not name.endswith(".bias")]
@@ -33,5 +33,5 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def optimizer(module: nn.Module, peak: float, weight_decay: float) -> torch.optim.AdamW:
-    """UNIC's AdamW over what trains in `module`; before each step the caller sets the rate by `learning_rate`."""
+    """UNIC's AdamW over the trainable parameters; before each step the caller sets the rate from `learning_rate`."""
     return torch.optim.AdamW(parameter_groups(module, weight_decay), lr=peak, betas=BETAS, eps=EPSILON, fused=True)

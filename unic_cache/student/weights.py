@@ -1,6 +1,6 @@
-"""Weights from elsewhere: read from a file or from timm's collection, and fitted to an encoder.
+"""Starting weights: read from a file or from timm's collection, and fitted to an encoder.
 
-No pickled object is ever made: .safetensors cannot hold one, and torch refuses it with weights_only.
+No pickled object is ever loaded: .safetensors cannot hold one, and torch refuses it with weights_only.
 """
 
 import logging
@@ -21,10 +21,10 @@ from unic_cache.weights.file import read_checkpoint
 from unic_cache.weights.state_dicts import State, find, first_names
 from unic_cache.weights.untrained import check_values, tell_untrained
 
-HUB_TIMEOUT = 5.0  # seconds to answer, before a download is tried
-SHOWN = 5  # names or shapes that an error lists
-RESAMPLED = {"positions": "pos_embed", "patches": "patch_embed.proj.weight"}  # what a user's word may change: tensor
-WORDS = {"positions": "--img-size", "patches": "--patch-size"}  # the flag that is the user's word
+HUB_TIMEOUT = 5.0  # seconds for the hub to answer before a download is tried
+SHOWN = 5  # names or shapes in an error
+RESAMPLED = {"positions": "pos_embed", "patches": "patch_embed.proj.weight"}  # only where the user gave the size
+FLAGS = {"positions": "--img-size", "patches": "--patch-size"}  # that give it
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def read_weights(init: str, shapes: Mapping[str, tuple[int, ...]]) -> State:
     """The tensors of a file, or of a timm name with pretrained weights, for an encoder of `shapes`.
 
-    ConfigError where none can be had.
+    ConfigError if they cannot be loaded.
     """
     if Path(init).is_file() or (Path(init).is_dir() and not timm.is_model(init)):
         try:
@@ -51,8 +51,8 @@ def fit_weights(
 ) -> None:
     """Load `state` into `encoder`, every tensor of it.
 
-    A classifier (`head.*`) is left out. Where `resample` allows it, timm resamples "positions" to another grid and
-    "patches", the kernel, to another size, and that is logged. ConfigError names what is missing, left over or of
+    A classifier (`head.*`) is left out. If `resample` names them, timm resamples "positions" to another grid and
+    "patches", the kernel, to another size, which is logged. ConfigError names tensors that are missing, left over or of
     another shape.
     """
     watch = Watch()
@@ -100,7 +100,7 @@ def start_from(encoder: VisionTransformer, init: str, resample: Collection[str])
 def _check_resampled(
     encoder: VisionTransformer, state: Mapping[str, Tensor], source: str, resample: Collection[str], kernels: bool
 ) -> None:
-    """Log what was resampled. ConfigError where the user did not say the size."""
+    """Log what was resampled. ConfigError if the user did not give the size."""
     own = encoder.state_dict()
     for what, name in RESAMPLED.items():
         theirs = tuple(state[name].shape) if name in state else ("unknown",)
@@ -110,19 +110,19 @@ def _check_resampled(
         if what not in resample:
             raise ConfigError(
                 f"{source} does not fit the student unless its {shapes}; choose the --img-size and --patch-size of the "
-                f"weights, or say {WORDS[what]} {_size(encoder, what)} to have it so"
+                f"weights, or say {FLAGS[what]} {_size(encoder, what)} to have it so"
             )
         log.warning("%s: %s", source, shapes)
 
 
 def _size(encoder: VisionTransformer, what: str) -> int:
-    """Of the student, in pixels."""
+    """The student's image or patch size, in pixels."""
     embed: Any = encoder.patch_embed
     return int((embed.img_size if what == "positions" else embed.patch_size)[0])
 
 
 def _read_timm(name: str) -> State:
-    """From timm's collection: the local copy where there is one, else downloaded if the hub answers at all."""
+    """Weights from timm's collection: the local copy, or else a download if the hub answers."""
     if not timm.models.is_model_pretrained(name):
         raise ConfigError(f"--init {name!r}: timm has no pretrained weights of that name; see timm.list_pretrained()")
     better = quickgelu_name(name)
@@ -140,8 +140,8 @@ def _read_timm(name: str) -> State:
     except Exception as error:  # whatever the hub's client and its transport raise
         raise ConfigError(
             f"--init {name!r}: its weights can be neither found on this machine nor downloaded "
-            f"({type(error).__name__}: {str(error)[:200]}). Fetch them where there is internet and give the file: "
-            f"--init FILE.safetensors"
+            f"({type(error).__name__}: {str(error)[:200]}). Download them elsewhere and give the file: --init "
+            "FILE.safetensors"
         ) from error
     state: dict[str, Tensor] = model.state_dict()
     return {key: value.to(torch.float32) for key, value in state.items()}

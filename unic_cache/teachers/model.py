@@ -2,8 +2,7 @@
 
 Shape letters: B images, H W pixels, C colours, T grid tokens, D channels.
 
-A view is uint8; the one resize rule takes it to the teacher's input: to [0, 1] in float32; where sizes differ, bicubic
-with antialiasing and clamped to [0, 1] again; then (x - mean) / std.
+`unic_cache.inputs` says how a view becomes the teacher's input.
 """
 
 import dataclasses
@@ -14,10 +13,10 @@ from typing import Any
 
 import timm
 import torch
-from torch.nn.functional import interpolate
 
 from unic_cache.arithmetic import float32_products
 from unic_cache.errors import TeacherError, WeightsError
+from unic_cache.inputs import network_input
 from unic_cache.teachers.catalog import no_weights
 from unic_cache.teachers.fitting import Source, fitted
 from unic_cache.teachers.hub import hub_file
@@ -40,8 +39,6 @@ class Teacher:
         self.model = model.eval().requires_grad_(False).to(device)
         self.device = device
         self.dtype = dtype
-        self._mean_CHW = torch.tensor(spec.mean, device=device).view(3, 1, 1)
-        self._std_CHW = torch.tensor(spec.std, device=device).view(3, 1, 1)
         self.spec = spec
         blank = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8, device=device)
         side = spec.input_size // spec.stride
@@ -65,7 +62,9 @@ class Teacher:
         """
         short = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with float32_products(tf32=False), short:
-            found = tokens(self.model, self._prepare(views_BHWC), self.spec)
+            spec = self.spec
+            images_BCHW = network_input(views_BHWC, spec.input_size, spec.mean, spec.std)
+            found = tokens(self.model, images_BCHW, spec)
         return {kind: values.float().contiguous() for kind, values in found.items()}
 
     def check(self, finite: Mapping[str, torch.Tensor]) -> None:
@@ -78,14 +77,6 @@ class Teacher:
                     f"images, at {rows[:SHOWN_ROWS]} of this batch; check its weights"
                     + ("" if self.dtype == torch.float32 else f", or run it in float32 instead of {self.dtype}")
                 )
-
-    def _prepare(self, views_BHWC: torch.Tensor) -> torch.Tensor:
-        images_BCHW = views_BHWC.permute(0, 3, 1, 2).to(torch.float32) / 255
-        size = (self.spec.input_size, self.spec.input_size)
-        if images_BCHW.shape[-2:] != size:
-            resized = interpolate(images_BCHW, size=size, mode="bicubic", antialias=True, align_corners=False)
-            images_BCHW = resized.clamp(0, 1)
-        return (images_BCHW - self._mean_CHW) / self._std_CHW
 
 
 def finite(found: Tokens) -> Tokens:
