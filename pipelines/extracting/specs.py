@@ -6,16 +6,14 @@ from typing import Any
 
 import torch
 
-from unic_cache.config import PIXEL_CODECS, ExtractConfig
+from unic_cache.config import FITTED, PIXEL_CODECS, ExtractConfig
 from unic_cache.errors import ConfigError
 from unic_cache.store.calibrate import DEFAULT_QUALITY
-from unic_cache.store.codecs.codec import FITTED
 from unic_cache.store.layout import FORMAT
 from unic_cache.store.member import Member
 from unic_cache.teachers.model import Teacher
 from unic_cache.views.augment import AUGMENT_VERSION
 
-DEFAULT_CODEC = "klt"
 PROVENANCE = ("about", "source", "published", "licence", "weights_file_sha256")
 VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr")
 
@@ -31,7 +29,7 @@ def teacher_spec(
     spec = teacher.spec.to_json()
     dims = {key: spec.pop(key) for key in ("cls_dim", "grid", "patch_dim")}
     stands = {} if before is None else before.spec
-    codec = config.codec or stands.get("codec", DEFAULT_CODEC)
+    codec = config.codec or stands.get("codec", FITTED)
     if config.quality is not None and codec != FITTED:
         raise ConfigError(
             f"quality is a setting of codec {FITTED}, but {config.cache} keeps {spec['name']} as {codec}; leave "

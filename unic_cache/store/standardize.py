@@ -14,6 +14,8 @@ channel gets variance 1, and distances between tokens stay what they are but for
 Letters: D channels.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
@@ -29,13 +31,13 @@ def affine(calibration: Calibration, kind: str, name: str) -> tuple[Tensor, Tens
 
     CacheError where the calibration has no covariance to make `phi-s` from.
     """
-    std = np.maximum(calibration.std[kind], STD_GUARD)
-    if name == "channel":
-        return None
-    if name == "none":
-        return torch.from_numpy(np.diag(std)).float(), torch.from_numpy(calibration.mean[kind]).float()
+    return STANDARDIZATIONS[name](calibration, kind)
+
+
+def _phi_s(calibration: Calibration, kind: str) -> tuple[Tensor, Tensor]:
     if kind not in calibration.covariance:
-        raise CacheError(f"standardization {name} needs the covariance of {kind} tokens, which the calibration lacks")
+        raise CacheError(f"standardization phi-s needs the covariance of {kind} tokens, which the calibration lacks")
+    std = np.maximum(calibration.std[kind], STD_GUARD)
     covariance = calibration.covariance[kind].astype(np.float64) * np.outer(std, std)
     with threadpool_limits(1):
         eigenvalues, axes = np.linalg.eigh(covariance)
@@ -44,3 +46,15 @@ def affine(calibration: Calibration, kind: str, name: str) -> tuple[Tensor, Tens
     spread = hadamard(len(std), torch.device("cpu")).double().numpy()
     matrix = std[:, None] * (axes @ spread.T) / np.sqrt(max(eigenvalues.mean(), STD_GUARD**2))
     return torch.from_numpy(matrix).float(), torch.zeros(len(std))
+
+
+def _own_values(calibration: Calibration, kind: str) -> tuple[Tensor, Tensor]:
+    std = np.maximum(calibration.std[kind], STD_GUARD)
+    return torch.from_numpy(np.diag(std)).float(), torch.from_numpy(calibration.mean[kind]).float()
+
+
+STANDARDIZATIONS: dict[str, Callable[[Calibration, str], tuple[Tensor, Tensor] | None]] = {
+    "channel": lambda calibration, kind: None,  # noqa: ARG005 (what is kept)
+    "phi-s": _phi_s,
+    "none": _own_values,
+}

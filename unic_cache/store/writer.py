@@ -41,7 +41,7 @@ from unic_cache.store.member import Member
 Rows = npt.NDArray[np.generic]
 # |theirs - ours| / |ours| of a token that may still be ours, by the teachers' dtype: what another device's arithmetic
 # may change. Against float32, the demo's teachers change by up to 0.05 in float16, 0.49 in bfloat16; strangers by 1.4.
-ADOPT_DISTANCE = {"float32": 0.04, "float16": 0.2, "bfloat16": 0.8}
+ADOPT_DISTANCE = {"float32": 0.04, "bfloat16": 0.8, "float16": 0.2}
 
 CODES_APART = 2  # codes of a token that may fall on the other side of a rounding
 

@@ -20,6 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from unic_cache.config import FITTED
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.klt import Grid, Klt
 from unic_cache.store.codecs.rotation import hadamard
@@ -114,7 +115,6 @@ class Int4:
         return rotated_BTD @ hadamard(rotated_BTD.shape[-1], pairs.device).T
 
 
-FITTED = "klt"  # the codec that needs a calibration
 FIXED_CODECS: dict[str, Codec] = {"f16": F16(), "int8": Int8(), "int4": Int4()}
 
 
