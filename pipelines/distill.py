@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from pipelines.command.caches import opened
 from pipelines.command.device import device_words
 from pipelines.command.failures import reason
-from pipelines.command.progress import Progress, begins, console
+from pipelines.command.progress import Progress, begins, say
 from pipelines.command.run_folder import FREE_ON_RESUME, check_run
 from pipelines.command.signals import stop_on_signal
 from pipelines.command.surroundings import say_surroundings
@@ -174,7 +174,7 @@ def draw_losses(out: Path) -> None:
     try:
         plot_losses(out / LOG, out / CURVE)
     except Exception as error:
-        console.print(f"{out / CURVE} was not drawn: {reason(error)}", markup=False, highlight=False)
+        say(f"{out / CURVE} was not drawn: {reason(error)}")
 
 
 def facts(
@@ -206,7 +206,7 @@ def uses_tf32(config: DistillConfig, accelerator: Accelerator) -> bool:
         raise ConfigError(f"--tf32 is arithmetic of CUDA devices, and this run is on {accelerator.device.type}")
     used = cuda and config.tf32 is not False
     if used and accelerator.is_main_process:
-        console.print("products of float32 run in TF32, as the authors' do; --no-tf32 for full precision")
+        say("products of float32 run in TF32, as the authors' do; --no-tf32 for full precision")
     return used
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipelines.command.caches import opened
 from pipelines.command.device import device_words, pick_device
 from pipelines.command.printing import print_table, results
-from pipelines.command.progress import Progress, begins, console, say
+from pipelines.command.progress import Progress, begins, say
 from pipelines.command.surroundings import say_surroundings
 from pipelines.evaluating.labelled import LabelledShards, Usable, check_apart, labelled, twins
 from pipelines.training.training_set import Snapshot
@@ -190,7 +190,7 @@ def centered(cache: Cache, names: Sequence[str]) -> list[CachedTeacher]:
     }
     without = [name for name, found in has.items() if not found]
     if without and any(has.values()):
-        console.print(f"left out, as they have no center view: {', '.join(without)}", markup=False, highlight=False)
+        say(f"left out, as they have no center view: {', '.join(without)}")
     return [teacher for name, teacher in cache.teachers.items() if has[name] or not any(has.values())]
 
 

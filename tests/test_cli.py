@@ -110,7 +110,7 @@ def test_the_whole_way_from_a_folder_of_images_to_a_table(run, tmp_path, weights
         16,
     ]
     done = run("shard", tmp_path / "images", tmp_path / "shards", "--per-shard", 16)
-    assert (done.exit_code, done.stdout) == (0, f"36 images in 3 shards of {tmp_path / 'shards'}, 0 skipped\n")
+    assert (done.exit_code, done.stdout) == (0, f"Wrote 36 images to 3 shards in {tmp_path / 'shards'}, skipped 0\n")
     done = run("extract", *teachers, *common, "--views", 2)
     assert done.exit_code == 0
     assert "72 views of 6 units extracted" in done.output
@@ -207,13 +207,13 @@ def test_workers_that_cannot_be_told_are_a_clear_error(run, monkeypatch, environ
         monkeypatch.setenv(name, value)
     done = run("extract", "--teacher", "dino")
     assert done.exit_code == 2
-    assert "say --worker-index" in done.output
+    assert "give --worker-index" in done.output
 
 
 def test_a_pattern_said_twice_is_refused(run):
     done = run("extract", "--teacher", "dino", "--shards", "a.tar", "--shards", "b.tar")
     assert done.exit_code == 2
-    assert "say it once; braces join patterns" in done.output
+    assert "give it once; braces join patterns" in done.output
 
 
 def test_a_corrupt_image_is_told_and_skipped(run, tmp_path):
@@ -222,5 +222,5 @@ def test_a_corrupt_image_is_told_and_skipped(run, tmp_path):
     (tmp_path / "images/bad.jpg").write_bytes(b"\xff\xd8\xff broken")
     done = run("shard", tmp_path / "images", tmp_path / "out")
     assert done.exit_code == 0
-    assert "1 images in 1 shards" in done.output
-    assert "1 skipped" in done.output
+    assert "Wrote 1 image to 1 shard in" in done.output
+    assert "skipped 1" in done.output

@@ -54,7 +54,7 @@ def flag(field: dataclasses.Field[Any], about: About) -> Decorator:
 def only_one(_context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> str | None:
     """The value of an option given at most once, which would otherwise silently take its last."""
     if len(values) > 1:
-        raise click.BadParameter("say it once; braces join patterns, as in '{a,b}/*.tar'", param=parameter)
+        raise click.BadParameter("give it once; braces join patterns, as in '{a,b}/*.tar'", param=parameter)
     return values[0] if values else None
 
 

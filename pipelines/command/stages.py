@@ -66,7 +66,7 @@ def check_worker_flags() -> None:
     source = click.get_current_context().get_parameter_source
     given = [name for name in ("worker_index", "num_workers") if source(name) is ParameterSource.COMMANDLINE]
     if len(given) == 1:
-        raise click.UsageError("--worker-index and --num-workers belong together; say both, or neither")
+        raise click.UsageError("--worker-index and --num-workers belong together; give both, or neither")
 
 
 def on_terminal() -> bool:

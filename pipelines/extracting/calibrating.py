@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from crc32c import crc32c
 
-from pipelines.command.progress import Progress, console
+from pipelines.command.progress import Progress, say
 from pipelines.command.signals import stop_on_signal
 from pipelines.extracting.half_calibrated import HalfCalibrated, forget
 from pipelines.extracting.recorder import BATCHES_AHEAD, sampled
@@ -61,7 +61,7 @@ def calibrate(
         wanted = calibration_images(cache, count)
         if not pixels.decoded.tars:
             wanted = [item for item in wanted if pixels.kept.has(item)]
-        console.print(f"calibrating {', '.join(names)} on {len(wanted):,} views", markup=False, highlight=False)
+        say(f"calibrating {', '.join(names)} on {len(wanted):,} views")
         own = {name: (teachers[name], members[name]) for name in names}
         for one in show(config, cache, pixels, own, wanted, device):
             if not one.calibrator.images:

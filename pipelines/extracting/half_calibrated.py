@@ -14,7 +14,7 @@ import torch
 from crc32c import crc32c
 
 from pipelines.command.failures import reason
-from pipelines.command.progress import console
+from pipelines.command.progress import say
 from pipelines.extracting.specs import versions
 from unic_cache.config import ExtractConfig
 from unic_cache.errors import CacheError
@@ -68,7 +68,7 @@ class HalfCalibrated:
             own = {"same": np.asarray(self._same), "done": np.asarray(done)}
             self._location.replace(self._name, save_npz({**calibrator.state(), **own}))
         except (OSError, MemoryError) as error:
-            console.print(f"the calibration so far cannot be kept: {reason(error)}", markup=False, highlight=False)
+            say(f"the calibration so far cannot be kept: {reason(error)}")
 
 
 def file_name(config: ExtractConfig, member: Member) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import timm
 import torch
 
-from pipelines.command.progress import console
+from pipelines.command.progress import say
 from unic_cache.config import ExtractConfig
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.member import Member
@@ -148,12 +148,9 @@ def announce(teachers: Mapping[str, Teacher]) -> None:
     for name, teacher in teachers.items():
         spec = teacher.spec
         numbers = "/".join(",".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
-        console.print(
+        say(
             f"teacher {name}: {spec.arch} at {spec.input_size} px, mean/std {numbers}, weights {teacher.file} "
-            f"(sha256 {str(spec.weights_file_sha256)[:SHORT]}), {spec.licence}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            f"(sha256 {str(spec.weights_file_sha256)[:SHORT]}), {spec.licence}"
         )
 
 

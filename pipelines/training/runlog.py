@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipelines.command.failures import reason
-from pipelines.command.progress import console
+from pipelines.command.progress import say
 from unic_cache.files.durable import naming
 from unic_cache.files.schemes import open_location
 from unic_cache.student.loss import LossTerms
@@ -122,11 +122,7 @@ class RunLog:
             yield
         except OSError as error:
             self._accelerator.trackers.clear()
-            console.print(
-                f"the tracker cannot write ({reason(error)}); training goes on without it, and {self._path} has all",
-                markup=False,
-                highlight=False,
-            )
+            say(f"the tracker cannot write ({reason(error)}); training goes on without it, and {self._path} has all")
 
     def _lines(self) -> list[str]:
         return self._path.read_text(errors="replace").splitlines(keepends=True) if self._path.exists() else []
