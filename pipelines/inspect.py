@@ -8,14 +8,15 @@ from rich.table import Table
 from pipelines.command.caches import opened
 from pipelines.command.printing import print_table, results
 from unic_cache.cache import Cache
+from unic_cache.config import InspectConfig
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
 from unic_cache.stream.held_out import held_out
 
 
-def run(path: str) -> dict[str, Any]:
+def run(config: InspectConfig) -> dict[str, Any]:
     """The report as JSON-ready data: segments, and for each teacher and the kept pixels their views."""
-    cache = opened(path)
+    cache = opened(config.cache)
     teachers = {
         name: {
             **{key: teacher.spec[key] for key in ("codec", "dtype", "features", "provenance", "versions")},
@@ -31,7 +32,7 @@ def run(path: str) -> dict[str, Any]:
         for name, teacher in cache.teachers.items()
     }
     report: dict[str, Any] = {
-        "cache": path,
+        "cache": config.cache,
         "segments": [
             {"shards": len(segment.shards), "images": sum(shard.rows for shard in segment.shards)}
             for segment in cache.segments

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pipelines.command.caches import opened
 from pipelines.command.printing import results
+from unic_cache.config import InspectConfig
 from unic_cache.inputs import RULE
 from unic_cache.student.export import load_encoder
 from unic_cache.student.run_files import ENCODER
@@ -17,9 +18,9 @@ RULES = ("arch", "arch_options", "input_size", "mean", "std", "cls_rule", "patch
 MADE_WITH = ("codec", "dtype", "device", "batch_size", "augment", "versions")
 
 
-def run(path: str) -> dict[str, Any]:
+def run(config: InspectConfig) -> dict[str, Any]:
     """JSON-ready: of an exported student (a run's folder, or its file), or else of the cache that is there."""
-    return of_student(path) if is_student(path) else of_cache(path)
+    return of_student(config.cache) if is_student(config.cache) else of_cache(config.cache)
 
 
 def is_student(path: str) -> bool:

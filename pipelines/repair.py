@@ -13,12 +13,12 @@ from functools import partial
 from pipelines.command.caches import tell_guests
 from pipelines.verify import Report
 from pipelines.verify import run as verify
+from unic_cache.config import RepairConfig, VerifyConfig
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
 from unic_cache.store.verify import BY_HAND, REMOVE, REWRITE, UNCOMMIT, UNREADABLE, Finding, check_unit, uncommit
-from unic_cache.unsaved import VerifyConfig
 
 Step = tuple[str, Callable[[], None]]  # what it is called, and how it is done
 
@@ -42,18 +42,18 @@ class Repaired:
         return lines
 
 
-def run(cache: str, dry_run: bool = False, threads: int = 0) -> Repaired:
+def run(config: RepairConfig) -> Repaired:
     """Verify and mend. No extraction into the cache may run meanwhile. CacheError where there is no cache."""
-    report = verify(VerifyConfig(cache, threads=threads))
+    report = verify(VerifyConfig(config.cache, threads=config.threads))
     result = Repaired(left=[str(finding) for finding in report.broken if finding.mend == BY_HAND])
     result.left += [
         f"{member}, view {view}: {tars} tars have all their data and not one commit record: was {member}/commits lost, "
         f"or not copied yet? Put it back, or remove {member}/features.zarr yourself"
         for (member, view), tars in report.unrecorded.items()
     ]
-    tell_guests(cache, report.guests)
-    for what, how in steps(report, open_location(cache)):
-        if not dry_run:
+    tell_guests(config.cache, report.guests)
+    for what, how in steps(report, open_location(config.cache)):
+        if not config.dry_run:
             how()
         result.done.append(what)
     result.to_extract = bool(report.missing or report.probes) or any(

@@ -1,16 +1,16 @@
-"""Before stage one: an image folder, or a CSV of path,label, to WebDataset shards with an index.
+"""Before stage one: pack an image folder, or a CSV of path,label, into WebDataset tars with an index.
 
     list -> shuffle by seed -> hold out -> decode, and keep the file or its RGB -> tar -> index.json
 
-Two runs on the same files give the same bytes.
+Two runs on the same files write the same bytes.
 """
 
 import errno
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -32,36 +32,43 @@ from unic_cache.views.shards import scan
 from unic_cache.views.split import held_out
 from unic_cache.views.tars import HELD_OUT
 
-# errors of a file itself; any other (too many open files, no memory) says nothing of it
+# errors of a single file; any other (too many open files, no memory) is not about the image
 ITS_OWN = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
 IMAGES_AHEAD = 64  # decoded before the tar asks for them
 
 
-@dataclass
-class Summary:
-    """What a run did."""
+@dataclass(frozen=True)
+class Sharded:
+    """What a run wrote to OUT, and what it left out."""
 
-    out: str = ""
-    images: int = 0
-    shards: int = 0
-    classes: int = 0  # that have names
-    bad: dict[str, str] = field(default_factory=dict)  # file -> reason
-    left_out: tuple[LeftOut, ...] = ()  # files that are no image of the data set
-    held_out: int = 0  # of the images
-    held_shards: tuple[str, ...] = ()  # the tars that these are in
+    out: str
+    entries: tuple[ShardEntry, ...]  # one per tar
+    classes: int  # with names
+    bad: Mapping[str, str]  # file that cannot be decoded -> reason
+    left_out: tuple[LeftOut, ...]  # files that are not images of the data set
 
     @property
-    def skipped(self) -> int:
-        """Images that cannot be decoded."""
-        return len(self.bad)
+    def images(self) -> int:
+        """Images in all tars."""
+        return sum(entry.rows for entry in self.entries)
+
+    @property
+    def held_out(self) -> int:
+        """Images in held-out tars."""
+        return sum(entry.rows for entry in self.entries if entry.held_out)
+
+    @property
+    def held_shards(self) -> tuple[str, ...]:
+        """Names of the held-out tars."""
+        return tuple(f"{entry.name}.tar" for entry in self.entries if entry.held_out)
 
     def __str__(self) -> str:
         left = sum(one.count for one in self.left_out)
-        text = f"{self.images} images in {self.shards} shards of {shown(self.out)}, {self.skipped} skipped"
-        text += f", {left} other files left out" if left else ""
-        if self.held_shards:
-            last = f" to {self.held_shards[-1]}" if len(self.held_shards) > 1 else ""
-            text += f"; {self.held_out} held out, in {self.held_shards[0]}{last}"
+        images, shards = self.images, len(self.entries)
+        text = f"Wrote {images} image{'s' * (images != 1)} to {shards} shard{'s' * (shards != 1)} in {shown(self.out)}"
+        text += f", skipped {len(self.bad)}" + (f", left out {left} other file{'s' * (left != 1)}" if left else "")
+        if held := self.held_shards:
+            text += f"; held out {self.held_out}, in {held[0]}{f' to {held[-1]}' if len(held) > 1 else ''}"
         return text
 
 
@@ -75,10 +82,10 @@ class Packed:
     label: int | None
 
 
-def run(config: ShardConfig) -> Summary:
+def run(config: ShardConfig) -> Sharded:
     """Write OUT/[PREFIX]000000.tar, ..., [PREFIX]val-000000.tar, ... and, last, OUT/index.json.
 
-    Bad images are left out, unless strict. ImageError where a class with a name loses all its images by that.
+    Bad images are skipped, unless strict. ImageError if a class with a name loses all its images.
     """
     out = Path(config.out)
     check_apart(config, out)
@@ -90,23 +97,21 @@ def run(config: ShardConfig) -> Summary:
         say(f"left out: {listed(listing.left_out)}")
     order = permutation(words(Purpose.SHARD, config.seed, 0, 0, len(listing.samples))).tolist()
     held = split_off(listing.samples, config)
-    summary = Summary(config.out, classes=len(listing.names), left_out=listing.left_out)
+    bad: dict[str, str] = {}
+    entries: list[ShardEntry] = []
     with packing(out, config, numbered is not None):
         begins("shard", *facts(config, listing, len(held)))
-        entries: list[ShardEntry] = []
         with Progress("shards", len(order), "images") as progress:
-            for prefix, samples in (
-                (config.prefix, [listing.samples[at] for at in order if at not in held]),
-                (f"{config.prefix}{HELD}", [listing.samples[at] for at in order if at in held]),
-            ):
-                packed = _packed(samples, config.strict, summary, progress)
-                entries += _write_tars(out, prefix, packed, config.per_shard, prefix != config.prefix)
-        _finish(config, listing, entries, summary)
+            for held_out in (False, True):
+                samples = [listing.samples[at] for at in order if (at in held) == held_out]
+                packed = _packed(samples, config.strict, bad, progress)
+                entries += _write_tars(out, config.prefix + HELD * held_out, packed, config.per_shard, held_out)
+        check_classes(config, listing, entries, bad)
         location = open_location(out)
         if listing.names:
             location.replace(FILE, classes_json(listing.names))
         location.replace("index.json", Segment(0, tuple(entries)).to_json())
-    return summary
+    return Sharded(config.out, tuple(entries), len(listing.names), bad, listing.left_out)
 
 
 def facts(config: ShardConfig, listing: Listing, held: int) -> list[str]:
@@ -122,15 +127,10 @@ def facts(config: ShardConfig, listing: Listing, held: int) -> list[str]:
 
 
 def check_apart(config: ShardConfig, out: Path) -> None:
-    """ConfigError on URLs, and where one of IMAGES and OUT lies in the other."""
-    for where in (config.images, config.out):
-        if "://" in where:
-            raise ConfigError(
-                f"{where}: `shard` packs local files into a local folder; copy that to the store afterwards"
-            )
+    """ConfigError if IMAGES and OUT are the same folder, or one is inside the other."""
     source, target = Path(config.images).resolve(), out.resolve()
     if source.is_dir() and (source in {target, *target.parents} or target in source.parents):
-        inside = "lies in" if source in target.parents else "holds" if target in source.parents else "is"
+        inside = "is inside" if source in target.parents else "contains" if target in source.parents else "is"
         raise ConfigError(
             f"OUT, {shown(config.out)}, {inside} the folder of images; choose one beside it, or the next run takes the "
             "shards for images"
@@ -138,7 +138,7 @@ def check_apart(config: ShardConfig, out: Path) -> None:
 
 
 def split_off(samples: Sequence[Sample], config: ShardConfig) -> frozenset[int]:
-    """Positions of the images to hold out, all of which can be decoded. ConfigError where there is none."""
+    """Positions of the images to hold out, all of which decode. ConfigError if none can be held out."""
     if not config.val_fraction:
         return frozenset()
     with thread_pool(0) as pool:
@@ -148,55 +148,52 @@ def split_off(samples: Sequence[Sample], config: ShardConfig) -> frozenset[int]:
 
         held = held_out(samples, config.val_fraction, config.seed, good)
     if not held:
-        raise ConfigError(f"--val-fraction {config.val_fraction}: no class has two images, of which one is held out")
+        raise ConfigError(f"--val-fraction {config.val_fraction}: no class has two images, one of them to hold out")
     return held
 
 
-def _finish(config: ShardConfig, listing: Listing, entries: Sequence[ShardEntry], summary: Summary) -> None:
-    """Count what was packed. ImageError where nothing, or nothing of a class, is left."""
+def check_classes(config: ShardConfig, listing: Listing, entries: Sequence[ShardEntry], bad: Mapping[str, str]) -> None:
+    """ImageError if no image is left, or none of a named class; on stderr, labels that lose all their images."""
     if not entries:
-        reason = next(iter(summary.bad.values()))
-        count = len(listing.samples)
-        raise ImageError(f"none of the {count} images in {shown(config.images)} can be decoded; the first: {reason}")
-    packed, trained = Counter[int](), Counter[int]()
-    for entry in entries:
-        packed.update(entry.labels)
-        trained.update(() if entry.held_out else entry.labels)
-    listed_labels = Counter(sample.label for sample in listing.samples if sample.label is not None)
-    lost = [label for label in listed_labels if label not in packed]
-    if lost and listing.names:
-        path = next(str(s.path) for s in listing.samples if s.label == lost[0] and str(s.path) in summary.bad)
-        more = f" and {len(lost) - 1} more lose" if len(lost) > 1 else " loses"
         raise ImageError(
-            f"class {listing.names[lost[0]]!r}{more} all images, {listed_labels[lost[0]]} here: {shown(path)}: "
-            f"{summary.bad[path]}; mend them, or remove the class"
+            f"none of the {len(listing.samples)} images in {shown(config.images)} can be decoded; the first: "
+            f"{next(iter(bad.values()))}"
+        )
+    given = Counter(sample.label for sample in listing.samples if sample.label is not None)
+    packed = Counter(label for entry in entries for label in entry.labels)
+    trained = {label for entry in entries if not entry.held_out for label in entry.labels}
+    lost = [label for label in given if label not in packed]
+    if lost and listing.names:
+        path = next(str(s.path) for s in listing.samples if s.label == lost[0] and str(s.path) in bad)
+        more = f" (nor any of {len(lost) - 1} more classes)" if len(lost) > 1 else ""
+        raise ImageError(
+            f"none of the {given[lost[0]]} images of class {listing.names[lost[0]]!r} can be decoded{more}; the first: "
+            f"{shown(path)}: {bad[path]}; repair them, or remove the class"
         )
     if lost:
-        say(f"{len(lost)} labels have no image left, such as {lost[0]}")
+        say(f"{len(lost)} labels lose all their images, such as {lost[0]}")
     if untrained := [label for label in packed if label not in trained]:
-        say(f"{len(untrained)} classes have held-out images alone, as their others cannot be decoded: {untrained[0]}")
-    summary.shards, summary.images = len(entries), sum(entry.rows for entry in entries)
-    summary.held_out = sum(entry.rows for entry in entries if entry.held_out)
-    summary.held_shards = tuple(f"{entry.name}.tar" for entry in entries if entry.held_out)
+        say(f"{len(untrained)} classes keep only held-out images, as no other decodes, such as {untrained[0]}")
 
 
-def _packed(samples: list[Sample], strict: bool, summary: Summary, progress: Progress) -> Iterator[Packed]:
-    """The good samples in order, decoded on all cores; the others are reported, or raised when strict."""
+def _packed(samples: list[Sample], strict: bool, bad: dict[str, str], progress: Progress) -> Iterator[Packed]:
+    """The good samples in order, decoded on all cores; the others go into `bad`, or raise ImageError if strict."""
     with thread_pool(0) as pool:
         results = ahead(samples, lambda sample: pool.submit(_pack, sample).result, IMAGES_AHEAD)
         for sample, result in zip(samples, results, strict=True):
             progress.advance(1)
+            name = str(sample.path)
             if isinstance(result, Packed):
                 yield result
             elif strict:
-                raise ImageError(f"{shown(str(sample.path))}: {result}; mend or remove the file, or leave --strict out")
+                raise ImageError(f"{shown(name)}: {result}; repair or remove the file, or leave --strict out")
             else:
-                summary.bad[str(sample.path)] = result
-                say(f"skipped {shown(str(sample.path))}: {result}")
+                bad[name] = result
+                say(f"skipped {shown(name)}: {result}")
 
 
 def _pack(sample: Sample) -> Packed | str:
-    """The sample with its file's bytes or, where those are not upright 8-bit RGB, a PNG; else why not."""
+    """The sample with its file's bytes, or a PNG if those are not upright 8-bit RGB; or why it cannot be decoded."""
     try:
         extension, image = upright_file(sample.path.read_bytes())
     except ImageError as error:
@@ -209,16 +206,16 @@ def _pack(sample: Sample) -> Packed | str:
 
 
 def _write_tars(out: Path, prefix: str, packed: Iterator[Packed], per_shard: int, held: bool) -> Iterator[ShardEntry]:
-    """Tars of `per_shard` images, named by a prefix and a number."""
+    """Write tars of `per_shard` images, named by the prefix and a number; yield their index entries."""
     for number, first in enumerate(packed):
         rest = islice(packed, per_shard - 1)
         yield _write_tar(out / f"{prefix}{number:06d}.tar", chain([first], rest), held)
 
 
 def _write_tar(path: Path, batch: Iterable[Packed], held: bool) -> ShardEntry:
-    """The tar under a hidden name, synced, then renamed; what a scan of it finds is its index.
+    """Write a tar under a hidden name, sync and rename it; a scan of it gives its index entry.
 
-    A held-out one says so itself, by a member that WebDataset skips: where it is copied to, the mark goes too.
+    A held-out tar has a member that says so and that WebDataset skips, so a copy of it stays held out.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     with open(temporary, "wb") as file:

@@ -19,6 +19,7 @@ from pipelines.verifying.inventory import Missing, Survey, survey
 from pipelines.verifying.made_anew import ask_again, load_checked, origin, remake_views
 from unic_cache.ahead import ahead, thread_pool
 from unic_cache.cache import Cache
+from unic_cache.config import VerifyConfig
 from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
@@ -26,7 +27,6 @@ from unic_cache.store.commit import Unit
 from unic_cache.store.guests import sort_folders
 from unic_cache.store.member import Member
 from unic_cache.store.verify import BY_HAND, ELSEWHERE, Finding, UnitState, check_metadata_file, check_unit
-from unic_cache.unsaved import VerifyConfig
 
 SHOWN = 20
 REMEDIES = {

@@ -8,15 +8,12 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from pipelines.planning.forecast import PlanConfig
-from unic_cache import bounds, config, unsaved
+from unic_cache import config
 from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, ShardConfig, Views
+from unic_cache.config.bounds import RANGES
 from unic_cache.errors import ConfigError
 
-STAGES = [
-    *(found for module in (config, unsaved) for found in vars(module).values() if dataclasses.is_dataclass(found)),
-    PlanConfig,
-]
+STAGES = [found for found in vars(config).values() if dataclasses.is_dataclass(found)]
 NUMBERS = (click.types.IntParamType, click.types.FloatParamType)
 OPTIONS = [
     (name, option)
@@ -49,12 +46,12 @@ def test_the_walk_finds_the_options():
 def test_every_number_of_every_stage_has_a_row(stage):
     for field in dataclasses.fields(stage):
         if any(kind in str(field.type) for kind in ("int", "float")):
-            assert field.name in bounds.RANGES, field.name
+            assert field.name in RANGES, field.name
 
 
-@pytest.mark.parametrize("name", sorted(bounds.RANGES))
+@pytest.mark.parametrize("name", sorted(RANGES))
 def test_a_row_takes_its_ends_and_nothing_beyond(name):
-    found = bounds.RANGES[name]
+    found = RANGES[name]
     for end, left_out in ((found.least, found.above), (found.most, found.below)):
         if not left_out:
             found.check(name, end)

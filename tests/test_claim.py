@@ -42,7 +42,7 @@ def test_what_a_killed_run_left_is_taken_over(tmp_path, capsys, left):
     (tmp_path / FILE).write_bytes(left)
     with claimed(tmp_path):
         assert json.loads((tmp_path / FILE).read_bytes())["process"] == os.getpid()
-    assert ("the run of process 1 on elsewhere (since then) was not ended" in capsys.readouterr().err) == (b"1" in left)
+    assert ("the run of process 1 on elsewhere (since then) did not end" in capsys.readouterr().err) == (b"1" in left)
 
 
 def test_a_claim_that_its_holder_removed_meanwhile_is_no_claim(tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys, numb
 def test_a_file_in_the_way_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(ConfigError, match="is a file, or lies below one"), claimed(folder):
+        with pytest.raises(ConfigError, match="is a file, or is below one"), claimed(folder):
             pass
 
 

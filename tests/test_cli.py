@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -13,7 +14,7 @@ from PIL import Image
 import cli
 from pipelines.command.flags import worker_from_environment
 from tests.conftest import CNN, VIT, picture, tree
-from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, ShardConfig
+from unic_cache import config
 
 COMMANDS = sorted(cli.main.commands)
 
@@ -39,22 +40,39 @@ def test_every_command_has_help_with_examples(run, command):
             assert any(name in done.output for name in parameter.opts)
 
 
-@pytest.mark.parametrize(
-    ("command", "config"),
-    [("shard", ShardConfig), ("extract", ExtractConfig), ("distill", DistillConfig), ("evaluate", EvaluateConfig)],
-)
-def test_flags_are_the_fields_of_the_config_and_have_its_defaults(command, config):
-    """`evaluate`'s fine settings have no flag; all others have one each, with the same default."""
+CONFIGS = {found.stage: found for found in vars(config).values() if hasattr(found, "stage")}
+UNFLAGGED = {
+    "evaluate": {"neighbours", "temperature", "bootstrap"},
+    "plan": {"strict", "calibration_images", "worker_index", "num_workers"},
+}
+OTHERS = {
+    "plan": {"as_json", "yes"},
+    **{command: {"as_json"} for command in ("evaluate", "inspect", "verify")},
+}
+
+
+def test_every_command_that_works_has_a_config():
+    assert sorted([*CONFIGS, "teachers"]) == COMMANDS
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+def test_flags_are_the_fields_of_the_config_and_have_its_defaults(command):
     flags = {parameter.name: parameter for parameter in cli.main.commands[command].params}
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    unflagged = {"neighbours", "temperature", "bootstrap"}
-    assert set(fields) - unflagged <= set(flags)
-    assert set(flags) - set(fields) <= {"as_json"}
-    for name, field in fields.items():
-        default = flags[name].default if name in flags else field.default
-        plain = default is None or isinstance(default, int | float | str | bool)
-        if name in flags and plain and not flags[name].required and not flags[name].multiple:
-            assert default == field.default, name
+    fields = {field.name: field for field in dataclasses.fields(CONFIGS[command])}
+    assert set(flags) == (set(fields) - UNFLAGGED.get(command, set())) | OTHERS.get(command, set())
+    for name in flags.keys() & fields.keys():
+        flag, default = flags[name], fields[name].default
+        assert flag.required == (default is dataclasses.MISSING and name != "teachers"), name
+        if isinstance(flag, click.Option) and not flag.multiple and not flag.required:
+            unset = flag.get_default(click.Context(cli.main.commands[command]))
+            assert (unset, type(unset)) == (default, type(default)), name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_has_help(command):
+    for flag in cli.main.commands[command].params:
+        if isinstance(flag, click.Option) and flag.name != "help":
+            assert flag.help, flag.name
 
 
 def test_help_is_quick_since_it_imports_no_torch():
@@ -92,7 +110,7 @@ def test_the_whole_way_from_a_folder_of_images_to_a_table(run, tmp_path, weights
         16,
     ]
     done = run("shard", tmp_path / "images", tmp_path / "shards", "--per-shard", 16)
-    assert (done.exit_code, done.stdout) == (0, f"36 images in 3 shards of {tmp_path / 'shards'}, 0 skipped\n")
+    assert (done.exit_code, done.stdout) == (0, f"Wrote 36 images to 3 shards in {tmp_path / 'shards'}, skipped 0\n")
     done = run("extract", *teachers, *common, "--views", 2)
     assert done.exit_code == 0
     assert "72 views of 6 units extracted" in done.output
@@ -189,13 +207,13 @@ def test_workers_that_cannot_be_told_are_a_clear_error(run, monkeypatch, environ
         monkeypatch.setenv(name, value)
     done = run("extract", "--teacher", "dino")
     assert done.exit_code == 2
-    assert "say --worker-index" in done.output
+    assert "give --worker-index" in done.output
 
 
 def test_a_pattern_said_twice_is_refused(run):
     done = run("extract", "--teacher", "dino", "--shards", "a.tar", "--shards", "b.tar")
     assert done.exit_code == 2
-    assert "say it once; braces join patterns" in done.output
+    assert "give it once; braces join patterns" in done.output
 
 
 def test_a_corrupt_image_is_told_and_skipped(run, tmp_path):
@@ -204,5 +222,5 @@ def test_a_corrupt_image_is_told_and_skipped(run, tmp_path):
     (tmp_path / "images/bad.jpg").write_bytes(b"\xff\xd8\xff broken")
     done = run("shard", tmp_path / "images", tmp_path / "out")
     assert done.exit_code == 0
-    assert "1 images in 1 shards" in done.output
-    assert "1 skipped" in done.output
+    assert "Wrote 1 image to 1 shard in" in done.output
+    assert "skipped 1" in done.output

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import distill, extract
-from pipelines.training.learner import target_spec
 from tests.conftest import CNN, VIT, make_shards, tree
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig
@@ -391,7 +390,7 @@ class TestRefusals:
 
     def test_of_a_folder_that_holds_a_run(self, training):
         distill.run(training(steps=1))
-        with pytest.raises(ConfigError, match="holds a run already; go on with --resume"):
+        with pytest.raises(ConfigError, match="already holds a run; continue it with --resume"):
             distill.run(training(steps=1))
 
     def test_of_resuming_with_other_settings_name_both(self, training):

@@ -36,12 +36,14 @@ def test_one_line_says_what_is_left_out_and_one_what_is_empty(odd: str, capsys: 
     assert [entry.rows for entry in entries] == [1, 1]
     assert said(capsys) == (
         "left out of 2 tars: 2 hidden files and sidecars (a/._0.jpg, ...), 1 sample without image (a/1: only json) "
-        f"left out, as no image is in them: {odd.replace('*', '2')}"
+        f"left out, as they hold no image: {odd.replace('*', '2')}"
     )
 
 
 def test_strict_stops_at_a_sample_without_image_and_not_at_a_sidecar(odd: str) -> None:
-    with pytest.raises(ShardError, match=r"0\.tar: 1 sample without image \(a/1: only json\); mend the tar, or leave"):
+    with pytest.raises(
+        ShardError, match=r"0\.tar: 1 sample without image \(a/1: only json\); repair the tar, or leave"
+    ):
         given_shards(odd, False, strict=True)
     assert len(given_shards(odd.replace("*", "1"), False, strict=True)[0]) == 1
 

@@ -8,8 +8,8 @@ from pipelines import extract, inspect, repair, verify
 from pipelines.extracting import calibrating
 from tests.conftest import CNN, VIT, tree
 from unic_cache.cache import open_cache
+from unic_cache.config import InspectConfig, RepairConfig, VerifyConfig
 from unic_cache.errors import CacheError
-from unic_cache.unsaved import VerifyConfig
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_it_is_incomplete_and_nothing_of_it_is_broken(half_made):
     report = verify.run(VerifyConfig(str(half_made), threads=1))
     assert (report.state, report.exit_code, report.broken, report.foreign) == ("incomplete", 3, [], [])
     assert report.lines()[-1] == f"{half_made} is incomplete: the same `unic-cache extract` goes on with it"
-    assert repair.run(str(half_made), threads=1).lines(dry_run=False) == ["nothing is broken"]
+    assert repair.run(RepairConfig(str(half_made), threads=1)).lines(dry_run=False) == ["nothing is broken"]
     assert tree(half_made) == before
 
 
@@ -58,7 +58,7 @@ def test_readers_find_the_teacher_that_is_calibrated_and_are_told_how_to_make_th
     message = rf"has no teacher '{CNN}'; it has {VIT}\. Make it with `unic-cache extract --teacher {CNN} --cache"
     with pytest.raises(CacheError, match=message):
         cache.teacher(CNN)
-    report = inspect.run(str(half_made))
+    report = inspect.run(InspectConfig(str(half_made)))
     assert report["teachers"].keys() == {VIT}
     assert (report["teachers"][VIT]["codec"], report["teachers"][VIT]["views"]) == ("klt", {})
     assert report["uncalibrated"] == {CNN: {}}

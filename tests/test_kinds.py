@@ -6,10 +6,9 @@ import pytest
 
 from pipelines import extract, plan
 from pipelines.extracting.kinds import kept_alike, settled
-from pipelines.planning.forecast import PlanConfig
 from tests.conftest import CNN, VIT, make_shards
 from unic_cache.cache import Cache, open_cache
-from unic_cache.config import ExtractConfig, Views
+from unic_cache.config import ExtractConfig, PlanConfig, Views
 from unic_cache.errors import ConfigError
 from unic_cache.files.schemes import open_location
 
@@ -104,7 +103,7 @@ def test_plan_assumes_what_the_cache_has(begun, options, monkeypatch):
         asked.append(config)
         raise ConfigError("far enough")
 
-    monkeypatch.setattr(plan, "make_probe", stop)
+    monkeypatch.setattr(plan, "make_trial", stop)
     fields = {field.name: getattr(options(begun), field.name) for field in dataclasses.fields(ExtractConfig)}
     with pytest.raises(ConfigError, match="far enough"):
         plan.run(PlanConfig(**fields, student="test_vit", img_size=32, patch_size=16))

@@ -5,20 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"views", "teachers", "store", "student", "evaluate"}
-BASE = {
-    "ahead",
-    "arithmetic",
-    "bounds",
-    "buffers",
-    "config",
-    "draws",
-    "errors",
-    "files",
-    "inputs",
-    "saved",
-    "tokens",
-    "weights",
-}
+BASE = {"ahead", "arithmetic", "buffers", "config", "draws", "errors", "files", "inputs", "tokens", "weights"}
 MODULES = sorted([*(ROOT / "unic_cache").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py"), ROOT / "cli.py"])
 
 

@@ -54,7 +54,7 @@ def foreign(**metadata):
         (lambda out: (out / "config.json").write_text("[1]"), "config.json is not of a run of `unic-cache distill`"),
         (lambda out: (out / "config.json").write_text('{"architectures": []}'), "is not of a run of `unic-cache"),
         (lambda out: (out / "config.json").write_bytes(b"\xff\xfe{"), "config.json: cannot be resumed from"),
-        (lambda out: (out / "config.json").unlink(), "config.json: cannot be resumed from .*; put it back"),
+        (lambda out: (out / "config.json").unlink(), "config.json: cannot be resumed from .*; restore it"),
         (lambda out: (out / "snapshot.json").write_text("[1]"), "snapshot.json: cannot resume from it"),
     ],
 )

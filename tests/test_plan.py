@@ -14,9 +14,9 @@ import cli
 from pipelines import extract, inspect, plan, verify
 from pipelines.extracting import calibrating
 from pipelines.planning import step_costs
-from pipelines.planning.forecast import FITTED_VIEWS, Costs, Forecast, KeptCost, PlanConfig, StudentCost, forecast
+from pipelines.planning.forecast import FITTED_VIEWS, Costs, Forecast, KeptCost, StudentCost, forecast
 from tests.conftest import CNN, VIT, tree
-from unic_cache.config import CODECS, ExtractConfig
+from unic_cache.config import CODECS, ExtractConfig, InspectConfig, PlanConfig, VerifyConfig
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.calibrate import FIT_IMAGES, HELD_OUT_IMAGES
 
@@ -163,8 +163,7 @@ class TestChoice:
         words = forecast(config, costs()).command
         with click.Context(cli.extract) as context:
             cli.extract.parse_args(context, shlex.split(shlex.join(words)))
-            flags = context.params
-        made = ExtractConfig(**{**flags, "weights": tuple(cli.named_file(text) for text in flags["weights"])})
+            made = ExtractConfig(**context.params)
         fields = {field.name for field in dataclasses.fields(ExtractConfig)}
         assert dataclasses.asdict(made) == {k: v for k, v in dataclasses.asdict(config).items() if k in fields}
 
@@ -196,7 +195,7 @@ class TestMeasurements:
         measured = {(kept.teacher, kept.codec, kept.tokens) for kept in planned.costs.kept}
         assert measured == {(name, codec, tokens) for name in (VIT, CNN) for codec in CODECS for tokens in (None, 1)}
         assert planned.costs.images == 82
-        assert planned.costs.probe == 64
+        assert planned.costs.trial == 64
         assert all(seconds > 0 for seconds in planned.costs.forward_seconds.values())
         assert all(kept.read_seconds > 0 and kept.encode_seconds > 0 for kept in planned.costs.kept)
         assert [step.tokens for step in planned.costs.student] == [None, 1]
@@ -204,7 +203,7 @@ class TestMeasurements:
     @pytest.mark.parametrize("codec", ["f16", "int8", "int4", "klt"])
     def test_bytes_and_fidelity_are_those_of_an_extraction(self, planned, settings, tmp_path, codec):
         extract.run(settings(tmp_path / "cache", codec=codec, views=1))
-        made = inspect.run(str(tmp_path / "cache"))["teachers"]
+        made = inspect.run(InspectConfig(str(tmp_path / "cache")))["teachers"]
         for name in (VIT, CNN):
             kept = next(k for k in planned.costs.kept if (k.teacher, k.codec, k.tokens) == (name, codec, None))
             assert kept.bytes_a_view == pytest.approx(
@@ -250,7 +249,7 @@ class TestMeasurements:
         )
         assert unsaid.costs.pixels_a_view == result.costs.pixels_a_view
         assert unsaid.costs.pixels_held == 0.5
-        made = inspect.run(str(tmp_path / "cache"))["kept_views"]["bytes_per_image"]
+        made = inspect.run(InspectConfig(str(tmp_path / "cache")))["kept_views"]["bytes_per_image"]
         assert result.costs.pixels_a_view == pytest.approx(made, rel=0.05)
 
     def test_an_object_store_has_no_disk_to_measure(self, monkeypatch):
@@ -285,19 +284,9 @@ class TestRefusals:
         with pytest.raises(CacheError, match=r"has 4 patch tokens, and 5 are to be kept; say fewer with --tokens"):
             plan.run(dataclasses.replace(config, tokens=5))
 
-    def test_of_an_odd_probe(self):
+    def test_of_an_odd_trial(self):
         with pytest.raises(ConfigError, match="images 3 is out of bounds; choose 10 or more"):
             PlanConfig(("a",), images=3)
-
-
-def test_flags_are_fields_of_the_config_and_have_its_defaults():
-    fields = {field.name: field for field in dataclasses.fields(PlanConfig)}
-    flags = {parameter.name: parameter for parameter in cli.plan.params}
-    assert set(flags) - set(fields) == {"as_json", "yes"}
-    for name in flags.keys() & fields.keys():
-        if not flags[name].multiple:
-            said = flags[name].default
-            assert (said if isinstance(said, bool | int | float | str) else None) == fields[name].default, name
 
 
 def test_tables_and_sentences_fit_80_columns_and_say_what_matters(planned, capsys, monkeypatch):
@@ -343,7 +332,7 @@ class TestCommand:
         done = CliRunner().invoke(cli.main, [*arguments, "--yes"])
         assert done.exit_code == 0, done.output
         assert "start it now?" not in done.output
-        assert verify.run(verify.VerifyConfig(str(tmp_path / "cache"))).state == "whole"
+        assert verify.run(VerifyConfig(str(tmp_path / "cache"))).state == "whole"
 
     def test_json_is_for_programs_and_asks_nothing(self, arguments, monkeypatch, tmp_path, planned):
         monkeypatch.setattr(cli, "on_terminal", lambda: True)

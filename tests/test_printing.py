@@ -11,7 +11,8 @@ from rich.console import Console
 import cli
 from pipelines.command.printing import print_in_any_encoding, print_table, results
 from unic_cache.evaluate.knn import Interval
-from unic_cache.evaluate.report import Row, result_table
+from unic_cache.evaluate.report import result_table
+from unic_cache.views.csv_labels import Row
 
 WHOLE = Interval(1.0, 1.0, 1.0)
 NAME = "timm:vit_large_patch14_dinov2.lvd142m-with-registers@518"

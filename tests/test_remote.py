@@ -7,7 +7,7 @@ import pytest
 from pipelines import distill, evaluate, extract, inspect
 from tests.conftest import VIT, tree
 from tests.object_server import ObjectServer
-from unic_cache.config import DistillConfig, EvaluateConfig
+from unic_cache.config import DistillConfig, EvaluateConfig, InspectConfig
 from unic_cache.errors import ShardError
 from unic_cache.views.shards import describe, expand, scan
 
@@ -59,7 +59,7 @@ def test_both_stages_give_the_same_bytes_as_on_a_disk(server, settings, cache_fo
     assert here == there
     result = evaluate.run(EvaluateConfig(str(tmp_path / "0"), shards=tars, cache="s3://bucket/cache"))
     assert result.images == 82
-    report = inspect.run("s3://bucket/cache")
+    report = inspect.run(InspectConfig("s3://bucket/cache"))
     assert report["teachers"][VIT]["views"]["unic-32-0-001"]["done"] == 3
 
 

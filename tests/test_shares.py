@@ -63,8 +63,8 @@ def test_processes_that_all_do_everything_are_told(environment, size, rank):
     ("variables", "reason"),
     [
         ({"RANK": "4", "WORLD_SIZE": "4"}, "RANK is 4 .* WORLD_SIZE is 4"),
-        ({"RANK": "1"}, "RANK is 1 .* WORLD_SIZE is not there"),
-        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4 .* RANK is not there"),
+        ({"RANK": "1"}, "RANK is 1 .* WORLD_SIZE is not set"),
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4 .* RANK is not set"),
         ({"RANK": "-1", "WORLD_SIZE": "4"}, "RANK is '-1'"),
         (array(2, 4) | {"RANK": "0", "WORLD_SIZE": "2"}, "worker 3 of 4 .* and also 1 of 2"),
         (array(7, 4), "not evenly spaced"),
@@ -72,7 +72,7 @@ def test_processes_that_all_do_everything_are_told(environment, size, rank):
 )
 def test_a_share_that_is_unclear_is_refused(environment, variables, reason):
     environment(**variables)
-    with pytest.raises(ConfigError, match=f"{reason}.*say --worker-index and --num-workers"):
+    with pytest.raises(ConfigError, match=f"{reason}.*give --worker-index and --num-workers"):
         environment_share()
     done = CliRunner().invoke(cli.main, ["extract", "--teacher", "dino"])
     assert done.exit_code == 2
@@ -85,7 +85,7 @@ def test_one_flag_without_the_other_is_refused(environment, command, flag):
     environment(**array(2, 4))
     done = CliRunner().invoke(cli.main, [*command, flag])
     assert done.exit_code == 2
-    assert "say both, or neither" in done.output
+    assert "give both, or neither" in done.output
 
 
 @pytest.mark.parametrize("command", sorted(cli.main.commands))
@@ -93,7 +93,7 @@ def test_a_command_that_shares_nothing_says_so(environment, command):
     environment()
     assert unshared_lines(command) == []
     environment(RANK="1", WORLD_SIZE="2")
-    lines = [f"process 2 of 2: `{command}` is not shared out, and each does all of it"]
+    lines = [f"process 2 of 2: `{command}` does not split its work, so each does all of it"]
     assert unshared_lines(command) == ([] if command in {"extract", "recode", "distill"} else lines)
 
 
@@ -133,7 +133,7 @@ def test_variables_that_change_results_are_said(monkeypatch, capsys):
     monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
     monkeypatch.setenv("TIMM_FUSED_ATTN", "0")
     say_surroundings()
-    line = "set in the environment, and part of the result: ONEDNN_DEFAULT_FPMATH_MODE=BF16, TIMM_FUSED_ATTN=0"
+    line = "set in the environment, and affecting the results: ONEDNN_DEFAULT_FPMATH_MODE=BF16, TIMM_FUSED_ATTN=0"
     assert capsys.readouterr().err.splitlines() == [line]
 
 

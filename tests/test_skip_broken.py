@@ -15,7 +15,7 @@ from pipelines import distill, extract, provenance
 from tests.conftest import CNN, VIT
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import open_cache
-from unic_cache.config import DistillConfig, Views
+from unic_cache.config import DistillConfig, InspectConfig, Views
 from unic_cache.errors import BrokenError
 from unic_cache.stream.address import Address
 from unic_cache.stream.batches import Stream
@@ -225,7 +225,7 @@ class TestRuns:
 
 class TestProvenance:
     def test_of_a_cache_names_weights_source_licence_rules_and_versions(self, cache_folder, cache):
-        found = provenance.run(str(cache_folder))["teachers"][VIT]
+        found = provenance.run(InspectConfig(str(cache_folder)))["teachers"][VIT]
         assert found["weights_sha256"] == cache.teachers[VIT].spec["teacher"]["weights_sha256"]
         assert all(found[key] for key in ("licence", "published", "source", "weights_file_sha256"))
         assert found["preprocessing"]["input_size"] == 32
@@ -234,7 +234,9 @@ class TestProvenance:
 
     def test_of_a_student_names_the_licences_that_it_inherits(self, training, tmp_path):
         distill.run(training(steps=1))
-        by_folder, by_file = (provenance.run(str(tmp_path / "run" / name)) for name in ("", "encoder.safetensors"))
+        by_folder, by_file = (
+            provenance.run(InspectConfig(str(tmp_path / "run" / name))) for name in ("", "encoder.safetensors")
+        )
         assert {**by_folder, "encoder": ""} == {**by_file, "encoder": ""}
         (names,) = by_folder["inherits"].values()
         assert sorted(names) == sorted([VIT, CNN])

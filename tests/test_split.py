@@ -12,7 +12,7 @@ from pipelines.training.training_set import Snapshot
 from tests.conftest import make_shards, picture, png, tree, write_tar
 from tests.verify.damage import check
 from unic_cache.cache import open_cache
-from unic_cache.config import RecodeConfig
+from unic_cache.config import InspectConfig, RecodeConfig
 from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.stream.held_out import held_out, hold_out
 
@@ -78,7 +78,7 @@ def test_what_was_held_out_once_stays_out_and_is_said(train, shards, capsys):
 
 def test_inspect_shows_what_is_held_out(train):
     train(val_shards="000002")
-    assert inspect.run(str(train.cache))["held_out"] == ["000002"]
+    assert inspect.run(InspectConfig(str(train.cache)))["held_out"] == ["000002"]
 
 
 def test_a_cache_that_cannot_be_written_to_still_serves_and_says_that_it_forgets(train, monkeypatch, capsys):

@@ -14,10 +14,10 @@ import cli
 from pipelines import provenance
 from pipelines.command.flags import named_file, named_value
 from pipelines.extracting.teacher_weights import claimed, files_of, load_teachers, normalization, normalization_text
-from pipelines.planning.forecast import PAIRS
+from pipelines.planning.forecast import Way, command
 from tests.conftest import CNN, VIT
 from unic_cache.cache import open_cache
-from unic_cache.config import ExtractConfig
+from unic_cache.config import ExtractConfig, PlanConfig
 from unic_cache.errors import ConfigError
 from unic_cache.teachers.catalog import PUBLISHED, resolve
 
@@ -45,7 +45,7 @@ class TestWhoseFile:
         monkeypatch.chdir(tmp_path)
         for name in ("dino=w.pth", "w.pth"):
             (tmp_path / name).write_bytes(b"x")
-        with pytest.raises(click.UsageError, match=r"dino=w\.pth is a file, and so is w\.pth; say \./dino=w\.pth or"):
+        with pytest.raises(click.UsageError, match=r"both dino=w\.pth and w\.pth are files; write \./dino=w\.pth or"):
             named_file("dino=w.pth")
         assert named_file("./dino=w.pth") == ("", "./dino=w.pth")
         assert named_file("dino=./w.pth") == ("dino", "./w.pth")
@@ -192,4 +192,9 @@ class TestExtract:
 
 def test_every_flag_of_a_teacher_travels_from_plan_to_extract():
     fields = {field.name for field in dataclasses.fields(ExtractConfig) if str(field.type).startswith("tuple[tuple")}
-    assert fields == {"weights", *PAIRS}
+    assert fields == {"weights", "licence", "source", "normalize", "positions"}
+    config = PlanConfig(("a",), **{name: (("a", f"of-{name}"), ("", f"every-{name}")) for name in fields})
+    chosen = Way("f16", None, *[0.0] * 6, True, True, True, None, 0.0, 0.0)
+    with click.Context(cli.extract) as context:
+        cli.extract.parse_args(context, list(command(config, chosen)))
+    assert {name: context.params[name] for name in fields} == {name: getattr(config, name) for name in fields}

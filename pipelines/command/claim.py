@@ -1,7 +1,7 @@
-"""One run at a time in a folder: a lock that the kernel drops when its holder dies, and words for who comes second.
+"""One run at a time in a folder, by a lock that the kernel drops when its holder dies.
 
-The lock is flock(2) on OUT/.claim. It goes with the process, however that ends, so a killed run's successor finds it
-free, on another node too where the file system shares locks. The file says who holds it, and is removed at the end.
+The lock is flock(2) on OUT/.claim. It ends with the process, so the successor of a killed run finds it free, also on
+another node if the file system shares locks. The file says who holds it, and is removed at the end.
 """
 
 import contextlib
@@ -24,28 +24,28 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold the folder, made where there is none. ConfigError, and nothing changed, where another process holds it."""
+    """Hold the folder, made if missing. ConfigError, with nothing changed, if another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"{folder} is a file, or lies below one; choose a folder") from error
+        raise ConfigError(f"{folder} is a file, or is below one; choose a folder") from error
     path = folder / FILE
     descriptor = _locked(path)
     try:
         before = _holder(descriptor)
         if before.get("host", socket.gethostname()) != socket.gethostname():
-            say(f"{folder}: the run of {_named(before)} was not ended; its lock is gone, so this one goes on")
+            say(f"{folder}: the run of {_named(before)} did not end, but its lock is gone, so this one goes on")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(_self()).encode(), 0)
         yield
     finally:
-        with contextlib.suppress(OSError):  # a claim without its lock stands in nobody's way
+        with contextlib.suppress(OSError):  # a claim without its lock blocks nobody
             path.unlink()
         os.close(descriptor)
 
 
 def _locked(path: Path) -> int:
-    """The claim, open and locked; the one that stands under its name, since a run that ends removes its own."""
+    """Open and lock the claim; retry if a run that just ended removed the file before it was locked."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -56,14 +56,14 @@ def _locked(path: Path) -> int:
         except OSError as error:
             holder = _holder(descriptor)
             if error.errno in NO_LOCKS and not _alive(holder):
-                say(f"{path.parent}: this file system has no locks; see to it that no other run writes there")
+                say(f"{path.parent}: this file system has no locks; make sure that no other run writes there")
                 return descriptor
             os.close(descriptor)
             if error.errno not in {errno.EWOULDBLOCK, *NO_LOCKS}:
                 raise
             raise ConfigError(
-                f"{path.parent}: {_named(holder)} is writing there; let it end, stop it, or choose another folder "
-                f"(where that machine is gone and its lock stays: rm {path})"
+                f"{path.parent}: {_named(holder)} is writing there; wait for it, stop it, or choose another folder "
+                f"(if that machine is gone but its lock remains: rm {path})"
             ) from None
         os.close(descriptor)
 
@@ -74,7 +74,7 @@ def _self() -> dict[str, Any]:
 
 
 def _holder(descriptor: int) -> dict[str, Any]:
-    """What the claim says of who holds, or held, it; empty where that is not there (yet)."""
+    """Who holds, or held, the claim, as its file says; empty if it does not (yet)."""
     try:
         found = json.loads(os.pread(descriptor, 4096, 0))
     except ValueError:
@@ -83,7 +83,7 @@ def _holder(descriptor: int) -> dict[str, Any]:
 
 
 def _alive(holder: dict[str, Any]) -> bool:
-    """Whether a process of this machine that holds the claim is still there: all there is to go by without locks."""
+    """Whether the holder is a running process of this machine, which is all one can check without locks."""
     process = holder.get("process")
     if holder.get("host") != socket.gethostname() or not isinstance(process, int):
         return False

@@ -1,4 +1,4 @@
-"""The device that a stage runs on, by name."""
+"""The device that a stage runs on."""
 
 import os
 
@@ -8,9 +8,9 @@ from unic_cache.errors import ConfigError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is a CUDA device, else the CPU; otherwise torch's own names. ConfigError on what is not there.
+    """The device of torch's name, or for `auto` CUDA if available, else the CPU. ConfigError if it cannot be used.
 
-    Of several CUDA devices a process that torchrun has started takes the one of its LOCAL_RANK, for `cuda` as well.
+    A process started by torchrun takes the CUDA device of its LOCAL_RANK, for `auto` and `cuda`.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,7 +26,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def device_words(device: torch.device) -> str:
-    """A device for people: its name, or the threads of the CPU."""
+    """A device in words: the GPU's name, or the CPU's number of threads."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     count = torch.get_num_threads()

@@ -1,14 +1,14 @@
-"""What went wrong, as one line and an exit code: settings, data, disks, memory, limits, signals.
+"""Failures as one line and an exit code.
 
-| what | exit code |
+| cause | exit code |
 |---|---|
 | a setting (ConfigError) | 2 |
 | data, a disk, a limit of the machine | 1 |
 | a signal | 130 |
-| nobody reads what is printed (`| head`) | 1, in silence |
+| a closed pipe (`| head`) | 1, silently |
 
-The error's notes (`add_note`) say what is safe and how to go on; without any, it is what every stage can say. What is
-none of these is a mistake of ours and keeps its traceback.
+An error's notes (`add_note`) say what is safe and how to go on; KEPT is the default. Any other error is a bug of ours
+and keeps its traceback.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from unic_cache.errors import ConfigError, UnicCacheError
 STOPPED = 130
 ADVICE_HERE = "{advice}"  # in a note
 KEPT = f"All that was committed is kept; {ADVICE_HERE} and run the same command again"
-# what to do about each errno that a disk or a limit answers with
+# the remedy for each errno of a disk or a limit
 ADVICE = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some of your quota there",
@@ -39,26 +39,26 @@ ADVICE = {
     errno.EMFILE: "raise the limit (`ulimit -n 4096`), or lower --threads,",
     errno.ENFILE: "let other programs close files",
     errno.EFBIG: "raise the limit (`ulimit -f`), or choose a file system for larger files,",
-    errno.ENOTDIR: "choose a folder: there is a file where one is needed,",
-    errno.EEXIST: "choose another name: this one is taken,",
-    errno.EISDIR: "choose a file: there is a folder where one is needed,",
+    errno.ENOTDIR: "choose a folder (this is a file)",
+    errno.EEXIST: "choose another name (this one is taken)",
+    errno.EISDIR: "choose a file (this is a folder)",
     errno.ENOENT: "check the path",
-    errno.ELOOP: "mend the links, which lead round in a circle,",
+    errno.ELOOP: "fix the links, which form a circle,",
     errno.ENOMEM: "free some memory",
-    errno.EAGAIN: "lower --threads, or raise the limit of processes (`ulimit -u`),",
+    errno.EAGAIN: "lower --threads, or raise the process limit (`ulimit -u`),",
 }
-OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how libraries in Rust end the message
+OS_ERROR = re.compile(r"\(os error (\d+)\)")  # the end of a message from a Rust library
 MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory", re.IGNORECASE)
 
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """What a user, a file or a machine did becomes one line and an exit code."""
+    """Turn an error that is no bug of ours into one line and an exit code."""
     threading.excepthook = _thread_failed
     try:
         yield
     except BrokenPipeError:
-        raise  # click ends in silence
+        raise  # click ends silently
     except KeyboardInterrupt as error:
         note = f": {error}" if str(error) else "; run the same command again to go on"
         click.echo(f"stopped{note}", err=True)
@@ -71,9 +71,9 @@ def clear_errors() -> Iterator[None]:
 
 
 def explain(error: BaseException) -> str | None:
-    """The line that tells of an error; None where it is a mistake of ours."""
+    """The line for an error; None if it is a bug of ours."""
     if isinstance(error, UnicCacheError):
-        return one_line(". ".join([str(error).rstrip("."), *_notes(error, "mend that")]))
+        return one_line(". ".join([str(error).rstrip("."), *_notes(error, "fix that")]))
     cause: BaseException | None = error
     while cause is not None:
         found = _happened(cause)
@@ -86,18 +86,18 @@ def explain(error: BaseException) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """What happened, for an error that does not end the command."""
+    """One line for an error that does not end the command."""
     found = _happened(error)
     return one_line(f"{type(error).__name__}: {error}" if found is None else found[0])
 
 
 def one_line(text: str) -> str:
-    """Libraries break their messages into lines."""
+    """The text without the line breaks that libraries put into messages."""
     return " ".join(text.split())
 
 
 def _happened(error: BaseException) -> tuple[str, str] | None:
-    """(what happened, what to do about it before the same command is run again)."""
+    """(what happened, what to do before running the same command again); None if unknown."""
     text = str(error)
     told = OS_ERROR.search(text)
     if isinstance(error, OSError):
@@ -106,16 +106,16 @@ def _happened(error: BaseException) -> tuple[str, str] | None:
     if told is not None:
         return f"{os.strerror(int(told[1]))} ({type(error).__name__})", _advice(int(told[1]))
     if type(error).__name__ == "OutOfMemoryError":
-        return f"the GPU's memory is full ({text.partition('. ')[0]})", "lower --batch-size"
+        return f"GPU memory is full ({text.partition('. ')[0]})", "lower --batch-size"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(text)):
-        return "the machine's memory is full", "lower --batch-size or --threads"
+        return "memory is full", "lower --batch-size or --threads"
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         return "no more threads can be started", ADVICE[errno.EAGAIN]
     return None
 
 
 def _advice(number: int | None) -> str:
-    return ADVICE.get(number or 0, "mend this")
+    return ADVICE.get(number or 0, "fix this")
 
 
 def _path(name: object) -> str:
@@ -127,6 +127,6 @@ def _notes(error: BaseException, advice: str) -> list[str]:
 
 
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:
-    """A library's thread that a disk stopped says so when it is asked for the next time: no traceback before."""
+    """Print no traceback for a thread that a disk error ended: whoever waits for it gets the error."""
     if not isinstance(failed.exc_value, OSError):
         threading.__excepthook__(failed)

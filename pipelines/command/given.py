@@ -1,4 +1,4 @@
-"""The tars that a stage is given: every stage finds them here, and says here what of them is left out."""
+"""The tars that a stage is given, and what of them is left out."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ from unic_cache.views.shards import describe_filled, expand
 def given_shards(
     pattern: str | None, views_are_kept: bool, strict: bool = False, flag: str = ""
 ) -> tuple[Sequence[str], Sequence[ShardEntry]]:
-    """The tars to work on: those of the pattern, else shards/*.tar, else none where the cache keeps the views.
+    """(paths, index entries) of the pattern's tars, by default shards/*.tar, or none if the cache keeps the views.
 
-    One line on stderr says what is left out of them, and which tars are empty. EmptyShardError where all are;
-    ShardError, if `strict`, where a sample has no image. Where no tar is found the error begins with `flag`.
+    A line on stderr says what is left out of them, and which tars are empty. EmptyShardError if all are; ShardError if
+    no tar is found, beginning with `flag`, or, if `strict`, a sample has no image.
     """
     try:
         paths = expand(DEFAULT_SHARDS if pattern is None else pattern)
@@ -29,19 +29,19 @@ def given_shards(
     if strict:
         for path, one in left_out:
             if one.reason == NO_IMAGE:
-                raise ShardError(f"{path}: {listed([one])}; mend the tar, or leave --strict out")
+                raise ShardError(f"{path}: {listed([one])}; repair the tar, or leave --strict out")
     if left_out:
         tars = len({path for path, _ in left_out})
         say(f"left out of {tars} tar{'s' * (tars > 1)}: {listed(one for _, one in left_out)}")
     if found and empty:
-        say(f"left out, as no image is in them: {', '.join(shown(error.path) for error in empty)}")
+        say(f"left out, as they hold no image: {', '.join(shown(error.path) for error in empty)}")
     if not found:
         raise _all_empty(empty)
     return tuple(path for path, _ in found), tuple(entry for _, entry in found)
 
 
 def _all_empty(errors: Sequence[EmptyShardError]) -> ShardError:
-    """The error of a set without one image: an EmptyShardError only where the tars are empty throughout."""
+    """The error for a set without images: EmptyShardError only if no tar has any member."""
     for error in errors:
         if error.members:
             return (

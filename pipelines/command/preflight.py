@@ -1,7 +1,7 @@
-"""What can be told before torch is imported: names, paths and folders that a command could not work with anyway.
+"""Checks before torch is imported, of names, paths and folders without which a command could not work anyway.
 
-Importing torch and timm takes seconds, so a typing error is told first. Each check is the stage's own or agrees with
-it; what lies behind a URL is left to the stage.
+Importing torch and timm takes seconds; a typing error should not. Each check is the stage's own or agrees with it, and
+what is behind a URL is left to the stage.
 """
 
 import json
@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.command.run_folder import check_run
-from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, RecodeConfig, ShardConfig
+from unic_cache.config import (
+    DistillConfig,
+    EvaluateConfig,
+    ExtractConfig,
+    InspectConfig,
+    PlanConfig,
+    RecodeConfig,
+    RepairConfig,
+    ShardConfig,
+    VerifyConfig,
+)
 from unic_cache.errors import ConfigError, TeacherError
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.paths import SCHEME
 from unic_cache.files.schemes import open_location
 from unic_cache.store.layout import teacher_folder
 from unic_cache.teachers.catalog import no_weights, resolve
-from unic_cache.unsaved import InspectConfig, RepairConfig, VerifyConfig
 from unic_cache.views.index import no_cache, no_teacher, segment_names
 from unic_cache.views.shards import expand
 from unic_cache.weights.timm_names import close_names
@@ -26,25 +35,25 @@ DEFAULT_SHARDS = "shards/*.tar"
 
 
 def look(config: Any) -> None:
-    """An UnicCacheError where a command cannot work as it was given."""
-    CHECKS[type(config).__name__](config)
+    """UnicCacheError if a command cannot work with its config."""
+    CHECKS[type(config)](config)
 
 
 def check_shard(config: ShardConfig) -> None:
-    """ConfigError where there are no images to pack."""
+    """ConfigError unless the images exist."""
     path = Path(config.images)
     if not path.exists():
         raise ConfigError(f"no folder or .csv at {config.images}; check the path")
 
 
 def check_extract(config: ExtractConfig) -> None:
-    """Teachers' names, weights, tars, and a cache that can be a folder."""
+    """Check the teachers' names and weights, and the tars."""
     check_teachers(config.teachers, dict(config.weights))
     check_tars(config.shards, config.cache)
 
 
 def check_distill(config: DistillConfig) -> None:
-    """The run's folder, the student's name and first weights, and what there is to train on."""
+    """Check the run's folder, the student's name and initial weights, and the data to train on."""
     check_run(config, Path(config.out))
     close = close_names(config.student)
     if close is not None:
@@ -60,7 +69,7 @@ def check_distill(config: DistillConfig) -> None:
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
-    """The encoder, the labelled tars and the cache."""
+    """Check the encoder, the labelled tars and the cache."""
     if not Path(config.encoder).exists():
         raise ConfigError(
             f"{config.encoder}: there is no such file or folder; `unic-cache distill --out DIR` makes an encoder"
@@ -71,30 +80,15 @@ def check_evaluate(config: EvaluateConfig) -> None:
         check_cache(config.cache, config.teachers)
 
 
-def check_recode(config: RecodeConfig) -> None:
-    """The source."""
-    check_cache(config.source, config.teachers)
-
-
 def check_verify(config: VerifyConfig) -> None:
-    """The folder, the tars and the weights."""
+    """Check the cache's folder, the tars and the weights."""
     check_folder(config.cache)
     check_tars(config.shards)
     check_files(file for _, file in config.weights)
 
 
-def check_inspect(config: InspectConfig) -> None:
-    """That there is something; a cache or a run."""
-    check_folder(config.cache)
-
-
-def check_repair(config: RepairConfig) -> None:
-    """The folder."""
-    check_folder(config.cache)
-
-
 def check_teachers(names: Iterable[str], weights: Mapping[str, str]) -> None:
-    """TeacherError where a teacher is unknown or a weights file is not there."""
+    """TeacherError if a teacher is unknown or a weights file is missing."""
     for name in names:
         if not name.startswith("timm:"):
             spec = resolve(name)
@@ -111,16 +105,16 @@ def check_teachers(names: Iterable[str], weights: Mapping[str, str]) -> None:
 
 
 def check_files(files: Iterable[str]) -> None:
-    """TeacherError where a weights file is not there."""
+    """TeacherError if a weights file is missing."""
     missing = next((file for file in files if not Path(file).is_file()), None)
     if missing is not None:
         raise TeacherError(f"weights file {missing}: there is no such file")
 
 
 def check_tars(pattern: str | None, cache: str | None = None) -> None:
-    """ShardError where a pattern of local tars names none, or one that is not there.
+    """ShardError if a pattern of local tars matches none, or names one that does not exist.
 
-    Without a pattern shards/*.tar stands for it, unless the cache keeps the views, or lies where only the stage looks.
+    The default pattern is shards/*.tar, unless the cache keeps the views or is not local.
     """
     if pattern is None and cache is not None and is_here(cache):
         pattern = None if Path(cache.removeprefix("file://"), "views").is_dir() else DEFAULT_SHARDS
@@ -129,7 +123,7 @@ def check_tars(pattern: str | None, cache: str | None = None) -> None:
 
 
 def check_cache(path: str, teachers: Iterable[str] = ()) -> None:
-    """CacheError where there is no cache in a local folder, or it has not begun with a teacher that is named."""
+    """CacheError if a local folder holds no cache, or the cache lacks one of the teachers."""
     location = open_location(path)
     if not isinstance(location, LocalFolder):
         return
@@ -142,24 +136,24 @@ def check_cache(path: str, teachers: Iterable[str] = ()) -> None:
 
 
 def check_folder(path: str) -> None:
-    """CacheError where there is nothing; of what is there the stage itself says what is wrong."""
+    """CacheError if nothing is there; what is wrong with its content is for the stage to say."""
     if is_here(path) and not Path(path.removeprefix("file://")).exists():
         raise no_cache(path)
 
 
 def is_here(path: str) -> bool:
-    """Whether a path is a local one."""
+    """Whether a path is local."""
     return path.startswith("file://") or not SCHEME.match(path)
 
 
-CHECKS: dict[str, Callable[[Any], None]] = {
-    "ShardConfig": check_shard,
-    "ExtractConfig": check_extract,
-    "PlanConfig": check_extract,
-    "DistillConfig": check_distill,
-    "EvaluateConfig": check_evaluate,
-    "RecodeConfig": check_recode,
-    "VerifyConfig": check_verify,
-    "InspectConfig": check_inspect,
-    "RepairConfig": check_repair,
+CHECKS: dict[type, Callable[[Any], None]] = {
+    ShardConfig: check_shard,
+    ExtractConfig: check_extract,
+    PlanConfig: check_extract,
+    DistillConfig: check_distill,
+    EvaluateConfig: check_evaluate,
+    RecodeConfig: lambda config: check_cache(config.source, config.teachers),
+    VerifyConfig: check_verify,
+    InspectConfig: lambda config: check_folder(config.cache),
+    RepairConfig: lambda config: check_folder(config.cache),
 }

@@ -1,6 +1,6 @@
-"""What a person reads: whole in a pipe or a job's log, and in any encoding.
+"""Output for people: complete in a pipe or a job's log, and in any encoding.
 
-Results go to stdout by `results`, remarks to stderr by `progress.console`.
+Results go to stdout by `results`, remarks to stderr by `progress.say`.
 """
 
 import codecs
@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Column, Table
 
-WIDE = 10_000  # columns, where no terminal has an edge
-LEAST_NAME = 12  # columns that a name keeps on a narrow terminal
+WIDE = 10_000  # columns, without a terminal
+LEAST_NAME = 12  # columns left for a name on a narrow terminal
 PLAIN = {
     "─": "-",
     "━": "-",
@@ -27,7 +27,7 @@ ERRORS = "unic-cache-plain"
 
 
 def results() -> Console:
-    """The console of results. Without a terminal it has no edge, whatever COLUMNS says."""
+    """The console for results, unlimited in width without a terminal, whatever COLUMNS says."""
     console = Console(highlight=False, markup=False)
     if not sys.stdout.isatty():
         console.width = WIDE
@@ -35,7 +35,7 @@ def results() -> Console:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """On a narrow terminal names (columns that may wrap) give way, numbers never do."""
+    """Print a table; on a narrow terminal names (columns that may wrap) are folded, numbers never."""
     whole = Measurement.get(console, console.options.update(width=WIDE), table).maximum
     spare = sum(max(_width(column) - LEAST_NAME, 0) for column in table.columns if not column.no_wrap)
     before, console.width = console.width, max(console.width, whole - spare)
@@ -48,7 +48,7 @@ def _width(column: Column) -> int:
 
 
 def print_in_any_encoding() -> None:
-    """What the encoding of stdout or stderr lacks is printed in ASCII; bytes of a name that are no text, as \\xff."""
+    """Print in ASCII what the encoding of stdout or stderr lacks, and undecodable bytes of names as \\xff."""
     codecs.register_error(ERRORS, _plainly)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)

@@ -1,4 +1,4 @@
-"""What a person or a log is told meanwhile, on stderr: what begins, then how far it is, how fast, and how long yet."""
+"""Progress on stderr: what begins, then how much is done, how fast, and how long it will take."""
 
 import threading
 import time
@@ -12,32 +12,32 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-FIRST_LINE = 5.0  # seconds until a log has one, though nothing be done yet
-LOG_EVERY = 30.0  # seconds between two lines where stderr is no terminal
+FIRST_LINE = 5.0  # seconds until a log gets a line, even if nothing is done yet
+LOG_EVERY = 30.0  # seconds between lines if stderr is not a terminal
 
 console = Console(stderr=True, soft_wrap=True)
-_under_way = threading.Event()  # the command has said what it does
+_under_way = threading.Event()  # set once the command has said what it does
 
 
 def say(text: str) -> None:
-    """One line on stderr, as it is."""
+    """Print one line on stderr, without markup or wrapping."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def begins(command: str, *facts: str) -> None:
-    """The line before the first step: what the command is about to do, and with what."""
+    """Say what the command is about to do, and with what."""
     _under_way.set()
     say(f"{command}: {', '.join(fact for fact in facts if fact)}")
 
 
 def on_terminal() -> bool:
-    """Whether stderr is a terminal to draw on; FORCE_COLOR makes none of a file."""
+    """Whether stderr is a terminal to draw on, whatever FORCE_COLOR says."""
     return console.is_terminal and console.file.isatty()
 
 
 @contextmanager
 def starting(command: str) -> Iterator[None]:
-    """Until `begins` or a `Progress`, say now and then that libraries, weights or the cache are being loaded."""
+    """Say every now and then that the command is still loading, until `begins` or a `Progress`."""
 
     def watch() -> None:
         with suppress(OSError, ValueError):  # stderr is closed
@@ -58,7 +58,7 @@ def starting(command: str) -> Iterator[None]:
 
 
 class Progress:
-    """A bar on a terminal's stderr; elsewhere, as under a batch system, a line soon and then every half minute."""
+    """A bar on a terminal; elsewhere, as in a batch job, a line after 5 s and then every half minute."""
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
         self.label = label
@@ -87,7 +87,7 @@ class Progress:
         self._watcher = threading.Thread(target=self._keep_watching, name="progress", daemon=True)
 
     def advance(self, count: int) -> None:
-        """`count` more units are done."""
+        """Count `count` more units as done."""
         self._done += count
         self._bar.advance(self._task, count)
         speed = self._bar.tasks[0].speed
@@ -96,16 +96,16 @@ class Progress:
         self._tell_after(LOG_EVERY)
 
     def note(self, text: str) -> None:
-        """Say something at the end of the line."""
+        """Set the text at the end of the line."""
         self._note = text
         self._bar.update(self._task, note=text)
 
     def watch(self) -> None:
-        """Tell a log how far it is though nothing was done: the first line comes early, and a batch may take long."""
+        """Print a due line although nothing was done: a batch may take long, and the first line comes early."""
         self._tell_after(FIRST_LINE if self._silent else LOG_EVERY)
 
     def _tell_after(self, seconds: float) -> None:
-        """A line, unless the last one is younger than that."""
+        """Print a line, unless the last one is younger than `seconds`."""
         with self._telling:
             if self._logs and time.monotonic() - self._told >= seconds:
                 self._tell()

@@ -1,4 +1,4 @@
-"""A run's folder by its files, without torch: whether a new run may begin there, or which one can go on."""
+"""A run's folder, checked without torch: whether a run may begin there, or resume."""
 
 import json
 from pathlib import Path
@@ -14,14 +14,14 @@ FREE_ON_RESUME = frozenset(
 
 
 def check_run(config: DistillConfig, out: Path) -> bool:
-    """Whether there is a run to go on with in OUT. ConfigError where OUT's run and --resume disagree."""
+    """Whether OUT holds a run to resume. ConfigError if that and --resume, or the settings, disagree."""
     if not (out / CHECKPOINT).exists():
         if config.resume and not (out / CONFIG).exists():
-            raise ConfigError(f"{out}: there is no run to resume here; leave --resume out to begin one")
+            raise ConfigError(f"{out}: there is no run to resume here; leave out --resume to begin one")
         refuse_others(out)
         return False
     if not config.resume:
-        raise ConfigError(f"{out} holds a run already; go on with --resume, or choose another --out")
+        raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
     before = read_settings(out)
     now = json.loads(json.dumps(config.to_json()))
     known = {**json.loads(json.dumps(DistillConfig().to_json())), **before}  # an older run lacks newer settings
@@ -32,34 +32,34 @@ def check_run(config: DistillConfig, out: Path) -> bool:
     different = [key for key in now if key not in FREE_ON_RESUME and now[key] != known.get(key)]
     if different:
         key = different[0]
-        raise ConfigError(f"{out}: began with {key} {before.get(key)!r}, not {now[key]!r}; keep it to resume")
+        raise ConfigError(f"{out}: the run began with {key} {before.get(key)!r}, not {now[key]!r}; keep it to resume")
     return True
 
 
 def read_settings(out: Path) -> dict[str, Any]:
-    """OUT/config.json as a run wrote it. ConfigError where it is missing, broken, or another program's."""
+    """OUT/config.json. ConfigError if it is missing, broken, or not of a run of `distill`."""
     try:
         settings = json.loads((out / CONFIG).read_text())
     except (FileNotFoundError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{out / CONFIG}: cannot be resumed from ({error}); put it back") from error
+        raise ConfigError(f"{out / CONFIG}: cannot be resumed from ({error}); restore it") from error
     if not isinstance(settings, dict) or settings.get("stage") != DistillConfig.stage:
         raise ConfigError(f"{out / CONFIG} is not of a run of `unic-cache distill`; choose another --out")
     return settings
 
 
 def refuse_others(out: Path) -> None:
-    """ConfigError where a new run in OUT would overwrite what no unfinished run of this program has left there."""
+    """ConfigError if a new run in OUT would overwrite anything but an unfinished run's files."""
     if (out / CONFIG).exists():
         read_settings(out)
     if (out / ENCODER).exists():
         raise ConfigError(
-            f"{out} holds {ENCODER} and no checkpoint: a new run would overwrite it; choose another --out, or "
+            f"{out} holds {ENCODER} but no checkpoint: a new run would overwrite it; choose another --out, or "
             "move it away"
         )
 
 
 def _recipe(out: Path) -> str | None:
-    """The recipe of the run's views; None where its snapshot does not say, whose reader tells what is wrong."""
+    """The recipe of the run's views; None if its snapshot does not say: loading it will tell what is wrong."""
     try:
         recipe = json.loads((out / SNAPSHOT).read_text())["recipe"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

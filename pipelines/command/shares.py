@@ -1,6 +1,6 @@
-"""Which share of the work is this process's, by SLURM's arrays or torchrun's ranks, and how that is said.
+"""This process's share of the work, from a SLURM array or torchrun's ranks, without torch.
 
-Nothing here imports torch. A share is never taken without a word, and one that cannot be told is refused.
+A share taken from the environment is always printed, and an unclear one is refused.
 """
 
 import os
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from unic_cache.errors import ConfigError
 
-REMEDY = "say --worker-index and --num-workers"
-SHARING = {"extract", "recode", "distill"}  # commands that take a share, or train together
-SIZES = {  # launchers that share nothing out by themselves: how many processes, and which one
+REMEDY = "give --worker-index and --num-workers"
+SHARING = {"extract", "recode", "distill"}  # commands that split the work or train together
+SIZES = {  # launchers whose processes would all do everything: variables of size and rank
     "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
     "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     "MPI": ("PMI_SIZE", "PMI_RANK"),
@@ -19,7 +19,7 @@ SIZES = {  # launchers that share nothing out by themselves: how many processes,
 
 @dataclass(frozen=True)
 class Share:
-    """Worker `index` of `count`; `origin` says who says so."""
+    """Worker `index` of `count`, by `origin`."""
 
     index: int = 0
     count: int = 1
@@ -27,7 +27,7 @@ class Share:
 
 
 def environment_share() -> Share:
-    """The share of a SLURM array's task or of a torchrun process, else all. ConfigError where it is unclear."""
+    """The share of a SLURM array task or torchrun process, by default everything. ConfigError if unclear."""
     array, ranks = array_share(), rank_share()
     if array.count > 1 and ranks.count > 1:
         raise ConfigError(
@@ -38,7 +38,7 @@ def environment_share() -> Share:
 
 
 def array_share() -> Share:
-    """The place of a SLURM array's task among the array's tasks."""
+    """The share of a SLURM array task. ConfigError if the task numbers are not evenly spaced."""
     if "SLURM_ARRAY_TASK_ID" not in os.environ:
         return Share()
     place = _number("SLURM_ARRAY_TASK_ID", "0") - _number("SLURM_ARRAY_TASK_MIN", "0")
@@ -50,20 +50,20 @@ def array_share() -> Share:
 
 
 def rank_share() -> Share:
-    """The rank of a process that torchrun, or another launcher with its variables, has started."""
+    """The share of a process started by torchrun, or by a launcher with its variables. ConfigError if unclear."""
     index, count = _number("RANK", "0"), _number("WORLD_SIZE", "1")
     if count > 1 and "RANK" not in os.environ:
-        raise ConfigError(f"WORLD_SIZE is {count} in the environment, but RANK is not there; unset it, or {REMEDY}")
+        raise ConfigError(f"WORLD_SIZE is {count} in the environment, but RANK is not set; unset it, or {REMEDY}")
     if not index < count:
         raise ConfigError(
-            f"RANK is {index} in the environment, but WORLD_SIZE is {os.environ.get('WORLD_SIZE', 'not there')}; "
+            f"RANK is {index} in the environment, but WORLD_SIZE is {os.environ.get('WORLD_SIZE', 'not set')}; "
             f"unset both, or {REMEDY}"
         )
     return Share(index, count, "RANK and WORLD_SIZE")
 
 
 def share_lines(index: int, count: int, mine: int, units: int) -> list[str]:
-    """What to say of this process's share of the units; nothing where it does all of them, alone."""
+    """Lines about this process's share, `mine` of `units` units; none if it does all of them, alone."""
     if count > 1:
         try:
             found = environment_share()
@@ -74,21 +74,21 @@ def share_lines(index: int, count: int, mine: int, units: int) -> list[str]:
     for launcher, (size, rank) in SIZES.items():
         if os.environ.get(size, "1") not in {"0", "1"} and rank in os.environ:
             return [
-                f"{launcher} has started {os.environ[size]} processes, and this one does all {units:,} units; to share "
-                f"them, say --worker-index ${rank} --num-workers ${size}"
+                f"{launcher} started {os.environ[size]} processes, and this one does all {units:,} units; to share "
+                f"them, give --worker-index ${rank} --num-workers ${size}"
             ]
     return []
 
 
 def unshared_lines(command: str) -> list[str]:
-    """What to say where torchrun has started several processes of a command that shares nothing out."""
+    """Lines to print if torchrun started several processes of a command that does not split its work."""
     try:
         found = rank_share()
     except ConfigError:
         return []
     if command in SHARING or found.count == 1:
         return []
-    return [f"process {found.index + 1} of {found.count}: `{command}` is not shared out, and each does all of it"]
+    return [f"process {found.index + 1} of {found.count}: `{command}` does not split its work, so each does all of it"]
 
 
 def _number(name: str, default: str) -> int:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, as a request that is honoured at the next safe moment."""
+"""Ctrl-C and SIGTERM as a request to stop at the next safe moment."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""Variables of other tools that change what models answer, or where weights come from: said where they are set."""
+"""Variables of other tools that change features, or where weights come from: printed if set."""
 
 import os
 
@@ -9,7 +9,7 @@ RESULTS = (
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",  # TF32 in torch's matrix products
     "ONEDNN_DEFAULT_FPMATH_MODE",  # bfloat16 or TF32 inside float32 operations on CPUs
     "DNNL_DEFAULT_FPMATH_MODE",  # its older name
-    "ONEDNN_MAX_CPU_ISA",  # instruction sets, from here on: the last bits
+    "ONEDNN_MAX_CPU_ISA",  # instruction sets, from here on: these change the last bits
     "DNNL_MAX_CPU_ISA",
     "ATEN_CPU_CAPABILITY",
     "MKL_CBWR",
@@ -20,7 +20,7 @@ RESULTS = (
 
 
 def say_surroundings() -> None:
-    """One line with all that are set; nothing where none is."""
+    """Print one line with all that are set."""
     found = [f"{name}={os.environ[name]}" for name in RESULTS if os.environ.get(name)]
     if found:
-        say(f"set in the environment, and part of the result: {', '.join(found)}")
+        say(f"set in the environment, and affecting the results: {', '.join(found)}")

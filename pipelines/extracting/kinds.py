@@ -6,9 +6,8 @@ from typing import Any, TypeVar
 
 from pipelines.command.progress import say
 from unic_cache.cache import Cache
-from unic_cache.config import CENTER, ExtractConfig, Views
+from unic_cache.config import CENTER, FITTED, ExtractConfig, Views
 from unic_cache.errors import ConfigError
-from unic_cache.store.codecs.codec import FITTED
 
 Config = TypeVar("Config", bound=ExtractConfig)
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Self
 
-from unic_cache.bounds import check_choice
 from unic_cache.config import DTYPES, ExtractConfig, Views
+from unic_cache.config.bounds import check_choice
 
 Pairs = tuple[tuple[str, str], ...]  # (teacher, value); teacher "" means the only teacher, or all of them
 

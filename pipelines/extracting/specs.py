@@ -7,17 +7,15 @@ from typing import Any
 import torch
 
 from pipelines.extracting.options import OpeningOptions
-from unic_cache.config import PIXEL_CODECS
+from unic_cache.config import FITTED, PIXEL_CODECS
 from unic_cache.errors import ConfigError
 from unic_cache.store.calibrate import DEFAULT_QUALITY
-from unic_cache.store.codecs.codec import FITTED
 from unic_cache.store.layout import FORMAT
 from unic_cache.store.member import Member
 from unic_cache.teachers.model import Teacher
 from unic_cache.tokens import kinds_to_json
 from unic_cache.views.augment import AUGMENT_VERSION
 
-DEFAULT_CODEC = "klt"
 PROVENANCE = ("about", "source", "published", "licence", "weights_file_sha256")
 VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr")
 
@@ -33,7 +31,7 @@ def teacher_spec(
     dims = kinds_to_json(teacher.spec.kinds)
     spec = {key: value for key, value in teacher.spec.to_json().items() if key not in dims}
     stands = {} if before is None else before.spec
-    codec = options.codec or stands.get("codec", DEFAULT_CODEC)
+    codec = options.codec or stands.get("codec", FITTED)
     if options.quality is not None and codec != FITTED:
         raise ConfigError(
             f"quality is a setting of codec {FITTED}, but {options.cache} keeps {spec['name']} as {codec}; leave "

@@ -1,1 +1,1 @@
-"""What `shard` does with an unfinished folder."""
+"""What `shard` does with a folder that it did not finish."""

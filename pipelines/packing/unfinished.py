@@ -1,4 +1,4 @@
-"""A `shard` that was stopped: OUT is claimed while it runs, and what it left there is cleared by the same command."""
+"""OUT of `shard`: claimed while it runs, and cleared by the same command after it was stopped."""
 
 import contextlib
 import json
@@ -14,12 +14,12 @@ from unic_cache.views.classes import FILE, Names, read_classes
 from unic_cache.views.left_out import shown
 from unic_cache.views.shards import UNFINISHED
 
-HELD = "val-"  # before the number of a held-out tar: a plain one has its number there
-_GIVEN = "classes_given"  # in the file of settings: whether OUT held a classes.json before
+HELD = "val-"  # before the number in a held-out tar's name
+_GIVEN = "classes_given"  # in the settings file: whether OUT had a classes.json before
 
 
 def given_classes(out: Path, config: ShardConfig) -> Names | None:
-    """The classes that OUT numbers already, by a classes.json that this command has not written itself."""
+    """The classes numbered by a classes.json in OUT that this command did not write; None without one."""
     path = out / FILE
     if not path.is_file() or not _unfinished(out, config).get(_GIVEN, True):
         return None
@@ -31,10 +31,10 @@ def given_classes(out: Path, config: ShardConfig) -> Names | None:
 
 @contextlib.contextmanager
 def packing(out: Path, config: ShardConfig, given: bool) -> Iterator[None]:
-    """OUT for this run alone, free of what the same command left when it was stopped; `given`: its classes.json stays.
+    """Hold OUT for this run alone, cleared of what the same command left when stopped; if `given`, classes.json stays.
 
-    While it is packed, and after a run that was stopped, no stage takes its tars for data. ConfigError where OUT holds
-    other tars, or where another run packs into it now.
+    Until the run ends well, no stage takes the tars for data. ConfigError if OUT holds other tars, or another run is
+    packing into it.
     """
     _refuse_occupied(out, config)
     with claimed(out):
@@ -52,7 +52,7 @@ def packing(out: Path, config: ShardConfig, given: bool) -> Iterator[None]:
 
 
 def _refuse_occupied(out: Path, config: ShardConfig) -> None:
-    """ConfigError unless OUT is free, or holds what the same command left when it was stopped."""
+    """ConfigError unless OUT is free, or holds what the same command left when stopped."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; choose a folder for the shards")
     if _unfinished(out, config):
@@ -61,9 +61,7 @@ def _refuse_occupied(out: Path, config: ShardConfig) -> None:
     held = [name for name in names if name == "index.json" or (name.endswith(".tar") and not name.startswith("."))]
     others = [name for name in ("index", "checkpoint.safetensors", "config.json") if name in names]
     if others and not held:
-        raise ConfigError(
-            f"{shown(str(out))} holds {others[0]}: it is a cache's folder, or a run's; choose a folder of its own"
-        )
+        raise ConfigError(f"{shown(str(out))} holds {others[0]}: it is a cache's folder, or a run's; choose another")
     if held:
         stopped = ". A `shard` with other settings was stopped there" if UNFINISHED in names else ""
         raise ConfigError(
@@ -72,7 +70,7 @@ def _refuse_occupied(out: Path, config: ShardConfig) -> None:
 
 
 def _unfinished(out: Path, config: ShardConfig) -> dict[str, Any]:
-    """The settings of a run with the same config that was stopped in OUT; empty where there was none."""
+    """The settings of a run with the same config that was stopped in OUT; empty without one."""
     try:
         found = dict(json.loads((out / UNFINISHED).read_text()))
         config_fields = {name: value for name, value in found.items() if name != _GIVEN}
@@ -82,7 +80,7 @@ def _unfinished(out: Path, config: ShardConfig) -> dict[str, Any]:
 
 
 def _clear(out: Path, config: ShardConfig, given: bool, began: bool) -> None:
-    """Remove what the same command left: its tars and lists if it `began`, and what it had not finished writing."""
+    """Remove what the same command left: tars and lists if it `began`, and half-written files."""
     for path in sorted(out.iterdir()):
         name = path.name
         own = _own(config, name) or name == "index.json" or (name == FILE and not given)
@@ -92,6 +90,6 @@ def _clear(out: Path, config: ShardConfig, given: bool, began: bool) -> None:
 
 
 def _own(config: ShardConfig, name: str) -> bool:
-    """Whether the command packs a tar of this name."""
+    """Whether the command writes a tar of this name."""
     held = f"({HELD})?" if config.val_fraction else ""
     return re.fullmatch(rf"{re.escape(config.prefix)}{held}[0-9]{{6,}}\.tar", name) is not None

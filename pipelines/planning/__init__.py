@@ -1,1 +1,1 @@
-"""What `plan` measures and forecasts."""
+"""What `plan` measures, and its forecast."""

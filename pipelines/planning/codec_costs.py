@@ -1,12 +1,13 @@
 """What teachers and codecs cost on this machine, measured on a few hundred views.
 
-    probe views -> each teacher, timed -> each codec: fitted, written to a store that goes again, read and decoded
+    trial views -> each teacher, timed -> each codec: fitted, written to a temporary store, read and decoded
 
-Each time is taken after a warm-up.
+Every time is taken after a warm-up.
 
-Letters: N views of the probe, H and W pixels, T patch tokens of a view, M of which are kept.
+Letters: N views of the trial, H and W pixels, T patch tokens of a view, M of them kept.
 """
 
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pipelines.planning.forecast import KeptCost
-from pipelines.planning.trial import Probe
+from pipelines.planning.trial import Trial
 from unic_cache.config import Views
-from unic_cache.files.location import Location
+from unic_cache.files.local import LocalFolder
 from unic_cache.store.calibrate import DEFAULT_QUALITY, Calibration, Calibrator, refit
 from unic_cache.store.codecs.codec import Features
 from unic_cache.store.commit import CommitRecord, Unit
@@ -31,19 +32,19 @@ from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher
 from unic_cache.tokens import kinds_to_json
 
-ROWS_AT_ONCE = 64  # that a thread reads in one go, and that are decoded together
+ROWS_AT_ONCE = 64  # read by a thread, and decoded, in one go
 REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one teacher says of the probe."""
+    """One teacher's features of the trial."""
 
     teacher: Teacher
     standardized: Mapping[str, Tensor]  # {"cls": (N, D), "patch": (N, T, D)} float32 on the CPU
     calibration: Calibration  # the statistics alone
-    seconds: float  # of a view, on the teacher's device
-    count_seconds: float  # of a view, to add it to the statistics
+    seconds: float  # per view, on the teacher's device
+    count_seconds: float  # per view, to add it to the statistics
 
 
 def kept_features(teacher: Teacher, codec: str, quality: float | None, tokens: int | None) -> Features:
@@ -51,10 +52,10 @@ def kept_features(teacher: Teacher, codec: str, quality: float | None, tokens: i
     return Features(codec, teacher.spec.kinds, tokens, quality or DEFAULT_QUALITY)
 
 
-def ask(teacher: Teacher, probe: Probe, batch_size: int) -> Answers:
-    """Show the probe to a teacher in batches of one size, as extraction does, once they run warm."""
-    count = len(probe.views_NHWC)
-    padded = torch.cat([probe.views_NHWC, probe.views_NHWC.new_zeros(-count % batch_size, *probe.views_NHWC.shape[1:])])
+def ask(teacher: Teacher, trial: Trial, batch_size: int) -> Answers:
+    """Run a teacher on the trial in batches of one size, as extraction does, once it is warm."""
+    views_NHWC, count = trial.views_NHWC, len(trial.shown)
+    padded = torch.cat([views_NHWC, views_NHWC.new_zeros(-count % batch_size, *views_NHWC.shape[1:])])
     batches = torch.split(padded, batch_size)
     teacher(batches[0].to(teacher.device))
     seconds = 0.0
@@ -75,49 +76,42 @@ def ask(teacher: Teacher, probe: Probe, batch_size: int) -> Answers:
     return Answers(teacher, calibration.standardize(tokens), calibration, seconds / len(padded), counting)
 
 
-def measure_codec(
-    answers: Answers, features: Features, probe: Probe, seed: int, location: Location, pool: ThreadPoolExecutor
-) -> KeptCost:
-    """Fit a codec, keep the probe by it at `location`, and read it again. CacheError where it cannot keep these tokens.
+def measure_codec(answers: Answers, features: Features, trial: Trial, seed: int, pool: ThreadPoolExecutor) -> KeptCost:
+    """Fit a codec, write the trial with it to a temporary store, and read it. CacheError if it cannot keep the tokens.
 
     The fidelity is that of every fifth view, which nothing was fitted to.
     """
-    tokens, name, device = answers.standardized, answers.teacher.spec.name, answers.teacher.device
-    if features.sampled is not None and features.grid is not None:
-        kept_NM = torch.from_numpy(kept_positions(seed, probe.shown, features.grid, features.sampled))
+    teacher, tokens = answers.teacher, answers.standardized
+    count, codec, sampled = len(trial.shown), features.codec, features.sampled
+    if sampled is not None and features.grid is not None:
+        kept_NM = torch.from_numpy(kept_positions(seed, trial.shown, features.grid, sampled))
         tokens = at_positions(tokens, kept_NM)
     began = time.perf_counter()
     calibration = refit(answers.calibration, features, pieces(tokens))
-    fitting = (time.perf_counter() - began) / len(probe.shown)
-    member = make_member(location, f"probe-{features.codec}-{features.sampled}", name, features, calibration)
-    arrays, encode_seconds = encoded(member, tokens, device)
-    count = len(probe.shown)
-    unit = Unit(0, Extent(1, count), 0, "probe", count, Views(), 0)
-    found = member.calibration()
-    record = UnitWriter(member, found[1] if found else None).write(unit, arrays, np.zeros(count, np.uint32), {})
-    return KeptCost(
-        name,
-        features.codec,
-        features.sampled,
-        stored_bytes(member, record, probe.padding),
-        dict(calibration.fidelity),
-        encode_seconds,
-        read_seconds(member, record, device, pool),
-        fitting,
-    )
+    fit_seconds = (time.perf_counter() - began) / count
+    with tempfile.TemporaryDirectory(prefix="unic-cache-plan-") as folder:
+        member = make_member(folder, teacher.spec.name, features, calibration)
+        arrays, encode_seconds = encoded(member, tokens, teacher.device)
+        unit = Unit(0, Extent(1, count), 0, "trial", count, Views(), 0)
+        found = member.calibration()
+        record = UnitWriter(member, found[1] if found else None).write(unit, arrays, np.zeros(count, np.uint32), {})
+        size = stored_bytes(member, record, trial.padding)
+        read = read_seconds(member, record, teacher.device, pool)
+    fidelity = dict(calibration.fidelity)
+    return KeptCost(teacher.spec.name, codec, sampled, size, fidelity, encode_seconds, read, fit_seconds)
 
 
-def make_member(location: Location, folder: str, name: str, features: Features, calibration: Calibration) -> Member:
-    """A teacher's folder with all that its codec needs."""
+def make_member(folder: str, teacher: str, features: Features, calibration: Calibration) -> Member:
+    """A teacher's member in a store at `folder`, with all that its codec needs."""
     kept = {"codec": features.codec, "tokens": features.sampled, "quality": features.quality}
-    spec = {"format": FORMAT, "teacher": {"name": name}, "features": kinds_to_json(features.kinds), **kept}
-    member = Member.ensure(location, folder, spec)
-    location.create(member.calibration_name, calibration.to_bytes())
+    spec = {"format": FORMAT, "teacher": {"name": teacher}, "features": kinds_to_json(features.kinds), **kept}
+    member = Member.ensure(LocalFolder(folder), "trial", spec)
+    member.location.create(member.calibration_name, calibration.to_bytes())
     return member
 
 
 def encoded(member: Member, tokens: Mapping[str, Tensor], device: torch.device) -> tuple[dict[str, Rows], float]:
-    """The member's arrays of all tokens, and the seconds a view that the device needs."""
+    """The member's arrays of all tokens, and the device's seconds per view."""
     assert member.codec is not None
     parts: dict[str, list[Rows]] = {}
     member.codec.encode({kind: values.to(device) for kind, values in next(pieces(tokens)).items()})
@@ -136,7 +130,7 @@ def encoded(member: Member, tokens: Mapping[str, Tensor], device: torch.device) 
 
 
 def stored_bytes(member: Member, record: CommitRecord, padding: float) -> float:
-    """Bytes a view: of compressed arrays as they came out, of plain ones by their shape and the tars' padding."""
+    """Bytes per view: of compressed arrays as measured, of plain ones by their shape and the tars' padding."""
     plain = sum(array.row_bytes for array in member.arrays if not array.tile)
     tiled = {array.name for array in member.arrays if array.tile}
     packed = sum(size for name, size in record.sizes.items() if name.split("/")[-2] in tiled)
@@ -144,7 +138,7 @@ def stored_bytes(member: Member, record: CommitRecord, padding: float) -> float:
 
 
 def read_seconds(member: Member, record: CommitRecord, device: torch.device, pool: ThreadPoolExecutor) -> float:
-    """Seconds a view to read what is in the machine's memory, check, unpack and decode it, as training does."""
+    """Seconds per view to read from the page cache, check, unpack and decode, as training does."""
     codec, rows = member.codec, range(record.unit.rows)
     assert codec is not None
     pieces = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
@@ -162,12 +156,12 @@ def read_seconds(member: Member, record: CommitRecord, device: torch.device, poo
 
 
 def pieces(tokens: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The same tokens, some views at once."""
+    """The same tokens, ROWS_AT_ONCE views at a time."""
     for start in range(0, len(next(iter(tokens.values()))), ROWS_AT_ONCE):
         yield {kind: values[start : start + ROWS_AT_ONCE] for kind, values in tokens.items()}
 
 
 def wait_for(device: torch.device) -> None:
-    """Until a GPU has done all that it was asked to do."""
+    """Block until a GPU has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

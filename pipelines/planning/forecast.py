@@ -1,17 +1,17 @@
-"""What an extraction and training from it will cost, by arithmetic alone, from what was measured on this machine.
+"""What an extraction and the training from it will cost, by arithmetic alone, from what was measured on this machine.
 
-    bytes in all        images * views * bytes a view, over all teachers and the pixels that are kept
+    bytes in all        images * views * bytes per view, over all teachers and the kept pixels
     extraction          images * views * (forward + encode) + calibration, device time; images * views * make, core time
-    calibration         of each teacher that has none: v * (forward + count) + min(v, fitted at most) * fit, v being
-                        --calibration-images, and no more than images * views
+    calibration         per teacher without one: v * (forward + count) + min(v, FITTED_VIEWS) * fit,
+                        v = min(--calibration-images, images * views)
     left to do          1 - the share that the cache holds already, of bytes and of extraction
-    read rate needed    student's images a second * bytes a view
-    feeds               min(what the disk reads / bytes a view, views read and decoded a second)
-    wait                max(0, 1 / feeds - 1 / student's rate): reading costs nothing where it hides behind the step
+    read rate needed    student's images per second * bytes per view
+    feeds               min(disk rate / bytes per view, views read and decoded per second), images per second
+    wait                max(0, 1 / feeds - 1 / student's rate): reading is free while it hides behind the step
     pays after          the fewest epochs E with  left * views * (forward + encode) + E * wait <= E * forward
 
-`forward` is that of all teachers for one view. Online distillation pays it for every image in every epoch, a cache once
-a view. Making views and the student's step are paid on both sides, so they are left out of the comparison.
+`forward` is all teachers' time for one view. Online distillation pays it for every image in every epoch, a cache once
+per view. Making views and the student's step cost the same either way, so the comparison leaves them out.
 """
 
 import dataclasses
@@ -20,44 +20,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unic_cache.bounds import check_choice
-from unic_cache.config import CODECS, PRECISIONS, ExtractConfig
+from unic_cache.config import FITTED, ExtractConfig, PlanConfig
 
-LEAST_IMAGES = 10  # of a probe; see bounds.py
-FITTED_VIEWS = 512  # of a calibration, at most: the codec is fitted to them
+FITTED_VIEWS = 512  # at most so many views of a calibration fit the codec
 ROUNDING = 1e-9
-PAIRS = ("licence", "source", "normalize", "positions")  # fields of (teacher, value)
-
-
-@dataclass(frozen=True)
-class PlanConfig(ExtractConfig):
-    """`unic-cache plan`: an extraction, and the training that will read it. It makes nothing, so it is not saved."""
-
-    images: int = 256  # of the probe
-    epochs: float = 200.0
-    student: str = "vit_small_patch16_224"
-    img_size: int | None = None  # pixels of the student's input; None is the model's
-    patch_size: int | None = None
-    precision: str = "no"  # of the student, mixed
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
 class KeptCost:
-    """One teacher's answers under one codec, measured on the probe; seconds are of one view."""
+    """One teacher under one codec, measured on the trial; seconds per view."""
 
     teacher: str
     codec: str
-    tokens: int | None  # patch tokens that are kept of each view; None for all
+    tokens: int | None  # patch tokens kept per view; None for all
     bytes_a_view: float
-    fidelity: Mapping[str, float]  # token type -> mean cosine on held-out views, in the standardized space
+    fidelity: Mapping[str, float]  # token kind -> mean cosine on held-out views, in the standardized space
     encode_seconds: float  # on the device
     read_seconds: float  # with all threads, from memory to standardized tokens on the device
-    fit_seconds: float = 0.0  # to fit the codec, a view that it is fitted to
-    held: float = 0.0  # share of all views that the cache holds already, so kept
+    fit_seconds: float = 0.0  # per view that the codec is fitted to
+    held: float = 0.0  # share of all views that the cache holds like this already
 
 
 @dataclass(frozen=True)
@@ -71,22 +52,22 @@ class StudentCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """All that was measured, and what of."""
+    """All measurements, and what they were taken on."""
 
     device: str
     threads: int
     images: int  # in all tars
-    probe: int  # views
-    make_seconds: float  # of a view, on one core: decode and augment, or read where it is kept
-    forward_seconds: Mapping[str, float]  # teacher -> of a view, on the device
+    trial: int  # views measured on
+    make_seconds: float  # per view on one core: decode and augment, or read a kept view
+    forward_seconds: Mapping[str, float]  # teacher -> per view, on the device
     kept: tuple[KeptCost, ...]
     student: tuple[StudentCost, ...]
-    free_bytes: int | None  # where the cache will lie; None where nobody can say
-    disk_rate: float | None  # bytes a second read there past the page cache
-    calibrated_views: int = 0  # that a calibration is of
-    # teacher without a calibration -> of a view, to count it there
+    free_bytes: int | None  # where the cache will be; None if unknown
+    disk_rate: float | None  # bytes per second read there, past the page cache; None if unknown
+    calibrated_views: int = 0  # per calibration
+    # teacher without a calibration -> per view, to count its statistics
     count_seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    pixels_a_view: float = 0.0  # bytes; 0 where pixels are not kept
+    pixels_a_view: float = 0.0  # bytes; 0 if pixels are not kept
     pixels_held: float = 0.0  # share of all views whose pixels the cache holds already
 
     @property
@@ -97,19 +78,19 @@ class Costs:
 
 @dataclass(frozen=True)
 class Way:
-    """All teachers kept by one codec: what it will cost."""
+    """All teachers under one codec, with all tokens or a sample: what it will cost."""
 
     codec: str
     tokens: int | None
     bytes_a_view: float
     bytes_in_all: float
-    bytes_to_write: float  # of them the cache lacks so many
+    bytes_to_write: float  # of these, what the cache lacks
     extract_seconds: float  # device time in all
-    rate_needed: float  # bytes a second that the student eats
-    feeds: float  # images a second
+    rate_needed: float  # bytes per second that the student reads
+    feeds: float  # images per second
     keeps_up: bool  # with the student
     begun: bool  # the cache has some of it: with another codec it would not go on
-    fits: bool  # what is to be written, on the disk
+    fits: bool  # what is to be written fits on the disk
     pays_after: int | None  # epochs; None for never
     online_seconds: float  # device time of all epochs with live teachers
     cached_seconds: float  # device time of extraction and of all epochs from the cache
@@ -125,7 +106,7 @@ class Forecast:
     ways: tuple[Way, ...]
     chosen: Way
     reason: str
-    command: tuple[str, ...]  # the words behind `unic-cache extract`
+    command: tuple[str, ...]  # the words after `unic-cache extract`
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; seconds, bytes, images and views, all for this machine."""
@@ -133,7 +114,7 @@ class Forecast:
 
 
 def forecast(config: PlanConfig, costs: Costs) -> Forecast:
-    """The arithmetic of the module's table for every codec that was measured, and the one to take."""
+    """The arithmetic of the module's table for every codec measured, and the recommended one."""
     sets = dict.fromkeys((found.codec, found.tokens) for found in costs.kept)
     ways = tuple(way(config, costs, codec, tokens) for codec, tokens in sets)
     chosen, reason = choice(config, ways)
@@ -141,7 +122,7 @@ def forecast(config: PlanConfig, costs: Costs) -> Forecast:
 
 
 def way(config: PlanConfig, costs: Costs, codec: str, tokens: int | None) -> Way:
-    """All teachers by one codec."""
+    """All teachers under one codec."""
     kept = [found for found in costs.kept if (found.codec, found.tokens) == (codec, tokens)]
     size = costs.pixels_a_view + sum(found.bytes_a_view for found in kept)
     left = (1 - costs.pixels_held) * costs.pixels_a_view + sum((1 - k.held) * k.bytes_a_view for k in kept)
@@ -171,7 +152,7 @@ def way(config: PlanConfig, costs: Costs, codec: str, tokens: int | None) -> Way
 
 
 def calibration_seconds(costs: Costs, kept: KeptCost) -> float:
-    """Device time of a teacher's calibration under one codec; 0 where the cache has it."""
+    """Device time of a teacher's calibration under one codec; 0 if the cache has it."""
     if kept.teacher not in costs.count_seconds:
         return 0.0
     a_view = costs.forward_seconds[kept.teacher] + costs.count_seconds[kept.teacher]
@@ -179,7 +160,7 @@ def calibration_seconds(costs: Costs, kept: KeptCost) -> float:
 
 
 def choice(config: PlanConfig, ways: Sequence[Way]) -> tuple[Way, str]:
-    """The codec asked for, or begun with; else the smallest that keeps up with the student and fits on the disk."""
+    """The codec asked for or begun with, else the smallest that keeps up with the student and fits on the disk."""
     open_ways = [one for one in ways if one.tokens == config.tokens]
     asked = [one for one in open_ways if one.codec == config.codec]
     if asked:
@@ -197,15 +178,18 @@ def choice(config: PlanConfig, ways: Sequence[Way]) -> tuple[Way, str]:
 
 
 def command(config: PlanConfig, chosen: Way) -> tuple[str, ...]:
-    """The words behind `unic-cache extract` that begin what was planned; what is a default is left out."""
-    quality = config.quality if chosen.codec == CODECS[0] else None
-    words = [word for name in config.teachers for word in ("--teacher", name)]
-    words += [word for name, file in config.weights for word in ("--weights", f"{name}={file}" if name else file)]
-    for flag in PAIRS:
-        words += [f"--{flag}={name}={text}" if name else f"--{flag}={text}" for name, text in getattr(config, flag)]
-    settled: dict[str, Any] = {"codec": chosen.codec, "quality": quality, "tokens": chosen.tokens}
+    """The words after `unic-cache extract` that start the planned extraction; defaults are left out."""
+    quality = config.quality if chosen.codec == FITTED else None
+    choices: dict[str, Any] = {"codec": chosen.codec, "quality": quality, "tokens": chosen.tokens}
+    words: list[str] = []
     for field in dataclasses.fields(ExtractConfig):
-        value = settled.get(field.name, getattr(config, field.name))
-        if field.name not in {"teachers", "weights", *PAIRS} and value not in {None, field.default}:
-            words += [f"--{field.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        value = choices.get(field.name, getattr(config, field.name))
+        flag = f"--{field.metadata['about'].flag or field.name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, tuple):  # of texts, or of (teacher, text)
+            for one in value:
+                words += [flag, one if isinstance(one, str) else "=".join(filter(None, one))]
+        elif value not in {None, field.default}:
+            words += [flag, str(value)]
     return tuple(words)

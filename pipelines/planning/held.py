@@ -1,24 +1,23 @@
-"""How much of a planned extraction the cache holds already: that is neither made nor written again."""
+"""How much of a planned extraction the cache holds already: it is neither made nor written again."""
 
 from collections.abc import Mapping
 
-from pipelines.planning.forecast import PlanConfig
 from unic_cache.cache import Cache
-from unic_cache.files.schemes import open_location
+from unic_cache.config import PlanConfig
 from unic_cache.store.codecs.codec import Features
 from unic_cache.store.member import Member
 
 
 class Held:
-    """The cache as it stands; `shards` maps the name of each tar of the plan to its rows."""
+    """What a cache holds of a plan; `shards` maps the name of each planned tar to its rows."""
 
-    def __init__(self, config: PlanConfig, shards: Mapping[str, int]) -> None:
+    def __init__(self, config: PlanConfig, cache: Cache, shards: Mapping[str, int]) -> None:
         self._views = [config.kind.name(number) for number in range(config.count)]
-        self._cache = Cache(open_location(config.cache))
+        self._cache = cache
         self._shards = shards
 
     def of_teacher(self, name: str, features: Features) -> float:
-        """The share of all views whose features stand there, kept as `features` says; 0 to 1."""
+        """Share of all views, 0 to 1, whose features the cache holds as `features` describes them."""
         teacher = self._cache.teachers.get(name)
         if teacher is None:
             return 0.0
@@ -26,18 +25,9 @@ class Held:
         same = (kept.codec, kept.sampled) == (features.codec, features.sampled)
         return self._share(teacher.member) if same and kept.quality in {features.quality, None} else 0.0
 
-    def calibrated(self, name: str) -> bool:
-        """Whether the teacher's calibration stands there."""
-        return name in self._cache.teachers
-
-    @property
-    def pixels(self) -> Member | None:
-        """The member `views` as it stands."""
-        return self._cache.pixels
-
     def of_pixels(self, codec: str) -> float:
-        """The share of all views whose pixels stand there, by that codec."""
-        pixels = self.pixels
+        """Share of all views, 0 to 1, whose pixels the cache holds under that codec."""
+        pixels = self._cache.pixels
         return self._share(pixels) if pixels is not None and pixels.spec.get("codec", codec) == codec else 0.0
 
     def _share(self, member: Member) -> float:

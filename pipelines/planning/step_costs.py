@@ -1,6 +1,6 @@
-"""What a training step and the disk cost on this machine: a student with random weights, and a file that goes again.
+"""What a training step and the disk cost on this machine, by a student with random weights and a temporary file.
 
-Letters: B images, H and W pixels, N patch tokens of a grid that the loss sees.
+Letters: B images, H and W pixels, N patch tokens per grid that the loss sees.
 """
 
 import os
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pipelines.planning.codec_costs import wait_for
-from pipelines.planning.forecast import PlanConfig, StudentCost
+from pipelines.planning.forecast import StudentCost
+from unic_cache.config import PlanConfig
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.open_file import LocalFile
@@ -24,21 +25,22 @@ from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.loss import distillation_loss
 from unic_cache.student.schedule import optimizer
 from unic_cache.teachers.model import Teacher
+from unic_cache.tokens import Kinds
 
 FIRST_BATCH, LAST_BATCH = 4, 256  # images
-LONG_ENOUGH = 0.5  # seconds of a step: a larger batch would hardly be faster an image
+LONG_ENOUGH = 0.5  # seconds per step: a larger batch would hardly be faster per image
 STEPS = 3
-SHORT = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 FILE_BYTES = 2**27
 PIECE_BYTES = 2**22
 
 
 def student_cost(config: PlanConfig, teachers: Sequence[Teacher], tokens: int | None) -> StudentCost:
-    """A step of forward, loss, backward and AdamW, on random views and targets.
+    """Cost of a step of forward, loss, backward and AdamW on random views and targets.
 
-    The batch doubles from 4 images on until a step takes half a second, a batch has 256, or the memory is full.
+    The batch doubles from 4 images until a step takes half a second, a batch has 256, or memory is full.
     """
-    device, short = teachers[0].device, SHORT[config.precision]
+    device, short = teachers[0].device, AUTOCAST[config.precision]
     spec = encoder_spec(config.student, config.img_size, config.patch_size)
     encoder = build_encoder(spec, seed=0)
     targets = {teacher.spec.name: teacher.spec.kinds for teacher in teachers}
@@ -67,7 +69,7 @@ def student_cost(config: PlanConfig, teachers: Sequence[Teacher], tokens: int | 
 
 
 def largest_batch(step: Callable[[int], float]) -> tuple[int, float]:
-    """The batch to measure with, and the seconds of a warm step of it."""
+    """(batch to measure with, seconds of a warm step of it)."""
     batch, seconds = 0, 0.0
     following = FIRST_BATCH
     while following <= LAST_BATCH and seconds < LONG_ENOUGH:
@@ -103,9 +105,9 @@ def random_targets(
 
 
 def disk(location: Location) -> tuple[int | None, float | None]:
-    """Free bytes where a cache will lie, and bytes a second read there past the page cache; None where nobody knows.
+    """(free bytes, bytes per second read past the page cache) where a cache will be; None if unknown.
 
-    For the second a file of 128 MiB is written there, read, and removed.
+    To measure the rate, a file of 128 MiB is written there, read and removed.
     """
     if not isinstance(location, LocalFolder):
         return None, None
@@ -127,5 +129,5 @@ def disk(location: Location) -> tuple[int | None, float | None]:
 
 
 def existing(path: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or its nearest parent that exists."""
     return next(folder for folder in (path, *path.parents) if folder.is_dir())

@@ -1,4 +1,4 @@
-"""The views that a plan measures on: few, evenly over all images, and timed as they are made.
+"""The views that a plan measures on: a few, spread evenly over all images, and timed while they are made.
 
 Letters: N views, H and W pixels.
 """
@@ -14,8 +14,9 @@ from numcodecs.zstd import Zstd
 from torch import Tensor
 
 from pipelines.command.given import given_shards
-from pipelines.planning.forecast import LEAST_IMAGES, PlanConfig
 from unic_cache.cache import open_cache
+from unic_cache.config import PlanConfig
+from unic_cache.config.bounds import RANGES
 from unic_cache.errors import CacheError
 from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.pixel_codec import to_differences
@@ -25,60 +26,69 @@ from unic_cache.stream.address import Address
 from unic_cache.stream.pixels import KeptPixels, PixelSource, ShardPixels
 from unic_cache.views.index import ShardEntry
 
-MADE_ALONE = 48  # views that one thread makes, to be timed
+MADE_ALONE = 48  # views that one thread makes, to time it
 
 Index = Mapping[tuple[int, int], ShardEntry]
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Views to measure on, and what they are of."""
+class Trial:
+    """Views to measure on, and the tars that they represent."""
 
     views_NHWC: Tensor  # uint8
     shown: tuple[tuple[int, int], ...]  # (key, view number) of each
     shards: Mapping[str, int]  # rows of every tar
     padding: float  # rows of all tars, each rounded up to whole chunks, over their images
-    make_seconds: float  # of a view, on one core
+    make_seconds: float  # per view, on one core
+
+    @property
+    def images(self) -> int:
+        """Images in all tars."""
+        return sum(self.shards.values())
 
 
-def make_probe(config: PlanConfig, pool: ThreadPoolExecutor) -> Probe:
-    """Good views evenly over all tars; of kept pixels where no tars are given and the cache has some.
+def make_trial(config: PlanConfig, pool: ThreadPoolExecutor) -> Trial:
+    """Good views from all tars, or kept views if no tars are given and the cache has some.
 
-    CacheError where too few of the images can be decoded.
+    CacheError if too few of the images can be decoded.
     """
     index, source, wanted = origin(config, pool)
     batch = source(pool).start(wanted, len(wanted))()
     good = [place for place in range(len(wanted)) if place not in batch.bad]
-    if len(good) < LEAST_IMAGES:
+    if len(good) < RANGES["images"].least:
         raise CacheError(
-            f"only {len(good)} of {len(wanted)} images can be decoded, and a plan needs {LEAST_IMAGES}; are these "
-            "images?"
+            f"only {len(good)} of {len(wanted)} images can be decoded, and a plan needs {RANGES['images'].least}; are "
+            "these images?"
         )
     with ThreadPoolExecutor(1) as alone:
         few = [wanted[place] for place in good[:MADE_ALONE]]
         began = time.perf_counter()
         source(alone).start(few, len(few))()
         seconds = (time.perf_counter() - began) / len(few)
-    images = sum(entry.rows for entry in index.values())
-    whole = sum(-(-entry.rows // CHUNK_ROWS) * CHUNK_ROWS for entry in index.values())
-    shown = [(index[item.segment, item.shard].keys[item.row], item.number) for item in wanted]
-    views_NHWC = torch.from_numpy(batch.views_BHWC[good])
     shards = {entry.name: entry.rows for entry in index.values()}
-    return Probe(views_NHWC, tuple(shown[place] for place in good), shards, whole / images, seconds)
+    padded = sum(-(-rows // CHUNK_ROWS) * CHUNK_ROWS for rows in shards.values())
+    shown = [(index[item.segment, item.shard].keys[item.row], item.number) for item in wanted]
+    return Trial(
+        torch.from_numpy(batch.views_BHWC[good]),
+        tuple(shown[place] for place in good),
+        shards,
+        padded / sum(shards.values()),
+        seconds,
+    )
 
 
-def pixel_bytes(probe: Probe, codec: str) -> float:
-    """What a view's pixels take in the store."""
+def pixel_bytes(trial: Trial, codec: str) -> float:
+    """Bytes per view that the store needs for its pixels."""
     if codec == "raw":
-        return probe.views_NHWC[0].numel() * probe.padding
-    chunks = torch.split(to_differences(probe.views_NHWC), CHUNK_ROWS)
-    return sum(len(Zstd(level=ZSTD_LEVEL).encode(chunk.numpy())) for chunk in chunks) / len(probe.views_NHWC)
+        return trial.views_NHWC[0].numel() * trial.padding
+    chunks = torch.split(to_differences(trial.views_NHWC), CHUNK_ROWS)
+    return sum(len(Zstd(level=ZSTD_LEVEL).encode(chunk.numpy())) for chunk in chunks) / len(trial.views_NHWC)
 
 
 def origin(
     config: PlanConfig, pool: ThreadPoolExecutor
 ) -> tuple[Index, Callable[[ThreadPoolExecutor], PixelSource], list[Address]]:
-    """All tars by their place, what makes their views in some threads, and the views to be measured on."""
+    """All tars by their place, a source of their views that works in a given pool, and the views to measure on."""
     views, location = config.kind, open_location(config.cache)
     paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
     if paths:
@@ -93,7 +103,7 @@ def origin(
 
 
 def spread(index: Index, count: int) -> list[Address]:
-    """`count` views evenly over all rows, of view 0; of more views where there are fewer images."""
+    """`count` views spread evenly over all rows: view 0, and further views if there are fewer images."""
     places, ends = list(index), np.cumsum([entry.rows for entry in index.values()])
     rows = np.linspace(0, ends[-1] - 1, min(count, int(ends[-1]))).astype(int)
     owners = np.searchsorted(ends, rows, side="right")

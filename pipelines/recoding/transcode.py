@@ -24,11 +24,10 @@ from pipelines.command.progress import Progress
 from pipelines.extracting.calibrating import check_calibration
 from pipelines.extracting.recorder import sampled
 from unic_cache.cache import Cache, CachedTeacher
-from unic_cache.config import RecodeConfig
+from unic_cache.config import FITTED, RecodeConfig
 from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import DEFAULT_QUALITY, FIT_IMAGES, HELD_OUT, Calibration, refit
-from unic_cache.store.codecs.codec import FITTED
 from unic_cache.store.codecs.fixed import Encoded
 from unic_cache.store.member import Member
 from unic_cache.store.reader import Rows

@@ -7,8 +7,8 @@ from pipelines import verify
 from pipelines.verify import Report
 from tests.conftest import CNN, VIT
 from unic_cache.cache import open_cache
+from unic_cache.config import VerifyConfig
 from unic_cache.store.commit import CommitRecord
-from unic_cache.unsaved import VerifyConfig
 
 VIEW = "unic-32-0-000"
 VIT_FOLDER, CNN_FOLDER = (name.replace(":", ".") for name in (VIT, CNN))

@@ -14,6 +14,7 @@ from pipelines.verifying.foundations import check_calibration
 from tests.conftest import VIT, tree
 from tests.verify.damage import VIEW, VIT_FOLDER, check, flip, record_of, rewrite
 from unic_cache.cache import open_cache
+from unic_cache.config import RepairConfig
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.klt import Klt
 from unic_cache.store.layout import index_bytes
@@ -159,7 +160,7 @@ class TestRepair:
         flip(broken / PATCH, 100)
         flip(broken / VIT_FOLDER / "features.zarr/000000" / VIEW / "patch/zarr.json", 30)
         (broken / PATCH.replace("c.0.", "c.1.")).unlink()
-        done = repair.run(str(broken), threads=1)
+        done = repair.run(RepairConfig(str(broken), threads=1))
         assert (len(done.done), done.left, done.to_extract) == (3, [], True)
         assert check(broken).exit_code == 3
         extracting(broken)
@@ -169,11 +170,11 @@ class TestRepair:
         flip(broken / PATCH, 100)
         (broken / CALIBRATION).unlink()
         before = tree(broken)
-        done = repair.run(str(broken), threads=1)
+        done = repair.run(RepairConfig(str(broken), threads=1))
         assert (done.done, len(done.left)) == ([], 1)
         assert tree(broken) == before
         extracting(broken)
-        repair.run(str(broken), threads=1)
+        repair.run(RepairConfig(str(broken), threads=1))
         extracting(broken)
         assert tree(broken) == tree(whole)
 

@@ -12,6 +12,7 @@ from pipelines import extract, repair
 from tests.conftest import CNN, VIT, make_shards, tree
 from tests.verify.damage import CNN_FOLDER, VIEW, VIT_FOLDER, check, flip
 from unic_cache.cache import open_cache
+from unic_cache.config import RepairConfig
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.schemes import open_location
 from unic_cache.store.guests import sort_folders
@@ -110,7 +111,7 @@ def test_a_guest_that_may_not_be_listed_stops_nothing(broken, monkeypatch):
 
     monkeypatch.setattr(LocalFolder, "_walk", walk)
     assert check(broken).exit_code == 0
-    assert repair.run(str(broken), threads=1).done == []
+    assert repair.run(RepairConfig(str(broken), threads=1)).done == []
 
 
 def test_a_folder_behind_a_link_is_the_caches_own_and_so_are_its_parts(broken, whole, tmp_path):
@@ -160,7 +161,7 @@ class TestRepairRemovesNothingThatIsWhole:
 
     def left(self, cache: Path, telling: str) -> None:
         before = tree(cache)
-        done = repair.run(str(cache), threads=1)
+        done = repair.run(RepairConfig(str(cache), threads=1))
         assert done.done == []
         assert telling in "\n".join(done.left), done.left
         assert tree(cache) == before
@@ -188,7 +189,7 @@ class TestRepairRemovesNothingThatIsWhole:
         (broken / "index/000000.json.bak").write_text("{}")
         (broken / "probe/mine.npz").write_bytes(b"x")
         before = tree(broken)
-        done = repair.run(str(broken), threads=1)
+        done = repair.run(RepairConfig(str(broken), threads=1))
         assert tree(broken) == before, done.done
 
 

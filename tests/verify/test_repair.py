@@ -5,6 +5,7 @@ import pytest
 from pipelines import repair
 from tests.conftest import tree
 from tests.verify.damage import CNN_FOLDER, VIEW, VIT_FOLDER, check, flip
+from unic_cache.config import RepairConfig
 from unic_cache.files.local import LocalFolder
 
 
@@ -20,15 +21,15 @@ class TestRepair:
         (broken / VIT_FOLDER / "commits/000000" / VIEW / "000001.json").unlink()
         flip(broken / VIT_FOLDER / "features.zarr/000000" / VIEW / "patch/c.1.0.0.0", 5)
         before = tree(broken)
-        planned = repair.run(str(broken), dry_run=True, threads=1)
+        planned = repair.run(RepairConfig(str(broken), dry_run=True, threads=1))
         assert tree(broken) == before
-        done = repair.run(str(broken), threads=1)
+        done = repair.run(RepairConfig(str(broken), threads=1))
         assert (done.done, done.left, done.to_extract) == (planned.done, [], True)
         after = tree(broken)
         assert all(after[name] == whole.joinpath(name).read_bytes() for name in after)
         assert len(done.done) == 8
         assert check(broken).exit_code == 3
-        assert repair.run(str(broken), threads=1).done == []
+        assert repair.run(RepairConfig(str(broken), threads=1)).done == []
         extracting(broken)
         assert check(broken).exit_code == 0
         assert tree(broken) == tree(whole)
@@ -48,23 +49,23 @@ class TestRepair:
         with monkeypatch.context() as patch:
             patch.setattr(LocalFolder, "delete", once)
             with pytest.raises(KeyboardInterrupt):
-                repair.run(str(broken), threads=1)
+                repair.run(RepairConfig(str(broken), threads=1))
         assert calls == [f"{VIT_FOLDER}/commits/000000/{VIEW}/000000.json"]
         assert check(broken).exit_code == 3
-        repair.run(str(broken), threads=1)
+        repair.run(RepairConfig(str(broken), threads=1))
         assert not path.exists()
 
     @pytest.mark.parametrize("name", ["index/000000.json", f"{VIT_FOLDER}/spec.json", f"{VIT_FOLDER}/calibration.npz"])
     def test_what_all_else_depends_on_is_left_and_a_remedy_named(self, broken, name):
         flip(broken / name, len((broken / name).read_bytes()) // 2)
         before = tree(broken)
-        done = repair.run(str(broken), threads=1)
+        done = repair.run(RepairConfig(str(broken), threads=1))
         assert tree(broken) == before
         assert name in done.left[0]
         assert "put back a copy; or remove it and run the command that made it again" in done.left[0]
 
     def test_a_whole_cache_is_left_alone(self, broken, whole):
-        assert repair.run(str(broken), threads=1).lines(False) == ["nothing is broken"]
+        assert repair.run(RepairConfig(str(broken), threads=1)).lines(False) == ["nothing is broken"]
         assert tree(broken) == tree(whole)
 
     @pytest.mark.parametrize("name", [f"{VIT_FOLDER}/spec.json", f"{VIT_FOLDER}/calibration.npz", "index/000000.json"])

@@ -12,6 +12,7 @@ import cli
 from pipelines import extract, repair
 from tests.conftest import CNN, picture, png, tree, write_tar
 from tests.verify.damage import CNN_FOLDER, VIEW, VIT_FOLDER, check, flip, record_of, rewrite
+from unic_cache.config import RepairConfig
 from unic_cache.errors import CacheError
 from unic_cache.store import verify as stored
 from unic_cache.store.calibrate import Calibration
@@ -72,7 +73,7 @@ class TestMixedCaches:
         assert (finding.mend, finding.file) == (stored.BY_HAND, f"{CNN_FOLDER}/calibration.npz")
         assert "but 2 units were made with one of checksum" in finding.why
         before = tree(broken)
-        done = repair.run(str(broken), threads=1)
+        done = repair.run(RepairConfig(str(broken), threads=1))
         assert (done.done, len(done.left)) == ([], 1)
         assert tree(broken) == before
 

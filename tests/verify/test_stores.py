@@ -9,6 +9,7 @@ from pipelines import repair
 from tests.conftest import tree
 from tests.object_server import ObjectServer
 from tests.verify.damage import VIEW, VIT_FOLDER, check
+from unic_cache.config import RepairConfig
 from unic_cache.files.local import LocalFolder
 
 PATCH = f"{VIT_FOLDER}/features.zarr/000000/{VIEW}/patch/c.0.0.0.0"
@@ -25,7 +26,7 @@ def test_a_cache_on_an_object_store(whole, monkeypatch):
         server.objects[f"cache/{PATCH}"] = data[:700] + bytes([data[700] ^ 1]) + data[701:]
         (finding,) = check("s3://bucket/cache").broken
         assert (finding.file, finding.rows) == (PATCH, (700 // 256,))
-        assert repair.run("s3://bucket/cache").to_extract
+        assert repair.run(RepairConfig("s3://bucket/cache")).to_extract
         assert f"cache/{PATCH}" not in server.objects
         assert check("s3://bucket/cache").exit_code == 3
 
@@ -59,6 +60,6 @@ def test_what_could_not_be_read_but_once_is_not_removed(broken, monkeypatch):
         return honest(location, name, offset, size)
 
     monkeypatch.setattr(LocalFolder, "read_range", failing)
-    assert repair.run(str(broken)).done == []
+    assert repair.run(RepairConfig(str(broken))).done == []
     assert calls == [PATCH]
     assert tree(broken) == before

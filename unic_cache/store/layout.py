@@ -26,16 +26,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache as memoize
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
-from zarr.codecs import ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore
 
 from unic_cache.errors import CacheError
+
+if TYPE_CHECKING:  # names and shapes are needed before a command may take the second that importing zarr takes
+    import zarr
+    from zarr.storage import MemoryStore
 
 FORMAT = 1
 CHUNK_ROWS = 32
@@ -149,8 +149,11 @@ def commit_name(member: str, segment: int, view: str, shard: int) -> str:
     return f"{commit_folder(member, segment, view)}/{shard:06d}.json"
 
 
-def create_zarr(store: MemoryStore, path: str, array: ArraySpec, extent: Extent) -> zarr.Array[Any]:
+def create_zarr(store: "MemoryStore", path: str, array: ArraySpec, extent: Extent) -> "zarr.Array[Any]":
     """The array as stock zarr makes it: sharded, "." in chunk keys, empty chunks written."""
+    import zarr
+    from zarr.codecs import ZstdCodec
+
     each = CHUNK_ROWS if array.tile else 1
     return zarr.create_array(
         store,
@@ -167,8 +170,10 @@ def create_zarr(store: MemoryStore, path: str, array: ArraySpec, extent: Extent)
     )
 
 
-def memory_objects(store: MemoryStore) -> dict[str, bytes]:
+def memory_objects(store: "MemoryStore") -> dict[str, bytes]:
     """Every object of an in-memory Zarr store by its name."""
+    from zarr.core.buffer import default_buffer_prototype
+
     prototype = default_buffer_prototype()
 
     async def collect() -> dict[str, bytes]:
@@ -187,6 +192,8 @@ def metadata_objects(
     member: str, segment: int, view: str, arrays: tuple[ArraySpec, ...], extent: Extent
 ) -> Mapping[str, bytes]:
     """The zarr.json files of one view: the arrays and every group above them, name -> bytes."""
+    from zarr.storage import MemoryStore
+
     store = MemoryStore()
     folder = view_folder(member, segment, view).removeprefix(f"{member}/features.zarr/")
     for array in arrays:

@@ -7,10 +7,11 @@ from typing import Any, Self
 
 from crc32c import crc32c
 
+from unic_cache.config import FITTED
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import Calibration
-from unic_cache.store.codecs.codec import CODECS, FITTED, FeatureCodec, Features
+from unic_cache.store.codecs.codec import CODECS, FeatureCodec, Features
 from unic_cache.store.codecs.pixel_codec import PIXEL_CODECS, PixelCodec
 from unic_cache.store.commit import CommitRecord, Unit, calibration_of, parse_record
 from unic_cache.store.layout import FORMAT, VIEWS_MEMBER, ArraySpec, commit_folder, commit_name

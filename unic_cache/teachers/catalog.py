@@ -13,7 +13,7 @@
 
 import difflib
 
-from unic_cache.bounds import LARGEST_IMAGE
+from unic_cache.config.bounds import LARGEST_IMAGE
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.spec import TeacherSpec
 

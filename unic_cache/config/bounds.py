@@ -1,7 +1,7 @@
-"""The bounds of every number that a command takes, by the name of its field, and the checks that stages share.
+"""The bounds of every number that a command takes, by its field's name, and checks that several stages share.
 
-A test walks over all fields and all options: a new number needs a row here. What is far outside any use is refused as
-well, since it is a typing error, or ends hours later in a full memory.
+A test walks over all fields and options: a new number needs a row here. Bounds are close enough to real use to catch
+typing errors, which would otherwise fill the memory hours later.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ LARGEST_IMAGE = 4096  # pixels, height and width
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `least` to `most`; `above` and `below` leave the end itself out."""
+    """Numbers from `least` to `most`; `above` and `below` exclude that end."""
 
     least: float
     most: float
@@ -27,14 +27,14 @@ class Range:
     below: bool = False
 
     def check(self, name: str, value: float) -> None:
-        """ConfigError naming the range where `value` is outside it, infinite or not a number."""
+        """ConfigError with the range if `value` is outside it, infinite or not a number."""
         low = self.least < value if self.above else self.least <= value
         high = value < self.most if self.below else value <= self.most
         if not (math.isfinite(value) and low and high):
             raise ConfigError(f"{name} {value} is out of bounds; choose {self._choices(value)}")
 
     def _choices(self, value: float) -> str:
-        """The range in words; of a wide one the end that `value` missed alone."""
+        """The range in words; of a wide range, only the end that `value` missed."""
         first = f"{'more than ' if self.above else ''}{_plain(self.least)}"
         if self.most >= WIDE and value < math.inf:
             return f"at most {_plain(self.most)}" if value > self.most else f"{first}{'' if self.above else ' or more'}"
@@ -53,7 +53,7 @@ RANGES = {
     "drop_teacher": SHARE,
     "epochs": Range(0, 1_000_000, above=True),
     "eval_every": COUNT,  # steps
-    "images": Range(10, 1_000_000),  # of a probe
+    "images": Range(10, 1_000_000),  # of a trial
     "img_size": PIXELS,
     "k": Range(1, 1_000_000),
     "ladder_widths": Range(1, 65_536),  # channels
@@ -85,7 +85,7 @@ RANGES = {
 
 
 def check_numbers(config: Any) -> None:
-    """ConfigError where a number of a stage's dataclass, or one of a tuple of numbers, is out of its bounds."""
+    """ConfigError if a number of a config, or of a tuple in it, is out of bounds."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         for number in value if isinstance(value, tuple) else (value,):
@@ -94,13 +94,13 @@ def check_numbers(config: Any) -> None:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """ConfigError listing the choices unless `value` is one."""
+    """ConfigError with the choices unless `value` is one of them."""
     if value not in choices:
         raise ConfigError(f"{name} {value!r} is unknown; choose from {', '.join(choices)}")
 
 
 def check_worker(index: int, count: int) -> None:
-    """ConfigError where there is no worker of that number."""
+    """ConfigError unless worker `index` is one of `count`, counted from 0."""
     if not 0 <= index < count:
         raise ConfigError(f"worker-index {index} is not one of 0 to {count - 1}")
 

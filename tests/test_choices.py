@@ -1,0 +1,39 @@
+"""Choices of options are the tables that dispatch on them: each is spelled in config and has all its keys, in order."""
+
+import pytest
+import torch
+from accelerate.utils import LoggerType
+
+import cli
+from pipelines.planning.step_costs import AUTOCAST
+from unic_cache import config
+from unic_cache.store import standardize, writer
+from unic_cache.store.codecs import codec
+from unic_cache.student import loss
+from unic_cache.teachers.spec import POSITION_RULES
+from unic_cache.views import augment
+
+
+@pytest.mark.parametrize(
+    ("choices", "table"),
+    [
+        (config.RECIPES, augment._RECIPES),
+        (config.CODECS, [config.FITTED, *codec.FIXED_CODECS]),
+        (config.STANDARDIZATIONS, standardize.STANDARDIZATIONS),
+        (config.NORMALIZATIONS, loss.NORMALIZE),
+        (config.PRECISIONS, AUTOCAST),
+        (config.DTYPES, writer.ADOPT_DISTANCE),
+    ],
+)
+def test_choices_are_the_keys_of_their_table(choices, table):
+    assert choices == tuple(table)
+
+
+def test_names_that_libraries_dispatch_on_are_known_to_them():
+    assert all(isinstance(getattr(torch, name), torch.dtype) for name in config.DTYPES)
+    assert set(config.TRACKERS) - {"none"} <= {tracker.value for tracker in LoggerType}
+
+
+def test_the_help_of_positions_names_every_rule():
+    (flag,) = [flag for flag in cli.extract.params if flag.name == "positions"]
+    assert all(rule in flag.help for rule in POSITION_RULES)

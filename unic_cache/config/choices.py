@@ -1,0 +1,16 @@
+"""The values that options may take. Each tuple holds the keys, in order, of the table that dispatches on it.
+
+`tests/test_choices.py` compares them with their tables; this file imports none, since every part may read it.
+"""
+
+CENTER = "center"  # the one recipe without randomness, for evaluation alone
+RECIPES = ("unic", "light", CENTER)
+TRAINED_RECIPES = tuple(recipe for recipe in RECIPES if recipe != CENTER)
+FITTED = "klt"  # the one codec with tables fitted to each teacher
+CODECS = (FITTED, "f16", "int8", "int4")
+PIXEL_CODECS = ("raw", "compact")
+DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = ("no", "bf16", "fp16")
+NORMALIZATIONS = ("batch", "image")
+STANDARDIZATIONS = ("channel", "phi-s", "none")
+TRACKERS = ("tensorboard", "none")

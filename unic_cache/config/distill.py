@@ -1,0 +1,102 @@
+"""The settings of `unic-cache distill`."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unic_cache.config.choices import (
+    CENTER,
+    DTYPES,
+    NORMALIZATIONS,
+    PRECISIONS,
+    STANDARDIZATIONS,
+    TRACKERS,
+    TRAINED_RECIPES,
+)
+from unic_cache.config.options import CACHE, IMG_SIZE, PATCH_SIZE, SHARDS, TEACHERS, THREADS, option
+from unic_cache.config.stage import Stage
+from unic_cache.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DistillConfig(Stage):
+    """`unic-cache distill`: a cache to a student."""
+
+    stage: ClassVar[str] = "distill"
+    cache: str = option("cache", CACHE)
+    shards: str | None = option(None, SHARDS)
+    student: str = option("vit_base_patch16_224", "Student: a timm ViT.", metavar="NAME")
+    out: str = option("runs/student", "Run folder.", metavar="DIR")
+    teachers: tuple[str, ...] = option((), TEACHERS)
+    online: bool = option(False, "Run the teachers beside the student instead of reading a cache (to compare).")
+    weights: tuple[tuple[str, str], ...] = option(
+        (), "A teacher's weights file (--online only); repeatable.", metavar="[NAME=]FILE"
+    )
+    dtype: str = option("float32", "Teachers' arithmetic (--online only).", choices=DTYPES)
+    calibration_images: int = option(5120, "Views used to estimate statistics (--online only).")
+    img_size: int | None = option(None, IMG_SIZE)
+    patch_size: int | None = option(None, PATCH_SIZE)
+    init: str | None = option(
+        None, "Initial weights: a file or a pretrained timm model.", metavar="FILE_OR_TIMM", unset="random"
+    )
+    recipe: str | None = option(None, "Augmentation recipe.", choices=TRAINED_RECIPES, unset="the cache's")
+    size: int | None = option(None, "View size in pixels.", unset="the cache's")
+    view_seed: int | None = option(None, "Random seed of the views.", unset="the cache's")
+    views: int | None = option(None, "Views to cycle through.", unset="all")
+    epochs: float = option(200.0, "Passes over the images.")
+    steps: int | None = option(None, "Training steps, instead of --epochs.")
+    batch_size: int = option(512, "Images per step, over all processes.")
+    lr: float | None = option(None, "Peak learning rate.", unset="3e-4 * batch/256")
+    warmup: float = option(0.05, "Fraction of the steps spent on warm-up.")
+    min_lr: float = option(1e-6, "Final learning rate.")
+    weight_decay: float = option(0.03, "AdamW's weight decay.")
+    drop_path: float = option(0.1, "Stochastic depth of the last block.")
+    drop_teacher: float = option(0.5, "Probability of dropping a teacher.")
+    ladder_widths: tuple[int, int] | None = option(
+        None,
+        "Hidden widths of the projectors: of every block's, and of the last.",
+        metavar="H,LAST",
+        unset="d,4d; the authors' 768,3072",
+    )
+    normalization: str = option(
+        "batch",
+        "How dropping teachers weights images: over the batch, as the authors do, or each image equally.",
+        choices=NORMALIZATIONS,
+    )
+    tokens: int | None = option(None, "Random patch tokens per view in the loss.", metavar="N", unset="all stored ones")
+    standardize: str = option(
+        "channel",
+        "Targets: each channel standardized, as the authors do; one scalar after PHI-S's rotation; or the teacher's "
+        "own values.",
+        choices=STANDARDIZATIONS,
+    )
+    precision: str = option("no", "Mixed precision.", choices=PRECISIONS)
+    tf32: bool | None = option(None, "Use TF32 for the student's matrix products.", unset="on CUDA")
+    seed: int = option(0, "Random seed of the run.")
+    resume: bool = option(False, "Resume from the checkpoint in --out.")
+    val_shards: str | None = option(
+        None, "Tars (or, without tars, names in the cache) held out for validation.", metavar="PATTERN"
+    )
+    use_held_out: bool = option(False, "Also train on tars that earlier runs held out.")
+    eval_every: int = option(1000, "Steps between validations.")
+    log_every: int = option(10, "Steps between log lines.")
+    save_every: int = option(1000, "Steps between checkpoints.")
+    tracker: str = option("tensorboard", "Experiment tracker.", choices=TRACKERS)
+    pixel_tolerance: int = option(0, "Largest accepted difference from the teachers' pixels, in levels of 255.")
+    skip_broken: bool = option(False, "Skip and count rows that are not as committed, instead of stopping.")
+    threads: int = option(0, THREADS)
+
+    def __post_init__(self) -> None:
+        if self.recipe == CENTER:
+            raise ConfigError(f"recipe {CENTER!r} is for evaluation only; train on unic or light")
+        super().__post_init__()
+        if self.weights and not self.online:
+            raise ConfigError("--weights are of teachers that --online runs; a cache needs none")
+        if self.min_lr > self.peak_lr():
+            raise ConfigError(
+                f"min-lr {self.min_lr} is above the peak learning rate {self.peak_lr()}: the rate would rise to the "
+                "end; choose --min-lr at most as high"
+            )
+
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up: UNIC's 3e-4 per 256 images of a batch, unless `lr` is set."""
+        return 3e-4 * self.batch_size / 256 if self.lr is None else self.lr
