@@ -34,7 +34,7 @@ from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.guests import sort_folders
 from unic_cache.store.member import Member
-from unic_cache.store.reader import Rows
+from unic_cache.store.reader import RowArray
 from unic_cache.stream.seen import Seen
 
 BATCH = 64  # rows that are decoded and encoded at once
@@ -175,10 +175,10 @@ def reads(work: Work) -> Iterator[tuple[str, Unit, range]]:
 
 def reading(
     coders: Mapping[str, Transcoder], pool: ThreadPoolExecutor
-) -> Callable[[tuple[str, Unit, range]], Callable[[], dict[str, Rows]]]:
+) -> Callable[[tuple[str, Unit, range]], Callable[[], dict[str, RowArray]]]:
     """What begins to read a batch in the pool's threads."""
 
-    def start(batch: tuple[str, Unit, range]) -> Callable[[], dict[str, Rows]]:
+    def start(batch: tuple[str, Unit, range]) -> Callable[[], dict[str, RowArray]]:
         name, unit, rows = batch
         return pool.submit(coders[name].source.parts, committed(coders[name], unit), rows).result
 
@@ -194,11 +194,11 @@ def committed(coder: Transcoder, unit: Unit) -> CommitRecord:
 
 
 def recoded(
-    source: Cache, coder: Transcoder, record: CommitRecord, parts: Iterator[dict[str, Rows]], progress: Progress
-) -> tuple[dict[str, Rows], int]:
+    source: Cache, coder: Transcoder, record: CommitRecord, parts: Iterator[dict[str, RowArray]], progress: Progress
+) -> tuple[dict[str, RowArray], int]:
     """The target's arrays of a unit, zeros in the rows of bad images, and how many of its values were clipped."""
     unit, clipped = record.unit, 0
-    arrays: dict[str, Rows] = {a.name: np.zeros((unit.rows, *a.row), a.dtype) for a in coder.target.arrays}
+    arrays: dict[str, RowArray] = {a.name: np.zeros((unit.rows, *a.row), a.dtype) for a in coder.target.arrays}
     for first in range(0, unit.rows, BATCH):
         rows = range(first, min(first + BATCH, unit.rows))
         seed, shown = shown_rows(source, unit, rows)

@@ -328,7 +328,9 @@ class TestRefusals:
         data = bytearray(path.read_bytes())
         data[20 * 4 * 64 * 2 + 5] ^= 1
         path.write_bytes(bytes(data))
-        message = r"timm\.test_vit@32, view unic-32-0-000 of shard 000000, patch, rows 20: their bytes are not the ones"
+        message = (
+            r"timm\.test_vit@32, view unic-32-0-000 of shard 000000, patch, rows 20: their bytes are not as committed"
+        )
         with pytest.raises(CacheError, match=message):
             distill.run(training(cache=str(tmp_path / "cache"), steps=20))
 

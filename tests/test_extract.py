@@ -285,7 +285,7 @@ class TestRefusals:
         monkeypatch.setattr("unic_cache.stream.pixels.make_view", lambda *a: honest(*a) ^ np.uint8(1))
         monkeypatch.setattr("unic_cache.stream.probe.decoder_versions", lambda: {"pillow": "0.0.test"})
         message = (
-            r"differ by up to 1 levels of 255 \(1\.0+ on average\)\. Made with .*pillow \d.*"
+            r"differ by up to 1 levels of 255 \(1\.0+ on average\)\. The cache was made with .*pillow \d.*"
             r"this machine has .*pillow 0\.0\.test"
         )
         with pytest.raises(CacheError, match=message):

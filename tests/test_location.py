@@ -300,7 +300,9 @@ def test_file_system_that_cannot_create_only_once_is_told_of(
 ) -> None:
     refuse_links(monkeypatch, number)
     monkeypatch.setattr(durable, "_renameat2", lambda: None)
-    with pytest.raises(CacheError, match=r"a: this file system makes no hard links \(.*put the cache on another one"):
+    with pytest.raises(
+        CacheError, match=r"a: this file system has neither hard links \(.*put the cache on another one"
+    ):
         LocalFolder(tmp_path).create("a/b", b"data")
     assert tree(tmp_path) == {}
 

@@ -83,7 +83,7 @@ class TestWebFolder(ReadContract):
     def test_it_is_only_read_from(self, folder: Location) -> None:
         for call in (lambda: folder.create("a", b""), lambda: folder.replace("a", b""), lambda: folder.delete("a")):
             with pytest.raises(
-                CacheError, match="/some/cache/a: a web server is only read from; write to a path, s3://"
+                CacheError, match="/some/cache/a: web servers are read-only here; write to a path, s3://"
             ):
                 call()
 
@@ -146,7 +146,7 @@ def test_folders_without_an_end_are_told_of(serve: Callable[[type[SimpleHTTPRequ
             self.end_headers()
             self.wfile.write(b'<a href="deeper/">deeper</a>')
 
-    with pytest.raises(CacheError, match=r"deeper: folders lie more than 16 deep; this is no cache"):
+    with pytest.raises(CacheError, match=r"deeper: folders nest more than 16 deep; this is not a cache"):
         list(open_location(serve(Endless)).names())
 
 
@@ -177,7 +177,7 @@ def test_server_that_stays_away_is_told_in_the_end(monkeypatch: pytest.MonkeyPat
     folder = open_location("http://127.0.0.1:1/cache")
     for call in (lambda: list(folder.names()), lambda: folder.read("a"), lambda: folder.size("a")):
         with pytest.raises(
-            CacheError, match=r"^http://127.0.0.1:1/cache.*Connection refused.*see that the URL is right"
+            CacheError, match=r"^http://127.0.0.1:1/cache.*Connection refused.*check that the URL is right"
         ):
             call()
 
@@ -193,7 +193,7 @@ def test_untrusted_certificate_is_told_at_once() -> None:
             raise GenericError(text)
 
         with pytest.raises(
-            CacheError, match=r"^https://h: the server's certificate is not trusted here; see that the URL"
+            CacheError, match=r"^https://h: the server's certificate is not trusted here; check that the URL"
         ):
             outages.outlive("https://h", call, answered=True)
 

@@ -34,7 +34,7 @@ from unic_cache.store.layout import VIEWS_MEMBER, Extent
 from unic_cache.store.member import Member
 from unic_cache.store.open_objects import OpenObjects
 from unic_cache.store.ranges import picks
-from unic_cache.store.reader import RowReader, Rows
+from unic_cache.store.reader import RowArray, RowReader
 from unic_cache.tokens import Kinds
 from unic_cache.views.index import Segment, ShardEntry, no_cache, no_teacher, read_segments
 
@@ -85,7 +85,7 @@ class CachedTeacher:
             )
         return record
 
-    def parts(self, record: CommitRecord, rows: Sequence[int], broken: set[int] | None = None) -> dict[str, Rows]:
+    def parts(self, record: CommitRecord, rows: Sequence[int], broken: set[int] | None = None) -> dict[str, RowArray]:
         """The kept arrays' rows as they are stored, array name -> (len(rows), ...), checked.
 
         BrokenError on rows that are not what was committed; where a set is given they are added to it, and are zeros.
@@ -217,7 +217,7 @@ class Cache:
         """The record of a unit's kept pixels, or None; remembered."""
         return None if self._pixel_record is None else self._pixel_record(unit)
 
-    def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: Rows) -> None:
+    def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: RowArray) -> None:
         """Kept views, uint8 (len(rows), H, W, 3), into `out`, checked as in `CachedTeacher.parts`."""
         if self.pixels is None or self.pixel_rows is None:
             raise CacheError(f"{self.location.url} keeps no pixels; extract with --keep-views")

@@ -32,7 +32,7 @@ from unic_cache.store.calibrate import DEFAULT_QUALITY, FIT_IMAGES, HELD_OUT, Ca
 from unic_cache.store.codecs.codec import FITTED
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
-from unic_cache.store.reader import Rows
+from unic_cache.store.reader import RowArray
 from unic_cache.store.sampling import places_among
 from unic_cache.store.writer import UnitWriter
 from unic_cache.stream.evenly import spread
@@ -50,7 +50,7 @@ class Transcoder:
     calibration: Calibration  # the target's
     device: torch.device
 
-    def encode(self, parts: Mapping[str, Rows], seed: int, shown: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+    def encode(self, parts: Mapping[str, RowArray], seed: int, shown: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         """The target's rows, and `clipped` as in `Codec.encode`, of the source's rows of (key, view number) `shown`."""
         assert self.target.codec is not None
         here = {name: torch.from_numpy(rows).to(self.device) for name, rows in parts.items()}

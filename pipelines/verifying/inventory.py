@@ -16,7 +16,7 @@ from unic_cache.store.commit import Unit
 from unic_cache.store.layout import Extent, commit_name, metadata_objects
 from unic_cache.store.member import Member
 from unic_cache.store.verify import data_names
-from unic_cache.stream.held_out import FILE as HELD_OUT_FILE
+from unic_cache.stream.held_out import HELD_OUT_FILE
 from unic_cache.stream.probe import is_probe, is_view
 from unic_cache.views.index import Segment, segment_file
 

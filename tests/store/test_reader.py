@@ -405,7 +405,7 @@ class TestBroken:
             return data
 
         damaged.change(array, flip)
-        damaged.is_lost(range(33, 34), "their bytes are not the ones that were committed", array, truth)
+        damaged.is_lost(range(33, 34), "their bytes are not as committed", array, truth)
 
     def test_a_flipped_byte_of_a_packed_chunk(self, damaged, truth):
         def flip(data):
@@ -413,7 +413,7 @@ class TestBroken:
             return data
 
         damaged.change(TILED, flip)
-        damaged.is_lost(range(32), "their bytes are not the ones that were committed", TILED, truth)
+        damaged.is_lost(range(32), "their bytes are not as committed", TILED, truth)
 
     @pytest.mark.parametrize("array", ARRAYS)
     def test_a_missing_object(self, damaged, truth, array):
@@ -440,7 +440,7 @@ class TestBroken:
             index[[0, 1]] = index[[1, 0]]
 
         damaged.spans(array, swap)
-        damaged.is_lost(range(64), "their bytes are not the ones that were committed", array, truth)
+        damaged.is_lost(range(64), "their bytes are not as committed", array, truth)
 
     @pytest.mark.parametrize("array", ARRAYS)
     @pytest.mark.parametrize("shift", [0, 1])
@@ -449,7 +449,7 @@ class TestBroken:
             index[1] = index[0, 0] + shift, index[1, 1]
 
         damaged.spans(array, overlap)
-        damaged.is_lost(range(32, 64), "their bytes are not the ones that were committed", array, truth)
+        damaged.is_lost(range(32, 64), "their bytes are not as committed", array, truth)
 
     @pytest.mark.parametrize("kind", ["shorter", "longer", "two frames", "nonsense", "no size"])
     def test_a_packed_chunk_that_holds_something_else(self, damaged, truth, kind):

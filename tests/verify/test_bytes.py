@@ -106,7 +106,7 @@ class TestPlaces:
             broken / CNN_FOLDER / "features.zarr/000000" / VIEW / "cls/c.1.0.0", 20 * 2 * row_width(broken, CNN, "cls")
         )
         (finding,) = check(broken).broken
-        assert (finding.rows, finding.why) == ((20,), "is not zeros behind the tar's last row")
+        assert (finding.rows, finding.why) == ((20,), "is not zero beyond the tar's last row")
 
     def test_an_index_that_points_elsewhere_with_a_right_checksum(self, broken):
         path = broken / CNN_FOLDER / "features.zarr/000000" / VIEW / "cls/c.0.0.0"

@@ -115,7 +115,7 @@ class TestFlips:
         flip(broken / PATCH, second[0] + second[1] - 1)
         (finding,) = check(broken).broken
         assert finding.rows == (32, 33, 34)
-        assert finding.why == "bytes are not the ones that were committed"
+        assert finding.why == "bytes are not as committed"
 
 
 class TestChunks:

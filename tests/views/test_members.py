@@ -49,9 +49,9 @@ def test_what_is_no_archive_behind_the_end_is_an_error(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", ("a.jpg", b"1"))
     size = path.stat().st_size
     for guest, message in [
-        (b"<html>", f"byte {size}: what stands behind the archive's end is no tar"),
-        (b"\0" * 5000 + b"x" * 600, f"byte {size + 5000}: what stands behind the archive's end is no tar"),
-        (b"\x1f\x8b\x08" + bytes(600), f"byte {size}: it is compressed by gzip"),
+        (b"<html>", f"byte {size}: the data after the archive's end is not a tar"),
+        (b"\0" * 5000 + b"x" * 600, f"byte {size + 5000}: the data after the archive's end is not a tar"),
+        (b"\x1f\x8b\x08" + bytes(600), f"byte {size}: it is compressed with gzip"),
     ]:
         joined = tmp_path / "joined.tar"
         joined.write_bytes(path.read_bytes() + guest)
@@ -65,7 +65,7 @@ def test_a_second_archive_that_is_cut_off_or_repeats_a_key_is_an_error(tmp_path:
     with pytest.raises(ShardError, match=r"it ends early, within 'a/x.jpg'"):
         scan(str(tmp_path / "t.tar"))
     (tmp_path / "t.tar").write_bytes(one + two)
-    with pytest.raises(ShardError, match="the key 'a/x' comes twice"):
+    with pytest.raises(ShardError, match="the key 'a/x' appears twice"):
         scan(str(tmp_path / "t.tar"))
 
 
@@ -196,7 +196,7 @@ def test_names_that_are_not_utf8_are_read_and_shown(tmp_path: Path) -> None:
 def test_a_pointer_of_git_lfs_says_what_it_is(tmp_path: Path) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
     (tmp_path / "t.tar").write_bytes(pointer.ljust(600))
-    with pytest.raises(ShardError, match="it is no tar but a pointer of Git LFS to it; run `git lfs pull`"):
+    with pytest.raises(ShardError, match="it is not a tar but a Git LFS pointer to one; run `git lfs pull`"):
         scan(str(tmp_path / "t.tar"))
-    with pytest.raises(ImageError, match="a pointer of Git LFS"):
+    with pytest.raises(ImageError, match="a Git LFS pointer"):
         decode(pointer)

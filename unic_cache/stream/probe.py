@@ -1,7 +1,7 @@
-"""The probe: pixels of a few views, kept once a recipe, to tell one machine's decoder from another's.
+"""The probe: pixels of a few views, stored once per recipe, to detect machines that decode differently.
 
-Decoders and resamplers differ between releases. Checksums tell that pixels differ; the probe tells by how much and
-between which versions.
+Decoders and resamplers differ between releases. Checksums show that pixels differ; the probe shows by how much, and
+which versions made them.
 """
 
 import json
@@ -22,15 +22,13 @@ from unic_cache.views.augment import AUGMENT_VERSION
 from unic_cache.views.decode import decoder_versions
 
 PROBES = 16
-DECODERS_APART = 16  # levels of 255: beyond it, and of the same versions, a view is of another picture
-
-
+DECODERS_APART = 16  # levels of 255; a larger difference with the same versions means another picture
 PROBE_FILE = re.compile(r"probe/([^/]+)\.npz")
 
 
 @dataclass(frozen=True)
 class PixelDifference:
-    """How far this machine's views are from the kept ones, in levels of 255."""
+    """How far this machine's views differ from the probe's, in levels of 255."""
 
     largest: int
     mean: float
@@ -38,18 +36,18 @@ class PixelDifference:
 
 
 def probe_name(views: Views) -> str:
-    """Where the probe of a recipe stands in the cache."""
+    """The probe's file in a cache."""
     return f"probe/{views.recipe}-{views.size}-{views.seed}.npz"
 
 
 def is_probe(name: str) -> bool:
-    """Whether a file is called as a recipe's probe is."""
+    """Whether a file name is a probe's."""
     match = PROBE_FILE.fullmatch(name)
     return match is not None and is_view(f"{match[1]}-000")
 
 
 def is_view(name: str) -> bool:
-    """Whether a folder is called as a view is."""
+    """Whether a folder name is a view's."""
     try:
         views, number = Views.parse(name)
     except ConfigError:
@@ -58,20 +56,20 @@ def is_view(name: str) -> bool:
 
 
 def settle_probe(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
-    """Check this machine's views against the probe, or make it, create-only: whoever comes first."""
+    """Check this machine's views against the probe; create it first if there is none."""
     if cache.location.size(probe_name(views)) is None:
         make_probe(cache, views, source, available)
     check_pixels(cache.location, views, source, 0, available)
 
 
 def check_known_pixels(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
-    """Check this machine's views against the probe of another recipe, where the cache has one."""
+    """Check this machine's views against the probe, if the cache has one."""
     if cache.location.size(probe_name(views)) is not None:
         check_pixels(cache.location, views, source, 0, available)
 
 
 def make_probe(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
-    """Keep the pixels of a few views, evenly over the tars that are available."""
+    """Store the pixels of a few views, spread evenly over the available tars."""
     rows = [
         Address(segment.number, shard, row, 0)
         for segment in cache.segments
@@ -100,40 +98,39 @@ def check_pixels(
     tolerance: int,
     available: Callable[[Address], bool],
 ) -> PixelDifference:
-    """Make the probe's views again and compare. CacheError beyond `tolerance` levels, naming versions."""
+    """Make the probe's views again and compare. CacheError, naming versions, if they differ by over `tolerance`."""
     name = probe_name(views)
     data = location.read(name)
     if data is None:
-        raise CacheError(f"{location.url}: {name} is missing, so no view can be trusted; run `unic-cache extract`")
-    kept = load_npz(data, name)
-    address = np.asarray(kept["address"], np.int64)
-    wanted = [Address(int(segment), int(shard), int(row), 0) for segment, shard, row in address]
+        raise CacheError(f"{location.url}: {name} is missing, so views cannot be checked; run `unic-cache extract`")
+    probe = load_npz(data, name)
+    wanted = [Address(segment, shard, row, 0) for segment, shard, row in probe["address"].tolist()]
     places = [place for place, item in enumerate(wanted) if available(item)]
-    theirs = np.asarray(kept["views"], np.uint8)[places].astype(np.int16)
+    theirs = np.asarray(probe["views"], np.uint8)[places].astype(np.int16)
     ours = source.start([wanted[place] for place in places], len(places))().views_BHWC.astype(np.int16)
     apart = np.abs(ours - theirs)
     difference = PixelDifference(int(apart.max(initial=0)), float(apart.mean()) if apart.size else 0.0, len(places))
     if difference.largest > tolerance:
-        then = json.loads(np.asarray(kept["versions"], np.uint8).tobytes())
+        then = json.loads(np.asarray(probe["versions"], np.uint8).tobytes())
         now = {**decoder_versions(), "augment": str(AUGMENT_VERSION)}
         if then == now and difference.largest > DECODERS_APART:
             worst = wanted[places[int(apart.max(axis=(1, 2, 3)).argmax())]]
             others = int((apart.max(axis=(1, 2, 3)) > tolerance).sum())
             raise CacheError(
-                f"{source.where(worst)}: another picture than {location.url} has seen: its view differs by "
-                f"up to {difference.largest} levels of 255, as do {others - 1} more of {difference.images} that were "
-                "compared, and the library versions are the same. Give the tars that the cache was made with"
+                f"{source.where(worst)}: another picture than {location.url} was made from: its view differs by up to "
+                f"{difference.largest} levels of 255, as do {others - 1} more of {difference.images} compared, and "
+                "the library versions are the same. Give the tars that the cache was made with"
             )
         raise CacheError(
             f"{location.url}: this machine does not make the pixels that the teachers saw. Over {difference.images} "
             f"probe views they differ by up to {difference.largest} levels of 255 ({difference.mean:.4f} on "
-            f"average). Made with {_versions(then, now)}; this machine has {_versions(now, then)}. Install the same "
-            f"versions, or accept it with --pixel-tolerance {difference.largest}"
+            f"average). The cache was made with {_versions(then, now)}; this machine has {_versions(now, then)}. "
+            f"Install the same versions, or accept the difference with --pixel-tolerance {difference.largest}"
         )
     return difference
 
 
 def _versions(one: dict[str, str], other: dict[str, str]) -> str:
-    """The versions that differ, or all of them when none does."""
+    """The versions that differ, or all if none does."""
     names: Sequence[str] = [name for name in sorted(one) if one[name] != other.get(name)] or sorted(one)
     return ", ".join(f"{name} {one[name]}" for name in names)

@@ -1,4 +1,4 @@
-"""Which rows a run may train on: those that every teacher has of every view, by the commit records alone.
+"""Select the rows a run may train on: those that every teacher has under every view, by commit records alone.
 
 Letters: N rows.
 """
@@ -20,12 +20,12 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that a run uses, one entry each in parallel: (N,) segment, shard and row."""
+    """The rows of a run as parallel columns: (N,) segment, shard (the tar's number in it) and row."""
 
     segment: Ints
     shard: Ints
     row: Ints
-    left_out: int = 0  # rows that are not used because what is kept of them is broken
+    left_out: int = 0  # rows left out because their features are broken
 
     def __len__(self) -> int:
         return len(self.row)
@@ -43,10 +43,10 @@ def usable_rows(
     shards: Sequence[str],
     skip_broken: bool = False,
 ) -> tuple[Rows, dict[str, int]]:
-    """Every good row of the shards named, and the checksum of each commit record that vouches for one.
+    """All good rows of the named shards, and the checksum of each commit record behind them.
 
-    BrokenError where a (teacher, view, shard) is not committed or its record is broken, or two teachers' records of a
-    view disagree on pixels. With `skip_broken` such rows are left out, of all views, and counted.
+    BrokenError if a (teacher, view, shard) is not committed or its record is broken, or if teachers' records of a view
+    disagree on pixels. With `skip_broken` such rows are left out under all views and counted.
     """
     places, left_out = cache.shards(), 0
     columns: list[Ints] = []
@@ -78,7 +78,7 @@ def usable_rows(
 
 
 def all_rows(cache: Cache, shards: Sequence[str]) -> Rows:
-    """Every row of the shards named, good or not."""
+    """All rows of the named shards, good or not."""
     places = [(*cache.shards()[name], row) for name in shards for row in range(cache.entry(*cache.shards()[name]).rows)]
     table = np.array(places, np.int64).reshape(-1, 3).T
     return Rows(table[0], table[1], table[2])
@@ -87,19 +87,19 @@ def all_rows(cache: Cache, shards: Sequence[str]) -> Rows:
 def committed_records(
     cache: Cache, teachers: Sequence[CachedTeacher], view: str, segment: int, shard: int, may_differ: bool
 ) -> list[CommitRecord]:
-    """All teachers' records of a unit. BrokenError where one is missing or, but for `may_differ`, saw other pixels."""
+    """All teachers' records of a unit. BrokenError if one is missing or, unless `may_differ`, saw other pixels."""
     records = [committed_record(cache, teacher, view, segment, shard) for teacher in teachers]
     for teacher, record in zip(teachers, records, strict=True):
         if not may_differ and not np.array_equal(record.pixels, records[0].pixels):
             raise BrokenError(
-                f"{cache.location.url}: {teachers[0].name} and {teacher.name} saw different pixels in {record.unit}; "
-                "two caches were mixed; keep them apart"
+                f"{cache.location.url}: {teachers[0].name} and {teacher.name} saw different pixels in {record.unit}: "
+                "two caches were mixed; run `unic-cache verify --shards` to see whose pixels are right"
             )
     return records
 
 
 def committed_record(cache: Cache, teacher: CachedTeacher, view: str, segment: int, shard: int) -> CommitRecord:
-    """The commit record; BrokenError where the unit is not committed."""
+    """A teacher's commit record of one tar under one view. BrokenError if it is not committed."""
     unit = cache.unit(segment, shard, view)
     record = teacher.record(unit)
     if record is None:
