@@ -49,7 +49,7 @@ class FailingDisk:
         """A call is about to be made."""
         if not path.startswith(self.root):
             return
-        kind = re.sub(r"[0-9a-f]{16}|\d+", "#", path.removeprefix(self.root))
+        kind = re.sub(r"(?<=-plan-)\w{8}|[0-9a-f]{16}|\d+", "#", path.removeprefix(self.root))
         site = Site(call, kind)
         self.sites[site] += 1
         if self._failing and self._failing[:2] == (site, self.sites[site] - 1):
@@ -82,8 +82,9 @@ class FailingDisk:
             if not path.startswith(self.root):
                 return original(file, mode, *arguments, **options)
             self.happens("open", path)
-            raw = _Raw(file, mode.replace("b", "").replace("t", ""), self, path)
-            buffered = io.BufferedReader(raw) if "r" in mode else io.BufferedWriter(raw)
+            raw = _Raw(file, mode.replace("b", "").replace("t", ""), self, path, options.get("opener"))
+            one_way = io.BufferedReader if "r" in mode else io.BufferedWriter
+            buffered = io.BufferedRandom(raw) if "+" in mode else one_way(raw)
             if "b" in mode:
                 return buffered
             return io.TextIOWrapper(buffered, options.get("encoding"), options.get("errors"), options.get("newline"))
@@ -94,8 +95,8 @@ class FailingDisk:
 class _Raw(io.FileIO):
     """A file whose reads and writes are calls too."""
 
-    def __init__(self, file: Any, mode: str, disk: FailingDisk, path: str) -> None:
-        super().__init__(file, mode)
+    def __init__(self, file: Any, mode: str, disk: FailingDisk, path: str, opener: Any = None) -> None:
+        super().__init__(file, mode, opener=opener)
         self._disk, self._path = disk, path
 
     def write(self, data: Any) -> int:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli
+from pipelines.planning import step_costs
 from tests.conftest import VIT, make_shards, picture
 from tests.failing_disk import FailingDisk, Site
 from unic_cache.files.durable import NO_FOLDER_SYNC
@@ -64,7 +65,13 @@ def distill(at: Path) -> list[object]:
     return ["distill", *sources, *STUDENT, "--batch-size", 4, "--steps", 3, "--save-every", 2, "--log-every", 1]
 
 
+def plan(at: Path) -> list[object]:
+    named = ["--teacher", VIT, "--weights", at / "w.safetensors", "--shards", at / "shards/*.tar"]
+    return ["plan", *named, "--cache", at / "new", "--images", 10, "--codec", "f16", *QUICK, *STUDENT[:-2]]
+
+
 COMMANDS = {
+    "plan": plan,
     "shard": lambda at: ["shard", at / "images", at / "new", "--per-shard", 4],
     "extract": lambda at: [*extract(at, "new"), "--keep-views"],
     "distill": distill,
@@ -82,7 +89,10 @@ COMMANDS = {
     "repair": lambda at: ["repair", at / "cache", "--threads", 1],
     "recode": lambda at: ["recode", at / "cache", at / "new", "--codec", "int8", "--threads", 1, "--device", "cpu"],
 }
-MOST = {"shard": 10, "extract": 7, "distill": 5, "evaluate": 3, "inspect": 8, "verify": 12, "repair": 10, "recode": 12}
+MOST = {
+    "plan": 6, "shard": 10, "extract": 7, "distill": 5, "evaluate": 3, "inspect": 8, "verify": 12, "repair": 10,
+    "recode": 12,
+}  # fmt: skip
 
 
 def chosen(name: str, sites: dict[Site, int]) -> list[Site]:
@@ -96,6 +106,9 @@ def chosen(name: str, sites: dict[Site, int]) -> list[Site]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_call_that_fails_costs_one_line_and_nothing_that_was_made(name, made, tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    monkeypatch.setattr(step_costs, "FILE_BYTES", 2**20)
+    monkeypatch.setattr(step_costs, "LAST_BATCH", step_costs.FIRST_BATCH)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "counted"))
     counted = FailingDisk(scene(made, tmp_path / "counted"))
     with counted.watch():
         whole = run(*COMMANDS[name](tmp_path / "counted"))
@@ -104,6 +117,7 @@ def test_a_call_that_fails_costs_one_line_and_nothing_that_was_made(name, made, 
         at = scene(made, tmp_path / f"try{number}")
         disk = FailingDisk(at)
         disk.fail(site, 0, error)
+        monkeypatch.setattr("tempfile.tempdir", str(at))
         with disk.watch():
             failed = run(*COMMANDS[name](at))
         where = f"{errno.errorcode[error]} of {site}: {failed.output}"

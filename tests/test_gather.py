@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import extract
-from tests.test_buffers import count_memory
+from tests.conftest import count_memory
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import READS_AT_ONCE, Cache
 from unic_cache.config import Views

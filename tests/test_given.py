@@ -8,8 +8,7 @@ import pytest
 from pipelines import distill, evaluate, extract
 from pipelines.command.given import given_shards
 from pipelines.shard import run as pack
-from tests.conftest import VIT, picture, png, write_tar
-from tests.views.test_members import pack as write_members
+from tests.conftest import VIT, picture, png, write_members, write_tar
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig, ShardConfig
 from unic_cache.errors import ConfigError, EmptyShardError, ShardError

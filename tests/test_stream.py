@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unic_cache.store.layout import CHUNK_ROWS
-from unic_cache.stream.batches import Rows
 from unic_cache.stream.order import MIXED_CHUNKS, OPEN_SHARDS, Order, epoch_order
+from unic_cache.stream.rows import Rows
 
 
 def rows_of(counts: list[int]) -> Rows:

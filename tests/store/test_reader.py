@@ -27,7 +27,7 @@ from obstore.store import MemoryStore
 from tests.conftest import tree
 from tests.crash.memory import MemoryFolder
 from tests.object_server import ObjectServer
-from tests.test_web_folder import WithRanges
+from tests.web_server import WithRanges
 from unic_cache.buffers import Ring
 from unic_cache.errors import BrokenError
 from unic_cache.files.local import LocalFolder

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 
-from tests.store.test_store import SPEC, unit
+from tests.store.units import SPEC, unit
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.calibrate import Calibration

@@ -185,7 +185,7 @@ class TestCalibrations:
         assert (report.state, report.exit_code, report.units, report.foreign) == ("broken", 1, 0, [])
         (finding,) = report.broken
         assert (finding.file, finding.mend) == (CALIBRATION, BY_HAND)
-        assert "is missing; put back a copy; or remove it and run the command that made it again" in finding.why
+        assert "is missing; restore a copy; or remove it and run the command that made it again" in finding.why
         assert extracting(broken).units == 0
         assert tree(broken) == tree(whole)
 

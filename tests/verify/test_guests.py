@@ -172,7 +172,7 @@ class TestRepairRemovesNothingThatIsWhole:
 
     def test_the_index_of_another_cache(self, broken, other):
         shutil.copy(other / "index/000000.json", broken / "index/000000.json")
-        self.left(broken, "put the right index back")
+        self.left(broken, "restore the right index")
 
     def test_records_that_were_all_lost(self, broken):
         shutil.rmtree(broken / CNN_FOLDER / "commits")
@@ -180,7 +180,7 @@ class TestRepairRemovesNothingThatIsWhole:
 
     def test_the_calibration_of_another_cache(self, broken, other):
         shutil.copy(other / VIT_FOLDER / "calibration.npz", broken / VIT_FOLDER / "calibration.npz")
-        self.left(broken, "put that one back")
+        self.left(broken, "restore that one")
 
     def test_what_lies_beside_the_units(self, broken):
         shutil.copytree(broken / VIT_FOLDER / "commits/000000" / VIEW, broken / VIT_FOLDER / "commits/000000/mine")

@@ -68,6 +68,6 @@ def test_a_hostile_store_is_told_within_bounded_memory(tmp_path, whole):
     for kind, name in expected.items():
         assert (
             f"{tmp_path / kind} is broken: `unic-cache repair` un-commits what `extract` can make again, "
-            "and says what it cannot mend" in lines
+            "and lists what needs a person" in lines
         )
         assert any(name in line for line in lines if line.startswith("broken: ")), (kind, lines)

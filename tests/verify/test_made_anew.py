@@ -46,7 +46,7 @@ class TestMadeAnew:
         assert check(broken).exit_code == 0
         report = check(broken, teacher_check=5, weights=settings(broken).weights)
         assert report.exit_code == 1
-        assert "the teacher now says something else: cosine" in report.broken[0].why
+        assert "the teacher's output now differs: cosine" in report.broken[0].why
 
     def test_other_weights_are_refused(self, whole, tmp_path, settings):
         torch.manual_seed(99)

@@ -61,7 +61,7 @@ class TestRepair:
         done = repair.run(str(broken), threads=1)
         assert tree(broken) == before
         assert name in done.left[0]
-        assert "put back a copy; or remove it and run the command that made it again" in done.left[0]
+        assert "restore a copy; or remove it and run the command that made it again" in done.left[0]
 
     def test_a_whole_cache_is_left_alone(self, broken, whole):
         assert repair.run(str(broken), threads=1).lines(False) == ["nothing is broken"]
