@@ -1,4 +1,4 @@
-"""Where a cache's features, or a student, come from: weights, authors, licences, preprocessing, library versions."""
+"""Report where a cache's features or a student come from: weights, licences, preprocessing, library versions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +18,12 @@ MADE_WITH = ("codec", "dtype", "device", "batch_size", "augment", "versions")
 
 
 def run(path: str) -> dict[str, Any]:
-    """JSON-ready: of an exported student (a run's folder, or its file), or else of the cache that is there."""
+    """The provenance, JSON-ready, of an exported student (a run's folder or file), or else of a cache."""
     return of_student(path) if is_student(path) else of_cache(path)
 
 
 def is_student(path: str) -> bool:
-    """Whether there is an exported student: a run's folder, or its file."""
+    """Whether `path` is an exported student: a run's folder or its file."""
     return Path(path).is_file() or (Path(path) / ENCODER).is_file()
 
 
@@ -46,7 +46,7 @@ def of_cache(path: str) -> dict[str, Any]:
 
 
 def of_student(path: str) -> dict[str, Any]:
-    """{"encoder", "student", "inherits": {licence: teachers}, and all that `distill` wrote into the file's header}."""
+    """{"encoder", "student", "inherits": {licence: teachers}, and what `distill` wrote into the file's header}."""
     _, spec, provenance = load_encoder(path)
     licences: dict[str, list[str]] = {}
     for name, teacher in provenance.get("teachers", {}).items():
@@ -55,7 +55,7 @@ def of_student(path: str) -> dict[str, Any]:
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """The report for people, one line a fact."""
+    """Print the report, one line per fact."""
     console = results()
     console.soft_wrap = True
     for key, value in report.items():

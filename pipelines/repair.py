@@ -1,9 +1,9 @@
-"""Un-commit what is broken, so that `extract` makes it again.
+"""Un-commit broken units, so that `extract` makes them again.
 
-A broken unit loses its record first and its data then, so that nothing is ever vouched for that is going. What a killed
-run left without a record goes too: it may stand in the way of another machine's. Whole units are never touched, nor is
-what all others hang on: index, spec and calibration. Nor is what nothing proves to be broken and the cache's own:
-folders that are guests, records that were made for other tars, and data whose records were all lost.
+A broken unit loses its record first, then its data: no record vouches for data that is being deleted. Data that a
+killed run left without a record is removed too, since it may block another machine's. Never touched are whole units,
+the files that all others depend on (index, spec, calibration), and whatever is not provably broken and the cache's own:
+guest folders, records made for other tars, and data whose records are all lost.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,44 +17,44 @@ from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
-from unic_cache.store.verify import BY_HAND, REMOVE, REWRITE, UNCOMMIT, UNREADABLE, Finding, check_unit, uncommit
+from unic_cache.store.verify import BY_HAND, REMOVE, REWRITE, UNCOMMIT, UNREADABLE, check_unit, uncommit
 from unic_cache.unsaved import VerifyConfig
 
-Step = tuple[str, Callable[[], None]]  # what it is called, and how it is done
+Step = tuple[str, Callable[[], None]]  # what it has done, and the function that does it
 
 
 @dataclass
 class Repaired:
-    """What was done, or would be, and what nobody but a person can mend."""
+    """What `repair` did, or would do, and what needs a person."""
 
     done: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    to_extract: bool = False  # whether `extract` has something to make
+    to_extract: bool = False  # whether `extract` has work to do
 
     def lines(self, dry_run: bool) -> list[str]:
         """For people."""
         lines = [f"would have {what}" if dry_run else what for what in self.done]
-        lines += [f"cannot be mended here: {what}" for what in self.left]
+        lines += [f"cannot be repaired automatically: {what}" for what in self.left]
         if not lines:
             lines.append("nothing is broken")
         if self.to_extract:
-            lines.append("run the same `unic-cache extract` to have what is missing made")
+            lines.append("run the same `unic-cache extract` to make what is missing")
         return lines
 
 
 def run(cache: str, dry_run: bool = False, threads: int = 0) -> Repaired:
-    """Verify and mend. No extraction into the cache may run meanwhile. CacheError where there is no cache."""
+    """Verify and repair a cache, into which nothing may extract meanwhile. CacheError if there is no cache."""
     report = verify(VerifyConfig(cache, threads=threads))
     result = Repaired(left=[str(finding) for finding in report.broken if finding.mend == BY_HAND])
     result.left += [
-        f"{member}, view {view}: {tars} tars have all their data and not one commit record: was {member}/commits lost, "
-        f"or not copied yet? Put it back, or remove {member}/features.zarr yourself"
+        f"{member}, view {view}: {tars} tars have all their data but no commit record: was {member}/commits lost, or "
+        f"not copied yet? Restore it, or remove {member}/features.zarr yourself"
         for (member, view), tars in report.unrecorded.items()
     ]
     tell_guests(cache, report.guests)
-    for what, how in steps(report, open_location(cache)):
+    for what, do in steps(report, open_location(cache)):
         if not dry_run:
-            how()
+            do()
         result.done.append(what)
     result.to_extract = bool(report.missing or report.probes) or any(
         one.mend in {UNCOMMIT, REMOVE} for one in report.broken
@@ -63,33 +63,21 @@ def run(cache: str, dry_run: bool = False, threads: int = 0) -> Repaired:
 
 
 def steps(report: Report, location: Location) -> Iterator[Step]:
-    """What is to be done, each thing once."""
+    """The steps of the repair, each once."""
     seen: set[tuple[str, Unit]] = set()
     for finding in report.broken:
         if finding.mend == REWRITE:
-            yield f"wrote {finding.file} anew", partial(location.replace, finding.file, finding.content)
+            yield f"rewrote {finding.file}", partial(location.replace, finding.file, finding.content)
         if finding.mend == REMOVE:
             yield f"removed {finding.file}", partial(location.delete, finding.file)
         if finding.mend == UNCOMMIT and finding.unit and (finding.member, finding.unit) not in seen:
             seen.add((finding.member, finding.unit))
-            if finding.why.startswith(UNREADABLE) and not check_unit(_member(location, finding), finding.unit).findings:
+            member = Member.open(location, finding.member)
+            assert member is not None
+            if finding.why.startswith(UNREADABLE) and not check_unit(member, finding.unit).findings:
                 continue  # it was the disk or the connection, not the data
-            yield f"un-committed {finding.member}, {finding.unit}", partial(_uncommit, location, finding)
-    for unit in report.missing:
-        place = unit.member.folder, unit.unit.view
-        if unit.data and unit.member.folder not in report.strangers and place not in report.unrecorded:
-            yield (
-                f"removed what was left of {unit.member.folder}, {unit.unit}",
-                partial(uncommit, unit.member, unit.unit),
-            )
-
-
-def _uncommit(location: Location, finding: Finding) -> None:
-    assert finding.unit is not None
-    uncommit(_member(location, finding), finding.unit)
-
-
-def _member(location: Location, finding: Finding) -> Member:
-    member = Member.open(location, finding.member)
-    assert member is not None
-    return member
+            yield f"un-committed {finding.member}, {finding.unit}", partial(uncommit, member, finding.unit)
+    for missing in report.missing:
+        member, unit = missing.member, missing.unit
+        if missing.data and not (member.folder in report.strangers or (member.folder, unit.view) in report.unrecorded):
+            yield f"removed leftovers of {member.folder}, {unit}", partial(uncommit, member, unit)

@@ -102,17 +102,13 @@ def sync_folder(path: Path) -> None:
     with naming(path):
         try:
             descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            if error.errno in NO_FOLDER_SYNC:
-                return
-            raise
-        try:
-            os.fsync(descriptor)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             if error.errno not in NO_FOLDER_SYNC:
                 raise
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from obstore.store import GCSStore, HTTPStore, S3Store
 
 from unic_cache.errors import CacheError
 from unic_cache.files.location import checked
-from unic_cache.files.open_file import RANGE, OpenFile, RangeFile, Span, scatter
+from unic_cache.files.open_file import OpenFile, RangeFile, Span
 from unic_cache.files.outages import outlive, reason
 
 if TYPE_CHECKING:
@@ -199,30 +199,9 @@ class _ObjectFile(RangeFile):
             self._size = self._folder.size(self._name) or 0
         if max(offset + size for offset, size in spans) > self._size:
             return self
-        return _Fetched(dict(zip(spans, self._folder.read_ranges(self._name, spans), strict=True)))
-
-
-class _Fetched:
-    """Some ranges of an object, in memory."""
-
-    near = 0
-    at_once = RANGE
-    sector = 0
-
-    def __init__(self, parts: "dict[Span, Buffer]") -> None:
-        self._parts = {offset: memoryview(data) for (offset, _), data in parts.items()}
-
-    def read(self, offset: int, size: int) -> memoryview:
-        """The first `size` bytes of the range that starts at `offset`."""
-        return self._parts[offset][:size]
-
-    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> int:
-        """The same, copied."""
-        return scatter(self._parts[offset], buffers)
-
-    def expecting(self, spans: Sequence[Span]) -> OpenFile:  # noqa: ARG002
-        """The same ranges."""
-        return self
+        fetched = self._folder.read_ranges(self._name, spans)
+        parts = {offset: memoryview(data) for (offset, _), data in zip(spans, fetched, strict=True)}
+        return RangeFile(lambda offset, size: parts[offset][:size])
 
 
 def _open_s3(url: str) -> "ObjectStore":
@@ -233,12 +212,8 @@ def _open_s3(url: str) -> "ObjectStore":
     return S3Store.from_url(url, client_options=options, retry_config=NO_RETRIES, disable_bulk_delete=True)
 
 
-def _open_gs(url: str) -> "ObjectStore":
-    return GCSStore.from_url(url, client_options=_client_options(url), retry_config=NO_RETRIES)
-
-
-def _open_web(url: str) -> "ObjectStore":
-    return HTTPStore.from_url(url, client_options=_client_options(url), retry_config=NO_RETRIES)
+def _open_as(kind: type[GCSStore | HTTPStore], url: str) -> "ObjectStore":
+    return kind.from_url(url, client_options=_client_options(url), retry_config=NO_RETRIES)
 
 
 def _client_options(endpoint: str) -> "ClientConfig":
@@ -251,4 +226,9 @@ def _client_options(endpoint: str) -> "ClientConfig":
 
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-STORES = {"s3": _open_s3, "gs": _open_gs, "https": _open_web, "http": _open_web}
+STORES: "dict[str, Callable[[str], ObjectStore]]" = {
+    "s3": _open_s3,
+    "gs": partial(_open_as, GCSStore),
+    "https": partial(_open_as, HTTPStore),
+    "http": partial(_open_as, HTTPStore),
+}

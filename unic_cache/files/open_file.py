@@ -51,12 +51,12 @@ class OpenFile(Protocol):
         """Fill the buffers in turn with the bytes from `offset` on; the number of bytes read."""
         ...
 
-    def expecting(self, spans: Sequence[Span]) -> "OpenFile":
-        """A file to read exactly these (offset, size) from, fetched together where that pays."""
-        ...
+    def expecting(self, spans: Sequence[Span]) -> "OpenFile":  # noqa: ARG002
+        """A file to read exactly these (offset, size) from, fetched together where that pays: here, itself."""
+        return self
 
 
-class LocalFile:
+class LocalFile(OpenFile):
     """A file on a file system; `past_cache` bypasses the page cache, if the file system can."""
 
     near = NEAR
@@ -104,19 +104,15 @@ class LocalFile:
             self.sector = 0
         return scatter(self.read(offset, sum(len(buffer) for buffer in buffers)), buffers)
 
-    def expecting(self, spans: Sequence[Span]) -> OpenFile:  # noqa: ARG002
-        """The file itself."""
-        return self
 
-
-class RangeFile:
+class RangeFile(OpenFile):
     """A file of a `Location` that reads ranges only; `read_range` is bound to this file."""
 
     near = 0
     at_once = RANGE
     sector = 0
 
-    def __init__(self, read_range: Callable[[int, int], bytes]) -> None:
+    def __init__(self, read_range: Callable[[int, int], bytes | memoryview]) -> None:
         self._read_range = read_range
 
     def read(self, offset: int, size: int) -> memoryview:
@@ -126,10 +122,6 @@ class RangeFile:
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """One range, copied."""
         return scatter(self.read(offset, sum(len(buffer) for buffer in buffers)), buffers)
-
-    def expecting(self, spans: Sequence[Span]) -> OpenFile:  # noqa: ARG002
-        """The file itself."""
-        return self
 
 
 def files_at_once(most: int, share: int) -> int:

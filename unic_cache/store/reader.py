@@ -9,10 +9,10 @@ covers the compressed bytes.
 Letters: N places in the output, G tiles of W bytes.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache as memoize
 from itertools import groupby
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +109,7 @@ class _Part:
 
     def fill(self, picked: Sequence[Pick], flat: Bytes) -> None:
         """Read this object's rows into their places in `flat` (N, row bytes)."""
-        with _Losing(self, [row for pick in picked for row in pick.rows]):
+        with self._losing([row for pick in picked for row in pick.rows]):
             opened = self.objects.get(self.name, self.size, self.index)
             found = [(pick, *opened.spans[pick.chunk - self.first_chunk]) for pick in picked]
             located = [item for item in found if self._is_inside(*item)]
@@ -126,6 +126,17 @@ class _Part:
         for row in rows:
             self.broken.setdefault(row, error)
 
+    @contextmanager
+    def _losing(self, rows: Sequence[int]) -> Iterator[None]:
+        """The object's own read error in this block marks `rows` broken instead of raising."""
+        try:
+            yield
+        except OSError as error:
+            self.objects.forget(self.name, self.size)
+            self.lose(rows, trouble(self.name, error), error)
+        except BrokenError as error:
+            self.lose(rows, str(error), error.__cause__)
+
     def _is_inside(self, pick: Pick, offset: int, size: int) -> bool:
         """Whether the index gives the chunk a possible place; if not, its rows are lost."""
         if size in chunk_sizes(self.array) and offset + size <= self.size - self.index:
@@ -139,7 +150,7 @@ class _Part:
         wrong: list[int] = []
         file = file.expecting([(run.offset, run.size) for run in runs])
         for run in runs:
-            with _Losing(self, run.rows):
+            with self._losing(run.rows):
                 views = read_run(file, run, flat)
                 wrong += [row for row, view in zip(run.rows, views, strict=True) if crc32c(view) != crcs[row]]
         if wrong:
@@ -152,7 +163,7 @@ class _Part:
         chunks = [self.tiles.get(key) for key in keys]
         file = file.expecting([item[1:] for item, chunk in zip(located, chunks, strict=True) if chunk is None])
         for (pick, offset, size), key, kept in zip(located, keys, chunks, strict=True):
-            with _Losing(self, pick.rows):
+            with self._losing(pick.rows):
                 chunk = self._unpack(file, offset, size, key) if kept is None else kept
                 chunk_GRW = chunk.reshape(self.array.tail)
                 for row, place in pick.pairs():
@@ -165,29 +176,6 @@ class _Part:
         if crc32c(frame) != key[2]:
             raise BrokenError(NOT_COMMITTED)
         return self.tiles.unpack(key, frame, CHUNK_ROWS * self.row_bytes)
-
-
-class _Losing:
-    """An object's own read error in this block marks `rows` broken instead of raising."""
-
-    def __init__(self, part: _Part, rows: Sequence[int]) -> None:
-        self.part = part
-        self.rows = rows
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if isinstance(error, OSError):
-            self.part.objects.forget(self.part.name, self.part.size)
-            self.part.lose(self.rows, trouble(self.part.name, error), error)
-        elif isinstance(error, BrokenError):
-            self.part.lose(self.rows, str(error), error.__cause__)
-        else:
-            return False
-        return True
 
 
 @memoize

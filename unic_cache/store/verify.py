@@ -11,7 +11,6 @@ An object is read once, front to back, in pieces of at most 4 MiB. Every byte is
 | the record | its own crc32c, and the text that this release writes |
 """
 
-import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache as memoize
@@ -35,6 +34,7 @@ from unic_cache.store.layout import (
     object_name,
 )
 from unic_cache.store.member import Member, read_within
+from unic_cache.store.open_objects import trouble
 from unic_cache.store.reader import spelled
 
 PIECE_BYTES = 2**22  # larger pieces are slower: each is fresh memory to the kernel
@@ -188,13 +188,8 @@ def _check_object(location: Location, record: CommitRecord, array: ArraySpec, pa
             yield finding("its index is broken")
             return
         wrong = (_wrong_chunks if array.tile else _wrong_rows)(read, chunks, record, array, rows)
-    except FileNotFoundError:
-        yield finding("is missing")
-        return
     except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        yield finding(f"{UNREADABLE} ({error.strerror})")
+        yield finding(trouble(name, error).removeprefix(f"{name} "))
         return
     if len(inside := wrong[wrong < rows.stop]):
         yield finding("bytes are not as committed", tuple(inside.tolist()))

@@ -6,7 +6,7 @@ which versions made them.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,27 +55,27 @@ def is_view(name: str) -> bool:
     return views.name(number) == name
 
 
-def settle_probe(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
+def settle_probe(cache: Cache, source: ShardPixels) -> None:
     """Check this machine's views against the probe; create it first if there is none."""
-    if cache.location.size(probe_name(views)) is None:
-        make_probe(cache, views, source, available)
-    check_pixels(cache.location, views, source, 0, available)
+    if cache.location.size(probe_name(source.views)) is None:
+        make_probe(cache, source)
+    check_pixels(cache.location, source, 0)
 
 
-def check_known_pixels(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
+def check_known_pixels(cache: Cache, source: ShardPixels) -> None:
     """Check this machine's views against the probe, if the cache has one."""
-    if cache.location.size(probe_name(views)) is not None:
-        check_pixels(cache.location, views, source, 0, available)
+    if cache.location.size(probe_name(source.views)) is not None:
+        check_pixels(cache.location, source, 0)
 
 
-def make_probe(cache: Cache, views: Views, source: ShardPixels, available: Callable[[Address], bool]) -> None:
-    """Store the pixels of a few views, spread evenly over the available tars."""
+def make_probe(cache: Cache, source: ShardPixels) -> None:
+    """Store the pixels of a few views, spread evenly over the tars of `source`."""
     rows = [
         Address(segment.number, shard, row, 0)
         for segment in cache.segments
         for shard, entry in enumerate(segment.shards)
         for row in dict.fromkeys((0, entry.rows // 2))
-        if available(Address(segment.number, shard, row, 0))
+        if (segment.number, shard) in source.tars
     ]
     wanted = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, min(PROBES, len(rows)))]
     batch = source.start(wanted, len(wanted))()
@@ -88,24 +88,18 @@ def make_probe(cache: Cache, views: Views, source: ShardPixels, available: Calla
             "versions": np.frombuffer(versions.encode(), np.uint8),
         }
     )
-    cache.location.create(probe_name(views), data)
+    cache.location.create(probe_name(source.views), data)
 
 
-def check_pixels(
-    location: Location,
-    views: Views,
-    source: ShardPixels,
-    tolerance: int,
-    available: Callable[[Address], bool],
-) -> PixelDifference:
+def check_pixels(location: Location, source: ShardPixels, tolerance: int) -> PixelDifference:
     """Make the probe's views again and compare. CacheError, naming versions, if they differ by over `tolerance`."""
-    name = probe_name(views)
+    name = probe_name(source.views)
     data = location.read(name)
     if data is None:
         raise CacheError(f"{location.url}: {name} is missing, so views cannot be checked; run `unic-cache extract`")
     probe = load_npz(data, name)
     wanted = [Address(segment, shard, row, 0) for segment, shard, row in probe["address"].tolist()]
-    places = [place for place, item in enumerate(wanted) if available(item)]
+    places = [place for place, item in enumerate(wanted) if (item.segment, item.shard) in source.tars]
     theirs = np.asarray(probe["views"], np.uint8)[places].astype(np.int16)
     ours = source.start([wanted[place] for place in places], len(places))().views_BHWC.astype(np.int16)
     apart = np.abs(ours - theirs)

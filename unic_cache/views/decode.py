@@ -94,7 +94,7 @@ def upright_file(data: bytes) -> tuple[str, bytes]:
     extension = _KEPT_EXTENSIONS.get(str(image.format))
     narrow = depth_of(image).bits == 8
     pixels = decode(data)
-    if extension and image.mode == "RGB" and narrow and not _transparent(image) and _orientation(image) == 1:
+    if extension and image.mode == "RGB" and narrow and not image.has_transparency_data and _orientation(image) == 1:
         return extension, data
     buffer = io.BytesIO()
     pixels.save(buffer, "PNG", optimize=True)
@@ -188,14 +188,10 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _transparent(image: Image.Image) -> bool:
-    return image.has_transparency_data
-
-
 def _to_rgb(image: Image.Image, depth: Depth) -> Image.Image:
     """8-bit RGB from any mode, transparency on white."""
     image = eight_bits(image, depth)
-    if _transparent(image):
+    if image.has_transparency_data:
         layer = image.convert("RGBA")
         canvas = Image.new("RGB", layer.size, "white")
         canvas.paste(layer, mask=layer.getchannel("A"))

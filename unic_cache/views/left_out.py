@@ -51,10 +51,10 @@ class Tally:
     def __init__(self) -> None:
         self._found: dict[Reason, LeftOut] = {}
 
-    def add(self, reason: Reason, example: str) -> None:
-        """Count one more."""
+    def add(self, reason: Reason, example: str, count: int = 1) -> None:
+        """Count `count` more."""
         before = self._found.get(reason, LeftOut(reason, 0, shown(example)))
-        self._found[reason] = LeftOut(reason, before.count + 1, before.example)
+        self._found[reason] = LeftOut(reason, before.count + count, before.example)
 
     def total(self) -> tuple[LeftOut, ...]:
         """The counts, reasons in order of appearance."""
@@ -74,11 +74,10 @@ def is_document(name: str) -> bool:
 
 def merged(parts: Iterable[LeftOut]) -> tuple[LeftOut, ...]:
     """The counts of several tars, added up by reason."""
-    found: dict[Reason, LeftOut] = {}
+    tally = Tally()
     for one in parts:
-        before = found.get(one.reason)
-        found[one.reason] = LeftOut(one.reason, one.count + before.count, before.example) if before else one
-    return tuple(found.values())
+        tally.add(one.reason, one.example, one.count)
+    return tally.total()
 
 
 def listed(parts: Iterable[LeftOut]) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import lru_cache, partial
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self, cast
 
 from crc32c import crc32c
@@ -175,9 +174,7 @@ class OpenShard:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
