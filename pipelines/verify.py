@@ -135,8 +135,8 @@ def run(config: VerifyConfig) -> Report:
     begins(
         "verify",
         f"{len(found.committed):,} units of {len(members)} members in {config.cache}",
-        "" if config.shards is None else f"{config.pixel_check or VIEWS_REMADE} views made again",
-        f"{config.teacher_check} images per teacher run again" if config.teacher_check else "",
+        "" if config.shards is None else f"{config.pixel_check or VIEWS_REMADE} views to make again",
+        f"{config.teacher_check} images per teacher to run again" if config.teacher_check else "",
     )
     with thread_pool(config.threads) as pool:
         report.broken += check_metadata(pool, found)

@@ -106,7 +106,7 @@ def chosen(name: str, sites: dict[Site, int]) -> list[Site]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_call_that_fails_costs_one_line_and_nothing_that_was_made(name, made, tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    monkeypatch.setattr(step_costs, "FILE_BYTES", 2**20)
+    monkeypatch.setattr(step_costs, "FILE_BYTES", step_costs.PIECE_BYTES)
     monkeypatch.setattr(step_costs, "LAST_BATCH", step_costs.FIRST_BATCH)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "counted"))
     counted = FailingDisk(scene(made, tmp_path / "counted"))

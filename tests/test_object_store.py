@@ -185,7 +185,7 @@ def test_missing_credentials_are_told_soon(server: ObjectServer, monkeypatch: py
 @pytest.mark.parametrize("endpoint", ["nonsense", "localhost:9000", "ftp://host"])
 def test_endpoint_that_is_no_url_is_told(server: ObjectServer, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(CacheError, match=f"AWS_ENDPOINT_URL='{endpoint}' is no URL; write it as https://HOST"):
+    with pytest.raises(CacheError, match=f"AWS_ENDPOINT_URL='{endpoint}' is not a URL; write it as https://HOST"):
         ObjectFolder("s3://bucket/pre").read("x")
 
 

@@ -37,7 +37,7 @@ def test_images_are_found_by_what_they_are_and_the_rest_is_counted(tmp_path: Pat
     listing = list_images(str(tmp_path))
     assert listing.classes == ("a", "b")
     assert listed(listing.left_out) == (
-        "6 hidden files and sidecars (.git/, ...), 3 files that are no image (list.json, ...), 1 document (a/README)"
+        "6 hidden files and sidecars (.git/, ...), 3 files that are not images (list.json, ...), 1 document (a/README)"
     )
 
 
@@ -45,7 +45,8 @@ def test_a_class_without_image_is_refused_unless_its_number_is_given(tmp_path: P
     save(tmp_path / "a" / "1.jpg")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.ppm").write_bytes(b"P6 1 1 255 xyz")
-    with pytest.raises(ConfigError, match=r"/b: no image in this class folder \(1 file that is no image \(b/x.ppm\)\)"):
+    message = r"/b: no image in this class folder \(1 file that is not an image \(b/x.ppm\)\)"
+    with pytest.raises(ConfigError, match=message):
         list_images(str(tmp_path))
     listing = list_images(str(tmp_path), {0: "b", 3: "a"})
     assert [sample.label for sample in listing.samples] == [3]

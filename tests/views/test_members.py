@@ -96,7 +96,7 @@ def test_guests_and_samples_without_image_are_counted_and_stop_nothing(tmp_path:
     assert set(held(path)) == {key_crc("a/0"), key_crc("a/2")}
     assert scan(str(path)).labels[0] == 5
     assert left_out(path) == (
-        "8 hidden files and sidecars (a/._0.jpg, ...), 2 files that are no image and belong to none (LICENSE, ...), "
+        "8 hidden files and sidecars (a/._0.jpg, ...), 2 files outside of all samples (LICENSE, ...), "
         "1 document (README.md), 1 file of WebDataset's metadata (__meta__/z.jpg), "
         "1 sample without image (a/1: only json, txt)"
     )

@@ -207,7 +207,7 @@ class _ObjectFile(RangeFile):
 def _open_s3(url: str) -> "ObjectStore":
     endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "https://")
     if not re.match(r"https?://", endpoint):
-        raise CacheError(f"AWS_ENDPOINT_URL={endpoint!r} is no URL; write it as https://HOST or http://HOST:PORT")
+        raise CacheError(f"AWS_ENDPOINT_URL={endpoint!r} is not a URL; write it as https://HOST or http://HOST:PORT")
     options = _client_options(endpoint)
     return S3Store.from_url(url, client_options=options, retry_config=NO_RETRIES, disable_bulk_delete=True)
 

@@ -48,8 +48,13 @@ class OpenFile(Protocol):
         ...
 
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> int:
-        """Fill the buffers in turn with the bytes from `offset` on; the number of bytes read."""
-        ...
+        """Fill the buffers in turn with the bytes from `offset` on; the number of bytes read. Copies by default."""
+        data, at = self.read(offset, sum(len(buffer) for buffer in buffers)), 0
+        for buffer in buffers:
+            part = data[at : at + len(buffer)]
+            buffer[: len(part)] = part
+            at += len(part)
+        return at
 
     def expecting(self, spans: Sequence[Span]) -> "OpenFile":  # noqa: ARG002
         """A file to read exactly these (offset, size) from, fetched together where that pays: here, itself."""
@@ -102,7 +107,7 @@ class LocalFile(OpenFile):
             if not direct or error.errno != errno.EINVAL:
                 raise
             self.sector = 0
-        return scatter(self.read(offset, sum(len(buffer) for buffer in buffers)), buffers)
+        return super().read_into(offset, buffers)
 
 
 class RangeFile(OpenFile):
@@ -119,25 +124,11 @@ class RangeFile(OpenFile):
         """One range."""
         return memoryview(self._read_range(offset, size))
 
-    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> int:
-        """One range, copied."""
-        return scatter(self.read(offset, sum(len(buffer) for buffer in buffers)), buffers)
-
 
 def files_at_once(most: int, share: int) -> int:
     """Files to keep open: `most`, or a 1/`share` of `ulimit -n` if that is less; at least 4."""
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return most if allowed == resource.RLIM_INFINITY else min(most, max(allowed // share, 4))
-
-
-def scatter(data: memoryview, buffers: Sequence[memoryview]) -> int:
-    """Copy `data` into the buffers in turn, as far as it reaches; the number of bytes copied."""
-    at = 0
-    for buffer in buffers:
-        part = data[at : at + len(buffer)]
-        buffer[: len(part)] = part
-        at += len(part)
-    return at
 
 
 def _room(size: int) -> memoryview:

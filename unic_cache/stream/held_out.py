@@ -31,7 +31,7 @@ def held_out(cache: Cache) -> tuple[str, ...]:
         name = places.get((int(match[1]), int(match[2])), "")
         why = problem(cache, file, name)
         if why:
-            raise CacheError(f"{cache.location.url}/{file}: {why}; remove it, or put the right one back")
+            raise CacheError(f"{cache.location.url}/{file}: {why}; remove it, or restore the right one")
         found.add(name)
     return tuple(name for name in cache.shards() if name in found)
 

@@ -66,12 +66,12 @@ def labels_of(
     Labels are either all class numbers, which are kept, or all names, which are numbered in sorted order or as in
     `numbered`. "" and -1 mean no label. ConfigError, with the line, for anything else.
     """
-    given = [row for row in rows if not _is_none(row.label)]
+    given = [row for row in rows if _parsed(row.label) is not None]
     names, remarks = _classes(given, file, numbered)
     number_of = {name: number for number, name in names.items()}
-    labels = [None if _is_none(row.label) else _number(row, file, names, number_of) for row in rows]
+    labels = [None if _parsed(row.label) is None else _number(row, file, names, number_of) for row in rows]
     if given and len(given) < len(rows):
-        first = next(row.line for row in rows if _is_none(row.label))
+        first = next(row.line for row in rows if _parsed(row.label) is None)
         remarks.append(f"{len(rows) - len(given):,} of {len(rows):,} images have no label (line {first})")
     if not names:
         remarks += _gaps([label for label in labels if label is not None])
@@ -95,14 +95,9 @@ def _classes(given: Sequence[Row], file: Path, numbered: Names | None) -> tuple[
     return dict(enumerate(names)), remarks
 
 
-def _number(row: Row, file: Path, names: Names, number_of: dict[str, int]) -> int | None:
-    if row.label in number_of:
-        return number_of[row.label]
-    try:
-        number = class_number(row.label)
-    except ValueError:
-        number = None
-    if number is None or (names and number not in names):
+def _number(row: Row, file: Path, names: Names, number_of: dict[str, int]) -> int:
+    number = number_of.get(row.label, _parsed(row.label))
+    if not isinstance(number, int) or (names and number not in names):
         known = f"is not among the {len(names)} classes in {CLASSES_FILE}" if names else "is not a class number"
         raise ConfigError(
             f"{file}, line {row.line}: the label {row.label!r} {known}; correct it, or leave it empty for no label"
@@ -110,11 +105,12 @@ def _number(row: Row, file: Path, names: Names, number_of: dict[str, int]) -> in
     return number
 
 
-def _is_none(label: str) -> bool:
+def _parsed(label: str) -> int | str | None:
+    """A class number, a name, or None for no label."""
     try:
-        return class_number(label) is None
+        return class_number(label)
     except ValueError:
-        return False
+        return label
 
 
 def _gaps(labels: Sequence[int]) -> list[str]:

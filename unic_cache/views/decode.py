@@ -82,7 +82,9 @@ def decode(data: bytes) -> Image.Image:
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # hostile bytes can make a decoder raise anything
-        raise _broken(image, error) from error
+        reason = str(error) or type(error).__name__
+        what = f"a {image.format} of {image.width} x {image.height} pixels"
+        raise ImageError(f"{what} cannot be decoded: {reason}") from error
 
 
 def upright_file(data: bytes) -> tuple[str, bytes]:
@@ -137,7 +139,7 @@ def _reader(data: bytes) -> Reader:
     if kind == "AVIF":
         if HAS_AVIF:
             return AvifImageFile
-        raise ImageError("an AVIF, which the installed Pillow was built without; install its wheel, or convert to JPEG")
+        raise ImageError("an AVIF, which the installed Pillow cannot read; install its wheel, or convert to JPEG")
     if kind == "HEIC":
         if importlib.util.find_spec(_HEIF):
             reader: Reader = importlib.import_module(_HEIF).HeifImageFile
@@ -166,11 +168,6 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     if width < 1 or height < 1:
         raise ImageError(f"{width} x {height} pixels are not an image")
     return image
-
-
-def _broken(image: ImageFile.ImageFile, error: Exception) -> ImageError:
-    reason = str(error) or type(error).__name__
-    return ImageError(f"a {image.format} of {image.width} x {image.height} pixels cannot be decoded: {reason}")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -22,10 +22,10 @@ DEAD_LINK = Reason("link to no file of its tar", "links to no file of their tar"
 SPARSE = Reason("sparse file", "sparse files")
 SPECIAL = Reason("device, pipe or file of an unknown type", "devices, pipes and files of unknown types")
 METADATA = Reason("file of WebDataset's metadata", "files of WebDataset's metadata")
-NO_SAMPLE = Reason("file that is no image and belongs to none", "files that are no image and belong to none")
+NO_SAMPLE = Reason("file outside of all samples", "files outside of all samples")
 NO_IMAGE = Reason("sample without image", "samples without image")
 UNREAD_LABEL = Reason("label that cannot be read", "labels that cannot be read")
-NO_PICTURE = Reason("file that is no image", "files that are no image")
+NO_PICTURE = Reason("file that is not an image", "files that are not images")
 LOOP = Reason("link to a folder already taken", "links to folders already taken")
 
 _OTHERS = {  # made by other systems; in lower case
