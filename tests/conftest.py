@@ -94,7 +94,7 @@ def make_shards(folder: Path, rows: tuple[int, ...], first: int = 0, name: str =
 
 
 def views_of(shards, shard: int, number: int) -> np.ndarray:
-    """The slow and obvious way to a tar's views: one after the other."""
+    """A tar's views made the slow and obvious way, one after the other."""
     path = str(shards.folder / f"{shard:06d}.tar")
     (entry,) = tar_files.describe([path])
     with tar_files.OpenShard(path, entry) as tar:
@@ -108,7 +108,7 @@ def views_of(shards, shard: int, number: int) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def fresh_process():
-    """Accelerate keeps one state a process, and shards one connection a folder; each test begins without."""
+    """Reset the state that accelerate keeps per process and shards keep per folder."""
     yield
     tar_files._folder.cache_clear()
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -136,7 +136,7 @@ def weights(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def settings(shards, weights):
-    """Keyword arguments of an ExtractConfig; the caller adds cache and changes."""
+    """An ExtractConfig for a cache; keywords change fields."""
 
     def make(cache: Path, **changes) -> ExtractConfig:
         return ExtractConfig(
@@ -161,7 +161,7 @@ def settings(shards, weights):
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory, settings) -> Path:
-    """A whole cache of two teachers, f16, two views and the center view; never to be written to."""
+    """A whole cache of two teachers, f16, two views and the center view, read-only."""
     folder = tmp_path_factory.mktemp("cache") / "cache"
     extract.run(settings(folder))
     extract.run(settings(folder, recipe="center", views=1))
@@ -175,7 +175,7 @@ def cache(cache_folder) -> Cache:
 
 @pytest.fixture
 def training(shards, cache_folder, tmp_path):
-    """Keyword arguments of a DistillConfig on a copy of the shared cache: a run leaves word of what it held out."""
+    """A DistillConfig on a copy of the shared cache, since a run records what it held out; keywords change fields."""
     own = tmp_path / "cache-trained-on"
     shutil.copytree(cache_folder, own)
 
@@ -204,7 +204,7 @@ def training(shards, cache_folder, tmp_path):
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[[type[SimpleHTTPRequestHandler]], str]]:
-    """Serve `tmp_path` by a handler class until the test ends; the URL."""
+    """A function that serves `tmp_path` with a handler class until the test ends, and returns the URL."""
     running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
 
     def start(handler: type[SimpleHTTPRequestHandler]) -> str:
@@ -231,7 +231,7 @@ def losses_of(out: Path) -> list[dict]:
 
 
 def count_memory(monkeypatch) -> list[int]:
-    """The sizes of all memory that is allocated from now on."""
+    """The sizes of all memory allocated from now on."""
     made: list[int] = []
 
     class Counted(mmap.mmap):

@@ -1,4 +1,4 @@
-"""A disk that fails at one call: which calls a command makes below a folder, and the command with one of them failing.
+"""A disk that fails at one call: record the calls a command makes below a folder, and let one of them fail.
 
 Calls are told apart by the function and by the kind of the file (its name without numbers), so that one of each kind
 can be tried.
@@ -23,7 +23,7 @@ PATHS = ("open", "link", "rename", "replace", "mkdir", "scandir", "unlink", "sta
 
 @dataclass(frozen=True)
 class Site:
-    """One kind of call: a function and the kind of file that it is about."""
+    """One kind of call: a function and a kind of file."""
 
     call: str
     kind: str
@@ -33,7 +33,7 @@ class Site:
 
 
 class FailingDisk:
-    """Everything below `root`. `sites` counts the calls that were made, and `fail` lets one of them raise."""
+    """Everything below `root`. `sites` counts the calls; `fail` lets one of them raise."""
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)

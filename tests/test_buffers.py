@@ -1,4 +1,4 @@
-"""Memory in turns: used again, never while somebody looks at it, and not without bound."""
+"""Reusable memory: reused, never while it is referenced, and bounded."""
 
 import mmap
 from concurrent.futures import ThreadPoolExecutor

@@ -38,7 +38,7 @@ def run(*words: object) -> Result:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, weights) -> Path:
-    """All that any of the commands reads: images, tars, weights, a cache, a student."""
+    """The inputs of all commands: images, tars, weights, a cache, a student."""
     folder = tmp_path_factory.mktemp("made")
     for number in range(6):
         (folder / f"images/class{number % 2}").mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ MOST = {
 
 
 def chosen(name: str, sites: dict[Site, int]) -> list[Site]:
-    """Some of the calls: all kinds of functions, and files all over. Of a training, those in its folder."""
+    """A selection of the calls, of all functions and all over the files; for distill, those in its folder."""
     wanted = [site for site in sites if name != "distill" or site.kind.startswith("/out")]
     wanted = [site for site in wanted if site.call not in HARMLESS and "/images/" not in site.kind]
     every = max(len(wanted) // MOST[name], 1)
@@ -136,7 +136,7 @@ def test_a_call_that_fails_costs_one_line_and_nothing_that_was_made(name, made, 
 
 
 def check_told(name: str, site: Site, failed: Result, where: str) -> None:
-    """One line says it; `verify` says in its report what is broken; a picture of the losses is nobody's loss."""
+    """One line reports the error; `verify` reports it as broken; the picture of the losses may fail."""
     errors = [line for line in failed.stderr.splitlines() if line.startswith("Error: ")]
     if name in {"verify", "repair"} and not errors:
         assert "broken" in failed.output or "un-committed" in failed.output, where
@@ -154,7 +154,7 @@ def scene(made: Path, at: Path) -> Path:
 
 
 class TestDistill:
-    """What stands after a run that a disk ended."""
+    """The state after a run that a disk error ended."""
 
     @pytest.fixture
     def at(self, made, tmp_path) -> Path:

@@ -1,4 +1,4 @@
-"""Object stores against the contract, and against servers that fail in every way that can be ordered."""
+"""Object stores against the contract, and against servers that fail on demand."""
 
 import json
 import logging

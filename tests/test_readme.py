@@ -1,4 +1,4 @@
-"""What the documents say is true of the code: commands parse, files are listed, snippets run."""
+"""The documents match the code: commands parse, files are listed, snippets run."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Stage two on a cache that is partly broken: refused unless `--skip-broken` is given, then left out and counted."""
+"""Stage two on a partly broken cache: an error, unless `--skip-broken` leaves broken images out and counts them."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ NAMES = ("000000", "000001", "000002")
 
 @pytest.fixture
 def folder(tmp_path, cache_folder) -> Path:
-    """A copy of the shared cache, to be broken."""
+    """A copy of the shared cache, to break."""
     shutil.copytree(cache_folder, tmp_path / "cache")
     return tmp_path / "cache"
 

@@ -1,4 +1,4 @@
-"""The order of samples: a permutation, well mixed, few shards at a time, a function of integers."""
+"""The order of samples: a well-mixed permutation over few shards at a time, a pure function of integers."""
 
 from itertools import chain
 

@@ -1,4 +1,4 @@
-"""Plain web servers: Python's own, with range requests added as the big ones have them, over a folder on disk."""
+"""Plain web servers: Python's own over a folder on disk, with the range requests that real ones answer."""
 
 import pickle
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The store at its seams: layout, records, reader and writer, without any model."""
+"""Layout, records, reader and writer of the store, without a model."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""What is in a cache's folder and not the cache's own is left alone by every command, and said."""
+"""Every command leaves guest folders in a cache alone, and prints which."""
 
 import json
 import shutil
@@ -140,11 +140,11 @@ def test_training_is_refused_where_a_spec_is_lost_rather_than_done_without_that_
 
 
 class TestRepairRemovesNothingThatIsWhole:
-    """Of each: `verify` says what is wrong, and no byte of the cache is changed by `repair`."""
+    """`verify` reports each, and `repair` changes no byte of the cache."""
 
     @pytest.fixture
     def other(self, tmp_path, settings, weights):
-        """A cache of other tars: the first is called the same and has as many rows, but not the second."""
+        """A cache of other tars: the first has the same name and number of rows, the second does not."""
         shards = make_shards(tmp_path / "others", (35, 9, 40), first=200)
         config = settings(
             tmp_path / "other",

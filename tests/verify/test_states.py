@@ -1,4 +1,4 @@
-"""Whole, incomplete and broken; caches that were mixed; exit codes and JSON."""
+"""Whole, incomplete and broken caches; mixed caches; exit codes and JSON."""
 
 import dataclasses
 import json

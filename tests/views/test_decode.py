@@ -1,4 +1,4 @@
-"""Whatever a file holds becomes upright 8-bit RGB, or an ImageError that says why not."""
+"""Any file becomes upright 8-bit RGB, or an ImageError that says why not."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+    """A PNG that claims a size but holds almost nothing."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return png_of(header, b"\0" * 99)
 

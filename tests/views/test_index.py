@@ -1,4 +1,4 @@
-"""Segments: what a cache lists, how it grows, and what it refuses."""
+"""Segments: their content, their growth, and what is refused."""
 
 import dataclasses
 import json
@@ -155,7 +155,7 @@ def test_two_shards_of_one_name_are_refused(cache: LocalFolder) -> None:
 
 
 class SlowFolder(LocalFolder):
-    """Another writer takes the name between this one's reading and its writing."""
+    """Another writer takes the name between our read and our write."""
 
     def create(self, name: str, data: bytes) -> bool:
         other = LocalFolder(self.path)

@@ -22,7 +22,7 @@ def tiff(values: np.ndarray, **options: Any) -> bytes:
 
 
 def wide_png(levels: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel, RGB."""
+    """An RGB PNG with 16 bits per channel."""
     height, width, _ = levels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]

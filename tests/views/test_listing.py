@@ -1,4 +1,4 @@
-"""What `shard` finds in folders and CSVs, what it leaves out by count, and which labels it refuses."""
+"""The images that `shard` finds in folders and CSVs, the files it leaves out, and the labels it refuses."""
 
 import os
 import time

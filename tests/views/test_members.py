@@ -1,4 +1,4 @@
-"""What else is in a tar: joined archives, links, guests, samples without image, images by other names."""
+"""Odd tars: joined archives, links, guests, samples without image, images with other names."""
 
 import io
 import tarfile
@@ -16,7 +16,7 @@ from unic_cache.views.tars import HELD_OUT, key_crc
 
 
 def held(path: Path) -> dict[int, bytes]:
-    """What each row of the tar reads as, by its key's crc32."""
+    """{crc32 of a key: its image's bytes} for each row of a tar."""
     entry = scan(str(path))
     with OpenShard(str(path), entry) as tar:
         return {entry.keys[row]: tar.read(row) for row in range(entry.rows)}

@@ -1,4 +1,4 @@
-"""Tars as they come: whose samples they hold, and each way in which they can be broken."""
+"""Tars of all origins: their samples, and every way in which they can be broken."""
 
 import bz2
 import contextlib

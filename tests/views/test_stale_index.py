@@ -1,4 +1,4 @@
-"""An index.json beside a tar is believed only while it is its tar's, whatever was done to the tar since."""
+"""An index.json is used only while it matches its tar, whatever happened to the tar since."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ from unic_cache.views.shards import OpenShard, describe, scan
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """One tar of 12 images of two classes with its index."""
+    """One tar of 12 images in two classes, with its index."""
     for number in range(12):
         folder = tmp_path / "images" / f"class{number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
