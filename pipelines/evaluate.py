@@ -102,7 +102,8 @@ def run(config: EvaluateConfig) -> Result:
         for images in sets:
             source, records = ShardPixels(views, images.tars, pool), records_of(cache, teachers, views, images)
             if cache is not None:
-                check_pixels(cache.location, views, source, 0, lambda a, tars=images.tars: (a.segment, a.shard) in tars)  # type: ignore[misc]
+                check_pixels(cache.location, source, 0)
+            models = {"random student": untrained.to(device), "student": encoder.to(device)}
             found.append(Usable(images, records, source))
             for name, values_ND in embeddings(models, spec, found[-1], config.batch_size).items():
                 features[name].append(values_ND)

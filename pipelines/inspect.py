@@ -1,4 +1,4 @@
-"""What a cache holds, from its index, specs, calibrations and commit records; no feature is read."""
+"""Report what a cache holds, from its index, specs, calibrations and commit records, without reading features."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,10 +21,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
         name: {
             **{key: teacher.spec[key] for key in ("codec", "dtype", "features", "provenance", "versions")},
             "weights_sha256": teacher.spec["teacher"]["weights_sha256"],
-            "calibration": {
-                "file": teacher.member.calibration_name,
-                "fidelity": dict(teacher.calibration.fidelity),
-            },
+            "calibration": {"file": teacher.member.calibration_name, "fidelity": dict(teacher.calibration.fidelity)},
             **{key: teacher.spec.get(key) for key in ("quality", "tokens")},
             **sizes_of(teacher.member, views := views_of(cache, teacher.member)),
             "views": views,
@@ -45,18 +42,15 @@ def run(config: InspectConfig) -> dict[str, Any]:
     if cache.guests:
         report["left_alone"] = cache.guests
     if cache.pixels is not None:
-        report["kept_views"] = {
-            **sizes_of(cache.pixels, views := views_of(cache, cache.pixels)),
-            "views": views,
-        }
+        report["kept_views"] = {**sizes_of(cache.pixels, views := views_of(cache, cache.pixels)), "views": views}
     return report
 
 
 def views_of(cache: Cache, member: Member) -> dict[str, Any]:
     """For each view of a member: shards done and missing over all segments, images, bad images, bytes kept."""
-    there = {(views.name(number), segment): tars for views, number, segment, tars in cache.committed(member)}
+    committed = {(views.name(number), segment): tars for views, number, segment, tars in cache.committed(member)}
     found: dict[str, Any] = {}
-    for view in sorted({view for view, _ in there}):
+    for view in sorted({view for view, _ in committed}):
         state: dict[str, Any] = {
             "done": 0,
             "missing": [],
@@ -68,7 +62,7 @@ def views_of(cache: Cache, member: Member) -> dict[str, Any]:
         }
         for name, (segment, shard) in cache.shards().items():
             unit = cache.unit(segment, shard, view)
-            record = member.record(unit) if shard in there.get((view, segment), ()) else None
+            record = member.record(unit) if shard in committed.get((view, segment), ()) else None
             if record is None:
                 state["missing"].append(name)
                 continue
@@ -85,7 +79,7 @@ def views_of(cache: Cache, member: Member) -> dict[str, Any]:
 
 
 def sizes_of(member: Member, views: Mapping[str, Any]) -> dict[str, Any]:
-    """What an image takes in the store, measured over all that is committed: in all, and a token of each array."""
+    """Stored bytes per image, measured over all committed units: in total, and per token of each array."""
     images = sum(state["images"] for state in views.values())
     each = {
         array.name: sum(state["arrays"].get(array.name, 0) for state in views.values()) / max(images, 1)
@@ -98,7 +92,7 @@ def sizes_of(member: Member, views: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """The report for people: a paragraph and a table of views for each member."""
+    """Print the report: a paragraph and a table of views per member."""
     console = results()
     console.soft_wrap = True
     images = sum(segment["images"] for segment in report["segments"])
@@ -110,21 +104,21 @@ def show(report: Mapping[str, Any]) -> None:
         each = ", ".join(f"{array} {size:,.0f}" for array, size in teacher["bytes_per_token"].items())
         fidelity = ", ".join(f"{kind} {value:.5f}" for kind, value in teacher["calibration"]["fidelity"].items())
         console.print(f"\n{name}", style="bold", end="")
-        console.print(f"  codec {teacher['codec']}, {teacher['bytes_per_image']:,} bytes an image")
-        console.print(f"  bytes a token: {each}\n  fidelity (cosine): {fidelity}")
+        console.print(f"  codec {teacher['codec']}, {teacher['bytes_per_image']:,} bytes per image")
+        console.print(f"  bytes per token: {each}\n  fidelity (cosine): {fidelity}")
         print_table(console, view_table(teacher["views"]))
     for name, views in report["uncalibrated"].items():
         console.print(f"\n{name}", style="bold")
-        console.print("  no calibration yet, or it is lost; the same `unic-cache extract` makes it")
+        console.print("  no calibration (yet, or it is lost); the same `unic-cache extract` makes it")
         print_table(console, view_table(views))
     if "kept_views" in report:
         console.print(f"\n{VIEWS_MEMBER}", style="bold", end="")
-        console.print(f"  pixels, {report['kept_views']['bytes_per_image']:,} bytes an image")
+        console.print(f"  pixels, {report['kept_views']['bytes_per_image']:,} bytes per image")
         print_table(console, view_table(report["kept_views"]["views"]))
 
 
 def view_table(views: Mapping[str, Any]) -> Table:
-    """One line a view: shards done of all, the first that are missing, bad images, megabytes."""
+    """One line per view: shards done of all, the first missing ones, bad images, megabytes."""
     table = Table(box=None, padding=(0, 2))
     for heading in ("view", "shards", "missing", "bad", "MB"):
         is_name = heading in {"view", "missing"}

@@ -1,4 +1,4 @@
-"""Where a cache's features, or a student, come from: weights, authors, licences, preprocessing, library versions."""
+"""Report where a cache's features or a student come from: weights, licences, preprocessing, library versions."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
 
 
 def is_student(path: str) -> bool:
-    """Whether there is an exported student: a run's folder, or its file."""
+    """Whether `path` is an exported student: a run's folder or its file."""
     return Path(path).is_file() or (Path(path) / ENCODER).is_file()
 
 
@@ -47,7 +47,7 @@ def of_cache(path: str) -> dict[str, Any]:
 
 
 def of_student(path: str) -> dict[str, Any]:
-    """{"encoder", "student", "inherits": {licence: teachers}, and all that `distill` wrote into the file's header}."""
+    """{"encoder", "student", "inherits": {licence: teachers}, and what `distill` wrote into the file's header}."""
     _, spec, provenance = load_encoder(path)
     licences: dict[str, list[str]] = {}
     for name, teacher in provenance.get("teachers", {}).items():
@@ -56,7 +56,7 @@ def of_student(path: str) -> dict[str, Any]:
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """The report for people, one line a fact."""
+    """Print the report, one line per fact."""
     console = results()
     console.soft_wrap = True
     for key, value in report.items():

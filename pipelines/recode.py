@@ -34,7 +34,7 @@ from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.guests import sort_folders
 from unic_cache.store.member import Member
-from unic_cache.store.reader import Rows
+from unic_cache.store.reader import RowArray
 from unic_cache.store.writer import UnitArrays
 from unic_cache.stream.address import addresses, shown
 from unic_cache.stream.seen import Seen
@@ -167,7 +167,7 @@ def batches_of(work: Work) -> Iterator[tuple[Transcoder, Unit, range]]:
 
 def start_batch(
     pool: ThreadPoolExecutor, batch: tuple[Transcoder, Unit, range]
-) -> Callable[[], tuple[range, dict[str, Rows]]]:
+) -> Callable[[], tuple[range, dict[str, RowArray]]]:
     """Start to read the source's rows of a batch in the pool."""
     coder, unit, rows = batch
     read = pool.submit(coder.source.parts, committed(coder, unit), rows)
@@ -186,7 +186,7 @@ def recoded(
     source: Cache,
     coder: Transcoder,
     record: CommitRecord,
-    batches: Iterator[tuple[range, dict[str, Rows]]],
+    batches: Iterator[tuple[range, dict[str, RowArray]]],
     progress: Progress,
 ) -> UnitArrays:
     """The target's arrays of a unit, from the next batches."""

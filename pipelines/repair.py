@@ -1,9 +1,9 @@
-"""Un-commit what is broken, so that `extract` makes it again.
+"""Un-commit broken units, so that `extract` makes them again.
 
-A broken unit loses its record first and its data then, so that nothing is ever vouched for that is going. What a killed
-run left without a record goes too: it may stand in the way of another machine's. Whole units are never touched, nor is
-what all others hang on: index, spec and calibration. Nor is what nothing proves to be broken and the cache's own:
-folders that are guests, records that were made for other tars, and data whose records were all lost.
+A broken unit loses its record first, then its data: no record vouches for data that is being deleted. Data that a
+killed run left without a record is removed too, since it may block another machine's. Never touched are whole units,
+the files that all others depend on (index, spec, calibration), and whatever is not provably broken and the cache's own:
+guest folders, records made for other tars, and data whose records are all lost.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,27 +18,27 @@ from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
-from unic_cache.store.verify import BY_HAND, REMOVE, REWRITE, UNCOMMIT, UNREADABLE, Finding, check_unit, uncommit
+from unic_cache.store.verify import BY_HAND, REMOVE, REWRITE, UNCOMMIT, UNREADABLE, check_unit, uncommit
 
-Step = tuple[str, Callable[[], None]]  # what it is called, and how it is done
+Step = tuple[str, Callable[[], None]]  # what it has done, and the function that does it
 
 
 @dataclass
 class Repaired:
-    """What was done, or would be, and what nobody but a person can mend."""
+    """What `repair` did, or would do, and what needs a person."""
 
     done: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    to_extract: bool = False  # whether `extract` has something to make
+    to_extract: bool = False  # whether `extract` has work to do
 
     def lines(self, dry_run: bool) -> list[str]:
         """For people."""
         lines = [f"would have {what}" if dry_run else what for what in self.done]
-        lines += [f"cannot be mended here: {what}" for what in self.left]
+        lines += [f"cannot be repaired automatically: {what}" for what in self.left]
         if not lines:
             lines.append("nothing is broken")
         if self.to_extract:
-            lines.append("run the same `unic-cache extract` to have what is missing made")
+            lines.append("run the same `unic-cache extract` to make what is missing")
         return lines
 
 
@@ -47,8 +47,8 @@ def run(config: RepairConfig) -> Repaired:
     report = verify(VerifyConfig(config.cache, threads=config.threads))
     result = Repaired(left=[str(finding) for finding in report.broken if finding.mend == BY_HAND])
     result.left += [
-        f"{member}, view {view}: {tars} tars have all their data and not one commit record: was {member}/commits lost, "
-        f"or not copied yet? Put it back, or remove {member}/features.zarr yourself"
+        f"{member}, view {view}: {tars} tars have all their data but no commit record: was {member}/commits lost, or "
+        f"not copied yet? Restore it, or remove {member}/features.zarr yourself"
         for (member, view), tars in report.unrecorded.items()
     ]
     tell_guests(config.cache, report.guests)
@@ -63,33 +63,21 @@ def run(config: RepairConfig) -> Repaired:
 
 
 def steps(report: Report, location: Location) -> Iterator[Step]:
-    """What is to be done, each thing once."""
+    """The steps of the repair, each once."""
     seen: set[tuple[str, Unit]] = set()
     for finding in report.broken:
         if finding.mend == REWRITE:
-            yield f"wrote {finding.file} anew", partial(location.replace, finding.file, finding.content)
+            yield f"rewrote {finding.file}", partial(location.replace, finding.file, finding.content)
         if finding.mend == REMOVE:
             yield f"removed {finding.file}", partial(location.delete, finding.file)
         if finding.mend == UNCOMMIT and finding.unit and (finding.member, finding.unit) not in seen:
             seen.add((finding.member, finding.unit))
-            if finding.why.startswith(UNREADABLE) and not check_unit(_member(location, finding), finding.unit).findings:
+            member = Member.open(location, finding.member)
+            assert member is not None
+            if finding.why.startswith(UNREADABLE) and not check_unit(member, finding.unit).findings:
                 continue  # it was the disk or the connection, not the data
-            yield f"un-committed {finding.member}, {finding.unit}", partial(_uncommit, location, finding)
-    for unit in report.missing:
-        place = unit.member.folder, unit.unit.view
-        if unit.data and unit.member.folder not in report.strangers and place not in report.unrecorded:
-            yield (
-                f"removed what was left of {unit.member.folder}, {unit.unit}",
-                partial(uncommit, unit.member, unit.unit),
-            )
-
-
-def _uncommit(location: Location, finding: Finding) -> None:
-    assert finding.unit is not None
-    uncommit(_member(location, finding), finding.unit)
-
-
-def _member(location: Location, finding: Finding) -> Member:
-    member = Member.open(location, finding.member)
-    assert member is not None
-    return member
+            yield f"un-committed {finding.member}, {finding.unit}", partial(uncommit, member, finding.unit)
+    for missing in report.missing:
+        member, unit = missing.member, missing.unit
+        if missing.data and not (member.folder in report.strangers or (member.folder, unit.view) in report.unrecorded):
+            yield f"removed leftovers of {member.folder}, {unit}", partial(uncommit, member, unit)

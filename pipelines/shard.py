@@ -23,7 +23,7 @@ from unic_cache.config import ShardConfig
 from unic_cache.draws import Purpose, permutation, words
 from unic_cache.errors import ConfigError, ImageError
 from unic_cache.files.schemes import open_location
-from unic_cache.views.classes import FILE, classes_json
+from unic_cache.views.classes import CLASSES_FILE, classes_json
 from unic_cache.views.decode import upright_file
 from unic_cache.views.index import Segment, ShardEntry
 from unic_cache.views.left_out import LeftOut, listed, shown
@@ -109,7 +109,7 @@ def run(config: ShardConfig) -> Sharded:
         check_classes(config, listing, entries, bad)
         location = open_location(out)
         if listing.names:
-            location.replace(FILE, classes_json(listing.names))
+            location.replace(CLASSES_FILE, classes_json(listing.names))
         location.replace("index.json", Segment(0, tuple(entries)).to_json())
     return Sharded(config.out, tuple(entries), len(listing.names), bad, listing.left_out)
 

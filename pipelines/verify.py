@@ -1,9 +1,9 @@
-"""Whether a cache is what it says it is: every file against what vouches for it, and against the index.
+"""Verify a cache: every file against its checksums, records and the index.
 
     names -> index, specs, calibrations, probes, zarr.json -> every unit's bytes against its record -> members against
-    each other; and where it is asked for, a sample of views and of answers made anew
+    each other; on request, a sample of views and features made again
 
-Whole means that every byte is as it was committed and that no tar lacks a view that its teacher has begun.
+A cache is whole if every byte is as committed and no tar lacks a view that its teacher has begun.
 """
 
 import time
@@ -16,23 +16,23 @@ from pipelines.command.progress import Progress, begins
 from pipelines.verifying.agreement import Agreement
 from pipelines.verifying.foundations import check_calibration, check_probes, read_index, read_members
 from pipelines.verifying.inventory import Missing, Survey, survey
-from pipelines.verifying.made_anew import ask_again, load_checked, origin, remake_views
+from pipelines.verifying.made_anew import load_checked, origin, remake_views, run_again
 from unic_cache.ahead import ahead, thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import VerifyConfig
-from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import Unit
 from unic_cache.store.guests import sort_folders
 from unic_cache.store.member import Member
 from unic_cache.store.verify import BY_HAND, ELSEWHERE, Finding, UnitState, check_metadata_file, check_unit
+from unic_cache.views.index import no_cache
 
 SHOWN = 20
 REMEDIES = {
     "whole": "",
-    "broken": ": `unic-cache repair` un-commits what `extract` can make again, and says what it cannot mend",
-    "incomplete": ": the same `unic-cache extract` goes on with it",
+    "broken": ": `unic-cache repair` un-commits what `extract` can make again, and lists what needs a person",
+    "incomplete": ": the same `unic-cache extract` completes it",
 }
 EXIT_CODES = {"whole": 0, "broken": 1, "incomplete": 3}
 VIEWS_REMADE = 64
@@ -46,21 +46,21 @@ class Report:
     cache: str
     broken: list[Finding] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)  # units
-    probes: list[str] = field(default_factory=list)  # that are missing; `extract` makes them
-    foreign: list[str] = field(default_factory=list)
+    probes: list[str] = field(default_factory=list)  # missing; `extract` makes them
+    foreign: list[str] = field(default_factory=list)  # files of no unit
     guests: dict[str, str] = field(default_factory=dict)  # folders that are not the cache's own -> why
-    strangers: set[str] = field(default_factory=set)  # members that hold another cache's records
+    strangers: set[str] = field(default_factory=set)  # members with another cache's records
     unrecorded: dict[tuple[str, str], int] = field(default_factory=dict)  # member, view without a record -> tars
-    units: int = 0  # committed, and read
+    units: int = 0  # committed and read
     rows: int = 0
     bytes: int = 0  # of objects
-    seconds: float = 0.0  # that reading them took
+    seconds: float = 0.0  # spent reading them
     views: int = 0  # made again
-    cosines: dict[str, float] = field(default_factory=dict)  # teacher -> the lowest of the images asked again
+    cosines: dict[str, float] = field(default_factory=dict)  # teacher -> lowest cosine of the images run again
 
     @property
     def state(self) -> str:
-        """whole, incomplete (`extract` goes on) or broken (`repair` first)."""
+        """whole, incomplete (run `extract`) or broken (run `repair` first)."""
         if self.broken:
             return "broken"
         return "incomplete" if self.missing or self.probes or not self.units else "whole"
@@ -76,22 +76,22 @@ class Report:
         return self.bytes / 1e6 / max(self.seconds, 1e-9)
 
     def lines(self) -> list[str]:
-        """For people: what is broken first, the sum last."""
+        """For people: broken files first, the summary last."""
         lines = [f"broken: {finding}" for finding in _first(self.broken)]
         lines += [f"missing: {unit}" for unit in (*_first(self.missing), *self.probes)]
         strange = [name for name in self.foreign if name.removesuffix("/") not in self.guests]
-        lines += [f"foreign, and harmless: {name}" for name in _first(strange)]
-        lines += [f"left alone, as not this cache's own: {name}/ ({why})" for name, why in self.guests.items()]
+        lines += [f"foreign but harmless: {name}" for name in _first(strange)]
+        lines += [f"left alone, not this cache's own: {name}/ ({why})" for name, why in self.guests.items()]
         for name, cosine in self.cosines.items():
-            lines.append(f"{name} asked again: cosine {cosine:.6f} or more")
+            lines.append(f"Re-ran {name}: lowest cosine to stored features {cosine:.6f}")
         if self.views:
             lines.append(f"{self.views} views made again")
         rate = f"{self.bytes / 1e6:,.1f} MB in {self.seconds:,.1f} s, {self.megabytes_per_second:,.0f} MB/s"
-        lines.append(f"{self.units} units of {self.rows:,} rows read, {rate}")
+        lines.append(f"Read {self.units} units of {self.rows:,} rows, {rate}")
         return [*lines, f"{self.cache} is {self.state}{REMEDIES[self.state]}"]
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json`; nothing is left out."""
+        """For `--json`, complete."""
         return {
             "cache": self.cache,
             "state": self.state,
@@ -106,53 +106,57 @@ class Report:
 
 
 def run(config: VerifyConfig) -> Report:
-    """Check a cache. CacheError where there is none; what is wrong with one is in the report."""
+    """Check a cache and report everything wrong with it. CacheError if there is no cache."""
     location = open_location(config.cache)
     report = Report(config.cache)
+
+    # The files that everything depends on
     _, report.guests = sort_folders(location)
     names = frozenset(location.names(without=report.guests))
     segments = read_index(location, names, report.broken)
     members, lost = read_members(location, names, report.broken)
     if not segments:
         if not report.broken:
-            raise CacheError(f"{config.cache}: no cache is here (index/000000.json is missing)")
+            raise no_cache(config.cache)
         return report
     begun = {name.partition("/")[0] for name in names if "/commits/" in name}
-    calibrations = {
-        member.folder: check_calibration(member, member.folder in begun, report.broken) for member in members
-    }
-    unreadable = {
-        member.folder for member in members if calibrations[member.folder] is None and member.needs_calibration
-    }
+    calibrations = {m.folder: check_calibration(m, m.folder in begun, report.broken) for m in members}
+    unreadable = {m.folder for m in members if m.needs_calibration and calibrations[m.folder] is None}
+
+    # What there is, by name, and what there should be
     readable = [member for member in members if member.folder not in unreadable]
     found = survey(names, segments, readable, lost | unreadable)
     report.missing, report.unrecorded = found.missing, found.unrecorded()
     report.foreign = [*found.foreign, *(f"{folder}/" for folder in report.guests)]
     report.probes = sorted(found.probes - names)
     report.broken += check_probes(location, names, segments)
+
+    # Every byte; before that, a sample made again, since wrong tars or weights end it early
     begins(
         "verify",
         f"{len(found.committed):,} units of {len(members)} members in {config.cache}",
-        "" if config.shards is None else f"{config.pixel_check or VIEWS_REMADE} views made again",
-        f"{config.teacher_check} images asked of each teacher again" if config.teacher_check else "",
+        "" if config.shards is None else f"{config.pixel_check or VIEWS_REMADE} views to make again",
+        f"{config.teacher_check} images per teacher to run again" if config.teacher_check else "",
     )
     with thread_pool(config.threads) as pool:
         report.broken += check_metadata(pool, found)
         if not report.broken:
-            recheck(config, location, pool, found, report)
+            make_again(config, location, pool, found, report)
         read_all(pool, max(UNITS_AHEAD, 2 * config.threads), found, calibrations, report)
-    leave_strangers(report)
+    report.broken = without_strangers(report)
     return report
 
 
 def check_metadata(pool: ThreadPoolExecutor, found: Survey) -> list[Finding]:
-    """Every zarr.json that must stand."""
+    """Check every zarr.json that must exist."""
     checked = pool.map(lambda item: check_metadata_file(item[1][0], item[0], item[1][1]), found.metadata.items())
     return [finding for finding in checked if finding is not None]
 
 
-def recheck(config: VerifyConfig, location: Location, pool: ThreadPoolExecutor, found: Survey, report: Report) -> None:
-    """Make views and ask teachers again, as far as the config says. First, since wrong tars or weights end it early."""
+def make_again(
+    config: VerifyConfig, location: Location, pool: ThreadPoolExecutor, found: Survey, report: Report
+) -> None:
+    """Make a sample of views and features again, as far as the config asks for it, and compare."""
     if config.shards is None and not config.teacher_check:
         return
     cache = Cache(location)
@@ -164,14 +168,14 @@ def recheck(config: VerifyConfig, location: Location, pool: ThreadPoolExecutor, 
     for name, (kept, teacher) in loaded.items():
         units = [unit for member, unit in found.committed if member.folder == kept.member.folder]
         if units:
-            report.cosines[name], different = ask_again(source, kept, teacher, units, config.teacher_check)
+            report.cosines[name], different = run_again(source, kept, teacher, units, config.teacher_check)
             report.broken += different
 
 
 def read_all(
     pool: ThreadPoolExecutor, depth: int, found: Survey, calibrations: Mapping[str, int | None], report: Report
 ) -> None:
-    """Read every committed unit whole, `depth` of them begun at once, and compare them with each other."""
+    """Read and check every committed unit, `depth` of them ahead, and compare members with each other."""
 
     def start(item: tuple[Member, Unit]) -> Callable[[], UnitState]:
         return pool.submit(check_unit, *item).result
@@ -192,16 +196,18 @@ def read_all(
     report.broken += agreement.findings()
 
 
-def leave_strangers(report: Report) -> None:
-    """Where a member's records are another cache's, nothing of it is broken: one finding says so, for a person."""
+def without_strangers(report: Report) -> list[Finding]:
+    """The findings, with one per member of another cache in place of all of its own: nothing of it is broken."""
+    broken = report.broken
     for member in sorted(report.strangers):
-        others = [finding for finding in report.broken if finding.member == member and finding.mend == ELSEWHERE]
+        others = [finding for finding in broken if finding.member == member and finding.mend == ELSEWHERE]
         why = (
             f"{others[0].why} (and {len(others) - 1} more): {member}/ was copied from a cache of other tars, or index/ "
-            "was. Nothing of it is broken: put the right index back, or move the folder out of this cache"
+            "was. Nothing in it is broken: restore the right index, or move the folder out of this cache"
         )
-        rest = [finding for finding in report.broken if finding.member != member]
-        report.broken = [*rest, Finding(others[0].file, why, BY_HAND, member, others[0].unit)]
+        rest = [finding for finding in broken if finding.member != member]
+        broken = [*rest, Finding(others[0].file, why, BY_HAND, member, others[0].unit)]
+    return broken
 
 
 def _first(items: Sequence[Any]) -> list[str]:

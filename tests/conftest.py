@@ -1,9 +1,16 @@
 """Small real things for all tests: shards of synthetic photographs, two tiny teachers with weights, a cache of both."""
 
 import io
+import json
+import mmap
 import os
 import shutil
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +24,10 @@ from webdataset import TarWriter
 
 from pipelines import extract
 from unic_cache.cache import Cache, open_cache
-from unic_cache.config import DistillConfig, ExtractConfig
+from unic_cache.config import DistillConfig, ExtractConfig, Views
 from unic_cache.views import shards as tar_files
+from unic_cache.views.augment import make_view
+from unic_cache.views.decode import decode
 
 torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -51,6 +60,18 @@ def write_tar(path: Path, samples: list[tuple[str, bytes, int | None]]) -> Path:
     return path
 
 
+def write_members(path: Path, *members: tuple[str, bytes] | tuple[str, bytes, bytes, str]) -> Path:
+    """A tar of (name, data) or, for links, (name, data, type, target)."""
+    with tarfile.open(path, "w") as tar:
+        for name, data, *link in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if link:
+                info.type, info.linkname = link
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
 @dataclass(frozen=True)
 class Shards:
     """A folder of tars."""
@@ -72,9 +93,22 @@ def make_shards(folder: Path, rows: tuple[int, ...], first: int = 0, name: str =
     return Shards(folder, rows)
 
 
+def views_of(shards, shard: int, number: int) -> np.ndarray:
+    """A tar's views made the slow and obvious way, one after the other."""
+    path = str(shards.folder / f"{shard:06d}.tar")
+    (entry,) = tar_files.describe([path])
+    with tar_files.OpenShard(path, entry) as tar:
+        return np.stack(
+            [
+                make_view(decode(tar.read(row)), Views("unic", 32, 0), entry.keys[row], number)
+                for row in range(entry.rows)
+            ]
+        )
+
+
 @pytest.fixture(autouse=True)
 def fresh_process():
-    """Accelerate keeps one state a process, and shards one connection a folder; each test begins without."""
+    """Reset the state that accelerate keeps per process and shards keep per folder."""
     yield
     tar_files._folder.cache_clear()
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -102,7 +136,7 @@ def weights(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def settings(shards, weights):
-    """Keyword arguments of an ExtractConfig; the caller adds cache and changes."""
+    """An ExtractConfig for a cache; keywords change fields."""
 
     def make(cache: Path, **changes) -> ExtractConfig:
         return ExtractConfig(
@@ -127,7 +161,7 @@ def settings(shards, weights):
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory, settings) -> Path:
-    """A whole cache of two teachers, f16, two views and the center view; never to be written to."""
+    """A whole cache of two teachers, f16, two views and the center view, read-only."""
     folder = tmp_path_factory.mktemp("cache") / "cache"
     extract.run(settings(folder))
     extract.run(settings(folder, recipe="center", views=1))
@@ -141,7 +175,7 @@ def cache(cache_folder) -> Cache:
 
 @pytest.fixture
 def training(shards, cache_folder, tmp_path):
-    """Keyword arguments of a DistillConfig on a copy of the shared cache: a run leaves word of what it held out."""
+    """A DistillConfig on a copy of the shared cache, since a run records what it held out; keywords change fields."""
     own = tmp_path / "cache-trained-on"
     shutil.copytree(cache_folder, own)
 
@@ -168,9 +202,47 @@ def training(shards, cache_folder, tmp_path):
     return make
 
 
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[[type[SimpleHTTPRequestHandler]], str]]:
+    """A function that serves `tmp_path` with a handler class until the test ends, and returns the URL."""
+    running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+
+    def start(handler: type[SimpleHTTPRequestHandler]) -> str:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path)))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def log_of(out: Path) -> list[dict]:
+    """The lines of a run's log.jsonl."""
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def losses_of(out: Path) -> list[dict]:
+    return [{key: record[key] for key in ("kind", "step", "loss", "teachers")} for record in log_of(out)]
+
+
+def count_memory(monkeypatch) -> list[int]:
+    """The sizes of all memory allocated from now on."""
+    made: list[int] = []
+
+    class Counted(mmap.mmap):
+        def __new__(cls, descriptor, size):
+            made.append(size)
+            return super().__new__(cls, descriptor, size)
+
+    monkeypatch.setattr("unic_cache.buffers.mmap.mmap", Counted)
+    return made
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """Every file below a folder by its relative name."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-__all__ = ["CNN", "VIT", "Shards", "make_shards", "picture", "png", "tree", "write_tar"]

@@ -1,4 +1,4 @@
-"""A disk that forgets: what a kill or a power cut would leave of a folder, after each call that a writer makes.
+"""A disk that forgets: what a kill or a power cut leaves of a folder after each call of a writer.
 
 Inside `Disk.watch()` every call that changes the disk is still made, and written down. A model runs beside: a file
 survives a power cut with the bytes it had at its last fsync, a folder with the entries it had at its last fsync, and
@@ -51,7 +51,7 @@ class Disk:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Write down the calls made inside the block."""
+        """Record the calls made inside the block."""
         with pytest.MonkeyPatch.context() as patch:
             for name in CALLS:
                 patch.setattr(os, name, self._watched(name, getattr(os, name)))

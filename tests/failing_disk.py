@@ -1,4 +1,4 @@
-"""A disk that fails at one call: which calls a command makes below a folder, and the command with one of them failing.
+"""A disk that fails at one call: record the calls a command makes below a folder, and let one of them fail.
 
 Calls are told apart by the function and by the kind of the file (its name without numbers), so that one of each kind
 can be tried.
@@ -23,7 +23,7 @@ PATHS = ("open", "link", "rename", "replace", "mkdir", "scandir", "unlink", "sta
 
 @dataclass(frozen=True)
 class Site:
-    """One kind of call: a function and the kind of file that it is about."""
+    """One kind of call: a function and a kind of file."""
 
     call: str
     kind: str
@@ -33,7 +33,7 @@ class Site:
 
 
 class FailingDisk:
-    """Everything below `root`. `sites` counts the calls that were made, and `fail` lets one of them raise."""
+    """Everything below `root`. `sites` counts the calls; `fail` lets one of them raise."""
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
@@ -49,7 +49,7 @@ class FailingDisk:
         """A call is about to be made."""
         if not path.startswith(self.root):
             return
-        kind = re.sub(r"[0-9a-f]{16}|\d+", "#", path.removeprefix(self.root))
+        kind = re.sub(r"(?<=-plan-)\w{8}|[0-9a-f]{16}|\d+", "#", path.removeprefix(self.root))
         site = Site(call, kind)
         self.sites[site] += 1
         if self._failing and self._failing[:2] == (site, self.sites[site] - 1):
@@ -82,8 +82,9 @@ class FailingDisk:
             if not path.startswith(self.root):
                 return original(file, mode, *arguments, **options)
             self.happens("open", path)
-            raw = _Raw(file, mode.replace("b", "").replace("t", ""), self, path)
-            buffered = io.BufferedReader(raw) if "r" in mode else io.BufferedWriter(raw)
+            raw = _Raw(file, mode.replace("b", "").replace("t", ""), self, path, options.get("opener"))
+            one_way = io.BufferedReader if "r" in mode else io.BufferedWriter
+            buffered = io.BufferedRandom(raw) if "+" in mode else one_way(raw)
             if "b" in mode:
                 return buffered
             return io.TextIOWrapper(buffered, options.get("encoding"), options.get("errors"), options.get("newline"))
@@ -94,8 +95,8 @@ class FailingDisk:
 class _Raw(io.FileIO):
     """A file whose reads and writes are calls too."""
 
-    def __init__(self, file: Any, mode: str, disk: FailingDisk, path: str) -> None:
-        super().__init__(file, mode)
+    def __init__(self, file: Any, mode: str, disk: FailingDisk, path: str, opener: Any = None) -> None:
+        super().__init__(file, mode, opener=opener)
         self._disk, self._path = disk, path
 
     def write(self, data: Any) -> int:

@@ -1,4 +1,4 @@
-"""What every kind of `Location` promises, as tests that a class for each kind inherits.
+"""The contract of every kind of `Location`, as tests that a class for each kind inherits.
 
 `ReadContract` needs the fixtures `folder` (an empty Location) and `fill` (puts files into it by other means, or by
 `create`). `WriteContract` needs `folder` and `raw` (all names that really lie there, hidden ones too).
@@ -174,7 +174,7 @@ class ReadContract:
 
 
 class WriteContract(ReadContract):
-    """Files that are made once, by whoever comes first."""
+    """Files that are created once, by the first writer."""
 
     @pytest.fixture
     def fill(self, folder: Location) -> Callable[[Files], None]:

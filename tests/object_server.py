@@ -46,7 +46,7 @@ class ObjectServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
+        """Ignore clients that disconnect."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_DELETE = do_any
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing to the terminal."""
+        """Print nothing."""
 
     def _work(self, body: bytes) -> "_Answer":
         url = urlsplit(self.path)

@@ -1,4 +1,4 @@
-"""Memory in turns: used again, never while somebody looks at it, and not without bound."""
+"""Reusable memory: reused, never while it is referenced, and bounded."""
 
 import mmap
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import count_memory
 from unic_cache.buffers import Ring
 
 
@@ -64,19 +65,6 @@ def test_pieces_grow_to_the_largest(monkeypatch):
     for size in (10, 9000, 10, 20_000, 9000, 20_000, 10):
         ring.take(size)
     assert made == [4096, 12288, 20480]
-
-
-def count_memory(monkeypatch) -> list[int]:
-    """The sizes of all memory that is allocated from now on."""
-    made: list[int] = []
-
-    class Counted(mmap.mmap):
-        def __new__(cls, descriptor, size):
-            made.append(size)
-            return super().__new__(cls, descriptor, size)
-
-    monkeypatch.setattr("unic_cache.buffers.mmap.mmap", Counted)
-    return made
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9000)), max_size=40))

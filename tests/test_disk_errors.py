@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import cli
+from pipelines.planning import step_costs
 from tests.conftest import VIT, make_shards, picture
 from tests.failing_disk import FailingDisk, Site
 from unic_cache.files.durable import NO_FOLDER_SYNC
@@ -37,7 +38,7 @@ def run(*words: object) -> Result:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, weights) -> Path:
-    """All that any of the commands reads: images, tars, weights, a cache, a student."""
+    """The inputs of all commands: images, tars, weights, a cache, a student."""
     folder = tmp_path_factory.mktemp("made")
     for number in range(6):
         (folder / f"images/class{number % 2}").mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,13 @@ def distill(at: Path) -> list[object]:
     return ["distill", *sources, *STUDENT, "--batch-size", 4, "--steps", 3, "--save-every", 2, "--log-every", 1]
 
 
+def plan(at: Path) -> list[object]:
+    named = ["--teacher", VIT, "--weights", at / "w.safetensors", "--shards", at / "shards/*.tar"]
+    return ["plan", *named, "--cache", at / "new", "--images", 10, "--codec", "f16", *QUICK, *STUDENT[:-2]]
+
+
 COMMANDS = {
+    "plan": plan,
     "shard": lambda at: ["shard", at / "images", at / "new", "--per-shard", 4],
     "extract": lambda at: [*extract(at, "new"), "--keep-views"],
     "distill": distill,
@@ -82,11 +89,14 @@ COMMANDS = {
     "repair": lambda at: ["repair", at / "cache", "--threads", 1],
     "recode": lambda at: ["recode", at / "cache", at / "new", "--codec", "int8", "--threads", 1, "--device", "cpu"],
 }
-MOST = {"shard": 10, "extract": 7, "distill": 5, "evaluate": 3, "inspect": 8, "verify": 12, "repair": 10, "recode": 12}
+MOST = {
+    "plan": 6, "shard": 10, "extract": 7, "distill": 5, "evaluate": 3, "inspect": 8, "verify": 12, "repair": 10,
+    "recode": 12,
+}  # fmt: skip
 
 
 def chosen(name: str, sites: dict[Site, int]) -> list[Site]:
-    """Some of the calls: all kinds of functions, and files all over. Of a training, those in its folder."""
+    """A selection of the calls, of all functions and all over the files; for distill, those in its folder."""
     wanted = [site for site in sites if name != "distill" or site.kind.startswith("/out")]
     wanted = [site for site in wanted if site.call not in HARMLESS and "/images/" not in site.kind]
     every = max(len(wanted) // MOST[name], 1)
@@ -96,6 +106,9 @@ def chosen(name: str, sites: dict[Site, int]) -> list[Site]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_call_that_fails_costs_one_line_and_nothing_that_was_made(name, made, tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    monkeypatch.setattr(step_costs, "FILE_BYTES", step_costs.PIECE_BYTES)
+    monkeypatch.setattr(step_costs, "LAST_BATCH", step_costs.FIRST_BATCH)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "counted"))
     counted = FailingDisk(scene(made, tmp_path / "counted"))
     with counted.watch():
         whole = run(*COMMANDS[name](tmp_path / "counted"))
@@ -104,6 +117,7 @@ def test_a_call_that_fails_costs_one_line_and_nothing_that_was_made(name, made, 
         at = scene(made, tmp_path / f"try{number}")
         disk = FailingDisk(at)
         disk.fail(site, 0, error)
+        monkeypatch.setattr("tempfile.tempdir", str(at))
         with disk.watch():
             failed = run(*COMMANDS[name](at))
         where = f"{errno.errorcode[error]} of {site}: {failed.output}"
@@ -122,7 +136,7 @@ def test_a_call_that_fails_costs_one_line_and_nothing_that_was_made(name, made, 
 
 
 def check_told(name: str, site: Site, failed: Result, where: str) -> None:
-    """One line says it; `verify` says in its report what is broken; a picture of the losses is nobody's loss."""
+    """One line reports the error; `verify` reports it as broken; the picture of the losses may fail."""
     errors = [line for line in failed.stderr.splitlines() if line.startswith("Error: ")]
     if name in {"verify", "repair"} and not errors:
         assert "broken" in failed.output or "un-committed" in failed.output, where
@@ -140,7 +154,7 @@ def scene(made: Path, at: Path) -> Path:
 
 
 class TestDistill:
-    """What stands after a run that a disk ended."""
+    """The state after a run that a disk error ended."""
 
     @pytest.fixture
     def at(self, made, tmp_path) -> Path:

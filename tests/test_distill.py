@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import distill, extract
-from tests.conftest import CNN, VIT, make_shards, tree
+from tests.conftest import CNN, VIT, log_of, losses_of, make_shards, tree, views_of
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import CacheError, ConfigError, UnicCacheError
@@ -22,14 +22,6 @@ from unic_cache.student.export import load_encoder
 from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.loss import distillation_loss, drop_uniforms
 from unic_cache.student.run_files import CHECKPOINT
-
-
-def log_of(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def losses_of(out: Path) -> list[dict]:
-    return [{key: record[key] for key in ("kind", "step", "loss", "teachers")} for record in log_of(out)]
 
 
 class StopAfter:
@@ -93,7 +85,6 @@ def test_order_views_and_losses_do_not_depend_on_threads(training, tmp_path):
 
 def test_the_first_losses_are_those_of_a_loop_without_any_stream(training, tmp_path, cache, shards):
     """One step by hand: rows read one by one, targets decoded alone, the same modules called in plain order."""
-    from tests.test_extract import views_of
     from unic_cache.stream.order import Order
     from unic_cache.stream.rows import usable_rows
 
@@ -328,7 +319,9 @@ class TestRefusals:
         data = bytearray(path.read_bytes())
         data[20 * 4 * 64 * 2 + 5] ^= 1
         path.write_bytes(bytes(data))
-        message = r"timm\.test_vit@32, view unic-32-0-000 of shard 000000, patch, rows 20: their bytes are not the ones"
+        message = (
+            r"timm\.test_vit@32, view unic-32-0-000 of shard 000000, patch, rows 20: their bytes are not as committed"
+        )
         with pytest.raises(CacheError, match=message):
             distill.run(training(cache=str(tmp_path / "cache"), steps=20))
 

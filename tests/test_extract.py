@@ -14,29 +14,13 @@ import zarr
 from safetensors.torch import load_file
 
 from pipelines import extract
-from tests.conftest import CNN, VIT, make_shards, picture, png, tree, write_tar
+from tests.conftest import CNN, VIT, make_shards, picture, png, tree, views_of, write_tar
 from unic_cache.cache import open_cache
-from unic_cache.config import Views
 from unic_cache.errors import CacheError, ConfigError, ImageError, ShardError, TeacherError
 from unic_cache.teachers import model as teachers
 from unic_cache.views.augment import make_view
-from unic_cache.views.decode import decode
-from unic_cache.views.shards import OpenShard, describe
 
 NAME = "unic-32-0-000"
-
-
-def views_of(shards, shard: int, number: int) -> np.ndarray:
-    """The slow and obvious way to a tar's views: one after the other."""
-    path = str(shards.folder / f"{shard:06d}.tar")
-    (entry,) = describe([path])
-    with OpenShard(path, entry) as tar:
-        return np.stack(
-            [
-                make_view(decode(tar.read(row)), Views("unic", 32, 0), entry.keys[row], number)
-                for row in range(entry.rows)
-            ]
-        )
 
 
 def test_features_equal_a_direct_run_of_timm(cache, shards, weights):
@@ -285,7 +269,7 @@ class TestRefusals:
         monkeypatch.setattr("unic_cache.stream.pixels.make_view", lambda *a: np.bitwise_xor(honest(*a), 1, out=a[-1]))
         monkeypatch.setattr("unic_cache.stream.probe.decoder_versions", lambda: {"pillow": "0.0.test"})
         message = (
-            r"differ by up to 1 levels of 255 \(1\.0+ on average\)\. Made with .*pillow \d.*"
+            r"differ by up to 1 levels of 255 \(1\.0+ on average\)\. The cache was made with .*pillow \d.*"
             r"this machine has .*pillow 0\.0\.test"
         )
         with pytest.raises(CacheError, match=message):

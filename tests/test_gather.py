@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import extract
-from tests.test_buffers import count_memory
+from tests.conftest import count_memory
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import READS_AT_ONCE, Cache
 from unic_cache.config import Views
@@ -98,7 +98,7 @@ def test_pieces_hold_every_place_once(wanted):
 
 @pytest.fixture(scope="module", params=["f16", "klt"])
 def kept(request, tmp_path_factory, settings) -> Path:
-    """A cache of two teachers and their views under one codec; never to be written to."""
+    """A cache of two teachers and their views in one codec, read-only."""
     folder = tmp_path_factory.mktemp(request.param) / "cache"
     extract.run(settings(folder, codec=request.param, keep_views=True))
     return folder
@@ -115,7 +115,7 @@ def decoded(kept, tmp_path_factory) -> Path:
 
 @dataclasses.dataclass
 class Reading:
-    """A stream over a folder, and all that it is made of."""
+    """A stream over a folder, and its parts."""
 
     cache: Cache
     rows: Rows
@@ -231,7 +231,7 @@ def test_a_broken_row_costs_its_batch_and_none_before(kept, shards, tmp_path):
 
 
 class Idle(Executor):
-    """Does so many tasks at once, and no more."""
+    """Runs at most so many tasks at once."""
 
     def __init__(self, works: int) -> None:
         self.works = works

@@ -46,7 +46,7 @@ def test_it_is_incomplete_and_nothing_of_it_is_broken(half_made):
     before = tree(half_made)
     report = verify.run(VerifyConfig(str(half_made), threads=1))
     assert (report.state, report.exit_code, report.broken, report.foreign) == ("incomplete", 3, [], [])
-    assert report.lines()[-1] == f"{half_made} is incomplete: the same `unic-cache extract` goes on with it"
+    assert report.lines()[-1] == f"{half_made} is incomplete: the same `unic-cache extract` completes it"
     assert repair.run(RepairConfig(str(half_made), threads=1)).lines(dry_run=False) == ["nothing is broken"]
     assert tree(half_made) == before
 
@@ -80,4 +80,4 @@ def test_the_command_line_says_so_in_one_line(tmp_path, shards, half_made, teach
     assert message in done.output
     shown = CliRunner().invoke(cli.main, ["inspect", str(half_made)])
     assert shown.exit_code == 0
-    assert f"{CNN}\n  no calibration yet, or it is lost; the same `unic-cache extract` makes it" in shown.output
+    assert f"{CNN}\n  no calibration (yet, or it is lost); the same `unic-cache extract` makes it" in shown.output

@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipelines import distill, extract
-from tests.conftest import tree
-from tests.test_distill import losses_of
-from tests.test_extract import views_of
+from tests.conftest import losses_of, tree, views_of
 from tests.verify.damage import check
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import open_cache

@@ -45,7 +45,7 @@ class TestLocalFolder(WriteContract):
 
 
 class TestPastThePageCache(TestLocalFolder):
-    """What does not fit in memory is read by O_DIRECT, with the same answers."""
+    """Files that do not fit in memory are read with O_DIRECT, with the same results."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> LocalFolder:
@@ -53,7 +53,7 @@ class TestPastThePageCache(TestLocalFolder):
 
 
 class TestWhetherTheStoreFits:
-    """In the page cache, by what was opened so far."""
+    """Read through the page cache, given the bytes opened so far."""
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> LocalFolder:
@@ -114,7 +114,7 @@ def test_an_open_file_closes_when_nothing_refers_to_it(tmp_path: Path) -> None:
 
 
 def commit(folder: LocalFolder) -> None:
-    """What a writer does: data first, record last."""
+    """A writer: data first, record last."""
     assert folder.create(DATA, FEATURES)
     assert folder.create(RECORD, VOUCHER)
 
@@ -133,7 +133,7 @@ def commit_and_repair(folder: LocalFolder) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The disk under the tests is not cut off, and thousands of syncs would take minutes."""
+    """Skip real syncs: the disk under the tests keeps its power, and thousands of syncs take minutes."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -141,14 +141,14 @@ WORKS = [commit, replace_and_commit, commit_and_repair]
 
 
 def check_whole(files: Files) -> None:
-    """No name stands for part of a file, and no record for data that is not there."""
+    """No name leads to part of a file, and no record to missing data."""
     named = {name: data for name, data in files.items() if ".tmp-" not in name}
     assert named.items() <= FINISHED.items()
     assert f"{CACHE}/{DATA}" in named or f"{CACHE}/{RECORD}" not in named
 
 
 def check_finishing(files: Files, root: Path) -> None:
-    """The same worker, started again on what is left, ends with just what it should."""
+    """The same worker, restarted on the remains, ends with exactly the right files."""
     lay_out(files, root)
     folder = LocalFolder(root / CACHE)
     folder.remove_leftovers()
@@ -201,7 +201,7 @@ def test_failure_of_any_call_leaves_the_whole_file_or_nothing(
 
 
 def test_power_cut_forgets_what_was_not_synced(tmp_path: Path) -> None:
-    """The model itself: a naive writer loses its file, or its file's bytes, or the way to it."""
+    """The model detects naive writers, which lose a file, its bytes or its path."""
     disk = Disk(tmp_path / "disk")
     with disk.watch():
         naive = disk.root / "a" / "naive"
@@ -217,7 +217,7 @@ def test_power_cut_forgets_what_was_not_synced(tmp_path: Path) -> None:
 
 
 def test_deleted_is_gone_for_good_before_the_next_call(tmp_path: Path) -> None:
-    """Else a power cut could bring a record back whose data were deleted after it."""
+    """Otherwise a power cut could bring back a record whose data were deleted after it."""
     disk = Disk(tmp_path / "disk")
     with disk.watch():
         folder = LocalFolder(disk.root / CACHE)
@@ -265,7 +265,7 @@ NO_LINKS = [errno.EPERM, errno.EMLINK]
 
 
 def refuse_links(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """As exFAT, SMB and some FUSE file systems do."""
+    """As on exFAT, SMB and some FUSE file systems."""
 
     def link(source: Path, target: Path) -> None:
         raise OSError(number, os.strerror(number), str(source), None, str(target))
@@ -274,7 +274,7 @@ def refuse_links(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 class TestWithoutHardLinks(TestLocalFolder):
-    """Where link(2) is refused all promises hold, of one writer at a time and of many."""
+    """Without link(2) all guarantees hold, for one writer and for many."""
 
     @pytest.fixture(params=NO_LINKS)
     def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> LocalFolder:
@@ -300,7 +300,9 @@ def test_file_system_that_cannot_create_only_once_is_told_of(
 ) -> None:
     refuse_links(monkeypatch, number)
     monkeypatch.setattr(durable, "_renameat2", lambda: None)
-    with pytest.raises(CacheError, match=r"a: this file system makes no hard links \(.*put the cache on another one"):
+    with pytest.raises(
+        CacheError, match=r"a: this file system has neither hard links \(.*put the cache on another one"
+    ):
         LocalFolder(tmp_path).create("a/b", b"data")
     assert tree(tmp_path) == {}
 
@@ -347,7 +349,7 @@ def test_error_of_a_file_that_cannot_be_written_has_its_name(
 
 
 class Full(io.FileIO):
-    """A file on a disk without room."""
+    """A file on a full disk."""
 
     def __init__(self, path: Path, mode: str, fail: Callable[..., int]) -> None:
         super().__init__(path, mode.replace("b", ""))

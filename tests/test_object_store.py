@@ -1,4 +1,4 @@
-"""Object stores against the contract, and against servers that fail in every way that can be ordered."""
+"""Object stores against the contract, and against servers that fail on demand."""
 
 import json
 import logging
@@ -148,7 +148,7 @@ def test_refusal_is_told_at_once(filled: ObjectFolder, server: ObjectServer, cal
 
 @pytest.mark.parametrize("call", CALLS)
 def test_missing_bucket_is_told_at_once(server: ObjectServer, call: str) -> None:
-    with pytest.raises(CacheError, match=r"s3://lost/pre.*\(NoSuchBucket\); make the bucket or correct the URL"):
+    with pytest.raises(CacheError, match=r"s3://lost/pre.*\(NoSuchBucket\); create the bucket or correct the URL"):
         CALLS[call](ObjectFolder("s3://lost/pre"))
     assert len(server.asked) <= 2
 
@@ -166,7 +166,7 @@ def test_server_that_stays_away_is_told_in_the_end(
     monkeypatch.setattr(outages, "PATIENCE", 0.05)
     monkeypatch.setattr(outages, "QUIET", 0.01)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    told = r"s3://bucket/pre.*Connection refused\); see that AWS_ENDPOINT_URL is right"
+    told = r"s3://bucket/pre.*Connection refused\); check that AWS_ENDPOINT_URL is right"
     with caplog.at_level(logging.WARNING), pytest.raises(CacheError, match=told):
         CALLS[call](ObjectFolder("s3://bucket/pre"))
     assert len(caplog.records) == 1
@@ -185,7 +185,7 @@ def test_missing_credentials_are_told_soon(server: ObjectServer, monkeypatch: py
 @pytest.mark.parametrize("endpoint", ["nonsense", "localhost:9000", "ftp://host"])
 def test_endpoint_that_is_no_url_is_told(server: ObjectServer, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    with pytest.raises(CacheError, match=f"AWS_ENDPOINT_URL='{endpoint}' is no URL; write it as https://HOST"):
+    with pytest.raises(CacheError, match=f"AWS_ENDPOINT_URL='{endpoint}' is not a URL; write it as https://HOST"):
         ObjectFolder("s3://bucket/pre").read("x")
 
 
@@ -267,7 +267,7 @@ def test_fork_after_use_is_an_error_and_not_a_hang(before: str) -> None:
         assert (done.returncode, done.stdout) == (0, "create True\n")
     else:
         assert done.returncode == 1
-        assert "forked from one that had used an object store already" in done.stderr
+        assert "forked from one that had already used an object store" in done.stderr
         assert "start workers by spawn or forkserver" in done.stderr
 
 

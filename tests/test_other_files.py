@@ -1,4 +1,4 @@
-"""Files of other programs under the names of ours, and ours cut short: one line, and nothing is overwritten."""
+"""Files of other programs with our names, and our own files truncated: one line, and nothing is overwritten."""
 
 import json
 import shutil

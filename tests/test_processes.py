@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipelines import distill
 from pipelines.command.device import pick_device
 from pipelines.training.processes import LAUNCHED, MPI_RANK, MPI_SIZE, make_accelerator
+from tests.conftest import log_of
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 
@@ -128,7 +130,6 @@ def test_ranks_of_torchrun_train_together_and_only_the_first_claims(training, tm
     assert done.stdout.count("4 steps, loss") == 1
     assert "2 processes, precision no" in done.stderr
     distill.run(training(out=str(tmp_path / "one"), **common))
-    from tests.test_distill import load_file, log_of
 
     for two, one in zip(log_of(tmp_path / "two"), log_of(tmp_path / "one"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)

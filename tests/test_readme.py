@@ -1,9 +1,10 @@
-"""What the documents say is true of the code: commands parse, files are listed, snippets run."""
+"""The documents match the code: commands parse, files are listed, snippets run."""
 
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -41,12 +42,26 @@ def test_every_command_shown_parses(line):
         command.parse_args(context, list(words[1:]))
 
 
-def test_the_tree_lists_every_module():
-    text = (ROOT / "README.md").read_text()
+def modules() -> list[Path]:
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in tracked.splitlines():
-        if name.startswith(("unic_cache/", "pipelines/")) and not name.endswith("__init__.py"):
-            assert Path(name).name in text, name
+    return [Path(name) for name in tracked.splitlines() if name.startswith(("unic_cache/", "pipelines/"))]
+
+
+def test_the_layout_lists_every_module():
+    text = (ROOT / "docs/LAYOUT.md").read_text()
+    for path in modules():
+        assert path.name == "__init__.py" or path.name in text, path
+
+
+def test_the_readme_lists_every_room():
+    text = (ROOT / "README.md").read_text()
+    for path in modules():
+        assert path.name != "__init__.py" or f"{path.parent.name}/" in text, path.parent
+
+
+def test_the_files_that_the_layout_names_are_there():
+    for name in re.findall(r"`((?:unic_cache|pipelines)/[\w/.]+)`", (ROOT / "docs/LAYOUT.md").read_text()):
+        assert (ROOT / name).exists(), name
 
 
 def test_the_two_commands_are_there():
@@ -88,6 +103,15 @@ def test_the_numpy_lines_of_the_format_give_the_readers_values(tmp_path, setting
         assert torch.allclose(torch.from_numpy(scope["own"][kind]).float(), own[kind], atol=1e-4)
 
 
-def test_the_public_reader_is_the_one_that_distill_uses(cache_folder):
-    cache = unic_cache.open_cache(cache_folder)
-    assert set(cache.teachers) == set(unic_cache.open_cache(str(cache_folder)).teachers)
+def test_the_python_lines_of_the_readme_read_features(cache_folder):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    own = {'"cache"': repr(str(cache_folder)), '"dino"': repr(VIT), '0, 3, "unic-224-0-000"': '0, 1, "unic-32-0-000"'}
+    for shown, ours in own.items():
+        assert code.count(shown) == 1
+        code = code.replace(shown, ours)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert {kind: tuple(values.shape) for kind, values in scope["features"].items()} == {
+        "cls": (3, 64),
+        "patch": (3, 4, 64),
+    }

@@ -16,7 +16,7 @@ from pipelines import distill, extract, recode, verify
 from pipelines.recode import Summary
 from tests.conftest import CNN, VIT, make_shards, picture, png, tree, write_tar
 from tests.object_server import ObjectServer
-from tests.test_web_folder import WithRanges, serve  # noqa: F401 (a fixture)
+from tests.web_server import WithRanges
 from unic_cache.cache import Cache, CachedTeacher, open_cache
 from unic_cache.config import DistillConfig, RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
@@ -384,7 +384,7 @@ class TestRemote:
                 run("s3://bucket/source", "s3://bucket/source/")
         assert kept == tree(tmp_path / "cache")
 
-    def test_a_cache_on_a_web_server_is_recoded_here(self, tmp_path, source, serve):  # noqa: F811
+    def test_a_cache_on_a_web_server_is_recoded_here(self, tmp_path, source, serve):
         shutil.copytree(source, tmp_path / "cache")
         run(f"{serve(WithRanges)}/cache", tmp_path / "target", codec="int8", teachers=(CNN,))
         run(source, tmp_path / "reference", codec="int8", teachers=(CNN,))

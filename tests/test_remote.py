@@ -1,4 +1,4 @@
-"""Cache and shards on an object store, in every command: the same bytes as on a disk."""
+"""Every command with cache and shards on an object store writes the same bytes as on disk."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def test_both_stages_give_the_same_bytes_as_on_a_disk(server, settings, cache_fo
 
 
 def test_a_store_that_fails_now_and_then_changes_nothing(server, settings, cache_folder):
-    """Every kind of fault, again and again: refused, dropped before the work and after it."""
+    """Repeated faults of every kind: refused, or dropped before or after the work."""
     server.faults.extend([503, "", "", "drop", "", "", "lose", "", "", 500, "", ""] * 10)
     extract.run(settings("s3://bucket/cache", shards="s3://bucket/tars/*.tar"))
     extract.run(settings("s3://bucket/cache", shards="s3://bucket/tars/*.tar", recipe="center", views=1))

@@ -155,7 +155,7 @@ def test_a_bad_image_is_reported_and_left_out(photos: Path, tmp_path: Path, caps
 
 def test_strict_stops_at_a_bad_image_and_leaves_no_index(photos: Path, tmp_path: Path) -> None:
     (photos / "zebra" / "img 2.png").write_bytes(b"")
-    with pytest.raises(ImageError, match=r"img 2.png: not an image that is read here .*leave --strict out"):
+    with pytest.raises(ImageError, match=r"img 2.png: not a supported image .*leave --strict out"):
         run(config(photos, tmp_path / "out", strict=True))
     assert not (tmp_path / "out" / "index.json").exists()
 
@@ -163,7 +163,9 @@ def test_strict_stops_at_a_bad_image_and_leaves_no_index(photos: Path, tmp_path:
 def test_only_bad_images_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"x")
-    with pytest.raises(ImageError, match=r"none of the 1 images in .* can be decoded; the first: not an image"):
+    with pytest.raises(
+        ImageError, match=r"none of the 1 images in .* can be decoded; the first: not a supported image"
+    ):
         run(config(tmp_path / "in", tmp_path / "out"))
 
 
@@ -197,7 +199,7 @@ def test_missing_and_empty_inputs_say_so(tmp_path: Path) -> None:
         ("mixed", "has class folders and images beside them, such as loose.png"),
         ("none.csv", "no images in .*none.csv"),
         ("gone.csv", "gone.csv, line 3: no file at gone.png; paths are relative to the CSV"),
-        ("odd.csv", "odd.csv, line 2: expected path,label and found 'file.txt'"),
+        ("odd.csv", "odd.csv, line 2: expected path,label but found 'file.txt'"),
     ]:
         with pytest.raises(ConfigError, match=message):
             run(config(tmp_path / source, tmp_path / "out"))
@@ -271,7 +273,7 @@ def test_what_a_stopped_run_left_is_cleared_by_the_same_command_and_never_data(p
     with pytest.raises(ImageError):
         run(config(photos, out, per_shard=1, strict=True))
     assert len(names(out)) > 2
-    with pytest.raises(ShardError, match="a `shard` that has not ended"):
+    with pytest.raises(ShardError, match="an unfinished `shard`"):
         describe(expand(f"{out}/*.tar"))
     (out / ".tmp-000009.tar").write_bytes(b"half")
     (out / ".tmp-0-0123456789abcdef").write_bytes(b"half")
@@ -365,10 +367,10 @@ def test_a_second_set_takes_the_numbers_of_the_first(photos: Path, tmp_path: Pat
     save(tmp_path / "more" / "yak" / "1.png")
     (tmp_path / "third").mkdir()
     (tmp_path / "third" / "classes.json").write_bytes((tmp_path / "train" / "classes.json").read_bytes())
-    with pytest.raises(ConfigError, match=r"more/yak: classes.json in OUT names 2 classes and not this one"):
+    with pytest.raises(ConfigError, match=r"more/yak: classes.json in OUT names 2 classes but not this one"):
         run(config(tmp_path / "more", tmp_path / "third"))
     (tmp_path / "third" / "classes.json").write_text('["ant"]')
-    with pytest.raises(ConfigError, match=r"third/classes.json is no list of classes such as"):
+    with pytest.raises(ConfigError, match=r"third/classes.json is not a list of classes such as"):
         run(config(tmp_path / "more", tmp_path / "third"))
 
 

@@ -95,9 +95,7 @@ def test_the_memory_is_the_caches_own_and_goes_where_it_goes(train, tmp_path):
     recode(RecodeConfig(str(train.cache), str(tmp_path / "less"), codec="int8", device="cpu"))
     assert held_out(open_cache(tmp_path / "less")) == ("000002",)
     (tmp_path / "less/held-out/000000/000002.json").write_text(json.dumps({"name": "another"}))
-    with pytest.raises(
-        CacheError, match=r"held-out/000000/000002.json: does not say that the tar '000002' is held out"
-    ):
+    with pytest.raises(CacheError, match=r"held-out/000000/000002.json: does not hold out the tar '000002'"):
         held_out(open_cache(tmp_path / "less"))
 
 

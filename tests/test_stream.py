@@ -1,4 +1,4 @@
-"""The order of samples: a permutation, well mixed, few shards at a time, a function of integers."""
+"""The order of samples: a well-mixed permutation over few shards at a time, a pure function of integers."""
 
 from itertools import chain
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unic_cache.store.layout import CHUNK_ROWS
-from unic_cache.stream.batches import Rows
 from unic_cache.stream.order import MIXED_CHUNKS, OPEN_SHARDS, Order, epoch_order
+from unic_cache.stream.rows import Rows
 
 
 def rows_of(counts: list[int]) -> Rows:

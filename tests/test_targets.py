@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from pipelines import distill, extract
-from tests.conftest import CNN, VIT, picture, png, write_tar
-from tests.test_distill import log_of, losses_of
+from tests.conftest import CNN, VIT, log_of, losses_of, picture, png, write_tar
 from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.calibrate import Calibration, Calibrator

@@ -1,67 +1,20 @@
-"""Plain web servers: Python's own, with range requests added as the big ones have them, over a folder on disk."""
+"""Plain web servers: Python's own over a folder on disk, with the range requests that real ones answer."""
 
 import pickle
-import re
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from obstore.exceptions import GenericError
 
 from tests.location_contract import Files, ReadContract
+from tests.web_server import WithoutRanges, WithRanges
 from unic_cache.errors import CacheError
 from unic_cache.files import outages
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
-
-
-class WithoutRanges(SimpleHTTPRequestHandler):
-    """Python's web server, silent."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-class WithRanges(WithoutRanges):
-    def do_GET(self) -> None:
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        path = Path(self.translate_path(self.path))
-        if not wanted or not path.is_file():
-            super().do_GET()
-            return
-        data = path.read_bytes()
-        start, stop = int(wanted[1]), min(int(wanted[2]) + 1, len(data))
-        if start >= len(data):
-            self.send_error(416)
-            return
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
-        self.send_header("Content-Length", str(stop - start))
-        self.end_headers()
-        self.wfile.write(data[start:stop])
-
-
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[[type[SimpleHTTPRequestHandler]], str]]:
-    """Serve `tmp_path` by a handler class until the test ends; the URL."""
-    running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
-
-    def start(handler: type[SimpleHTTPRequestHandler]) -> str:
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path)))
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        running.append((server, thread))
-        return f"http://127.0.0.1:{server.server_port}"
-
-    yield start
-    for server, thread in running:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class TestWebFolder(ReadContract):
@@ -83,7 +36,7 @@ class TestWebFolder(ReadContract):
     def test_it_is_only_read_from(self, folder: Location) -> None:
         for call in (lambda: folder.create("a", b""), lambda: folder.replace("a", b""), lambda: folder.delete("a")):
             with pytest.raises(
-                CacheError, match="/some/cache/a: a web server is only read from; write to a path, s3://"
+                CacheError, match="/some/cache/a: web servers are read-only here; write to a path, s3://"
             ):
                 call()
 
@@ -146,7 +99,7 @@ def test_folders_without_an_end_are_told_of(serve: Callable[[type[SimpleHTTPRequ
             self.end_headers()
             self.wfile.write(b'<a href="deeper/">deeper</a>')
 
-    with pytest.raises(CacheError, match=r"deeper: folders lie more than 16 deep; this is no cache"):
+    with pytest.raises(CacheError, match=r"deeper: folders nest more than 16 deep; this is not a cache"):
         list(open_location(serve(Endless)).names())
 
 
@@ -177,7 +130,7 @@ def test_server_that_stays_away_is_told_in_the_end(monkeypatch: pytest.MonkeyPat
     folder = open_location("http://127.0.0.1:1/cache")
     for call in (lambda: list(folder.names()), lambda: folder.read("a"), lambda: folder.size("a")):
         with pytest.raises(
-            CacheError, match=r"^http://127.0.0.1:1/cache.*Connection refused.*see that the URL is right"
+            CacheError, match=r"^http://127.0.0.1:1/cache.*Connection refused.*check that the URL is right"
         ):
             call()
 
@@ -193,7 +146,7 @@ def test_untrusted_certificate_is_told_at_once() -> None:
             raise GenericError(text)
 
         with pytest.raises(
-            CacheError, match=r"^https://h: the server's certificate is not trusted here; see that the URL"
+            CacheError, match=r"^https://h: the server's certificate is not trusted here; check that the URL"
         ):
             outages.outlive("https://h", call, answered=True)
 

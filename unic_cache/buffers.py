@@ -1,9 +1,8 @@
-"""A ring of memory that is used again and again: page-aligned, touched once, given back by itself.
+"""A ring of reusable, page-aligned memory.
 
-Fresh memory costs the kernel as much as copying into it does, so what is read in turns (groups of batches, chunks to be
-unpacked) goes into the same few pieces. A piece is taken as an array; when nothing refers to that array any more, nor
-to any view of it, the piece is free for whoever takes the next one. So nobody is given memory that somebody still looks
-at, and whoever keeps a view merely makes the ring allocate another piece.
+Fresh memory costs the kernel as much as copying into it, so groups of batches and unpacked chunks reuse a few pieces.
+A piece is taken as an array and becomes free once nothing refers to that array or a view of it. So a piece in use is
+never handed out again, and a caller that keeps a view only makes the ring allocate another piece.
 """
 
 import mmap
@@ -15,31 +14,31 @@ import numpy as np
 import numpy.typing as npt
 
 HUGE_PAGE = 2**21
-MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes of the machine
+MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes in this machine
 
 Bytes = npt.NDArray[np.uint8]
 
 
 class Ring:
-    """Pieces of memory in turns; at most `spare` of those that nobody uses are kept. Thread-safe."""
+    """Reusable pieces of memory, at most `spare` of them free. Thread-safe."""
 
     def __init__(self, spare: int) -> None:
         self._free: deque[mmap.mmap] = deque(maxlen=spare)
         self._largest = 1
 
     def take(self, size: int) -> Bytes:
-        """(size,) uint8 at a page's beginning, with whatever it held before."""
+        """(size,) uint8, page-aligned, not cleared."""
         memory = self._fitting(size)
         piece = np.frombuffer(memory, np.uint8, size)
         weakref.finalize(piece, self._free.append, memory).atexit = False
         return piece
 
     def _fitting(self, size: int) -> mmap.mmap:
-        """A free piece that is large enough; smaller ones go, so that all end up as large as the largest."""
+        """A free piece of at least `size` bytes; drops smaller ones, so all grow to the largest size."""
         while self._free:
             try:
                 memory = self._free.popleft()
-            except IndexError:  # another thread was quicker
+            except IndexError:  # another thread took it
                 break
             if len(memory) >= size:
                 return memory
@@ -48,9 +47,9 @@ class Ring:
 
 
 def pages(size: int) -> mmap.mmap:
-    """At least `size` bytes of fresh memory, in huge pages where they pay and the system has them.
+    """At least `size` bytes of fresh memory, in huge pages if it is large and the system has them.
 
-    A disk reads into those up to half as fast again: each of its requests is for as much memory as is in one piece.
+    Disks read up to 1.5 times as fast into huge pages, since a request covers one contiguous piece of memory.
     """
     step = HUGE_PAGE if size >= HUGE_PAGE else mmap.PAGESIZE
     memory = mmap.mmap(-1, -(-size // step) * step)

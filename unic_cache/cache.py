@@ -32,7 +32,7 @@ from unic_cache.store.layout import VIEWS_MEMBER, Extent
 from unic_cache.store.member import Member
 from unic_cache.store.open_objects import OpenObjects
 from unic_cache.store.ranges import picks
-from unic_cache.store.reader import RowReader, Rows
+from unic_cache.store.reader import RowArray, RowReader
 from unic_cache.tokens import Kinds
 from unic_cache.views.index import Segment, ShardEntry, no_cache, no_teacher, read_segments
 
@@ -77,7 +77,7 @@ class CachedTeacher:
             )
         return record
 
-    def parts(self, record: CommitRecord, rows: Sequence[int], broken: set[int] | None = None) -> dict[str, Rows]:
+    def parts(self, record: CommitRecord, rows: Sequence[int], broken: set[int] | None = None) -> dict[str, RowArray]:
         """Encoded rows, array name -> (len(rows), ...), checked.
 
         BrokenError for rows that differ from what was committed; with a set `broken`, adds them to it and gives zeros.
@@ -219,7 +219,7 @@ class Cache:
         """The commit record of a unit's stored views, or None; cached."""
         return None if self._pixel_record is None else self._pixel_record(unit)
 
-    def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: Rows) -> None:
+    def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: RowArray) -> None:
         """Read stored views, uint8 (len(rows), H, W, 3), into `out`. BrokenError as in `CachedTeacher.parts`."""
         if self.pixels is None or self.pixel_rows is None:
             raise CacheError(f"{self.location.url} keeps no pixels; extract with --keep-views")

@@ -1,7 +1,7 @@
 """Randomness as an argument: every draw is a pure function of integers.
 
-The raw Philox stream is stable across numpy versions and machines (numpy's *distributions* are not), so only raw
-words are taken from it and everything else is our own arithmetic.
+The raw Philox stream is stable across numpy versions and machines; numpy's *distributions* are not. So we take raw
+words only and do the rest ourselves.
 """
 
 from enum import IntEnum
@@ -14,7 +14,7 @@ Words: TypeAlias = npt.NDArray[np.uint64]
 
 
 class Purpose(IntEnum):
-    """What a stream of words is for; streams of different purposes never overlap."""
+    """The purpose of a stream of words; streams of different purposes never overlap."""
 
     VIEW = 1
     ORDER = 2
@@ -28,7 +28,7 @@ class Purpose(IntEnum):
 def words(purpose: Purpose, seed: int, a: int, b: int, count: int) -> Words:
     """`count` uint64 words of the Philox4x64 stream with key (seed, a * 2**32 + b) and counter (0, 0, 0, purpose).
 
-    `seed` is below 2**64, `a` and `b` are below 2**32; none of them is ever added to another.
+    `seed` is below 2**64, `a` and `b` below 2**32; they are never added to one another.
     """
     key = np.array([seed, (a << 32) | b], dtype=np.uint64)
     counter = np.array([0, 0, 0, purpose], dtype=np.uint64)

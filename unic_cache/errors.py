@@ -1,20 +1,20 @@
-"""What can go wrong through no fault of ours. Each message says what, where and what to do about it."""
+"""Errors that users can cause and fix. Each message says what is wrong, where, and what to do."""
 
 
 class UnicCacheError(ValueError):
-    """Base of every error that a user can cause and mend; `cli.py` prints it without a traceback."""
+    """Base class; `cli.py` prints these without a traceback."""
 
 
 class ConfigError(UnicCacheError):
-    """A setting, or two settings together, make no sense."""
+    """A setting is invalid, or two settings conflict."""
 
 
 class ShardError(UnicCacheError):
-    """A WebDataset shard is missing, truncated, repeated or not the one that the index describes."""
+    """A WebDataset shard is missing, truncated, repeated or does not match its index."""
 
 
 class EmptyShardError(ShardError):
-    """A tar without one image, at `path`, of `members` files: left out while others have some."""
+    """A tar has no image; it is left out if others have some. `members` counts its files."""
 
     def __init__(self, message: str, path: str = "", members: int = 0) -> None:
         super().__init__(message)
@@ -23,20 +23,20 @@ class EmptyShardError(ShardError):
 
 
 class ImageError(UnicCacheError):
-    """One image cannot be decoded within bounds. Extraction skips it unless it is asked to be strict."""
+    """An image cannot be decoded within bounds. Extraction skips it unless --strict."""
 
 
 class TeacherError(UnicCacheError):
-    """A teacher is unknown, its weights cannot be had or do not fit, or it answers with NaN."""
+    """A teacher is unknown, its weights are unavailable or do not fit, or it outputs NaN."""
 
 
 class CacheError(UnicCacheError):
-    """A cache lacks what is asked of it, contradicts what is asked of it, or is broken."""
+    """A cache lacks or contradicts what was requested, or is broken."""
 
 
 class BrokenError(CacheError):
-    """Rows that were committed are missing or are not what was committed: what `--skip-broken` goes on without."""
+    """Committed rows are missing or changed; `--skip-broken` continues without them."""
 
 
 class WeightsError(UnicCacheError):
-    """A file of weights is missing, of another kind, damaged, or its tensors are not those that are asked for."""
+    """A weights file is missing, damaged or of another kind, or its tensors do not match the network."""

@@ -66,8 +66,8 @@ def open_teachers(
     tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
     pin, seen = device.type == "cuda", Seen(cache)
     for kind in seen.kinds(tars) - {views}:
-        check_known_pixels(cache, kind, ShardPixels(kind, tars, pool), lambda item: (item.segment, item.shard) in tars)
-    settle_probe(cache, views, ShardPixels(views, tars, pool), lambda item: (item.segment, item.shard) in tars)
+        check_known_pixels(cache, ShardPixels(kind, tars, pool))
+    settle_probe(cache, ShardPixels(views, tars, pool))
     pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin, seen))
     calibrate(options, cache, pixels, teachers, members, device)
     return Opened(cache, teachers, members, tars, pixels)

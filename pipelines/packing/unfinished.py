@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.command.claim import claimed
 from unic_cache.config import ShardConfig
 from unic_cache.errors import ConfigError, ShardError
-from unic_cache.views.classes import FILE, Names, read_classes
+from unic_cache.views.classes import CLASSES_FILE, Names, read_classes
 from unic_cache.views.left_out import shown
 from unic_cache.views.shards import UNFINISHED
 
@@ -19,8 +19,8 @@ _GIVEN = "classes_given"  # in the settings file: whether OUT had a classes.json
 
 
 def given_classes(out: Path, config: ShardConfig) -> Names | None:
-    """The classes numbered by a classes.json in OUT that this command did not write; None without one."""
-    path = out / FILE
+    """The classes that OUT numbers already, by a classes.json that this command has not written itself."""
+    path = out / CLASSES_FILE
     if not path.is_file() or not _unfinished(out, config).get(_GIVEN, True):
         return None
     try:
@@ -83,7 +83,7 @@ def _clear(out: Path, config: ShardConfig, given: bool, began: bool) -> None:
     """Remove what the same command left: tars and lists if it `began`, and half-written files."""
     for path in sorted(out.iterdir()):
         name = path.name
-        own = _own(config, name) or name == "index.json" or (name == FILE and not given)
+        own = _own(config, name) or name == "index.json" or (name == CLASSES_FILE and not given)
         half = name.startswith(".tmp-") and (_own(config, name[5:]) or re.fullmatch(r"\.tmp-0-[0-9a-f]{16}", name))
         if (began and own) or half:
             path.unlink()

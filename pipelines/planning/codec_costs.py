@@ -26,7 +26,7 @@ from unic_cache.store.codecs.codec import Features
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.layout import FORMAT, Extent
 from unic_cache.store.member import Member
-from unic_cache.store.reader import RowReader, Rows
+from unic_cache.store.reader import RowArray, RowReader
 from unic_cache.store.sampling import at_positions, kept_positions
 from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher
@@ -110,10 +110,10 @@ def make_member(folder: str, teacher: str, features: Features, calibration: Cali
     return member
 
 
-def encoded(member: Member, tokens: Mapping[str, Tensor], device: torch.device) -> tuple[dict[str, Rows], float]:
+def encoded(member: Member, tokens: Mapping[str, Tensor], device: torch.device) -> tuple[dict[str, RowArray], float]:
     """The member's arrays of all tokens, and the device's seconds per view."""
     assert member.codec is not None
-    parts: dict[str, list[Rows]] = {}
+    parts: dict[str, list[RowArray]] = {}
     member.codec.encode({kind: values.to(device) for kind, values in next(pieces(tokens)).items()})
     seconds = 0.0
     for piece in pieces(tokens):

@@ -16,7 +16,7 @@ from unic_cache.store.member import Member
 from unic_cache.store.npz import load_npz
 from unic_cache.store.verify import data_names
 from unic_cache.store.writer import chunk_crcs, decode_objects, row_crcs
-from unic_cache.stream.held_out import FILE as HELD_OUT_FILE
+from unic_cache.stream.held_out import HELD_OUT_FILE
 from unic_cache.stream.probe import is_probe
 from unic_cache.views.index import read_segments, segment_file
 

@@ -30,7 +30,7 @@ from unic_cache.files.location import Location
 from unic_cache.store.calibrate import DEFAULT_QUALITY, FIT_IMAGES, HELD_OUT, Calibration, refit
 from unic_cache.store.codecs.fixed import Encoded
 from unic_cache.store.member import Member
-from unic_cache.store.reader import Rows
+from unic_cache.store.reader import RowArray
 from unic_cache.store.sampling import at_positions, places_among
 from unic_cache.store.writer import UnitWriter
 from unic_cache.stream.address import addresses, shown
@@ -49,7 +49,7 @@ class Transcoder:
     calibration: Calibration  # the target's
     device: torch.device
 
-    def encode(self, parts: Mapping[str, Rows], seed: int, shown: Sequence[tuple[int, int]]) -> Encoded:
+    def encode(self, parts: Mapping[str, RowArray], seed: int, shown: Sequence[tuple[int, int]]) -> Encoded:
         """The target's rows, on the CPU, of the source's rows of (sample key, view number) `shown`."""
         assert self.target.codec is not None
         here = {name: torch.from_numpy(rows).to(self.device) for name, rows in parts.items()}

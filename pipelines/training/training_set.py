@@ -106,9 +106,7 @@ def open_training_set(
     pixels = Pixels(KeptPixels(views, cache, pool, config.skip_broken, pin), ShardPixels(views, tars, pool, pin))
     difference = None
     if tars and not pixels.kept.has(train_rows.address(0, numbers[0])):
-        difference = check_pixels(
-            cache.location, views, pixels.decoded, config.pixel_tolerance, lambda a: (a.segment, a.shard) in tars
-        )
+        difference = check_pixels(cache.location, pixels.decoded, config.pixel_tolerance)
     if resumed is None and not config.skip_broken:
         tell_leaks(cache, teachers[0], (views, numbers[0]), train_rows, val_rows)
     exact = ShardPixels(views, tars, pool, seen=Seen(cache)) if val and not config.pixel_tolerance else None

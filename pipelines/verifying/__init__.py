@@ -1,1 +1,1 @@
-"""What `verify` compares a cache with."""
+"""The checks of `verify`."""

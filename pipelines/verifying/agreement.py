@@ -1,4 +1,4 @@
-"""Units that are whole, each by itself, against each other: one calibration a teacher, the same pixels for all."""
+"""Check whole units against each other: one calibration per teacher, the same pixels for all members."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ Place = tuple[int, int, str]  # segment, tar, view
 
 
 class Agreement:
-    """Sees every unit's state once; `findings` then says which contradict which. Keeps two numbers a unit."""
+    """Takes every unit's state once; `findings` then lists contradictions. Stores two numbers per unit."""
 
     def __init__(self, calibrations: Mapping[str, int | None]) -> None:
-        """`calibrations`: member -> checksum of the calibration that stands; None for pixels, or where it is broken."""
+        """`calibrations`: member -> checksum of its calibration.npz; None for pixels, or if that is broken."""
         self._calibrations = calibrations
         self._agreeing: Counter[str] = Counter()
         self._others: dict[str, list[tuple[str, Unit, int]]] = {}
@@ -21,7 +21,7 @@ class Agreement:
         self._different: list[Finding] = []
 
     def add(self, state: UnitState) -> None:
-        """One unit of one member."""
+        """Take one unit of one member."""
         record = state.record
         if record is None or state.pixels is None:
             return
@@ -35,21 +35,21 @@ class Agreement:
         pixels, member = self._pixels.setdefault(place, (state.pixels, record.member))
         if pixels != state.pixels:
             why = (
-                f"{record.member} and {member} saw different pixels: two caches were mixed. `verify --shards` tells "
-                "whose are right; remove the commits of the other"
+                f"{record.member} and {member} saw different pixels: two caches were mixed. `verify --shards` shows "
+                "whose are right; remove the other's commits"
             )
             self._different.append(Finding(record.name, why, BY_HAND, record.member, state.unit))
 
     def findings(self) -> list[Finding]:
-        """Where most units of a teacher are of another calibration than the one that stands, that one is to blame."""
+        """All contradictions. If most units of a teacher were made with another calibration, the file is at fault."""
         found = list(self._different)
         for member, units in self._others.items():
             standing, file = self._calibrations[member], f"{member}/calibration.npz"
             if len(units) > self._agreeing[member]:
                 made_with = Counter(crc for _, _, crc in units).most_common(1)[0][0]
                 why = (
-                    f"has checksum {standing}, but {len(units)} units were made with one of checksum {made_with}: put "
-                    f"that one back, or remove {member}/ and extract again"
+                    f"has checksum {standing}, but {len(units)} units were made with one of checksum {made_with}: "
+                    f"restore that one, or remove {member}/ and extract again"
                 )
                 found.append(Finding(file, why, BY_HAND, member))
                 continue

@@ -1,7 +1,7 @@
-"""The files that all others hang on: index, specs, calibrations, probes. Read, checked, and compared byte for byte.
+"""Check the files that all others depend on: index, specs, calibrations, probes.
 
-Each is a function of what it says, so reading it and writing it again must give the same bytes: that finds a flip in
-places that no reader looks at, such as the fields of a zip header. None but a probe can be made again for certain.
+Each is a function of its content, so reading it and writing it again must give the same bytes; this finds flips that no
+reader notices, such as in a zip header. Only a probe is certain to be reproducible.
 """
 
 import json
@@ -21,15 +21,15 @@ from unic_cache.stream.probe import is_probe
 from unic_cache.views.index import Segment, read_segments, segment_file
 
 LIMIT_NPZ_BYTES = 2**28
-OTHER_TEXT = "says the same, but is not the text that this release writes"
+OTHER_TEXT = "has the same content, but not the bytes that this release writes"
 RERUN = (
-    "put back a copy; or remove it and run the command that made it again, which writes the same on a machine with the "
-    "same versions, and then `unic-cache verify`"
+    "restore a copy; or remove it and run the command that made it again, which writes the same bytes on a machine "
+    "with the same versions, and then `unic-cache verify`"
 )
 
 
 def read_index(location: Location, names: Collection[str], findings: list[Finding]) -> tuple[Segment, ...]:
-    """The segments; none, and a finding, where one cannot be read."""
+    """The segments; none, and a finding, if one cannot be read."""
     try:
         segments = read_segments(location)
     except CacheError as error:
@@ -45,7 +45,7 @@ def read_index(location: Location, names: Collection[str], findings: list[Findin
 
 
 def read_members(location: Location, names: Collection[str], findings: list[Finding]) -> tuple[list[Member], set[str]]:
-    """The members whose spec can be read, and the folders of those whose spec cannot."""
+    """(members with a readable spec, folders of those without)."""
     found: list[Member] = []
     lost: set[str] = set()
     folders = {name.partition("/")[0] for name in names if "/" in name} - {"index", "probe"}
@@ -68,7 +68,7 @@ def read_members(location: Location, names: Collection[str], findings: list[Find
 
 
 def check_calibration(member: Member, needed: bool, findings: list[Finding]) -> int | None:
-    """The checksum of the calibration that stands; None, and a finding where one is needed, where none can be used."""
+    """The checksum of a member's calibration; None if it is unusable, with a finding if it exists or is `needed`."""
     if member.features is None:
         return None
     name, data, why = member.calibration_name, None, ""
@@ -93,7 +93,7 @@ def check_calibration(member: Member, needed: bool, findings: list[Finding]) -> 
 
 
 def check_probes(location: Location, names: Collection[str], segments: Sequence[Segment]) -> list[Finding]:
-    """Every probe that stands."""
+    """Findings for the cache's probes."""
     findings = []
     for name in sorted(name for name in names if is_probe(name)):
         why = _probe_problem(location, name, segments)
@@ -103,7 +103,7 @@ def check_probes(location: Location, names: Collection[str], segments: Sequence[
 
 
 def _probe_problem(location: Location, name: str, segments: Sequence[Segment]) -> str:
-    """Why a probe cannot be used, or nothing."""
+    """Why a probe cannot be used; "" if it can."""
     try:
         data = read_within(location, name, LIMIT_NPZ_BYTES)
         if data is None:

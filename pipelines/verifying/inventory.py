@@ -1,8 +1,8 @@
-"""What there is in a cache against what there should be, by names alone: units done, begun and missing, and strangers.
+"""Compare the files of a cache with those expected, by name: units done, begun and missing, and foreign files.
 
-Every tar of a segment is expected under every view that the member has begun, if anyone has begun it in that segment:
-center views of held-out tars alone leave nothing missing. A unit's data without a record was left by
-a run that was stopped, or is being written now; it is not broken, and `extract` goes on with it.
+Expected is every tar of a segment under every view that the member has begun, if any member has begun the view in that
+segment: center views of held-out tars alone leave nothing missing. A unit's data without a record is from a stopped or
+running extraction; it is not broken, and `extract` completes it.
 """
 
 import re
@@ -16,8 +16,8 @@ from unic_cache.store.commit import Unit, view_called
 from unic_cache.store.layout import Extent, commit_name, metadata_objects
 from unic_cache.store.member import Member
 from unic_cache.store.verify import data_names
-from unic_cache.stream.held_out import FILE as HELD_OUT_FILE
-from unic_cache.stream.probe import is_probe
+from unic_cache.stream.held_out import HELD_OUT_FILE
+from unic_cache.stream.probe import is_probe, probe_name
 from unic_cache.views.index import Segment, segment_file
 
 VIEW_FILE = re.compile(r"(?P<member>[^/]+)/(commits|features\.zarr)/(?P<segment>\d{6})/(?P<view>[^/]+)/.+")
@@ -25,14 +25,14 @@ VIEW_FILE = re.compile(r"(?P<member>[^/]+)/(commits|features\.zarr)/(?P<segment>
 
 @dataclass(frozen=True)
 class Missing:
-    """A unit that is expected and has no record, and the names of its data that stand there nevertheless."""
+    """An expected unit without a record, and the names of its data that exist nevertheless."""
 
     member: Member
     unit: Unit
     data: tuple[str, ...]
 
     def __str__(self) -> str:
-        state = "was begun and not finished" if self.data else "is not there yet"
+        state = "is unfinished" if self.data else "does not exist yet"
         return f"{self.member.folder}, {self.unit}: {state}"
 
     def to_json(self) -> dict[str, Any]:
@@ -42,18 +42,18 @@ class Missing:
 
 @dataclass
 class Survey:
-    """The names of a cache, sorted by what they are."""
+    """The files of a cache by kind."""
 
     committed: list[tuple[Member, Unit]] = field(default_factory=list)
     missing: list[Missing] = field(default_factory=list)
-    metadata: dict[str, tuple[Member, bytes]] = field(default_factory=dict)  # zarr.json that must stand, and its text
+    metadata: dict[str, tuple[Member, bytes]] = field(default_factory=dict)  # zarr.json that must exist -> its content
     probes: set[str] = field(default_factory=set)  # that committed views need
     foreign: list[str] = field(default_factory=list)
 
     def unrecorded(self) -> dict[tuple[str, str], int]:
-        """(member, view) -> tars with all their data, where several have it and not one has a record.
+        """(member, view) -> number of tars with all their data, if several have it but none has a record.
 
-        A killed run leaves one such tar for each worker. More of them are records that were lost, or not copied yet.
+        A killed run leaves one such tar per worker; with more, records were lost or are not copied yet.
         """
         done = {(member.folder, unit.view) for member, unit in self.committed}
         whole = [one for one in self.missing if len(one.data) == len(data_names(one.member, one.unit))]
@@ -62,7 +62,7 @@ class Survey:
 
 
 def survey(names: Collection[str], segments: Sequence[Segment], members: Sequence[Member], lost: set[str]) -> Survey:
-    """Sort the names. `lost` are folders of members that cannot be read: their files are nobody's fault."""
+    """Sort the names. Files in `lost`, the folders of unreadable members, are not reported."""
     found = Survey()
     begun: dict[str, set[tuple[int, str]]] = {}
     for name in names:
@@ -89,7 +89,7 @@ def survey(names: Collection[str], segments: Sequence[Segment], members: Sequenc
 
 
 def claim_view(found: Survey, names: Collection[str], member: Member, segment: Segment, view: str) -> set[str]:
-    """Add one view of a segment; the names that belong to it."""
+    """Add one view of a segment to `found`; returns the names that belong to it."""
     extent = Extent(len(segment.shards), segment.rows)
     views, number = Views.parse(view)
     claimed: set[str] = set()
@@ -107,5 +107,5 @@ def claim_view(found: Survey, names: Collection[str], member: Member, segment: S
     expected = metadata_objects(member.folder, segment.number, view, member.arrays, extent)
     found.metadata |= {name: (member, text) for name, text in expected.items() if done or name in names}
     if done:
-        found.probes.add(f"probe/{views.recipe}-{views.size}-{views.seed}.npz")
+        found.probes.add(probe_name(views))
     return claimed | set(expected)

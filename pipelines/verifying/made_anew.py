@@ -1,7 +1,7 @@
-"""A sample of a cache made anew: views from the tars, and answers of the teachers, to compare with what is kept.
+"""Make a sample of a cache again, views from the tars and features from the teachers, and compare.
 
-Checksums tell that nothing changed since it was committed; this tells that what was committed was right. What is broken
-by its checksum is passed over here: `verify` reads all of it and reports it.
+Checksums show that nothing changed since the commit; this shows that what was committed is right. Rows with wrong
+checksums are skipped here, since `verify` reads and reports them all.
 
 Letters: B images, T patch tokens, D channels.
 """
@@ -35,23 +35,23 @@ from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry
 
 BATCH = 64
-COSINE = {"f16": 0.9999, "int8": 0.999, "int4": 0.99}  # of an image's kept tokens on average, in the standardized space
-LOSS_OF_KLT = 4.0  # times what its quality allows on average, for one image
-COSINE_SHORT = 0.99  # where the teacher's arithmetic is bfloat16 or float16, which differs more between devices
+COSINE = {"f16": 0.9999, "int8": 0.999, "int4": 0.99}  # least mean over an image's standardized tokens
+LOSS_OF_KLT = 4.0  # times the average loss that its quality allows, for a single image
+COSINE_SHORT = 0.99  # for teachers in bfloat16 or float16, which differs more between devices
 
 Committed = Sequence[tuple[Member, Unit]]
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the pixels of a cache come from: its kept views, and the tars that were given."""
+    """The sources of a cache's pixels: its kept views, and the given tars."""
 
     cache: Cache
     tars: Mapping[tuple[int, int], tuple[str, ShardEntry]]
     pool: ThreadPoolExecutor
 
     def decoded(self, unit: Unit) -> ShardPixels | None:
-        """The unit's tar, where it was given."""
+        """The unit's tar, or None if it was not given."""
         place = unit.segment, unit.shard
         if place not in self.tars:
             return None
@@ -64,14 +64,14 @@ class Origin:
 
 
 def origin(cache: Cache, shards: str | None, pool: ThreadPoolExecutor) -> Origin:
-    """The tars of the pattern, matched with the index. CacheError where the cache was made with others."""
+    """The tars of a pattern, matched with the index. CacheError if the cache was made with others."""
     paths, entries = ((), ()) if shards is None else given_shards(shards, False)
     pairs = zip(paths, entries, strict=True)
     return Origin(cache, {cache.place(entry.name, entry.keys): (path, entry) for path, entry in pairs}, pool)
 
 
 def remake_views(source: Origin, committed: Committed, count: int) -> tuple[int, list[Finding]]:
-    """Make `count` views again, evenly over all that is committed of the tars given: how many, and what differs."""
+    """Make `count` views of the given tars again, evenly over all committed ones: (how many, findings)."""
     members: dict[Unit, list[Member]] = {}
     for member, unit in committed:
         if source.decoded(unit) is not None:
@@ -93,7 +93,7 @@ def remake_views(source: Origin, committed: Committed, count: int) -> tuple[int,
 def load_checked(
     cache: Cache, weights: tuple[tuple[str, str], ...], device: str
 ) -> dict[str, tuple[CachedTeacher, Teacher]]:
-    """Every teacher of the cache, loaded. CacheError where weights are not those that the cache was made with."""
+    """Load every teacher of the cache. CacheError if weights are not those that the cache was made with."""
     found = {}
     for name, kept in cache.teachers.items():
         own = tuple(pair for pair in weights if pair[0] in {name, ""} and (pair[0] or len(cache.teachers) == 1))
@@ -113,21 +113,21 @@ def load_checked(
     return found
 
 
-def ask_again(
+def run_again(
     source: Origin, kept: CachedTeacher, teacher: Teacher, units: Sequence[Unit], count: int
 ) -> tuple[float, list[Finding]]:
-    """Show `count` images to a teacher again: the lowest cosine with what is kept of one, and all below tolerance.
+    """Run a teacher on `count` images again: (lowest cosine to stored features, findings for all below tolerance).
 
-    CacheError where no pixels are to be had.
+    CacheError if there are no pixels.
     """
     available = [unit for unit in units if source.any(unit) is not None]
     if not available:
         raise CacheError(
-            f"{source.cache.location.url}: no views to show to {kept.name} are kept; give the tars by --shards"
+            f"{source.cache.location.url}: no views are kept to run {kept.name} on; give the tars with --shards"
         )
     least = least_cosine(kept)
     lowest, findings = 1.0, []
-    with Progress(f"ask {kept.name}", count, "images") as progress:
+    with Progress(f"run {kept.name}", count, "images") as progress:
         for unit, rows in spread(available, count):
             pixels, record = source.any(unit), readable(kept.member, unit)
             assert pixels is not None
@@ -139,26 +139,26 @@ def ask_again(
             for row, cosine in cosines(source.cache, kept, teacher, record, rows, batch):
                 lowest = min(lowest, cosine)
                 if not cosine >= least:
-                    why = f"the teacher now says something else: cosine {cosine:.5f}, and {least} is the least"
+                    why = f"the teacher's output now differs: cosine {cosine:.5f}, at least {least} expected"
                     findings.append(Finding(record.name, why, BY_HAND, kept.member.folder, unit, rows=(row,)))
     return lowest, findings
 
 
 def least_cosine(kept: CachedTeacher) -> float:
-    """The cosine that every image must reach when its teacher is asked again; a recoded cache has all losses in it."""
-    exact = 1.0
-    way: Mapping[str, Any] = {**kept.spec, **kept.spec["provenance"]}
-    while way:
-        quality = way.get("quality")
-        exact -= 1 - COSINE[way["codec"]] if quality is None else LOSS_OF_KLT * (1 - quality)
-        way = way.get("recoded_from", {})
-    return exact if kept.spec["dtype"] == "float32" else min(exact, COSINE_SHORT)
+    """The least cosine of an image when its teacher runs again; the losses of a recoded cache's codecs add up."""
+    least = 1.0
+    step: Mapping[str, Any] = {**kept.spec, **kept.spec["provenance"]}
+    while step:
+        quality = step.get("quality")
+        least -= 1 - COSINE[step["codec"]] if quality is None else LOSS_OF_KLT * (1 - quality)
+        step = step.get("recoded_from", {})
+    return least if kept.spec["dtype"] == "float32" else min(least, COSINE_SHORT)
 
 
 def cosines(
     cache: Cache, kept: CachedTeacher, teacher: Teacher, record: CommitRecord, rows: Sequence[int], batch: ViewBatch
 ) -> list[tuple[int, float]]:
-    """(row, the lower of the CLS token's and the mean patch token's cosine) of the rows that are whole."""
+    """(row, the lowest of its token kinds' mean cosines) for the whole rows."""
     broken: set[int] = set()
     parts = kept.parts(record, rows, broken)
     theirs = kept.codec.decode({name: torch.from_numpy(values) for name, values in parts.items()})
@@ -176,14 +176,14 @@ def cosines(
 
 
 def named(tar: ShardPixels, unit: Unit, row: int) -> str:
-    """A row's number, and what the tar calls it."""
+    """A row's number and its name in the tar."""
     return f"{row} ({tar.name(addresses(unit, [row])[0])})"
 
 
 def other_pixels(
     record: CommitRecord, rows: Sequence[int], batch: ViewBatch, called: Callable[[int], str] = str
 ) -> list[Finding]:
-    """A finding for the rows whose pixels are not those that the record has checksums of."""
+    """A finding for the rows whose pixels differ from the record's checksums, if any."""
     different = np.flatnonzero(batch.crcs != record.pixels[rows])
     if not len(different):
         return []
@@ -191,15 +191,14 @@ def other_pixels(
     now = batch.bad.get(place) or f"checksum {batch.crcs[place]:08x}"
     why = (
         f"has pixels with checksum {record.pixels[rows[place]]:08x} in row {called(rows[place])}, but the tar gives "
-        f"{now}: the image is another one, or this machine decodes differently; compare library versions with those in "
-        "spec.json"
+        f"{now}: it holds another image, or this machine decodes differently; compare library versions with spec.json"
     )
     hit = tuple(rows[int(at)] for at in different)
     return [Finding(record.name, why, BY_HAND, record.member, record.unit, rows=hit)]
 
 
 def readable(member: Member, unit: Unit) -> CommitRecord | None:
-    """The unit's record, or None where it is broken."""
+    """The unit's record, or None if it is broken."""
     try:
         return member.record(unit)
     except BrokenError:

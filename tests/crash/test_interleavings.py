@@ -201,7 +201,7 @@ class ReplacingWriter(UnitWriter):
 def test_a_writer_that_replaces_would_break_what_another_committed(monkeypatch):
     """Why nothing is ever replaced; and a proof that the search above finds such a fault."""
     monkeypatch.setattr("tests.crash.units.UnitWriter", ReplacingWriter)
-    with pytest.raises(CacheError, match="their bytes are not the ones that were committed"):
+    with pytest.raises(CacheError, match="their bytes are not as committed"):
         explore_and_check(prepared("one-array"), workers("one-array", 0, 1), "one-array")
 
 

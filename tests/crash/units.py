@@ -20,7 +20,7 @@ from unic_cache.store.codecs.fit import BandMoments, fit_klt
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.layout import Extent
 from unic_cache.store.member import Member
-from unic_cache.store.reader import RowReader, Rows
+from unic_cache.store.reader import RowArray, RowReader
 from unic_cache.store.writer import CODES_APART, UnitWriter
 
 FOLDER = "teacher"
@@ -72,13 +72,13 @@ def extract(location: Location, work: Sequence[Unit], spec: dict = SPEC, machine
     return [writer.write(unit, parts(unit, spec["codec"], machine), pixels(unit), bad(unit)) for unit in missing]
 
 
-def parts(unit: Unit, codec: str, machine: int = 0) -> dict[str, Rows]:
+def parts(unit: Unit, codec: str, machine: int = 0) -> dict[str, RowArray]:
     """The arrays of a unit's features as a member with all tokens keeps them; others leave some out."""
     return dict(_parts(unit, codec, machine))
 
 
 @memoize
-def _parts(unit: Unit, codec: str, machine: int) -> dict[str, Rows]:
+def _parts(unit: Unit, codec: str, machine: int) -> dict[str, RowArray]:
     member = Member(LocalFolder("nowhere"), FOLDER, {**SPEC, "codec": codec})
     assert member.features is not None
     generator = np.random.default_rng([unit.shard, crc32c(unit.view.encode())])

@@ -56,7 +56,7 @@ def test_wrong_key_is_told(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None
 def test_missing_bucket_is_told(gateway: Gateway) -> None:
     folder = open_location("s3://no-such-bucket/x")
     for call in (lambda: folder.read("a"), lambda: folder.size("a"), lambda: folder.create("a", b""), folder.folders):
-        with pytest.raises(CacheError, match=r"\(NoSuchBucket\); make the bucket or correct the URL"):
+        with pytest.raises(CacheError, match=r"\(NoSuchBucket\); create the bucket or correct the URL"):
             call()
 
 

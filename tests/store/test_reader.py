@@ -27,7 +27,7 @@ from obstore.store import MemoryStore
 from tests.conftest import tree
 from tests.crash.memory import MemoryFolder
 from tests.object_server import ObjectServer
-from tests.test_web_folder import WithRanges
+from tests.web_server import WithRanges
 from unic_cache.buffers import Ring
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError
@@ -55,7 +55,7 @@ ROWS = (1100, 70)  # of two tars: two objects, the second with a part of a chunk
 
 @dataclass
 class Kept:
-    """What reader and writer need of a member, with arrays of each kind."""
+    """The parts of a member that reader and writer need, with arrays of each kind."""
 
     location: Location
     folder: str = "teacher"
@@ -83,7 +83,7 @@ def invented(shard: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory) -> Path:
-    """Two units on a disk; never to be written to."""
+    """Two units on a disk, read-only."""
     folder = tmp_path_factory.mktemp("stored")
     for shard in range(len(ROWS)):
         parts = invented(shard)
@@ -121,7 +121,7 @@ ASKED = {
 
 
 class TestEveryStore:
-    """All kinds of locations give what zarr gives."""
+    """All kinds of locations give the same as zarr."""
 
     @pytest.fixture(params=["disk", "past the page cache", "memory", "obstore's memory", "s3", "web"])
     def location(self, request, stored, monkeypatch):
@@ -224,7 +224,7 @@ def test_neighbours_share_a_read_and_only_small_gaps_are_read_along(stored, monk
 
 @pytest.mark.parametrize("start", [0, 7])
 def test_rows_of_whole_sectors_go_straight_to_their_places_past_the_page_cache(tmp_path, monkeypatch, start):
-    """Unless memory begins amid a sector: then they are copied there."""
+    """Unless memory starts within a sector: then they are copied."""
     member = Kept(LocalFolder(tmp_path, page_cache=0), arrays=(ArraySpec("rows", (1024,), "uint8"),))
     rows = np.random.default_rng(0).integers(0, 256, (ROWS[1], 1024), np.uint8)
     record = UnitWriter(member, 7).write(unit(1), {"rows": rows}, np.zeros(ROWS[1], np.uint32), {})
@@ -245,7 +245,7 @@ def test_rows_of_whole_sectors_go_straight_to_their_places_past_the_page_cache(t
 class TestTiles:
     @pytest.fixture
     def unpacked(self, monkeypatch) -> list[int]:
-        """How many bytes each call unpacked."""
+        """The bytes that each call unpacked."""
         real, calls = Zstd.decode, []
 
         def decode(codec, data, out):
@@ -317,7 +317,7 @@ class TestOpenFiles:
             assert set(os.listdir("/proc/self/fd")) == opened
 
     def test_are_not_closed_under_a_reader(self, stored, truth, opened):
-        """Eight threads, and room for one open file: each read drops the file that the others are reading."""
+        """Eight threads and one open file: each read drops the file that the others are reading."""
         member = Kept(LocalFolder(stored))
         reader = RowReader(member, OpenObjects(member.location, limit=1))
         records = [member.record(unit(shard)) for shard in range(2)]
@@ -348,7 +348,7 @@ class TestOpenFiles:
 
 
 class Damaged:
-    """A copy of the shorter unit, to be broken."""
+    """A copy of the shorter unit, to break."""
 
     def __init__(self, folder: Path, stored: Path) -> None:
         self.folder = folder
@@ -366,7 +366,7 @@ class Damaged:
         self.path(array).write_bytes(change(data))
 
     def spans(self, array: ArraySpec, change) -> None:
-        """Another index, with a right checksum."""
+        """Replace the index by another one with a valid checksum."""
 
         def write(data):
             size = 16 * 1024 // CHUNK_ROWS + 4
@@ -377,7 +377,7 @@ class Damaged:
         self.change(array, write)
 
     def is_lost(self, rows: range, why: str, array: ArraySpec, truth) -> None:
-        """Just these rows are, and are zeros in every array; all others are what they were."""
+        """Exactly these rows are lost, and are zeros in every array; all others are unchanged."""
         every = list(range(70))
         place = rf"teacher, view {VIEW} of shard tar1, {array.name}, rows {rows[0]}.*: {why}.*run `unic-cache verify`"
         with pytest.raises(BrokenError, match=place):
@@ -406,7 +406,7 @@ class TestBroken:
             return data
 
         damaged.change(array, flip)
-        damaged.is_lost(range(33, 34), "their bytes are not the ones that were committed", array, truth)
+        damaged.is_lost(range(33, 34), "their bytes are not as committed", array, truth)
 
     def test_a_flipped_byte_of_a_packed_chunk(self, damaged, truth):
         def flip(data):
@@ -414,7 +414,7 @@ class TestBroken:
             return data
 
         damaged.change(TILED, flip)
-        damaged.is_lost(range(32), "their bytes are not the ones that were committed", TILED, truth)
+        damaged.is_lost(range(32), "their bytes are not as committed", TILED, truth)
 
     @pytest.mark.parametrize("array", ARRAYS)
     def test_a_missing_object(self, damaged, truth, array):
@@ -441,7 +441,7 @@ class TestBroken:
             index[[0, 1]] = index[[1, 0]]
 
         damaged.spans(array, swap)
-        damaged.is_lost(range(64), "their bytes are not the ones that were committed", array, truth)
+        damaged.is_lost(range(64), "their bytes are not as committed", array, truth)
 
     @pytest.mark.parametrize("array", ARRAYS)
     @pytest.mark.parametrize("shift", [0, 1])
@@ -450,11 +450,11 @@ class TestBroken:
             index[1] = index[0, 0] + shift, index[1, 1]
 
         damaged.spans(array, overlap)
-        damaged.is_lost(range(32, 64), "their bytes are not the ones that were committed", array, truth)
+        damaged.is_lost(range(32, 64), "their bytes are not as committed", array, truth)
 
     @pytest.mark.parametrize("kind", ["shorter", "longer", "two frames", "nonsense", "no size"])
     def test_a_packed_chunk_that_holds_something_else(self, damaged, truth, kind):
-        """The record vouches for its bytes, so that only unpacking can tell."""
+        """The record matches its bytes, so only unpacking detects it."""
         size = CHUNK_ROWS * G * W
         chunk = {
             "shorter": Zstd().encode(bytes(size - 1)),

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 
-from tests.store.test_store import SPEC, unit
+from tests.store.units import SPEC, unit
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.calibrate import Calibration
@@ -30,7 +30,7 @@ G, W = 6, 256  # of all 768 coefficients in two bytes each
 
 
 def fitted(folder) -> Member:
-    """A member of codec klt whose calibration stands."""
+    """A member in codec klt, calibrated."""
     klt = Klt((8, 8), 64, np.stack([np.eye(12, dtype="f4")] * 2), np.arange(768, dtype="i4"), (768, 0, 0, 0, 0), 1.0)
     statistics = {"cls": np.ones(6), "patch": np.ones(12)}
     found = Member.ensure(LocalFolder(folder), "teacher", FITTED)
@@ -53,7 +53,7 @@ def written(folder, rows: int, top: int = 100, **kind) -> tuple[Member, CommitRe
 
 
 def chunks_in(folder, member: Member, record: CommitRecord) -> list[bytes]:
-    """The compressed chunks of all objects of a unit's tokens, by their indices."""
+    """The compressed chunks of a unit's tokens, found by the objects' indices."""
     found, where = [], record.unit
     for part in range(where.extent.objects(where.rows)):
         data = (folder / object_name("teacher", 0, where.view, member.arrays[1], where.shard, part)).read_bytes()
@@ -63,7 +63,7 @@ def chunks_in(folder, member: Member, record: CommitRecord) -> list[bytes]:
 
 
 def signed(body: dict) -> bytes:
-    """A record with a right checksum of its own."""
+    """A record with a valid checksum."""
     data = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     return json.dumps({**body, "self": crc32c(data)}, sort_keys=True, separators=(",", ":")).encode()
 
@@ -106,7 +106,7 @@ class TestLayout:
 
     @pytest.mark.parametrize(("top", "least", "most"), [(1, 0.0, 0.01), (2, 0.1, 0.2), (256, 1.0, 1.01)])
     def test_objects_are_as_large_as_their_rows_are_hard_to_compress(self, tmp_path, top, least, most):
-        """Zeros, single bits, and noise, which takes a little more than it would as it is."""
+        """Zeros, single bits, and noise, which grows a little when compressed."""
         _, record, parts = written(tmp_path, 64, top)
         (size,) = (size for name, size in record.sizes.items() if "/patch/" in name)
         assert least * parts["patch"].nbytes < size < most * parts["patch"].nbytes + 100

@@ -1,4 +1,4 @@
-"""A small cache with all kinds of files in it, and copies of it to break."""
+"""A small cache with files of all kinds, and copies to break."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.conftest import CNN, VIT, picture, png, write_tar
 
 @pytest.fixture(scope="session")
 def tars(tmp_path_factory) -> Path:
-    """Two tars of 35 and 5 images, one of them no image."""
+    """Two tars of 35 and 5 images, one of them not an image."""
     folder = tmp_path_factory.mktemp("tars")
     samples = [(f"image{n:05d}", png(picture(n)), n % 3) for n in range(40)]
     samples[3] = ("image00003", b"no image at all", 0)
@@ -22,7 +22,7 @@ def tars(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def extracting(settings, tars):
-    """Runs of `extract` that make, and mend, the small cache: two teachers and the pixels."""
+    """The runs of `extract` that make or repair the small cache: two teachers and the pixels."""
 
     def run(folder: Path) -> None:
         common = {"shards": str(tars / "*.tar"), "views": 1, "calibration_images": 20, "threads": 1}
@@ -37,7 +37,7 @@ def extracting(settings, tars):
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, extracting) -> Path:
-    """A whole small cache; never to be written to."""
+    """A whole small cache, read-only."""
     folder = tmp_path_factory.mktemp("whole") / "cache"
     extracting(folder)
     return folder
@@ -45,6 +45,6 @@ def whole(tmp_path_factory, extracting) -> Path:
 
 @pytest.fixture
 def broken(tmp_path, whole) -> Path:
-    """A copy to be broken."""
+    """A copy to break."""
     shutil.copytree(whole, tmp_path / "cache")
     return tmp_path / "cache"

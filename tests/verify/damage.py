@@ -1,4 +1,4 @@
-"""How tests break a cache, and ask what is broken."""
+"""Break a cache, and verify it."""
 
 import dataclasses
 from pathlib import Path
@@ -30,6 +30,6 @@ def record_of(folder: Path, teacher: str, shard: int) -> CommitRecord:
 
 
 def rewrite(folder: Path, teacher: str, shard: int, **changes) -> None:
-    """Another record with a right checksum of its own."""
+    """Replace a record by another one with a valid checksum."""
     record = dataclasses.replace(record_of(folder, teacher, shard), **changes)
     (folder / record.name).write_bytes(record.to_bytes())

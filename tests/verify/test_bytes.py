@@ -1,4 +1,4 @@
-"""Every flipped byte is reported where it is, and so is a file that is cut, emptied, zeroed or gone."""
+"""Every flipped byte is reported in its place, as is a file that is truncated, empty, zeroed or missing."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ MASKS = (0x01, 0x80, 0x20, 0x10, 0x04)
 
 
 def places(size: int) -> list[int]:
-    """Header, payload, index and end of a file, twelve bytes of it."""
+    """Twelve bytes of a file's header, payload, index and end."""
     wanted = [
         0,
         1,
@@ -62,7 +62,7 @@ def test_a_byte_flipped_anywhere_in_any_file_is_reported_there(whole, broken):
 @pytest.mark.parametrize("mask", [0x01, 0x02, 0x20, 0x80])
 @pytest.mark.parametrize("name", [f"{CNN_FOLDER}/features.zarr/000000/{VIEW}/cls/zarr.json", f"{VIT_FOLDER}/spec.json"])
 def test_metadata_without_a_byte_to_spare(whole, broken, name, mask):
-    """Every byte of a file that has no checksum around it, white space too."""
+    """Every byte of a file without a checksum, including white space."""
     data = (whole / name).read_bytes()
     for place in range(0, len(data), 7):
         flip(broken / name, place, mask)
@@ -106,7 +106,7 @@ class TestPlaces:
             broken / CNN_FOLDER / "features.zarr/000000" / VIEW / "cls/c.1.0.0", 20 * 2 * row_width(broken, CNN, "cls")
         )
         (finding,) = check(broken).broken
-        assert (finding.rows, finding.why) == ((20,), "is not zeros behind the tar's last row")
+        assert (finding.rows, finding.why) == ((20,), "is not zero beyond the tar's last row")
 
     def test_an_index_that_points_elsewhere_with_a_right_checksum(self, broken):
         path = broken / CNN_FOLDER / "features.zarr/000000" / VIEW / "cls/c.0.0.0"

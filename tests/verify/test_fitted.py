@@ -1,4 +1,4 @@
-"""Caches of the default codec: compressed chunks, and a calibration without which nothing of them can be read."""
+"""Caches in the default codec: compressed chunks, unreadable without their calibration."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ CALIBRATION = f"{VIT_FOLDER}/calibration.npz"
 
 @pytest.fixture(scope="module")
 def extracting(settings, tars):
-    """Runs of `extract` that make, and mend, the cache: one teacher of 4 tokens, 35 and 5 images, one of them bad."""
+    """The runs of `extract` that make or repair the cache: one teacher of 4 tokens, 35 and 5 images, one bad."""
     changes = {"shards": str(tars / "*.tar"), "views": 1, "calibration_images": 20, "threads": 1, "codec": "klt"}
 
     def run(folder) -> extract.Summary:
@@ -39,19 +39,19 @@ def extracting(settings, tars):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, extracting):
-    """Never to be written to."""
+    """Read-only."""
     folder = tmp_path_factory.mktemp("fitted") / "cache"
     extracting(folder)
     return folder
 
 
 def spans(data: bytes, folder) -> np.ndarray:
-    """(offset, size) of each chunk of tar 0, by the index at an object's end."""
+    """(offset, size) of each chunk of tar 0, from the index at an object's end."""
     return np.frombuffer(data[-index_bytes(open_cache(folder).extent(0)) : -4], "<u8").reshape(-1, 2).astype(int)
 
 
 def with_spans(chunks: list[bytes], order: list[int]) -> bytes:
-    """An object of chunks that lie in this order, with a right index."""
+    """An object with its chunks in this order and a valid index."""
     offsets = dict(zip(order, np.cumsum([0, *(len(chunks[chunk]) for chunk in order)]), strict=False))
     index = np.array([(offsets[chunk], len(chunks[chunk])) for chunk in range(len(chunks))], "<u8").tobytes()
     return b"".join(chunks[chunk] for chunk in order) + index + crc32c(index).to_bytes(4, "little")
@@ -70,7 +70,7 @@ class TestWhole:
         assert tree(tmp_path / "cache") == tree(whole)
 
     def test_clipped_codes_of_good_rows_are_counted_in_the_record(self, tmp_path, extracting, monkeypatch):
-        """Row 3 of tar 0 is bad, and the last batch of each tar is padded: neither counts."""
+        """Neither the bad row 3 of tar 0 nor the padding of last batches counts."""
         encode = Klt.encode
         monkeypatch.setattr(
             Klt,
@@ -84,7 +84,7 @@ class TestWhole:
 class TestFlips:
     @pytest.mark.parametrize("shard", [0, 1])
     def test_in_a_units_objects_and_record_are_all_reported(self, whole, broken, shard):
-        """Every seventh byte, and all of the index."""
+        """Every seventh byte, and the whole index."""
         record, member = record_of(whole, VIT, shard), open_cache(broken).teachers[VIT].member
         index = index_bytes(record.unit.extent)
         for name in (*record.sizes, record.name):
@@ -97,7 +97,7 @@ class TestFlips:
                 (broken / name).write_bytes(data)
 
     def test_in_the_calibration_are_all_reported(self, whole, broken):
-        """Every 101st byte: the codec's arrays have a third of them."""
+        """Every 101st byte; a third of them are in the codec's arrays."""
         data = (whole / CALIBRATION).read_bytes()
         member = open_cache(broken).teachers[VIT].member
         for place in range(0, len(data), 101):
@@ -116,12 +116,12 @@ class TestFlips:
         flip(broken / PATCH, second[0] + second[1] - 1)
         (finding,) = check(broken).broken
         assert finding.rows == (32, 33, 34)
-        assert finding.why == "bytes are not the ones that were committed"
+        assert finding.why == "bytes are not as committed"
 
 
 class TestChunks:
     def test_that_lie_in_another_order_are_as_good(self, broken):
-        """What tells is each chunk's checksum, not where it lies."""
+        """A chunk is identified by its checksum, not its place."""
         data = (broken / PATCH).read_bytes()
         chunks = [data[offset : offset + size] for offset, size in spans(data, broken)[:2]]
         (broken / PATCH).write_bytes(with_spans(chunks, [1, 0]))
@@ -186,7 +186,7 @@ class TestCalibrations:
         assert (report.state, report.exit_code, report.units, report.foreign) == ("broken", 1, 0, [])
         (finding,) = report.broken
         assert (finding.file, finding.mend) == (CALIBRATION, BY_HAND)
-        assert "is missing; put back a copy; or remove it and run the command that made it again" in finding.why
+        assert "is missing; restore a copy; or remove it and run the command that made it again" in finding.why
         assert extracting(broken).units == 0
         assert tree(broken) == tree(whole)
 

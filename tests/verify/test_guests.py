@@ -1,4 +1,4 @@
-"""What is in a cache's folder and not the cache's own is left alone by every command, and said."""
+"""Every command leaves guest folders in a cache alone, and prints which."""
 
 import json
 import shutil
@@ -141,11 +141,11 @@ def test_training_is_refused_where_a_spec_is_lost_rather_than_done_without_that_
 
 
 class TestRepairRemovesNothingThatIsWhole:
-    """Of each: `verify` says what is wrong, and no byte of the cache is changed by `repair`."""
+    """`verify` reports each, and `repair` changes no byte of the cache."""
 
     @pytest.fixture
     def other(self, tmp_path, settings, weights):
-        """A cache of other tars: the first is called the same and has as many rows, but not the second."""
+        """A cache of other tars: the first has the same name and number of rows, the second does not."""
         shards = make_shards(tmp_path / "others", (35, 9, 40), first=200)
         config = settings(
             tmp_path / "other",
@@ -173,7 +173,7 @@ class TestRepairRemovesNothingThatIsWhole:
 
     def test_the_index_of_another_cache(self, broken, other):
         shutil.copy(other / "index/000000.json", broken / "index/000000.json")
-        self.left(broken, "put the right index back")
+        self.left(broken, "restore the right index")
 
     def test_records_that_were_all_lost(self, broken):
         shutil.rmtree(broken / CNN_FOLDER / "commits")
@@ -181,7 +181,7 @@ class TestRepairRemovesNothingThatIsWhole:
 
     def test_the_calibration_of_another_cache(self, broken, other):
         shutil.copy(other / VIT_FOLDER / "calibration.npz", broken / VIT_FOLDER / "calibration.npz")
-        self.left(broken, "put that one back")
+        self.left(broken, "restore that one")
 
     def test_what_lies_beside_the_units(self, broken):
         shutil.copytree(broken / VIT_FOLDER / "commits/000000" / VIEW, broken / VIT_FOLDER / "commits/000000/mine")

@@ -1,4 +1,4 @@
-"""A store that means harm ends in a clear error within bounded memory."""
+"""A malicious store gives a clear error within bounded memory."""
 
 import json
 import os
@@ -40,7 +40,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_a_hostile_store_is_told_within_bounded_memory(tmp_path, whole):
-    """Huge shapes, wrong types and files of a terabyte, in one process whose memory hardly grows."""
+    """Huge shapes, wrong types and files of a terabyte, in one process of bounded memory."""
     expected = {}
     for kind, (name, change) in HOSTILE.items():
         shutil.copytree(whole, tmp_path / kind)
@@ -68,6 +68,6 @@ def test_a_hostile_store_is_told_within_bounded_memory(tmp_path, whole):
     for kind, name in expected.items():
         assert (
             f"{tmp_path / kind} is broken: `unic-cache repair` un-commits what `extract` can make again, "
-            "and says what it cannot mend" in lines
+            "and lists what needs a person" in lines
         )
         assert any(name in line for line in lines if line.startswith("broken: ")), (kind, lines)

@@ -1,4 +1,4 @@
-"""A sample of views and of answers made anew tells what no checksum can."""
+"""Making a sample of views and features again finds what no checksum can."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ class TestMadeAnew:
         assert 0.85 < min(report.cosines.values()) < 0.999
 
     def test_other_answers_are_told(self, broken, settings):
-        """A calibration that was swapped together with every record's word for it: nothing else can tell."""
+        """A calibration swapped together with its checksum in every record: nothing else detects it."""
         path = broken / CNN_FOLDER / "calibration.npz"
         arrays = load_npz(path.read_bytes(), "x")
         arrays["cls_mean"] = arrays["cls_mean"] + 3 * arrays["cls_std"]
@@ -46,7 +46,7 @@ class TestMadeAnew:
         assert check(broken).exit_code == 0
         report = check(broken, teacher_check=5, weights=settings(broken).weights)
         assert report.exit_code == 1
-        assert "the teacher now says something else: cosine" in report.broken[0].why
+        assert "the teacher's output now differs: cosine" in report.broken[0].why
 
     def test_other_weights_are_refused(self, whole, tmp_path, settings):
         torch.manual_seed(99)

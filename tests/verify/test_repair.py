@@ -1,4 +1,4 @@
-"""What is mended is as if never broken, and what is whole is left alone."""
+"""A repaired cache equals one that was never broken; whole units are left alone."""
 
 import pytest
 
@@ -35,7 +35,7 @@ class TestRepair:
         assert tree(broken) == tree(whole)
 
     def test_the_record_goes_before_the_data(self, broken, monkeypatch):
-        """Killed after its first step, repair leaves a unit that is merely incomplete, and goes on when run again."""
+        """Killed after its first step, `repair` leaves an incomplete unit, and continues when run again."""
         path = broken / VIT_FOLDER / "features.zarr/000000" / VIEW / "patch/c.0.0.0.0"
         flip(path, 100)
         calls, delete = [], LocalFolder.delete
@@ -62,7 +62,7 @@ class TestRepair:
         done = repair.run(RepairConfig(str(broken), threads=1))
         assert tree(broken) == before
         assert name in done.left[0]
-        assert "put back a copy; or remove it and run the command that made it again" in done.left[0]
+        assert "restore a copy; or remove it and run the command that made it again" in done.left[0]
 
     def test_a_whole_cache_is_left_alone(self, broken, whole):
         assert repair.run(RepairConfig(str(broken), threads=1)).lines(False) == ["nothing is broken"]

@@ -1,4 +1,4 @@
-"""Whole, incomplete and broken; caches that were mixed; exit codes and JSON."""
+"""Whole, incomplete and broken caches; mixed caches; exit codes and JSON."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ class TestStates:
         shutil.rmtree(broken / CNN_FOLDER / "commits")
         report = check(broken)
         assert (report.state, report.exit_code, len(report.missing)) == ("incomplete", 3, 3)
-        assert f"missing: {VIT_FOLDER}, view {VIEW} of shard 000001: was begun and not finished" in report.lines()
+        assert f"missing: {VIT_FOLDER}, view {VIEW} of shard 000001: is unfinished" in report.lines()
 
     def test_a_cache_with_nothing_committed_is_incomplete(self, broken):
         for path in broken.rglob("*"):
@@ -50,7 +50,7 @@ class TestStates:
             (broken / name).write_text("hello")
         report = check(broken)
         assert (report.exit_code, len(report.foreign)) == (0, 4)
-        assert "foreign, and harmless: README" in report.lines()
+        assert "foreign but harmless: README" in report.lines()
 
     def test_no_cache_at_all_is_an_error(self, tmp_path):
         with pytest.raises(CacheError, match="no cache is here"):
@@ -83,7 +83,7 @@ class TestMixedCaches:
         findings = check(broken).broken
         assert all("saw different pixels: two caches were mixed" in finding.why for finding in findings)
         report = check(broken, shards=str(tars / "*.tar"))
-        told = [finding for finding in report.broken if "the image is another one" in finding.why]
+        told = [finding for finding in report.broken if "it holds another image" in finding.why]
         assert [(finding.member, finding.unit.name) for finding in told] == [(CNN_FOLDER, "000001")]
 
 
@@ -102,7 +102,7 @@ class TestCommandLine:
         assert done.exit_code == 1
         assert done.output.splitlines()[-1] == (
             f"{broken} is broken: `unic-cache repair` un-commits what `extract` can make again, "
-            "and says what it cannot mend"
+            "and lists what needs a person"
         )
         assert run("repair", broken, "--dry-run").stdout.startswith("would have un-committed ")
         assert run("repair", broken).exit_code == 0
@@ -112,7 +112,7 @@ class TestCommandLine:
         flip(broken / VIT_FOLDER / "calibration.npz", 100)
         done = run("repair", broken)
         assert done.exit_code == 1
-        assert "cannot be mended here" in done.output
+        assert "cannot be repaired automatically" in done.output
 
     def test_json_says_all(self, run, broken):
         flip(broken / VIT_FOLDER / "features.zarr/000000" / VIEW / "patch/c.0.0.0.0", 100)

@@ -50,7 +50,7 @@ def test_bad_sectors_are_broken_rows_and_a_closed_door_is_an_error(whole, monkey
 
 
 def test_what_could_not_be_read_but_once_is_not_removed(broken, monkeypatch):
-    """A disk or a connection that failed for a moment has damaged nothing."""
+    """A brief failure of a disk or connection has damaged nothing."""
     honest, calls, before = LocalFolder.read_range, [], tree(broken)
 
     def failing(location, name, offset, size):

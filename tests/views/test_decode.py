@@ -1,4 +1,4 @@
-"""Whatever a file holds becomes upright 8-bit RGB, or an ImageError that says why not."""
+"""Any file becomes upright 8-bit RGB, or an ImageError that says why not."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+    """A PNG that claims a size but holds almost nothing."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return png_of(header, b"\0" * 99)
 
@@ -171,10 +171,10 @@ def test_the_error_names_format_and_size() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", r"not an image that is read here \(0 bytes"),
+        (b"", r"not a supported image \(0 bytes"),
         (b"<svg xmlns='...'/>", "convert it to JPEG, PNG, WebP, BMP, GIF or TIFF"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "convert it to JPEG"),
-        (b"\x80\x04cos\nsystem\n", "not an image"),
+        (b"\x80\x04cos\nsystem\n", "not a supported image"),
         (b"\xff\xd8\xff\xe0 no more", "header cannot be read"),
         (b"\x89PNG\r\n\x1a\n", "header cannot be read"),
         (b"RIFF\0\0\0\0WAVEfmt ", "header cannot be read"),

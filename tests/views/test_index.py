@@ -1,4 +1,4 @@
-"""Segments: what a cache lists, how it grows, and what it refuses."""
+"""Segments: their content, their growth, and what is refused."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ HOSTILE: list[tuple[str, Any, str]] = [
     ("keys", [1, 2, 2**32], r"keys\[2\] is '4294967296', which is out of bounds"),
     ("keys", [1, 2, True], r"keys\[2\] is 'True'"),
     ("keys", [1, 2, "3"], r"keys\[2\] is '3'"),
-    ("keys", [1, 2], r"must have one length above zero, and have \{'keys': 2, 'offsets': 3, 'sizes': 3, 'labels': 3\}"),
+    ("keys", [1, 2], r"must have one length above zero, but have \{'keys': 2, 'offsets': 3, 'sizes': 3, 'labels': 3\}"),
     ("offsets", [512, -512, 0], r"offsets\[1\] is '-512'"),
     ("offsets", [512, 512, 5000], "row 2 ends at byte 5300 of a tar of 5120 bytes"),
     ("sizes", [1, 2, None], r"sizes\[2\] is 'None'"),
@@ -134,10 +134,10 @@ def test_a_tar_packed_anew_is_the_same_shard(cache: LocalFolder) -> None:
     [
         (
             entry("a", 3, first_key=101),
-            "has 3 samples, this one 3; at row 0 the key's crc32 is 00000064 there and 00000065",
+            "has 3 samples, this one 3; at row 0 the key's crc32 is 00000064 there but 00000065",
         ),
-        (entry("a", 4), "has 3 samples, this one 4; at row 3 the key's crc32 is none there and 00000067 here"),
-        (entry("a", 2), "has 3 samples, this one 2; at row 2 the key's crc32 is 00000066 there and none here"),
+        (entry("a", 4), "has 3 samples, this one 4; at row 3 the key's crc32 is none there but 00000067 here"),
+        (entry("a", 2), "has 3 samples, this one 2; at row 2 the key's crc32 is 00000066 there but none here"),
     ],
 )
 def test_other_keys_under_a_known_name_are_refused(cache: LocalFolder, other: ShardEntry, message: str) -> None:
@@ -155,7 +155,7 @@ def test_two_shards_of_one_name_are_refused(cache: LocalFolder) -> None:
 
 
 class SlowFolder(LocalFolder):
-    """Another writer takes the name between this one's reading and its writing."""
+    """Another writer takes the name between our read and our write."""
 
     def create(self, name: str, data: bytes) -> bool:
         other = LocalFolder(self.path)
@@ -190,7 +190,7 @@ def test_many_writers_at_once_lose_no_shard_and_list_none_twice(tmp_path: Path) 
 def test_a_missing_segment_is_an_error(cache: LocalFolder) -> None:
     cache.create("index/000001.json", Segment(1, (entry(),)).to_json())
     with pytest.raises(
-        CacheError, match=r"has index/000001.json but no index/000000.json; copy the cache's index/ whole"
+        CacheError, match=r"has index/000001.json but no index/000000.json; copy the cache's whole index/"
     ):
         read_segments(cache)
 

@@ -22,7 +22,7 @@ def test_nothing_and_minus_one_are_no_label(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["cat", "1.5", "-2", "1e3", "0x10", "1,0", "[3]", "3\n4", "9" * 19, "\u0661", "nan"])
 def test_anything_else_cannot_be_read(text: str) -> None:
-    with pytest.raises(ValueError, match="is no class number"):
+    with pytest.raises(ValueError, match="is not a class number"):
         class_number(text)
 
 
@@ -38,5 +38,5 @@ def test_byte_order_marks_are_no_part_of_a_label(encoding: str) -> None:
 
 def test_what_is_no_text_cannot_be_read_and_raises_nothing_else() -> None:
     for data in (b"\xff", b"\xff\xfe\x31", b"\x80\x04cos\nsystem\n"):
-        with pytest.raises(ValueError, match="is no class number"):
+        with pytest.raises(ValueError, match="is not a class number"):
             class_number(label_text(data))

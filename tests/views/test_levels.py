@@ -1,4 +1,4 @@
-"""Numbers of another range are scaled where the file says their range, and are no image where nobody does."""
+"""Numbers of another range are scaled if the file declares their range, and refused otherwise."""
 
 import io
 import struct
@@ -22,7 +22,7 @@ def tiff(values: np.ndarray, **options: Any) -> bytes:
 
 
 def wide_png(levels: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel, RGB."""
+    """An RGB PNG with 16 bits per channel."""
     height, width, _ = levels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
@@ -42,16 +42,16 @@ def test_floats_from_0_to_1_are_scaled_and_to_255_are_kept() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (RAMP * 2, "floats from 0 to 2, neither from 0 to 1 nor from 0 to 255"),
+        (RAMP * 2, "floats from 0 to 2, neither 0 to 1 nor 0 to 255"),
         (RAMP * 65535, "floats from 0 to 6.554e"),
         (RAMP - 0.5, "floats from -0.5 to 0.5"),
-        (np.where(RAMP > 0.5, np.nan, RAMP).astype(np.float32), "some are infinite or no number"),
-        (np.where(RAMP > 0.5, np.inf, RAMP).astype(np.float32), "some are infinite or no number"),
+        (np.where(RAMP > 0.5, np.nan, RAMP).astype(np.float32), "some of them infinite or NaN"),
+        (np.where(RAMP > 0.5, np.inf, RAMP).astype(np.float32), "some of them infinite or NaN"),
         ((RAMP * 255).astype(np.uint16), "integers from 0 to 255, not from 0 to 65535"),
         ((RAMP * 4095).astype(np.uint16), "integers from 0 to 4095, not from 0 to 65535"),
         ((RAMP * 2000 - 1000).astype(np.int32), "signed integers from -1000 to 1000, not from 0 to 65535"),
         ((RAMP.astype(np.float64) * 2**31 - 1).clip(0).astype(np.int32), "integers from 0 to 2147483647, not from"),
-        ((RAMP * 200).astype(np.int32), "integers from 0 to 200, not from 0 to 65535; what their range is nobody says"),
+        ((RAMP * 200).astype(np.int32), "integers from 0 to 200, not from 0 to 65535; their range is unknown"),
     ],
 )
 def test_numbers_of_a_range_that_nobody_says_are_no_image(values: np.ndarray, message: str) -> None:
@@ -64,7 +64,7 @@ def test_numbers_of_a_range_that_nobody_says_are_no_image(values: np.ndarray, me
 def test_sixteen_bits_a_channel_keep_their_upper_eight_unless_they_hold_fewer() -> None:
     levels = (np.arange(48).reshape(4, 4, 3) * 1300).astype(np.uint16)
     np.testing.assert_array_equal(np.asarray(decode(wide_png(levels))), levels >> 8)
-    with pytest.raises(ImageError, match="16 bits a channel, of which none reaches 16 of 256 levels"):
+    with pytest.raises(ImageError, match="16 bits per channel, none of which reaches level 16 of 256"):
         decode(wide_png(levels // 16))
 
 

@@ -1,4 +1,4 @@
-"""What `shard` finds in folders and CSVs, what it leaves out by count, and which labels it refuses."""
+"""The images that `shard` finds in folders and CSVs, the files it leaves out, and the labels it refuses."""
 
 import os
 import time
@@ -37,7 +37,7 @@ def test_images_are_found_by_what_they_are_and_the_rest_is_counted(tmp_path: Pat
     listing = list_images(str(tmp_path))
     assert listing.classes == ("a", "b")
     assert listed(listing.left_out) == (
-        "6 hidden files and sidecars (.git/, ...), 3 files that are no image (list.json, ...), 1 document (a/README)"
+        "6 hidden files and sidecars (.git/, ...), 3 files that are not images (list.json, ...), 1 document (a/README)"
     )
 
 
@@ -45,14 +45,13 @@ def test_a_class_without_image_is_refused_unless_its_number_is_given(tmp_path: P
     save(tmp_path / "a" / "1.jpg")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x.ppm").write_bytes(b"P6 1 1 255 xyz")
-    with pytest.raises(
-        ConfigError, match=r"/b: no image in the folder of a class \(1 file that is no image \(b/x.ppm\)\)"
-    ):
+    message = r"/b: no image in this class folder \(1 file that is not an image \(b/x.ppm\)\)"
+    with pytest.raises(ConfigError, match=message):
         list_images(str(tmp_path))
     listing = list_images(str(tmp_path), {0: "b", 3: "a"})
     assert [sample.label for sample in listing.samples] == [3]
-    assert listing.remarks == ("the 2 classes are numbered as classes.json in OUT says; 1 of them have no image here",)
-    with pytest.raises(ConfigError, match=r"/a: classes.json in OUT names 1 classes and not this one"):
+    assert listing.remarks == ("the 2 classes are numbered as in classes.json in OUT; 1 of them have no image here",)
+    with pytest.raises(ConfigError, match=r"/a: classes.json in OUT names 1 classes but not this one"):
         list_images(str(tmp_path), {0: "b"})
 
 
@@ -71,11 +70,9 @@ def test_links_are_followed_out_of_the_folder_and_counted_within(tmp_path: Path)
     (root / "b" / "file.jpg").symlink_to(tmp_path / "elsewhere" / "deep" / "1.jpg")
     (root / "b" / "gone.jpg").symlink_to(tmp_path / "nothing.jpg")
     assert names(root) == ["a/2.jpg", "a/again/deep/1.jpg", "b/3.jpg", "b/file.jpg", "b/gone.jpg"]
-    assert listed(list_images(str(root)).left_out).startswith(
-        "6 links to folders that were taken already (a/above, ...)"
-    )
+    assert listed(list_images(str(root)).left_out).startswith("6 links to folders already taken (a/above, ...)")
     (root / "c").symlink_to(root / "b")
-    with pytest.raises(ConfigError, match="b and c are one folder; remove the link"):
+    with pytest.raises(ConfigError, match="b and c are the same folder; remove the link"):
         list_images(str(root))
 
 
@@ -99,16 +96,14 @@ def test_a_pipe_does_not_stop_the_listing_and_a_locked_folder_does(tmp_path: Pat
 def test_a_class_whose_name_is_not_utf8_is_refused(tmp_path: Path) -> None:
     save(tmp_path / "a" / "1.jpg")
     save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")) / "1.jpg")
-    with pytest.raises(ConfigError, match=r"/caf\\udce9: the name of this class is not UTF-8; rename the folder"):
+    with pytest.raises(ConfigError, match=r"/caf\\udce9: this class name is not UTF-8; rename the folder"):
         list_images(str(tmp_path))
 
 
 def test_class_folders_that_are_numbers_say_that_labels_differ(tmp_path: Path) -> None:
     for name in ("1", "2", "10"):
         save(tmp_path / name / "x.jpg")
-    assert list_images(str(tmp_path)).remarks == (
-        "class folders are numbered in the order of their names: '1' is label 0",
-    )
+    assert list_images(str(tmp_path)).remarks == ("class folders are numbered in order of their names: '1' is label 0",)
 
 
 @pytest.fixture
@@ -142,15 +137,15 @@ def test_labels_mean_what_they_say(table, text: str, labels: list[int | None]) -
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0.jpg,1\n1.jpg,1.5\n", "line 2: the label '1.5' is no class number"),
-        ("0.jpg,1\n1.jpg,-2\n", "line 2: the label '-2' is no class number"),
-        ("0.jpg,1\n1.jpg,cat\n", "line 2: the label 'cat' is a name, and '1' on line 1 is a number; write all"),
-        ("0.jpg,1\n./0.jpg,2\n", r"line 2: ./0.jpg was on line 1 already; keep one row for each image"),
-        ("1,0.jpg\n", r"line 1: no file at 1, but one at 0.jpg: put the path first"),
+        ("0.jpg,1\n1.jpg,1.5\n", "line 2: the label '1.5' is not a class number"),
+        ("0.jpg,1\n1.jpg,-2\n", "line 2: the label '-2' is not a class number"),
+        ("0.jpg,1\n1.jpg,cat\n", "line 2: the label 'cat' is a name, but '1' on line 1 is a number; write all"),
+        ("0.jpg,1\n./0.jpg,2\n", r"line 2: ./0.jpg is already on line 1; keep one row per image"),
+        ("1,0.jpg\n", r"line 1: no file at 1, but there is one at 0.jpg: put the path first"),
         ('path,label\n0.jpg,"a\nb"\n9.jpg,c\n', r"line 4: no file at 9.jpg; paths are relative to the CSV"),
         ("0.jpg;1\n", r"line 1: no file at 0.jpg;1"),
-        (",1\n", "line 1: expected path,label and found ',1'"),
-        (b"0.jpg,caf\xe9\n", "is no CSV in UTF-8"),
+        (",1\n", "line 1: expected path,label but found ',1'"),
+        (b"0.jpg,caf\xe9\n", "is not a CSV in UTF-8"),
     ],
 )
 def test_what_cannot_be_kept_is_refused_with_its_line(table, text: str | bytes, message: str) -> None:
@@ -161,10 +156,10 @@ def test_what_cannot_be_kept_is_refused_with_its_line(table, text: str | bytes, 
 def test_gaps_missing_labels_and_names_alike_are_said(table) -> None:
     assert list_images(table("0.jpg,0\n1.jpg,5\n2.jpg,\n")).remarks == (
         "1 of 3 images have no label (line 3)",
-        "labels go up to 5, and 4 of the numbers below have no image, such as 1",
+        "labels go up to 5, but 4 of the numbers below have no image, such as 1",
     )
     assert list_images(table("0.jpg,Cat\n1.jpg,cat\n")).remarks == (
-        "1 class names differ in upper and lower case alone, such as 'cat'",
+        "1 class names differ only in upper and lower case, such as 'cat'",
     )
 
 
@@ -173,7 +168,9 @@ def test_given_classes_number_a_csvs_names_and_check_its_numbers(table) -> None:
     listing = list_images(table("0.jpg,cat\n1.jpg,1\n2.jpg,\n"), given)
     assert ([sample.label for sample in listing.samples], listing.names) == ([2, 1, None], given)
     for label in ("dog", "3"):
-        with pytest.raises(ConfigError, match=f"line 1: the label '{label}' is none of the 3 classes in classes.json"):
+        with pytest.raises(
+            ConfigError, match=f"line 1: the label '{label}' is not among the 3 classes in classes.json"
+        ):
             list_images(table(f"0.jpg,{label}\n"), given)
 
 

@@ -1,4 +1,4 @@
-"""What else is in a tar: joined archives, links, guests, samples without image, images by other names."""
+"""Odd tars: joined archives, links, guests, samples without image, images with other names."""
 
 import io
 import tarfile
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import picture, png
+from tests.conftest import picture, png, write_members
 from unic_cache.errors import EmptyShardError, ImageError, ShardError
 from unic_cache.views.decode import decode
 from unic_cache.views.left_out import listed
@@ -15,19 +15,8 @@ from unic_cache.views.shards import OpenShard, scan
 from unic_cache.views.tars import HELD_OUT, key_crc
 
 
-def pack(path: Path, *members: tuple[str, bytes] | tuple[str, bytes, bytes, str]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data, *link in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            if link:
-                info.type, info.linkname = link
-            tar.addfile(info, io.BytesIO(data))
-    return path
-
-
 def held(path: Path) -> dict[int, bytes]:
-    """What each row of the tar reads as, by its key's crc32."""
+    """{crc32 of a key: its image's bytes} for each row of a tar."""
     entry = scan(str(path))
     with OpenShard(str(path), entry) as tar:
         return {entry.keys[row]: tar.read(row) for row in range(entry.rows)}
@@ -39,19 +28,19 @@ def left_out(path: Path) -> str:
 
 @pytest.mark.parametrize("padding", [0, 512, 10_240, 3_000_000])
 def test_joined_archives_are_read_on(tmp_path: Path, padding: int) -> None:
-    parts = [pack(tmp_path / f"{n}.tar", (f"{n}.jpg", b"%d" % n)).read_bytes() for n in range(3)]
+    parts = [write_members(tmp_path / f"{n}.tar", (f"{n}.jpg", b"%d" % n)).read_bytes() for n in range(3)]
     joined = tmp_path / "joined.tar"
     joined.write_bytes((b"\0" * padding).join(parts))
     assert held(joined) == {key_crc(str(n)): b"%d" % n for n in range(3)}
 
 
 def test_what_is_no_archive_behind_the_end_is_an_error(tmp_path: Path) -> None:
-    path = pack(tmp_path / "a.tar", ("a.jpg", b"1"))
+    path = write_members(tmp_path / "a.tar", ("a.jpg", b"1"))
     size = path.stat().st_size
     for guest, message in [
-        (b"<html>", f"byte {size}: what stands behind the archive's end is no tar"),
-        (b"\0" * 5000 + b"x" * 600, f"byte {size + 5000}: what stands behind the archive's end is no tar"),
-        (b"\x1f\x8b\x08" + bytes(600), f"byte {size}: it is compressed by gzip"),
+        (b"<html>", f"byte {size}: the data after the archive's end is not a tar"),
+        (b"\0" * 5000 + b"x" * 600, f"byte {size + 5000}: the data after the archive's end is not a tar"),
+        (b"\x1f\x8b\x08" + bytes(600), f"byte {size}: it is compressed with gzip"),
     ]:
         joined = tmp_path / "joined.tar"
         joined.write_bytes(path.read_bytes() + guest)
@@ -60,17 +49,17 @@ def test_what_is_no_archive_behind_the_end_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_second_archive_that_is_cut_off_or_repeats_a_key_is_an_error(tmp_path: Path) -> None:
-    one, two = (pack(tmp_path / f"{n}.tar", ("a/x.jpg", b"1" * 900)).read_bytes() for n in range(2))
+    one, two = (write_members(tmp_path / f"{n}.tar", ("a/x.jpg", b"1" * 900)).read_bytes() for n in range(2))
     (tmp_path / "t.tar").write_bytes(one + two[:1000])
     with pytest.raises(ShardError, match=r"it ends early, within 'a/x.jpg'"):
         scan(str(tmp_path / "t.tar"))
     (tmp_path / "t.tar").write_bytes(one + two)
-    with pytest.raises(ShardError, match="the key 'a/x' comes twice"):
+    with pytest.raises(ShardError, match="the key 'a/x' appears twice"):
         scan(str(tmp_path / "t.tar"))
 
 
 def test_links_within_a_tar_are_the_files_that_they_lead_to(tmp_path: Path) -> None:
-    path = pack(
+    path = write_members(
         tmp_path / "t.tar",
         ("a/forward.jpg", b"", tarfile.SYMTYPE, "../b/two.jpg"),
         ("a/one.jpg", b"one"),
@@ -91,7 +80,7 @@ def test_guests_and_samples_without_image_are_counted_and_stop_nothing(tmp_path:
         "a/._0.jpg", ".DS_Store", "a/Thumbs.db", "a/@eaDir/0.jpg/SYNOFILE_THUMB_M.jpg", "__MACOSX/a/0.jpg",
         "a/.ipynb_checkpoints/0-checkpoint.jpg", "PaxHeaders.77/0.jpg", "./.hidden/x.png",
     ]  # fmt: skip
-    path = pack(
+    path = write_members(
         tmp_path / "t.tar",
         *[(guest, b"guest") for guest in guests],
         ("README.md", b"# about"),
@@ -107,7 +96,7 @@ def test_guests_and_samples_without_image_are_counted_and_stop_nothing(tmp_path:
     assert set(held(path)) == {key_crc("a/0"), key_crc("a/2")}
     assert scan(str(path)).labels[0] == 5
     assert left_out(path) == (
-        "8 hidden files and sidecars (a/._0.jpg, ...), 2 files that are no image and belong to none (LICENSE, ...), "
+        "8 hidden files and sidecars (a/._0.jpg, ...), 2 files outside of all samples (LICENSE, ...), "
         "1 document (README.md), 1 file of WebDataset's metadata (__meta__/z.jpg), "
         "1 sample without image (a/1: only json, txt)"
     )
@@ -144,14 +133,14 @@ def test_a_sparse_file_and_a_pipe_are_counted(tmp_path: Path) -> None:
 def test_the_only_image_of_a_sample_is_its_image(tmp_path: Path, members: list[str], image: str) -> None:
     pixels = png(picture(1))
     text = {"cls": b"1", "txt": b"text", "json": b"{}"}
-    path = pack(tmp_path / "t.tar", *[(name, text.get(name.rpartition(".")[2], pixels)) for name in members])
+    path = write_members(tmp_path / "t.tar", *[(name, text.get(name.rpartition(".")[2], pixels)) for name in members])
     assert held(path) == {key_crc("d.1/s" if image == "d.1/s" else image.partition(".")[0]): pixels}
     assert scan(str(path)).labels[0] == (1 if any(name.endswith("cls") for name in members) else -1)
 
 
 @pytest.mark.parametrize("names", [["s.input.jpg", "s.target.jpg"], ["shot.1.jpg", "shot.2.jpg", "shot.3.jpg"]])
 def test_several_images_under_one_key_are_refused_with_the_rule(tmp_path: Path, names: list[str]) -> None:
-    path = pack(tmp_path / "t.tar", *[(name, b"1") for name in names])
+    path = write_members(tmp_path / "t.tar", *[(name, b"1") for name in names])
     with pytest.raises(
         ShardError, match=rf"has {len(names)} images, .*: a key ends at the name's first dot; give each"
     ):
@@ -161,7 +150,7 @@ def test_several_images_under_one_key_are_refused_with_the_rule(tmp_path: Path, 
 def test_the_first_bytes_tell_an_image_and_text_is_none(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "AVIF")
-    path = pack(
+    path = write_members(
         tmp_path / "t.tar",
         ("a.bin", buffer.getvalue()),
         ("b.txt", b"BMW and other cars, and RIFFs too"),
@@ -173,22 +162,22 @@ def test_the_first_bytes_tell_an_image_and_text_is_none(tmp_path: Path) -> None:
 
 def test_an_empty_tar_is_told_from_one_without_images(tmp_path: Path) -> None:
     with pytest.raises(EmptyShardError) as empty:
-        scan(str(pack(tmp_path / "t.tar")))
+        scan(str(write_members(tmp_path / "t.tar")))
     with pytest.raises(EmptyShardError, match="it holds 1 sample without image") as imageless:
-        scan(str(pack(tmp_path / "t.tar", ("a.json", b"{}"))))
+        scan(str(write_members(tmp_path / "t.tar", ("a.json", b"{}"))))
     assert (empty.value.members, imageless.value.members) == (0, 1)
 
 
 def test_a_member_marks_a_tar_as_held_out(tmp_path: Path) -> None:
-    assert not scan(str(pack(tmp_path / "t.tar", ("a.jpg", b"1")))).held_out
-    entry = scan(str(pack(tmp_path / "t.tar", (HELD_OUT, b""), ("a.jpg", b"1"))))
+    assert not scan(str(write_members(tmp_path / "t.tar", ("a.jpg", b"1")))).held_out
+    entry = scan(str(write_members(tmp_path / "t.tar", (HELD_OUT, b""), ("a.jpg", b"1"))))
     assert entry.held_out
     assert entry.rows == 1
     assert not entry.left_out
 
 
 def test_names_that_are_not_utf8_are_read_and_shown(tmp_path: Path) -> None:
-    path = pack(tmp_path / "t.tar", ("caf\udce9/a.jpg", b"1"), ("caf\udce9/._a.jpg", b"2"))
+    path = write_members(tmp_path / "t.tar", ("caf\udce9/a.jpg", b"1"), ("caf\udce9/._a.jpg", b"2"))
     assert list(held(path).values()) == [b"1"]
     assert left_out(path) == r"1 hidden file or sidecar (caf\udce9/._a.jpg)"
 
@@ -196,7 +185,7 @@ def test_names_that_are_not_utf8_are_read_and_shown(tmp_path: Path) -> None:
 def test_a_pointer_of_git_lfs_says_what_it_is(tmp_path: Path) -> None:
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
     (tmp_path / "t.tar").write_bytes(pointer.ljust(600))
-    with pytest.raises(ShardError, match="it is no tar but a pointer of Git LFS to it; run `git lfs pull`"):
+    with pytest.raises(ShardError, match="it is not a tar but a Git LFS pointer to one; run `git lfs pull`"):
         scan(str(tmp_path / "t.tar"))
-    with pytest.raises(ImageError, match="a pointer of Git LFS"):
+    with pytest.raises(ImageError, match="a Git LFS pointer"):
         decode(pointer)

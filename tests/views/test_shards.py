@@ -1,4 +1,4 @@
-"""Tars as they come: whose samples they hold, and each way in which they can be broken."""
+"""Tars of all origins: their samples, and every way in which they can be broken."""
 
 import bz2
 import contextlib
@@ -135,9 +135,12 @@ def test_links_devices_and_names_that_leave_the_folder_are_harmless(tmp_path: Pa
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([("a.jpg", b"1"), ("a.jpg", b"2")], r"byte 1024: the key 'a' comes twice; give every sample a key of its own"),
-        ([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3")], "byte 2048: the key 'a' comes twice"),
-        ([("a.jpg", b"1"), ("a.JPG", b"2")], "the key 'a' comes twice"),
+        (
+            [("a.jpg", b"1"), ("a.jpg", b"2")],
+            r"byte 1024: the key 'a' appears twice; give every sample a key of its own",
+        ),
+        ([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3")], "byte 2048: the key 'a' appears twice"),
+        ([("a.jpg", b"1"), ("a.JPG", b"2")], "the key 'a' appears twice"),
         ([("readme", b"1")], "byte 0: no images; an image's name ends in jpg, jpeg, png"),
         ([], "byte 0: no images"),
     ],
@@ -154,7 +157,7 @@ def test_a_tar_cut_anywhere_is_never_taken_for_whole(three: Path) -> None:
     end = scan(str(three)).offsets[-1]  # of an empty image: its header's end
     for size in [1, 100, 511, 512, 515, 1024, 1100, 2048, 2600, 3000, 4000, end - 512, end - 1, end, end + 511]:
         three.write_bytes(whole[:size])
-        with pytest.raises(ShardError, match=r"000000.tar, byte \d+: (it ends early|it is no tar)"):
+        with pytest.raises(ShardError, match=r"000000.tar, byte \d+: (it ends early|it is not a tar)"):
             scan(str(three))
     three.write_bytes(whole[: end + 512])
     assert scan(str(three)).rows == 3
@@ -163,8 +166,8 @@ def test_a_tar_cut_anywhere_is_never_taken_for_whole(three: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (4000, "byte 4000: it ends early, within 'a/dog.PNG'; copy it anew"),
-        (3000, "byte 3000: it ends early or is damaged: unexpected end of data; copy it anew"),
+        (4000, "byte 4000: it ends early, within 'a/dog.PNG'; copy it again"),
+        (3000, "byte 3000: it ends early or is damaged: unexpected end of data; copy it again"),
         (512 * 10, "byte 5120: it ends early, before the archive's end mark"),
         (512 * 10 + 100, "byte 5220: it ends early, before the archive's end mark"),
     ],
@@ -180,14 +183,14 @@ def test_a_damaged_header_is_an_error_and_not_the_end(three: Path) -> None:
     second = scan(str(three)).offsets[1] - 512
     data[second + 5] ^= 1
     three.write_bytes(data)
-    with pytest.raises(ShardError, match=f"byte {second}: a damaged header; copy it anew"):
+    with pytest.raises(ShardError, match=f"byte {second}: a damaged header; copy it again"):
         scan(str(three))
 
 
 @pytest.mark.parametrize(("pack", "name"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2")])
 def test_a_compressed_tar_is_refused_by_name(three: Path, pack: type, name: str) -> None:
     three.write_bytes(pack(three.read_bytes()))
-    with pytest.raises(ShardError, match=f"byte 0: it is compressed by {name}; unpack it to a plain tar"):
+    with pytest.raises(ShardError, match=f"byte 0: it is compressed with {name}; decompress it to a plain tar"):
         scan(str(three))
 
 
@@ -195,7 +198,7 @@ def test_a_compressed_tar_is_refused_by_name(three: Path, pack: type, name: str)
 def test_what_is_no_tar_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "t.tar"
     path.write_bytes(data)
-    with pytest.raises(ShardError, match=r"byte 0: it is no tar: .*; give the path of a plain tar"):
+    with pytest.raises(ShardError, match=r"byte 0: it is not a tar: .*; give the path of a plain tar"):
         scan(str(path))
 
 
@@ -204,9 +207,7 @@ def test_an_index_whose_labels_are_not_the_tars_is_refused(three: Path) -> None:
     (three.parent / "index.json").write_bytes(index)
     assert describe([str(three)])[0].to_json()["labels"] == [3, 12, None]
     (three.parent / "index.json").write_bytes(index.replace(b'"labels":[3,', b'"labels":[8,'))
-    with pytest.raises(
-        ShardError, match=r"samples or labels are not those that index.json describes; .*delete the index"
-    ):
+    with pytest.raises(ShardError, match=r"samples or labels are not those in index.json; .*delete the index"):
         describe([str(three)])
 
 
@@ -220,7 +221,7 @@ def test_a_tar_of_another_size_than_its_index_says_is_refused(three: Path) -> No
     size = three.stat().st_size
     (three.parent / "index.json").write_bytes(Segment(0, (scan(str(three)),)).to_json())
     three.write_bytes(three.read_bytes()[:3000])
-    with pytest.raises(ShardError, match=f"has 3000 bytes and its index.json says {size}: truncated or rewritten"):
+    with pytest.raises(ShardError, match=f"has 3000 bytes but {size} in index.json: truncated or rewritten"):
         describe([str(three)])
 
 
@@ -257,7 +258,7 @@ def test_expand_takes_paths_globs_and_braces(tmp_path: Path) -> None:
         ("{root}/*.tar", r"no shard matches '.*/\*.tar'; give a path, a glob"),
         ("{root}/x.tar", "no shard at .*/x.tar, of 1 that .* names"),
         ("{root}/{{0..3}}.tar", "no shard at .*/0.tar and 3 more, of 4 that"),
-        ("{root}", r"is a folder; say '.*/\*.tar'"),
+        ("{root}", r"is a folder; write '.*/\*.tar'"),
         ("{root}/{{0..3.tar", "the braces cannot be expanded"),
     ],
 )
@@ -285,7 +286,7 @@ def test_an_open_shard_that_shrinks_is_an_error(three: Path) -> None:
     entry = scan(str(three))
     with OpenShard(str(three), entry) as shard:
         os.truncate(three, entry.offsets[1] + 700)
-        with pytest.raises(ShardError, match=f"byte {entry.offsets[1] + 700}: it ends early; copy it anew"):
+        with pytest.raises(ShardError, match=f"byte {entry.offsets[1] + 700}: it ends early; copy it again"):
             shard.read(1)
 
 

@@ -1,4 +1,4 @@
-"""An index.json beside a tar is believed only while it is its tar's, whatever was done to the tar since."""
+"""An index.json is used only while it matches its tar, whatever happened to the tar since."""
 
 import dataclasses
 import io
@@ -17,7 +17,7 @@ from unic_cache.views.shards import OpenShard, describe, scan
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """One tar of 12 images of two classes with its index."""
+    """One tar of 12 images in two classes, with its index."""
     for number in range(12):
         folder = tmp_path / "images" / f"class{number % 2}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def test_a_label_that_was_edited_in_place_is_refused_when_its_row_is_read(packed
     labels = [member for member in members(packed) if member.name.endswith(".cls")]
     old = packed.read_bytes()[labels[2].offset_data]
     overwrite(packed, labels[2].offset_data, b"7")
-    with pytest.raises(ShardError, match=rf"the label of row 2 is 7, and {chr(old)} in index.json; .*delete the index"):
+    with pytest.raises(ShardError, match=rf"the label of row 2 is 7, but {chr(old)} in index.json; .*delete the index"):
         read_all(packed)
     (packed.parent / "index.json").unlink()
     assert describe([str(packed)])[0].labels[2] == 7
@@ -68,7 +68,7 @@ def test_a_member_that_was_appended_is_refused(packed: Path) -> None:
         info.size = 3
         tar.addfile(info, io.BytesIO(b"new"))
     assert packed.stat().st_size == size, "padding hides it"
-    with pytest.raises(ShardError, match=r"its samples or labels are not those that index.json describes"):
+    with pytest.raises(ShardError, match=r"its samples or labels are not those in index.json"):
         describe([str(packed)])
 
 
@@ -101,7 +101,7 @@ def test_a_tar_that_changes_between_scan_and_read_is_refused(packed: Path) -> No
     with OpenShard(str(packed), entry) as tar:
         tar.read(4)
         overwrite(packed, entry.offsets[4] - 512, b"other")
-        with pytest.raises(ShardError, match=r"row 4 is not the image that was there when the tar was scanned"):
+        with pytest.raises(ShardError, match=r"row 4 is not the image found when the tar was scanned"):
             tar.read(4)
 
 
@@ -124,5 +124,5 @@ def test_names_of_any_length_pass_the_check_of_their_header(tmp_path: Path, kind
 
 def test_tars_of_a_shard_that_has_not_ended_are_no_data(packed: Path) -> None:
     (packed.parent / ".unfinished").write_text("{}")
-    with pytest.raises(ShardError, match="holds the tars of a `shard` that has not ended; run the same `shard` again"):
+    with pytest.raises(ShardError, match="holds the tars of an unfinished `shard`; run the same `shard` again"):
         describe([str(packed)])

@@ -1,12 +1,12 @@
-"""The name of a finished file: given once, to one writer, and durable.
+"""Give a finished file its name: atomically, durably, and to one writer only.
 
-| file system | a new name is given by |
+| file system | call |
 |---|---|
-| most | link(2): it fails where the name is taken |
-| without hard links (exFAT, SMB, some FUSE) | renameat2(2) with RENAME_NOREPLACE, which fails there too |
+| most | link(2), which fails if the name is taken |
+| without hard links (exFAT, SMB, some FUSE) | renameat2(2) with RENAME_NOREPLACE, which fails too |
 
-Both are atomic: a reader sees no file or all of it, and of several writers one succeeds. Where neither exists, nothing
-is written: a rename that replaces would let two workers overwrite what the other has vouched for.
+Both are atomic: readers see the whole file or none, and one of several writers wins. If the file system has neither,
+we write nothing: a plain rename would let two workers overwrite data that the other has committed.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ AT_FDCWD = -100
 
 
 def give_name(temporary: Path, target: Path) -> bool:
-    """Call `temporary` `target`; False where that name is taken, or `temporary` was taken away, by another.
+    """Name `temporary` `target`. False if the name is taken or another process removed `temporary`.
 
-    On NFS the answer to a link that was made can be lost and the repeated request refused: the link count tells.
-    CacheError where the file system has no call that gives a name only once.
+    NFS can lose the reply to a successful link and refuse the retry; the link count then shows that it succeeded.
+    CacheError if the file system has no atomic create-only call.
     """
     try:
         os.link(temporary, target)
@@ -47,7 +47,7 @@ def give_name(temporary: Path, target: Path) -> bool:
 
 
 def _renamed(temporary: Path, target: Path, refused: OSError) -> bool:
-    """Move `temporary` to `target` unless that is taken; `refused` is why no link could be made."""
+    """Rename `temporary` to `target` unless the name is taken; `refused` is link(2)'s error."""
     call = _renameat2()
     number = errno.ENOSYS
     if call is not None:
@@ -58,14 +58,14 @@ def _renamed(temporary: Path, target: Path, refused: OSError) -> bool:
         return False
     if number in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}:
         raise CacheError(
-            f"{target.parent}: this file system makes no hard links ({refused.strerror}) and has no rename that spares "
-            "an existing file, so no file can be created only once; put the cache on another one"
+            f"{target.parent}: this file system has neither hard links ({refused.strerror}) nor a rename that keeps "
+            "existing files, so workers could overwrite each other; put the cache on another one"
         ) from refused
     raise OSError(number, os.strerror(number), str(target))
 
 
 def take_name(temporary: Path, target: Path) -> bool:
-    """Call `temporary` `target`, whatever was there; False where another process removed it as a left-over."""
+    """Rename `temporary` to `target`, replacing it. False if another process removed `temporary` as a leftover."""
     try:
         temporary.rename(target)
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def take_name(temporary: Path, target: Path) -> bool:
 
 @memoize
 def _renameat2() -> Any:
-    """The C library's function, or None where it has none."""
+    """The C library's renameat2, or None if it has none."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is not None:
         call.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
@@ -85,7 +85,7 @@ def _renameat2() -> Any:
 
 
 def sync_file(path: Path) -> None:
-    """fsync a file that another wrote; one that may not be opened is taken to be durable."""
+    """fsync a file that another process wrote; assume it durable if we may not open it."""
     with naming(path):
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -98,26 +98,22 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """fsync the entries of a folder. File systems that have no such call keep their entries by other means."""
+    """fsync a folder's entries; do nothing on file systems that cannot."""
     with naming(path):
         try:
             descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            if error.errno in NO_FOLDER_SYNC:
-                return
-            raise
-        try:
-            os.fsync(descriptor)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             if error.errno not in NO_FOLDER_SYNC:
                 raise
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError that leaves from here says which file it was: those of write(2) and fsync(2) do not."""
+    """Add `path` to OSErrors that name no file, such as those of write(2) and fsync(2)."""
     try:
         yield
     except OSError as error:

@@ -17,14 +17,13 @@ from unic_cache.files.open_file import LocalFile, OpenFile
 class LocalFolder:
     """A `Location` on a local or network file system.
 
-    A file appears by link(2) (or rename, to replace) from a temporary file in the same folder that was fsynced before;
-    the folder is fsynced after, and once each folder above it, whoever made it: a file is only as durable as the path
-    to it. `durable` tells what is done where a file system lacks one of these calls. Temporary names carry the writer's
-    index, so that the same worker can remove its own left-overs when it starts again, and nobody else does. A call that
-    raises leaves the whole file or nothing.
+    Writing fsyncs a temporary file in the same folder, links it (or renames it, to replace), then fsyncs the folder
+    and, once each, all folders above it, whoever made them: a file is only as durable as its path. `files.durable`
+    handles file systems that lack one of these calls. A call that raises leaves the whole file or nothing. Temporary
+    names carry the worker's index, so that only the same worker removes its leftovers when it restarts.
 
-    When more than `page_cache` bytes of files have been opened, they will not stay in memory until they are read again;
-    files opened from then on are read past the page cache. None stands for half of the machine's memory.
+    Once more than `page_cache` bytes of files were opened (None: half of the machine's memory), later files are read
+    past the page cache: they would be evicted before they are read again.
     """
 
     def __init__(self, path: str | Path, worker: int = 0, page_cache: int | None = None) -> None:
@@ -41,7 +40,7 @@ class LocalFolder:
 
     @property
     def waits(self) -> bool:
-        """Whether files are read past the page cache."""
+        """Whether newly opened files are read past the page cache."""
         return self._opened_bytes > self.page_cache
 
     def read(self, name: str) -> bytes | None:
@@ -80,7 +79,7 @@ class LocalFolder:
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def create(self, name: str, data: bytes) -> bool:
-        """One link(2) of what is durable already."""
+        """One link(2) of an fsynced file."""
         target = self.path / checked(name)
         while not os.path.lexists(target):
             with self._temporary(target, data) as temporary:
@@ -95,7 +94,7 @@ class LocalFolder:
             return target.read_bytes() == data
 
     def replace(self, name: str, data: bytes) -> None:
-        """One rename(2) of what is durable already."""
+        """One rename(2) of an fsynced file."""
         target = self.path / checked(name)
         while True:
             with self._temporary(target, data) as temporary:
@@ -104,14 +103,14 @@ class LocalFolder:
         sync_folder(target.parent)
 
     def delete(self, name: str) -> None:
-        """One unlink(2), made durable."""
+        """One unlink(2), then fsync of the folder."""
         target = self.path / checked(name)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             target.unlink()
             sync_folder(target.parent)
 
     def names(self, prefix: str = "", without: Collection[str] = ()) -> Iterator[str]:
-        """One walk, through links to folders too."""
+        """One walk, which follows links to folders."""
         found = (name for name in self._walk(prefix, without) if not name.rpartition("/")[2].startswith(".tmp-"))
         yield from sorted(found)
 
@@ -125,10 +124,7 @@ class LocalFolder:
             return []
 
     def remove_leftovers(self, without: Collection[str] = ()) -> int:
-        """Delete the temporary files that a killed worker with this index left; how many there were.
-
-        The folders named in `without` are somebody else's.
-        """
+        """Delete the temporary files of a killed worker with this index, outside the folders `without`; their count."""
         own = f".tmp-{self.worker}-"
         found = [name for name in self._walk("", without) if name.rpartition("/")[2].startswith(own)]
         for name in found:
@@ -136,7 +132,7 @@ class LocalFolder:
         return len(found)
 
     def _walk(self, prefix: str, without: Collection[str]) -> Iterator[str]:
-        """Every file below a folder, by its name; a link to a folder that it lies in is not followed."""
+        """The name of every file below a folder; links to a folder that contains them are not followed."""
         root = self.path / checked(prefix) if prefix else self.path
         for folder, below, files in os.walk(root, onerror=_raise_unless_missing, followlinks=True):
             left_out = without if Path(folder) == root else ()
@@ -145,7 +141,7 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def _temporary(self, target: Path, data: bytes) -> Iterator[Path]:
-        """`data`, durable in a file beside `target` that nobody looks at; gone afterwards."""
+        """The path of an fsynced temporary file with `data` beside `target`; removed afterwards."""
         self._make_durable(target.parent)
         temporary = target.parent / f".tmp-{self.worker}-{secrets.token_hex(8)}"
         try:
@@ -169,7 +165,7 @@ class LocalFolder:
 
 
 def _make(folder: Path) -> None:
-    """mkdir(2); a file of that name is in the way."""
+    """mkdir(2). NotADirectoryError if a file has that name."""
     try:
         folder.mkdir(exist_ok=True)
     except FileExistsError as error:
@@ -177,7 +173,7 @@ def _make(folder: Path) -> None:
 
 
 def _leads_back(folder: str, name: str) -> bool:
-    """Whether the entry is a link to a folder that it lies in."""
+    """Whether the entry is a link to a folder that contains it."""
     path = Path(folder, name)
     return path.is_symlink() and Path(folder).resolve().is_relative_to(path.resolve())
 

@@ -1,6 +1,6 @@
-"""The contract of a place where files live: what every path argument becomes.
+"""`Location`, the interface of every storage backend: a folder of write-once files.
 
-A `Location` is a folder of write-once files. Names are relative, use "/", and cannot leave the folder.
+Names are relative, use "/", and cannot leave the folder.
 """
 
 import re
@@ -14,7 +14,7 @@ NAME = re.compile(r"[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*")
 
 
 def checked(name: str) -> str:
-    """`name` if it is a plain relative path below the folder; ValueError otherwise, so that no data names a path."""
+    """`name`, if it is a plain relative path inside the folder. ConfigError otherwise: names may come from files."""
     if not NAME.fullmatch(name) or any(part in {".", ".."} for part in name.split("/")):
         raise ConfigError(
             f"{name!r} is not a name inside a cache: use letters, digits, '.', '_', '@', '+', '-' and '/'"
@@ -24,50 +24,50 @@ def checked(name: str) -> str:
 
 @runtime_checkable
 class Location(Protocol):
-    """A folder of files, each created once. All methods may be called from several threads."""
+    """A folder of files, each created once. Thread-safe."""
 
     url: str
 
     @property
     def waits(self) -> bool:
-        """Whether reading mostly waits, for a disk or a server, so that more threads than cores are of use."""
+        """Whether reads mostly wait for a disk or server, so that more threads than cores help."""
         ...
 
     def read(self, name: str) -> bytes | None:
-        """The whole file, or None where there is none."""
+        """The whole file, or None if there is none."""
         ...
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size), fewer at the file's end. FileNotFoundError where there is no file."""
+        """Bytes [offset, offset + size), fewer at the file's end. FileNotFoundError if there is no file."""
         ...
 
     def open(self, name: str) -> OpenFile:
-        """The file, to be read again and again. FileNotFoundError here or at its first read where there is none."""
+        """The file, open for repeated reads. FileNotFoundError, here or at the first read, if there is none."""
         ...
 
     def size(self, name: str) -> int | None:
-        """The file's size in bytes, or None where there is none."""
+        """The file's size in bytes, or None if there is none."""
         ...
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write `data` durably and all at once as a new file; True where just these bytes now stand under the name.
+        """Create a file durably and atomically. True if it now holds exactly `data`, whoever wrote it.
 
-        False, and nothing changed, where other bytes do. What stands there is durable in both cases.
+        False, with nothing changed, if it holds other bytes. The file is durable in both cases.
         """
         ...
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write `data` durably and all at once, whatever was there: only for what no commit record vouches for."""
+        """Write a file durably and atomically, replacing any. Only for files that no commit record covers."""
         ...
 
     def delete(self, name: str) -> None:
-        """Remove a file; no error where there is none."""
+        """Remove a file, if it exists."""
         ...
 
     def names(self, prefix: str = "", without: Collection[str] = ()) -> Iterator[str]:
-        """The names below the folder `prefix`, sorted; temporary files are not among them.
+        """The names of all files below the folder `prefix`, sorted, without temporary files.
 
-        What lies in the folders named in `without`, directly inside `prefix`, is left out, readable or not.
+        `without` names folders directly inside `prefix` to skip, readable or not.
         """
         ...
 

@@ -1,11 +1,10 @@
 """Caches and shards on object stores, s3:// and gs://. (`unic_cache.files.web_folder` reads web servers.)
 
-A file is one object, made by one PUT that the server refuses where the name is taken (If-None-Match: *). Every call
-outlives an outage of the server (see `unic_cache.files.outages`).
+A file is one object, written by one PUT that the server refuses if the name is taken (If-None-Match: *). Every call
+retries through outages (see `unic_cache.files.outages`).
 
-obstore, which speaks to the servers, runs threads that do not survive fork(2): in a child of a process that has used
-it, any call would hang, and then hang the parent. So a store is opened by its first use, and a child that comes too
-late is told so.
+obstore, the client, runs threads that do not survive fork(2): in a child of a process that has used it, any call
+hangs, and then hangs the parent. So a store opens at its first use, and refuses to open in such a child.
 """
 
 import os
@@ -21,26 +20,26 @@ from obstore.store import GCSStore, HTTPStore, S3Store
 
 from unic_cache.errors import CacheError
 from unic_cache.files.location import checked
-from unic_cache.files.open_file import RANGE, OpenFile, RangeFile, Span, scatter
+from unic_cache.files.open_file import OpenFile, RangeFile, Span
 from unic_cache.files.outages import outlive, reason
 
 if TYPE_CHECKING:
     from obstore import Bytes as Buffer
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
-NO_RETRIES: "RetryConfig" = {"max_retries": 0}  # of obstore's own: `outlive` makes them, for all kinds of requests
+NO_RETRIES: "RetryConfig" = {"max_retries": 0}  # obstore's own; `outlive` retries all kinds of requests
 
 T = TypeVar("T")
-_used_by: set[int] = set()  # the process that obstore's threads belong to
+_used_by: set[int] = set()  # the process that owns obstore's threads
 
 
 class ObjectFolder:
-    """A `Location` below a prefix of a bucket. Nothing is opened before its first use."""
+    """A `Location` below a prefix of a bucket. Connects at its first use."""
 
     waits = True
 
     def __init__(self, url: str, store: "ObjectStore | None" = None) -> None:
-        """`store` stands in for what `url` would open, as obstore's MemoryStore does in tests."""
+        """`store` replaces the one that `url` would open, such as obstore's MemoryStore in tests."""
         self.url = url.rstrip("/")
         self.scheme = url.split(":", 1)[0]
         self._store = store
@@ -83,7 +82,7 @@ class ObjectFolder:
         return _ObjectFile(self, checked(name))
 
     def read_ranges(self, name: str, spans: Sequence[Span]) -> "list[Buffer]":
-        """Several ranges at once, near ones by one GET; none may end behind the object's end."""
+        """Several ranges at once, near ones by one GET; none may end beyond the object."""
         path = checked(name)
         starts, lengths = zip(*spans, strict=True)
         return self._persist(path, lambda store: list(obstore.get_ranges(store, path, starts=starts, lengths=lengths)))
@@ -104,7 +103,7 @@ class ObjectFolder:
             return None
 
     def create(self, name: str, data: bytes) -> bool:
-        """One PUT if there is none; whoever finds the name taken reads what stands there."""
+        """One conditional PUT; if the name is taken, one GET to compare the bytes."""
         path = checked(name)
 
         def attempt(store: "ObjectStore") -> bool:
@@ -113,7 +112,7 @@ class ObjectFolder:
             except AlreadyExistsError as taken:
                 try:
                     return obstore.get(store, path).bytes().to_bytes() == data
-                except FileNotFoundError:  # it is being written, or was just deleted
+                except FileNotFoundError:  # being written, or just deleted
                     raise taken from None
             return True
 
@@ -136,7 +135,7 @@ class ObjectFolder:
             return
 
     def names(self, prefix: str = "", without: Collection[str] = ()) -> Iterator[str]:
-        """A listing, a thousand names a request."""
+        """A listing, a thousand names per request."""
         path = checked(prefix) if prefix else None
         left_out = tuple(f"{prefix}/{folder}/".lstrip("/") for folder in without)
         found = self._persist(
@@ -151,21 +150,21 @@ class ObjectFolder:
         return sorted(folder.rsplit("/", 1)[-1] for folder in found)
 
     def _see_it_refused(self, store: "ObjectStore", path: str, data: bytes) -> None:
-        """Once a process: a server that lets a name be created twice would let workers overwrite each other."""
+        """CacheError if the server lets a name be created twice: workers would overwrite each other."""
         try:
             obstore.put(store, path, data, mode="create", use_multipart=False)
         except AlreadyExistsError:
             self._known_to_refuse = True
         else:
             raise CacheError(
-                f"{self.url}/{path}: the server let this object be created twice, so that workers would overwrite each "
+                f"{self.url}/{path}: the server let this object be created twice, so workers would overwrite each "
                 "other; use one that honours If-None-Match in a PUT, as Amazon's, Ceph's and MinIO's do"
             )
 
     def _open(self) -> "ObjectStore":
         if _used_by and os.getpid() not in _used_by:
             raise CacheError(
-                f"{self.url}: this process was forked from one that had used an object store already, so that any call "
+                f"{self.url}: this process was forked from one that had already used an object store, so any call "
                 "would hang; start workers by spawn or forkserver instead of fork"
             )
         if self._store is None:
@@ -193,57 +192,32 @@ class _ObjectFile(RangeFile):
         self._size: int | None = None
 
     def expecting(self, spans: Sequence[Span]) -> OpenFile:
-        """The ranges, fetched together; the object's size is asked for once, as obstore panics beyond it."""
+        """The ranges, fetched together. Asks for the object's size once, since obstore panics beyond it."""
         if len(spans) < 2:
             return self
         if self._size is None:
             self._size = self._folder.size(self._name) or 0
         if max(offset + size for offset, size in spans) > self._size:
             return self
-        return _Fetched(dict(zip(spans, self._folder.read_ranges(self._name, spans), strict=True)))
-
-
-class _Fetched:
-    """Ranges of an object, in memory."""
-
-    near = 0
-    at_once = RANGE
-    sector = 0
-
-    def __init__(self, parts: "dict[Span, Buffer]") -> None:
-        self._parts = {offset: memoryview(data) for (offset, _), data in parts.items()}
-
-    def read(self, offset: int, size: int) -> memoryview:
-        """The beginning of the range that begins at `offset`."""
-        return self._parts[offset][:size]
-
-    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> int:
-        """The same, copied."""
-        return scatter(self._parts[offset], buffers)
-
-    def expecting(self, spans: Sequence[Span]) -> OpenFile:  # noqa: ARG002
-        """The same ranges."""
-        return self
+        fetched = self._folder.read_ranges(self._name, spans)
+        parts = {offset: memoryview(data) for (offset, _), data in zip(spans, fetched, strict=True)}
+        return RangeFile(lambda offset, size: parts[offset][:size])
 
 
 def _open_s3(url: str) -> "ObjectStore":
     endpoint = next((os.environ[name] for name in ENDPOINTS if os.environ.get(name)), "https://")
     if not re.match(r"https?://", endpoint):
-        raise CacheError(f"AWS_ENDPOINT_URL={endpoint!r} is no URL; write it as https://HOST or http://HOST:PORT")
+        raise CacheError(f"AWS_ENDPOINT_URL={endpoint!r} is not a URL; write it as https://HOST or http://HOST:PORT")
     options = _client_options(endpoint)
     return S3Store.from_url(url, client_options=options, retry_config=NO_RETRIES, disable_bulk_delete=True)
 
 
-def _open_gs(url: str) -> "ObjectStore":
-    return GCSStore.from_url(url, client_options=_client_options(url), retry_config=NO_RETRIES)
-
-
-def _open_web(url: str) -> "ObjectStore":
-    return HTTPStore.from_url(url, client_options=_client_options(url), retry_config=NO_RETRIES)
+def _open_as(kind: type[GCSStore | HTTPStore], url: str) -> "ObjectStore":
+    return kind.from_url(url, client_options=_client_options(url), retry_config=NO_RETRIES)
 
 
 def _client_options(endpoint: str) -> "ClientConfig":
-    """obstore ends a request after 30 s: too early for a large object, so only silence ends one early."""
+    """Long timeouts: by default obstore gives up on a request after 30 s, too early for a large object."""
     return {
         "allow_http": endpoint.startswith("http://"),
         "timeout": timedelta(hours=1),
@@ -252,4 +226,9 @@ def _client_options(endpoint: str) -> "ClientConfig":
 
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-STORES = {"s3": _open_s3, "gs": _open_gs, "https": _open_web, "http": _open_web}
+STORES: "dict[str, Callable[[str], ObjectStore]]" = {
+    "s3": _open_s3,
+    "gs": partial(_open_as, GCSStore),
+    "https": partial(_open_as, HTTPStore),
+    "http": partial(_open_as, HTTPStore),
+}

@@ -1,7 +1,7 @@
-"""Caches and shards on a plain web server, https:// and http://, to read.
+"""Read caches and shards from a plain web server, https:// or http://.
 
-The server must answer range requests, for features, and list its folders as pages of links, as nginx (autoindex),
-Apache, Caddy and most others do when they are told to.
+The server must answer range requests and list its folders as pages of links, as nginx (autoindex), Apache, Caddy and
+most others can.
 """
 
 import http.client
@@ -18,13 +18,13 @@ from unic_cache.files.location import NAME, checked
 from unic_cache.files.object_store import ObjectFolder
 from unic_cache.files.outages import outlive
 
-DEEPEST = 16  # folders below one another; a cache has six
+DEEPEST = 16  # nested folders; a cache has six
 LARGEST = 1 << 26  # bytes of an index page
-SILENCE = 60.0  # seconds without a byte of it
+SILENCE = 60.0  # seconds without a byte of a page
 
 
 class WebFolder(ObjectFolder):
-    """A `Location` that is only read from; `names` and `folders` read the server's index pages."""
+    """A read-only `Location`; `names` and `folders` read the server's index pages."""
 
     def create(self, name: str, data: bytes) -> bool:  # noqa: ARG002
         """CacheError: read-only."""
@@ -39,7 +39,7 @@ class WebFolder(ObjectFolder):
         raise self._read_only(name)
 
     def names(self, prefix: str = "", without: Collection[str] = ()) -> Iterator[str]:
-        """The index pages, one a folder."""
+        """One index page per folder."""
         left_out = {f"{prefix}/{folder}".lstrip("/") for folder in without}
         yield from sorted(self._below(checked(prefix) if prefix else "", DEEPEST, left_out))
 
@@ -50,7 +50,7 @@ class WebFolder(ObjectFolder):
 
     def _below(self, folder: str, depth: int, left_out: Collection[str]) -> Iterator[str]:
         if not depth:
-            raise CacheError(f"{self.url}/{folder}: folders lie more than {DEEPEST} deep; this is no cache")
+            raise CacheError(f"{self.url}/{folder}: folders nest more than {DEEPEST} deep; this is not a cache")
         for link in self._links(folder):
             name = f"{folder}/{link.removesuffix('/')}".lstrip("/")
             if link.endswith("/"):
@@ -67,19 +67,22 @@ class WebFolder(ObjectFolder):
             if folder:
                 return set()
             raise CacheError(
-                f"{self.url}: the server has no such folder, or does not list it; correct the URL, or turn the index "
-                "pages of the server on (nginx: autoindex on)"
+                f"{self.url}: the server has no such folder, or does not list it; correct the URL, or turn on the "
+                "server's index pages (nginx: autoindex on)"
             ) from error
         return _Links(page).found
 
     def _read_only(self, name: str) -> CacheError:
-        return CacheError(f"{self.url}/{name}: a web server is only read from; write to a path, s3:// or gs://")
+        return CacheError(f"{self.url}/{name}: web servers are read-only here; write to a path, s3:// or gs://")
 
 
 def _index_page(url: str) -> str:
-    """By urllib, as obstore wants a Content-Length, which pages made on the fly often lack; errors as obstore's."""
+    """The page's text. By urllib, since obstore needs a Content-Length, which dynamic pages often lack.
+
+    FileNotFoundError and GenericError as obstore raises them; CacheError for a page of `LARGEST` bytes or more.
+    """
     try:
-        with urllib.request.urlopen(url, timeout=SILENCE) as answer:  # noqa: S310 (open_location lets only http(s) come here)
+        with urllib.request.urlopen(url, timeout=SILENCE) as answer:  # noqa: S310 (only http(s) URLs get here)
             page: bytes = answer.read(LARGEST)
     except urllib.error.HTTPError as error:
         if error.code == 404:
@@ -88,12 +91,12 @@ def _index_page(url: str) -> str:
     except (OSError, http.client.HTTPException) as error:
         raise GenericError(str(error)) from error
     if len(page) == LARGEST:
-        raise CacheError(f"{url}: an index page of {LARGEST} bytes or more; this is no cache")
+        raise CacheError(f"{url}: an index page of {LARGEST} bytes or more; this is not a cache")
     return page.decode(errors="replace")
 
 
 class _Links(HTMLParser):
-    """The names in one folder's index page; what points elsewhere, or is no name in a cache, is left out."""
+    """The names in one folder's index page, without links that lead elsewhere or are not names in a cache."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -101,14 +104,9 @@ class _Links(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep the target of <a href=...> where it is a plain name, with a "/" behind a folder's."""
+        """Keep the target of <a href=...> if it is a plain name; a folder's ends in "/"."""
         link = urllib.parse.unquote(dict(attrs).get("href") or "").removeprefix("./")
         part = link.removesuffix("/")
-        if (
-            tag == "a"
-            and NAME.fullmatch(part)
-            and "/" not in part
-            and not part.startswith((".tmp-", ".."))
-            and part != "."
-        ):
+        is_name = NAME.fullmatch(part) and "/" not in part and part != "."
+        if tag == "a" and is_name and not part.startswith((".tmp-", "..")):
             self.found.add(link)

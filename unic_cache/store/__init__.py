@@ -1,1 +1,1 @@
-"""What is kept: standardized features in plain Zarr, vouched for by commit records."""
+"""The cache on disk: standardized features in plain Zarr, checked by commit records."""

@@ -1,8 +1,8 @@
-"""Which folders of a cache are its own. All others are guests: they are never read, changed or removed.
+"""Tell a cache's own folders from guests, which no command reads, changes or removes.
 
-A teacher's folder is the cache's own if its spec names the teacher that the folder is called after. Where the spec is
-lost or damaged, the commit records tell: each names the folder that it was written into. So a folder that was renamed
-or copied aside, somebody's notes, another cache and what file systems put there (`lost+found`, `@eaDir`) are guests.
+A folder is the cache's own if its spec.json names the teacher that the folder is named after or, if the spec is lost
+or damaged, its commit records name the folder. Guests are renamed folders, copies, notes, another cache, and what file
+systems create (`lost+found`, `@eaDir`).
 """
 
 import json
@@ -15,16 +15,15 @@ from unic_cache.files.location import NAME, Location
 from unic_cache.store.layout import RESERVED, VIEWS_MEMBER, teacher_folder
 from unic_cache.store.member import LIMIT_SPEC_BYTES, read_within, whole_spec
 
-SYSTEM = re.compile(r"[.@#$].*|lost\+found")  # such folders may not even be looked into
+SYSTEM = re.compile(r"[.@#$].*|lost\+found")  # may not even be readable
 RECORDS_TRIED = 100
 LIMIT_RECORD_BYTES = 2**28
 
 
 def sort_folders(location: Location) -> tuple[list[str], dict[str, str]]:
-    """(the folders of the cache's own members, each guest and why it is one)."""
-    why = {
-        folder: why_guest(location, folder) for folder in location.folders() if folder not in RESERVED - {VIEWS_MEMBER}
-    }
+    """(folders of the cache's members, {guest folder: why it is a guest})."""
+    folders = [folder for folder in location.folders() if folder not in RESERVED - {VIEWS_MEMBER}]
+    why = {folder: why_guest(location, folder) for folder in folders}
     own = [folder for folder, reason in why.items() if reason is None]
     return own, {folder: reason for folder, reason in why.items() if reason is not None}
 
@@ -32,7 +31,7 @@ def sort_folders(location: Location) -> tuple[list[str], dict[str, str]]:
 def why_guest(location: Location, folder: str) -> str | None:
     """Why a folder is not a member of this cache; None for a member, whole or damaged."""
     if SYSTEM.fullmatch(folder) or not NAME.fullmatch(folder):
-        return "no teacher is called so"
+        return "no teacher has such a name"
     try:
         data = read_within(location, f"{folder}/spec.json", LIMIT_SPEC_BYTES)
     except BrokenError:
@@ -43,9 +42,8 @@ def why_guest(location: Location, folder: str) -> str | None:
         if folder == VIEWS_MEMBER and called is None:
             return None
         if called is not None:
-            return (
-                None if folder != VIEWS_MEMBER and teacher_folder(called) == folder else f"its spec.json names {called}"
-            )
+            own = folder != VIEWS_MEMBER and teacher_folder(called) == folder
+            return None if own else f"its spec.json names {called}"
     members = set(_members_recorded(location, folder))
     if folder in members:
         return None
@@ -61,7 +59,7 @@ def _teacher_of(spec: dict[str, Any]) -> str | None:
 
 
 def _members_recorded(location: Location, folder: str) -> list[str]:
-    """What the first commit records in a folder say that they are of."""
+    """The members that a folder's first commit records name."""
     names = (name for name in location.names(f"{folder}/commits") if name.endswith(".json") and NAME.fullmatch(name))
     found: list[str] = []
     for name in islice(names, RECORDS_TRIED):

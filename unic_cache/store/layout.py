@@ -1,24 +1,24 @@
-"""Store format 1: the names, shapes and types of everything that a cache holds. The one table of the disk format.
+"""Store format 1: names, shapes and dtypes of everything in a cache. The only table of the disk format.
 
-    index/000000.json                                         a segment: shards in order, keys, member offsets
-    probe/RECIPE-SIZE-SEED.npz                                pixels of a few views, to tell one decoder from another
-    held-out/SEGMENT/S.json                                   a tar that a run named as held out of training
-    TEACHER/spec.json                                         what the features are and how they were made
-    TEACHER/calibration.npz                                   mean and std of each token type
-    TEACHER/features.zarr/SEGMENT/VIEW/ARRAY/zarr.json        plain Zarr v3 metadata
-    TEACHER/features.zarr/SEGMENT/VIEW/ARRAY/c.S.K.0...       shard S's rows [K * 1024, (K + 1) * 1024)
-    TEACHER/commits/SEGMENT/VIEW/S.json                       written last: what is here and what it must read as
+    index/000000.json                                     a segment: tars in order; each sample's key, place and label
+    probe/RECIPE-SIZE-SEED.npz                            pixels of a few views, to detect another decoder
+    held-out/SEGMENT/S.json                               a tar that a run held out of training
+    TEACHER/spec.json                                     what the features are and how they were made
+    TEACHER/calibration.npz                               mean, std, covariance and fidelity per kind; klt's tables
+    TEACHER/features.zarr/SEGMENT/VIEW/ARRAY/zarr.json    plain Zarr v3 metadata
+    TEACHER/features.zarr/SEGMENT/VIEW/ARRAY/c.S.K.0...   rows [K * 1024, (K + 1) * 1024) of tar S
+    TEACHER/commits/SEGMENT/VIEW/S.json                   written last: the unit's objects and checksums
+    views/...                                             pixels kept by --keep-views: array `rgb`, by the same rules
 
-An array of plain rows is (S, n, ...), without a byte codec, so that any row is one range of bytes. A tiled array
-(`klt`) is (S, C, G, 32, W): chunk C holds the 32 rows from 32 C on, each cut into G tiles of W bytes, the rows' tiles
-side by side, and is compressed with zstd. So bytes of one meaning lie together for the compressor, and a row is still G
-runs of W bytes.
+SEGMENT and S are six digits (S without leading zeros in a chunk key); VIEW is recipe-size-seed-number; a row is a
+sample's position in its tar.
 
-SEGMENT and S are six digits (S without leading zeros in a chunk key), VIEW is recipe-size-seed-number. The pixels that
-`--keep-views` keeps are the member `views` with one array, `rgb`, by the same rules. S are the tars
-of the segment, n the rows of its longest tar rounded up to whole chunks. Row = position in the tar.
+An array of plain rows is (S, n, ...) without a byte codec, so any row is one byte range. A tiled array (`klt`) is
+(S, C, G, 32, W), compressed with zstd: chunk C holds rows [32 C, 32 C + 32), each cut into G tiles of W bytes, with the
+32 rows' tiles side by side. Bytes of equal meaning are then neighbours for the compressor, and a row is G runs.
 
-Letters: S tars, n rows, C chunks of 32 rows, G tiles of W bytes, T patch tokens, D channels.
+Letters: S tars of the segment, n rows of its longest tar rounded up to whole chunks, C chunks of 32 rows, G tiles of W
+bytes, T patch tokens, D channels.
 """
 
 import asyncio
@@ -40,8 +40,8 @@ if TYPE_CHECKING:  # names and shapes are needed before a command may take the s
 FORMAT = 1
 CHUNK_ROWS = 32
 SHARD_ROWS = 1024
-ZSTD_LEVEL = 1  # higher ones look for repetitions, which codes do not have, and spoil the entropy code
-ABSENT = 2**64 - 1  # offset and size of a chunk that an object does not hold
+ZSTD_LEVEL = 1  # higher levels search for repetitions, which codes lack, and worsen the entropy coding
+ABSENT = 2**64 - 1  # offset and size of a chunk that an object lacks
 VIEWS_MEMBER = "views"
 HELD_OUT = "held-out"
 RESERVED = frozenset({"index", "probe", HELD_OUT, VIEWS_MEMBER})
@@ -49,9 +49,9 @@ RESERVED = frozenset({"index", "probe", HELD_OUT, VIEWS_MEMBER})
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a member: its name, the shape of one row, its numpy dtype's name, and the bytes of a tile.
+    """One array of a member: name, shape of a row, numpy dtype, and bytes per tile (0: plain rows).
 
-    `tile` is 0 for plain rows. A tiled array's row is (G * tile,) uint8.
+    A tiled array's row is (G * tile,) uint8.
     """
 
     name: str
@@ -61,57 +61,57 @@ class ArraySpec:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row before any byte codec."""
+        """Uncompressed bytes per row."""
         return int(np.prod(self.row, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
     @property
     def tail(self) -> tuple[int, ...]:
-        """The axes behind the rows' or chunks' axis."""
+        """The axes after the axis of rows or chunks."""
         return (self.row_bytes // self.tile, CHUNK_ROWS, self.tile) if self.tile else self.row
 
     def checksums(self, rows: int) -> int:
-        """How many checksums vouch for `rows` rows: one a row, or one a compressed chunk."""
+        """The number of checksums for `rows` rows: one per row, or one per compressed chunk."""
         return -(-rows // CHUNK_ROWS) if self.tile else rows
 
     def to_disk(self, rows: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-        """Rows (N, ...) as they are kept: unchanged, or chunks (N / 32, G, 32, W) with zeros behind the last row."""
+        """Rows (N, ...) as stored: unchanged, or chunks (N / 32, G, 32, W) padded with zeros."""
         if not self.tile:
             return rows
         padded = np.zeros((self.checksums(len(rows)) * CHUNK_ROWS, *self.row), self.dtype)
         padded[: len(rows)] = rows
         return padded.reshape(-1, CHUNK_ROWS, self.row_bytes // self.tile, self.tile).swapaxes(1, 2)
 
-    def from_disk(self, kept: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generic]:
+    def from_disk(self, stored: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generic]:
         """The inverse of `to_disk`: the first `rows` rows."""
-        return kept.swapaxes(1, 2).reshape(-1, *self.row)[:rows] if self.tile else kept[:rows]
+        return stored.swapaxes(1, 2).reshape(-1, *self.row)[:rows] if self.tile else stored[:rows]
 
 
 @dataclass(frozen=True)
 class Extent:
-    """The two leading axes of a segment's arrays: how many tars, and the rows of the longest one."""
+    """The two leading axes of a segment's arrays: its tars, and the rows of the longest."""
 
     shards: int
     rows: int
 
     @property
     def padded_rows(self) -> int:
-        """Rows rounded up to whole chunks: the second axis of the arrays."""
+        """n: rows rounded up to whole chunks."""
         return -(-max(self.rows, 1) // CHUNK_ROWS) * CHUNK_ROWS
 
     @property
     def object_rows(self) -> int:
-        """Rows that one Zarr shard, one object of the store, holds at most."""
+        """Most rows in one Zarr shard, which is one object of the store."""
         return min(SHARD_ROWS, self.padded_rows)
 
     def objects(self, rows: int) -> int:
-        """How many objects of one array hold the first `rows` rows of a tar."""
+        """The number of objects that hold the first `rows` rows of a tar in one array."""
         return -(-rows // self.object_rows)
 
 
 def object_bytes(array: ArraySpec, extent: Extent, rows: int, part: int) -> range:
-    """The sizes that an object of a tar of `rows` rows may have: whole chunks, then Zarr's index.
+    """The sizes that object `part` of a tar of `rows` rows may have: whole chunks, then Zarr's index.
 
-    A compressed chunk has at least a byte, and at most what zstd may need for bytes that do not compress.
+    A compressed chunk has from 1 byte up to zstd's bound for incompressible data.
     """
     held = min(extent.object_rows, rows - part * extent.object_rows)
     chunks, chunk_bytes = -(-held // CHUNK_ROWS), CHUNK_ROWS * array.row_bytes
@@ -120,32 +120,32 @@ def object_bytes(array: ArraySpec, extent: Extent, rows: int, part: int) -> rang
 
 
 def index_bytes(extent: Extent) -> int:
-    """The size of the index at an object's end: 16 bytes a chunk and a crc."""
+    """Bytes of the index at an object's end: 16 per chunk and a crc."""
     return 16 * (extent.object_rows // CHUNK_ROWS) + 4
 
 
 def teacher_folder(name: str) -> str:
-    """The teacher's folder in a cache: its name, with '.' for ':' (`timm:resnet18@128` gives `timm.resnet18@128`)."""
+    """A teacher's folder in a cache: its name with '.' for ':' (`timm:resnet18@128`: `timm.resnet18@128`)."""
     return name.replace(":", ".")
 
 
 def view_folder(member: str, segment: int, view: str) -> str:
-    """The Zarr group that holds a member's arrays for one segment and one view."""
+    """The Zarr group of a member's arrays for one segment and view."""
     return f"{member}/features.zarr/{segment:06d}/{view}"
 
 
 def object_name(member: str, segment: int, view: str, array: ArraySpec, shard: int, part: int) -> str:
-    """The object with rows [part * object_rows, ...) of tar number `shard`."""
+    """The object with rows [part * object_rows, ...) of tar `shard`."""
     return f"{view_folder(member, segment, view)}/{array.name}/c.{shard}.{part}" + ".0" * len(array.tail)
 
 
 def commit_folder(member: str, segment: int, view: str) -> str:
-    """Where the commit records of one view stand."""
+    """The folder of one view's commit records."""
     return f"{member}/commits/{segment:06d}/{view}"
 
 
 def commit_name(member: str, segment: int, view: str, shard: int) -> str:
-    """The commit record of tar number `shard`."""
+    """The commit record of tar `shard`."""
     return f"{commit_folder(member, segment, view)}/{shard:06d}.json"
 
 
@@ -202,16 +202,16 @@ def metadata_objects(
 
 
 def check_metadata(where: str, found: bytes, expected: bytes) -> None:
-    """CacheError unless two zarr.json describe the same array; keys that a zarr release adds do not matter."""
+    """CacheError unless two zarr.json describe the same array; keys added by other zarr releases do not matter."""
     want = json.loads(expected)
     try:
         have = json.loads(found)
         different = [key for key in want if have.get(key) != want[key]]
     except (ValueError, AttributeError, RecursionError) as error:
-        raise CacheError(f"{where}: not the JSON of a Zarr array ({error}); run `unic-cache repair`") from error
+        raise CacheError(f"{where}: not a Zarr array's JSON ({error}); run `unic-cache repair`") from error
     if different:
         key = different[0]
         raise CacheError(
             f"{where}: {key} is {json.dumps(have.get(key))[:200]}, but this cache needs {json.dumps(want[key])[:200]}; "
-            "the file was changed after it was made, or made by other settings"
+            "the file was changed since, or made with other settings"
         )

@@ -1,7 +1,7 @@
-"""The objects of a store that were read last, open, each with its index.
+"""A cache of open objects (Zarr shards), each with its index.
 
-A Zarr shard ends with its index: for each inner chunk an (offset, size) pair of little-endian uint64, then the crc32c
-of the pairs. It is read once, when the object is opened.
+A Zarr shard ends with its index: per inner chunk an (offset, size) pair of little-endian uint64, then the crc32c of
+the pairs. We read it once, when the object opens.
 """
 
 import errno
@@ -16,19 +16,19 @@ from unic_cache.errors import BrokenError
 from unic_cache.files.location import Location
 from unic_cache.files.open_file import OpenFile, Span, files_at_once
 
-OBJECTS_KEPT = files_at_once(256, 4)  # most systems allow a process 1,024 open files
+OBJECTS_KEPT = files_at_once(256, 4)  # most systems allow 1,024 open files per process
 
 
 @dataclass(frozen=True)
 class OpenObject:
-    """An object and where its chunks lie in it."""
+    """An object and the places of its chunks."""
 
     file: OpenFile
-    spans: list[Span]  # of each chunk: offset and size as the index says, both `ABSENT` where there is none
+    spans: list[Span]  # (offset, size) of each chunk as the index says; both `ABSENT` if there is none
 
 
 class OpenObjects:
-    """Objects of one location by name. Thread-safe; one that is dropped closes when its last reader is done."""
+    """Open objects of one location, the most recent `limit`. Thread-safe; a dropped one closes after its last read."""
 
     def __init__(self, location: Location, limit: int = OBJECTS_KEPT) -> None:
         self.location = location
@@ -37,7 +37,7 @@ class OpenObjects:
         self._lock = threading.Lock()
 
     def get(self, name: str, size: int, index: int) -> OpenObject:
-        """The object of `size` bytes, the last `index` of which are its index. BrokenError with the reason alone."""
+        """The object of `size` bytes, of which the last `index` are its index. BrokenError with just the reason."""
         with self._lock:
             if (name, size) in self._open:
                 self._open.move_to_end((name, size))
@@ -58,18 +58,18 @@ class OpenObjects:
         return opened
 
     def close(self) -> None:
-        """Close every object that nobody reads just now; each is opened again when it is asked for."""
+        """Close all objects that no reader is using; `get` reopens them."""
         with self._lock:
             self._open.clear()
 
     def forget(self, name: str, size: int) -> None:
-        """Open the object anew when it is asked for again."""
+        """Drop one object; `get` reopens it."""
         with self._lock:
             self._open.pop((name, size), None)
 
 
 def trouble(name: str, error: OSError) -> str:
-    """Why an object cannot be read, where that is the object's own fault; other errors are raised again."""
+    """Why an object cannot be read, if it is missing or has an I/O error; re-raises other errors."""
     if isinstance(error, FileNotFoundError):
         return f"{name} is missing"
     if error.errno == errno.EIO:

@@ -1,6 +1,6 @@
-"""Rows of one object, in the runs that are read at once, and their way to their places.
+"""Group the wanted rows of one object into runs, and read each run straight into place.
 
-Letters: N places.
+Letters: N places in the output.
 """
 
 from bisect import bisect_right
@@ -16,28 +16,28 @@ from unic_cache.errors import BrokenError
 from unic_cache.files.open_file import CACHED_PIECE, NEAR, OpenFile
 from unic_cache.store.layout import CHUNK_ROWS
 
-MOST_ROWS = 500  # of a run: preadv(2) takes 1,024 buffers, and there may be one between any two rows
-_scrap = memoryview(pages(NEAR))  # what lies between two rows is read to here, by all threads; nobody looks
+MOST_ROWS = 500  # per run: preadv(2) takes 1,024 buffers, and each gap between rows needs one
+_scrap = memoryview(pages(NEAR))  # where all threads dump the bytes of gaps
 
-Located = tuple["Pick", int, int]  # rows of a chunk, and the chunk's offset and size
+Located = tuple["Pick", int, int]  # rows of a chunk, the chunk's offset, its size
 
 
 @dataclass(frozen=True)
 class Pick:
-    """Rows of one chunk, ascending, each with its place; a row that is asked again is copied from its first place."""
+    """Rows of one chunk, ascending, each with its place in the output."""
 
     chunk: int
     rows: list[int] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)  # (from place, to place)
+    copies: list[tuple[int, int]] = field(default_factory=list)  # (from place, to place) of repeated rows
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """Each row and its place."""
+        """(row, place) pairs."""
         return zip(self.rows, self.places, strict=True)
 
 
 def picks(rows: Sequence[int], places: Sequence[int] | None = None) -> list[Pick]:
-    """Rows by chunk, ascending; `places[i]`, or i, is where row `rows[i]` goes."""
+    """Rows grouped by chunk, ascending; row `rows[i]` goes to `places[i]`, by default i."""
     found: list[Pick] = []
     for row, place in sorted(zip(rows, range(len(rows)) if places is None else places, strict=True)):
         if not found or found[-1].chunk != row // CHUNK_ROWS:
@@ -52,17 +52,17 @@ def picks(rows: Sequence[int], places: Sequence[int] | None = None) -> list[Pick
 
 
 class Run(NamedTuple):
-    """Neighbouring rows of a file."""
+    """Neighbouring rows of a file, read in one call."""
 
-    offset: int  # of the first
-    size: int  # of all, and of what lies between
+    offset: int  # of the first row
+    size: int  # of all rows and the gaps between them
     rows: list[int]
     places: list[int]
     offsets: list[int]
 
 
 def cut(located: Sequence[Located], size: int, file: OpenFile) -> Iterator[Run]:
-    """The rows, of `size` bytes each, in the order of the file and in runs that are best read in one go."""
+    """Rows of `size` bytes in file order, in runs that suit one read of `file` each."""
     rows: list[int] = []
     places: list[int] = []
     offsets: list[int] = []
@@ -84,14 +84,14 @@ def cut(located: Sequence[Located], size: int, file: OpenFile) -> Iterator[Run]:
 
 
 def read_run(file: OpenFile, run: Run, flat: Bytes) -> Iterable[memoryview]:
-    """Read rows to their places in `flat` (N, bytes of a row); the bytes of each, still in the core's own cache."""
+    """Read a run's rows into their places in `flat` (N, row bytes); yields each row's bytes, still in CPU cache."""
     size, sector = flat.shape[1], file.sector
     straight = sector and not (run.offset % sector or size % sector or flat.ctypes.data % sector)
     return (_scattered if straight else _copied)(file, run, flat)
 
 
 def _scattered(file: OpenFile, run: Run, flat: Bytes) -> Iterable[memoryview]:
-    """One call reads all rows to their places."""
+    """Read all rows straight into their places in one call."""
     target, size = flat.reshape(-1).data, flat.shape[1]
     views = [target[place * size : (place + 1) * size] for place in run.places]
     buffers = views
@@ -105,7 +105,7 @@ def _scattered(file: OpenFile, run: Run, flat: Bytes) -> Iterable[memoryview]:
 
 
 def _copied(file: OpenFile, run: Run, flat: Bytes) -> Iterable[memoryview]:
-    """All rows are read, then copied to their places, a few at a time."""
+    """Read all rows, then copy them into their places, a few at a time."""
     data, size = file.read(run.offset, run.size), flat.shape[1]
     check_size(len(data), run.size)
     step = max(CACHED_PIECE // size, 1)
@@ -122,6 +122,6 @@ def _copied(file: OpenFile, run: Run, flat: Bytes) -> Iterable[memoryview]:
 
 
 def check_size(found: int, size: int) -> None:
-    """BrokenError, with the reason alone, where a read ended early."""
+    """BrokenError, with just the reason, if a read ended early."""
     if found != size:
         raise BrokenError(f"{found} bytes are there instead of {size}")

@@ -1,18 +1,18 @@
-"""Reading rows of a member: our own range reads over plain Zarr shards, each row checked against its commit record.
+"""Read rows of a member by range reads over plain Zarr shards, checking each against its commit record.
 
-    rows asked -> by object and chunk -> runs of neighbours -> one scattering read a run -> checksum of each row
+    wanted rows -> by object and chunk -> runs of neighbours -> one scattering read per run -> checksum per row
 
-Rows go from the file straight to their places in the caller's memory. Without a byte codec a chunk is its rows in
-order, so any run of rows is one range. A tiled array's chunk is read and unpacked whole, once for all its rows that are
-asked together, and its checksum is that of the compressed bytes.
+Rows go from the file straight into the caller's memory. Without a byte codec a chunk is its rows in order, so any run
+of rows is one range. A tiled array's chunk is read and unpacked whole, once for all rows wanted together; its checksum
+covers the compressed bytes.
 
-Letters: N places, G tiles of W bytes.
+Letters: N places in the output, G tiles of W bytes.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache as memoize
 from itertools import groupby
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -28,16 +28,16 @@ from unic_cache.store.open_objects import OpenObjects, trouble
 from unic_cache.store.ranges import Located, Pick, check_size, cut, picks, read_run
 from unic_cache.store.unpacked import Tiles
 
-Rows = npt.NDArray[np.generic]
+RowArray = npt.NDArray[np.generic]  # (N, ...) rows of one array
 Broken = dict[int, BrokenError]  # row -> what is wrong with it
 
-NOT_COMMITTED = "their bytes are not the ones that were committed"
+NOT_COMMITTED = "their bytes are not as committed"
 
 
 class RowReader:
-    """Rows of one member, by commit record. Thread-safe.
+    """Reads rows of one member by commit record. Thread-safe.
 
-    `objects` may be shared by all readers of a location; `undo` makes of an unpacked chunk, in its place, what is read.
+    All readers of a location may share `objects`; `undo` decodes an unpacked chunk in place.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class RowReader:
         rows: Sequence[int],
         broken: set[int] | None = None,
         names: Collection[str] | None = None,
-    ) -> dict[str, Rows]:
-        """The rows of every array, or of those named, in the order asked: array name -> (len(rows), ...).
+    ) -> dict[str, RowArray]:
+        """The rows of all arrays, or of those in `names`, in the given order: array name -> (len(rows), ...).
 
-        BrokenError where a row's bytes are not those that were committed, naming member, view, shard and rows; or,
-        where a set `broken` is given, such rows are added to it and are zeros.
+        BrokenError, naming member, view, shard and rows, if bytes are not as committed; or, given a set `broken`,
+        such rows are added to it and read as zeros.
         """
         arrays = [array for array in self.member.arrays if names is None or array.name in names]
         out = {array.name: np.empty((len(rows), *array.row), np.dtype(array.dtype)) for array in arrays}
@@ -69,19 +69,17 @@ class RowReader:
             broken.update(wrong)
         return out
 
-    def fill(self, record: CommitRecord, wanted: Sequence[Pick], out: Mapping[str, Rows]) -> Broken:
-        """The rows wanted into their places of the arrays of `out`, each (N, ...) and contiguous.
+    def fill(self, record: CommitRecord, wanted: Sequence[Pick], out: Mapping[str, RowArray]) -> Broken:
+        """Read the wanted rows into their places in `out`: array name -> (N, ...), contiguous.
 
-        Rows that are not what was committed are returned, and are zeros in all arrays.
+        Returns the rows that are not as committed; they are zeros in all arrays.
         """
         broken: Broken = {}
         arrays = [array for array in self.member.arrays if array.name in out]
         flat = {a.name: out[a.name].reshape(-1).view(np.uint8).reshape(-1, a.row_bytes) for a in arrays}
         for array in arrays:
-            for number, picked in groupby(
-                wanted, lambda pick: pick.chunk * CHUNK_ROWS // record.unit.extent.object_rows
-            ):
-                _Part(self._objects, self._tiles, record, array, number, broken).fill(list(picked), flat[array.name])
+            for part, picked in groupby(wanted, lambda pick: pick.chunk * CHUNK_ROWS // record.unit.extent.object_rows):
+                _Part(self._objects, self._tiles, record, array, part, broken).fill(list(picked), flat[array.name])
         lost = [place for pick in wanted for row, place in pick.pairs() if row in broken] if broken else []
         for values in flat.values():
             values[lost] = 0
@@ -92,7 +90,7 @@ class RowReader:
 
 
 class _Part:
-    """One object, as far as a request for rows of its array goes; what is wrong with them is added to `broken`."""
+    """Reads wanted rows of one object; adds those it cannot read to `broken`."""
 
     def __init__(
         self, objects: OpenObjects, tiles: Tiles, record: CommitRecord, array: ArraySpec, number: int, broken: Broken
@@ -110,26 +108,37 @@ class _Part:
         self.first_chunk = number * unit.extent.object_rows // CHUNK_ROWS
 
     def fill(self, picked: Sequence[Pick], flat: Bytes) -> None:
-        """Rows of this object into their places of `flat` (N, bytes of a row)."""
-        with _Losing(self, [row for pick in picked for row in pick.rows]):
+        """Read this object's rows into their places in `flat` (N, row bytes)."""
+        with self._losing([row for pick in picked for row in pick.rows]):
             opened = self.objects.get(self.name, self.size, self.index)
             found = [(pick, *opened.spans[pick.chunk - self.first_chunk]) for pick in picked]
             located = [item for item in found if self._is_inside(*item)]
             (self._fill_tiles if self.array.tile else self._fill_rows)(opened.file, located, flat)
 
     def lose(self, rows: Sequence[int], why: str, cause: BaseException | None = None) -> None:
-        """Disown rows."""
+        """Mark rows as broken."""
         error = BrokenError(
             f"{self.objects.location.url}: {self.record.member}, {self.record.unit}, {self.array.name}, rows "
-            f"{spelled(rows)}: {why}; run `unic-cache verify` to see all that is broken and `unic-cache repair` to "
-            "have it made again"
+            f"{spelled(rows)}: {why}; run `unic-cache verify` to list everything broken, and `unic-cache repair` so "
+            "that `extract` makes it again"
         )
         error.__cause__ = cause
         for row in rows:
             self.broken.setdefault(row, error)
 
+    @contextmanager
+    def _losing(self, rows: Sequence[int]) -> Iterator[None]:
+        """The object's own read error in this block marks `rows` broken instead of raising."""
+        try:
+            yield
+        except OSError as error:
+            self.objects.forget(self.name, self.size)
+            self.lose(rows, trouble(self.name, error), error)
+        except BrokenError as error:
+            self.lose(rows, str(error), error.__cause__)
+
     def _is_inside(self, pick: Pick, offset: int, size: int) -> bool:
-        """Whether the index gives a chunk a place that it can have; else its rows are lost."""
+        """Whether the index gives the chunk a possible place; if not, its rows are lost."""
         if size in chunk_sizes(self.array) and offset + size <= self.size - self.index:
             return True
         self.lose(pick.rows, f"the shard's index points to {size} bytes at {offset}")
@@ -141,7 +150,7 @@ class _Part:
         wrong: list[int] = []
         file = file.expecting([(run.offset, run.size) for run in runs])
         for run in runs:
-            with _Losing(self, run.rows):
+            with self._losing(run.rows):
                 views = read_run(file, run, flat)
                 wrong += [row for row, view in zip(run.rows, views, strict=True) if crc32c(view) != crcs[row]]
         if wrong:
@@ -154,14 +163,14 @@ class _Part:
         chunks = [self.tiles.get(key) for key in keys]
         file = file.expecting([item[1:] for item, chunk in zip(located, chunks, strict=True) if chunk is None])
         for (pick, offset, size), key, kept in zip(located, keys, chunks, strict=True):
-            with _Losing(self, pick.rows):
+            with self._losing(pick.rows):
                 chunk = self._unpack(file, offset, size, key) if kept is None else kept
                 chunk_GRW = chunk.reshape(self.array.tail)
                 for row, place in pick.pairs():
                     tiles_NGW[place] = chunk_GRW[:, row % CHUNK_ROWS]
 
     def _unpack(self, file: OpenFile, offset: int, size: int, key: tuple[str, int, int]) -> Bytes:
-        """A chunk (G * 32 * W,) from its checked bytes."""
+        """Read, check and unpack a chunk: (G * 32 * W,)."""
         frame = file.read(offset, size)
         check_size(len(frame), size)
         if crc32c(frame) != key[2]:
@@ -169,38 +178,15 @@ class _Part:
         return self.tiles.unpack(key, frame, CHUNK_ROWS * self.row_bytes)
 
 
-class _Losing:
-    """A block whose failure, where it is the object's own, costs some rows and nothing else."""
-
-    def __init__(self, part: _Part, rows: Sequence[int]) -> None:
-        self.part = part
-        self.rows = rows
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if isinstance(error, OSError):
-            self.part.objects.forget(self.part.name, self.part.size)
-            self.part.lose(self.rows, trouble(self.part.name, error), error)
-        elif isinstance(error, BrokenError):
-            self.part.lose(self.rows, str(error), error.__cause__)
-        else:
-            return False
-        return True
-
-
 @memoize
 def chunk_sizes(array: ArraySpec) -> range:
-    """The sizes that a chunk may have as it is kept."""
+    """The sizes in bytes that a stored chunk may have."""
     alone = Extent(1, CHUNK_ROWS)
     sizes = object_bytes(array, alone, CHUNK_ROWS, 0)
     return range(sizes.start - index_bytes(alone), sizes.stop - index_bytes(alone))
 
 
 def spelled(rows: Sequence[int]) -> str:
-    """Up to five rows in words."""
+    """Rows for a message, up to five by number: '3, 4 and 7 more'."""
     shown = ", ".join(str(int(row)) for row in rows[:5])
     return shown if len(rows) <= 5 else f"{shown} and {len(rows) - 5} more"

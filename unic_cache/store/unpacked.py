@@ -1,4 +1,4 @@
-"""Chunks of tiled arrays, unpacked: (G, 32, W) uint8 from one zstd frame. The ones unpacked last are kept.
+"""A cache of unpacked chunks of tiled arrays: (G, 32, W) uint8, each from one zstd frame.
 
 Letters: G tiles of W bytes.
 """
@@ -12,18 +12,18 @@ from numcodecs.zstd import Zstd
 from unic_cache.buffers import Bytes, Ring
 from unic_cache.errors import BrokenError
 
-UNPACKED_BYTES = 2**25  # that are kept of one member
+UNPACKED_BYTES = 2**25  # cached per member
 
 _MAGIC = b"\x28\xb5\x2f\xfd"
-_ID_BYTES = (0, 1, 2, 4)  # of the dictionary, by bits 0 and 1 of a frame's descriptor
-_SIZE_BYTES = (0, 2, 4, 8)  # of the content's size, by bits 6 and 7; without a window (bit 5) a single byte at least
+_ID_BYTES = (0, 1, 2, 4)  # of the dictionary id, by bits 0 and 1 of a frame's descriptor
+_SIZE_BYTES = (0, 2, 4, 8)  # of the content size, by bits 6 and 7; without a window (bit 5) at least one byte
 
 
 class Tiles:
-    """Unpacked chunks by key. Thread-safe; memory is used again when a chunk was dropped and nobody looks at it."""
+    """The most recently unpacked chunks, up to `limit` bytes. Thread-safe; reuses memory no longer referenced."""
 
     def __init__(self, limit: int = UNPACKED_BYTES, undo: Callable[[Bytes], None] | None = None) -> None:
-        """`undo` makes of what was unpacked, in its place, what is to be kept."""
+        """`undo` decodes an unpacked chunk in place before it is cached."""
         self.limit = limit
         self.undo = undo
         self._kept: OrderedDict[Hashable, Bytes] = OrderedDict()
@@ -32,14 +32,14 @@ class Tiles:
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> Bytes | None:
-        """The chunk, where it is kept."""
+        """The chunk, or None if it is not cached."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
 
     def unpack(self, key: Hashable, frame: memoryview, size: int) -> Bytes:
-        """The `size` bytes that a frame holds, kept under `key`. BrokenError, with the reason alone, where others."""
+        """Unpack a frame of `size` bytes and cache it under `key`. BrokenError, with just the reason, if it cannot."""
         found = content_size(frame)
         if found != size:
             raise BrokenError(f"a compressed chunk of {found} bytes instead of {size}")
@@ -60,7 +60,7 @@ class Tiles:
 
 
 def content_size(frame: memoryview) -> int | None:
-    """Bytes that a zstd frame says it holds (RFC 8878, 3.1.1.1); None where it does not say, or is none."""
+    """The content size that a zstd frame declares (RFC 8878, 3.1.1.1); None if it declares none or is no frame."""
     if bytes(frame[:4]) != _MAGIC or len(frame) < 6:
         return None
     descriptor = frame[4]

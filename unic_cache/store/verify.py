@@ -1,18 +1,16 @@
-"""Is what is kept what was committed? Every byte of a unit's objects and of its record, and what `repair` removes.
+"""Check that every stored byte of a unit is as committed, and un-commit units.
 
-An object is read once, from its first byte to its last, in pieces of at most 4 MiB. Each byte of it has something to
-agree with, so that no flip goes unseen:
+An object is read once, front to back, in pieces of at most 4 MiB. Every byte is checked, so no flip goes unseen:
 
-| bytes | must be |
+| bytes | checked against |
 |---|---|
-| rows of the tar | what the record's crc32c say; a bad image's row is zeros |
-| rows behind them, up to a whole chunk | zeros |
-| compressed chunks | what the record's crc32c say |
-| the index at the end | its own crc32c; spans that lie side by side from byte 0 up to the index |
+| the tar's rows | crc32c in the record; a bad image's row is zeros |
+| padding up to a whole chunk | zeros |
+| compressed chunks | crc32c in the record |
+| the index at the end | its own crc32c; its spans are contiguous from byte 0 to the index |
 | the record | its own crc32c, and the text that this release writes |
 """
 
-import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache as memoize
@@ -36,25 +34,27 @@ from unic_cache.store.layout import (
     object_name,
 )
 from unic_cache.store.member import Member, read_within
+from unic_cache.store.open_objects import trouble
 from unic_cache.store.reader import spelled
 
-PIECE_BYTES = 2**22  # larger ones are slower: each is fresh memory to the kernel
+PIECE_BYTES = 2**22  # larger pieces are slower: each is fresh memory to the kernel
 LIMIT_METADATA_BYTES = 2**20
 
+# How to mend a finding:
 UNCOMMIT = "un-commit"  # remove the unit's record, then its data
-REWRITE = "rewrite"  # put `content` in its place: it follows from the spec and the index
-REMOVE = "remove"  # nothing was made from it, and `extract` makes it again
+REWRITE = "rewrite"  # replace it by `content`, which follows from the spec and the index
+REMOVE = "remove"  # nothing depends on it, and `extract` makes it again
 ELSEWHERE = "elsewhere"  # undamaged, but made for other tars than the index lists
-BY_HAND = "by hand"  # all else depends on it, or nobody knows which side is right
+BY_HAND = "by hand"  # everything depends on it, or the right side is unknown
 
-Spans = npt.NDArray[np.int64]
+Spans = npt.NDArray[np.int64]  # (chunks, 2) offset and size
 ReadBytes = Callable[[int, int], memoryview]  # (offset, size) -> bytes, fewer at the end
-UNREADABLE = "cannot be read"  # now: a disk or a connection may be at fault, and another time not
+UNREADABLE = "cannot be read"  # perhaps only now: the disk or connection may be at fault
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it must be: which file, why, what `repair` does about it, and whose rows are hit."""
+    """Something wrong: which file, why, how to mend it, and the affected rows."""
 
     file: str
     why: str
@@ -72,7 +72,7 @@ class Finding:
         return f"{place}{self.file}: {self.why}"
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json`; teacher, view and shard are empty where a file belongs to no unit."""
+        """For `--json`; teacher, view and shard are empty for a file outside of units."""
         unit = {"view": self.unit.view, "shard": self.unit.name} if self.unit else {"view": "", "shard": ""}
         place = {"file": self.file, "teacher": self.member, **unit, "array": self.array, "rows": list(self.rows)}
         return {**place, "why": self.why, "mend": self.mend}
@@ -80,21 +80,21 @@ class Finding:
 
 @dataclass(frozen=True)
 class UnitState:
-    """What became of one unit's check."""
+    """The result of checking one unit."""
 
     member: Member
     unit: Unit
-    record: CommitRecord | None  # None where it is broken
+    record: CommitRecord | None  # None if it is broken
     findings: tuple[Finding, ...]
 
     @property
     def pixels(self) -> int | None:
-        """One checksum for all pixels of the unit, to compare with other members'."""
+        """One checksum of the unit's pixels, to compare with other members'."""
         return None if self.record is None else crc32c(self.record.pixels.tobytes())
 
 
 def check_unit(member: Member, unit: Unit) -> UnitState:
-    """Read a committed unit whole and compare it with its record. OSError where the store cannot be read at all."""
+    """Read a committed unit and compare it with its record. OSError if the store cannot be read at all."""
     name = commit_name(member.folder, unit.segment, unit.view, unit.shard)
 
     def finding(why: str) -> Finding:
@@ -111,10 +111,10 @@ def check_unit(member: Member, unit: Unit) -> UnitState:
             return UnitState(member, unit, None, (Finding(name, why, ELSEWHERE, member.folder, unit),))
         return UnitState(member, unit, None, (finding(why),))
     if record is None:
-        return UnitState(member, unit, None, (finding("vanished while it was read"),))
+        return UnitState(member, unit, None, (finding("vanished while being read"),))
     found = [finding(why) for why in _contradictions(member, record)]
     if data != record.to_bytes():
-        found.append(finding("means the same, but is not the text that this release writes"))
+        found.append(finding("has the same content, but not the text that this release writes"))
     for array in member.arrays:
         for part in range(unit.extent.objects(unit.rows)):
             found += _check_object(member.location, record, array, part)
@@ -122,7 +122,7 @@ def check_unit(member: Member, unit: Unit) -> UnitState:
 
 
 def check_metadata_file(member: Member, name: str, expected: bytes) -> Finding | None:
-    """A zarr.json against what spec and index say it must be; its text counts where the same zarr release wrote it."""
+    """Compare a zarr.json with what spec and index imply: byte for byte if the same zarr release wrote it."""
     versions = member.spec.get("versions")
     same_release = isinstance(versions, dict) and versions.get("zarr") == zarr.__version__
     try:
@@ -135,37 +135,37 @@ def check_metadata_file(member: Member, name: str, expected: bytes) -> Finding |
             check_metadata(name, found, expected)
             if not same_release:
                 return None
-            why = f"means what it must, but is not the text that zarr {zarr.__version__} writes"
+            why = f"has the right content, but not the text that zarr {zarr.__version__} writes"
     except CacheError as error:
         why = str(error).removeprefix(f"{name}: ")
     return Finding(name, why, REWRITE, member.folder, content=expected)
 
 
 def uncommit(member: Member, unit: Unit) -> None:
-    """Remove a unit: the record first, so that nothing vouches any more for data that is going. Safe to repeat."""
+    """Remove a unit, its record first: no record covers data that is being deleted. Safe to repeat."""
     member.location.delete(commit_name(member.folder, unit.segment, unit.view, unit.shard))
     for name in data_names(member, unit):
         member.location.delete(name)
 
 
 def data_names(member: Member, unit: Unit) -> list[str]:
-    """The objects that hold a unit's arrays."""
+    """The names of the objects that hold a unit's arrays."""
     parts = range(unit.extent.objects(unit.rows))
     where = (member.folder, unit.segment, unit.view)
     return [object_name(*where, array, unit.shard, part) for array in member.arrays for part in parts]
 
 
 def _contradictions(member: Member, record: CommitRecord) -> Iterator[str]:
-    """Why a record that is whole cannot be right."""
+    """Why an undamaged record cannot be right."""
     bad = list(record.bad)
     if record.pixels[bad].any():
-        yield "has pixel checksums for images that it calls bad"
+        yield "has pixel checksums for bad images"
     for array in member.arrays:
         if not array.tile and (record.crcs[array.name][bad] != _zeros_crc(array.row_bytes)).any():
-            yield f"has {array.name} other than zeros for images that it calls bad"
+            yield f"has {array.name} other than zeros for bad images"
         good = record.good_rows()
         if member.codec is None and not array.tile and (record.crcs[array.name][good] != record.pixels[good]).any():
-            yield "vouches for kept pixels that are not those of its pixel checksums"
+            yield "has checksums of kept pixels that differ from its pixel checksums"
 
 
 def _check_object(location: Location, record: CommitRecord, array: ArraySpec, part: int) -> Iterator[Finding]:
@@ -188,22 +188,17 @@ def _check_object(location: Location, record: CommitRecord, array: ArraySpec, pa
             yield finding("its index is broken")
             return
         wrong = (_wrong_chunks if array.tile else _wrong_rows)(read, chunks, record, array, rows)
-    except FileNotFoundError:
-        yield finding("is missing")
-        return
     except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        yield finding(f"{UNREADABLE} ({error.strerror})")
+        yield finding(trouble(name, error).removeprefix(f"{name} "))
         return
     if len(inside := wrong[wrong < rows.stop]):
-        yield finding("bytes are not the ones that were committed", tuple(inside.tolist()))
+        yield finding("bytes are not as committed", tuple(inside.tolist()))
     if len(behind := wrong[wrong >= rows.stop]):
-        yield finding("is not zeros behind the tar's last row", tuple(behind.tolist()))
+        yield finding("is not zero beyond the tar's last row", tuple(behind.tolist()))
 
 
 def _open(location: Location, name: str, size: int) -> ReadBytes:
-    """How to read an object of `size` bytes: at once where it is small, by ranges otherwise."""
+    """A function that reads an object of `size` bytes: from memory if it is small, by ranges otherwise."""
     if size > PIECE_BYTES:
         return lambda offset, count: memoryview(location.read_range(name, offset, count))
     whole = memoryview(location.read_range(name, 0, size + 1))
@@ -211,9 +206,9 @@ def _open(location: Location, name: str, size: int) -> ReadBytes:
 
 
 def _spans(index: memoryview, rows: int, array: ArraySpec, end: int) -> Spans | None:
-    """(offset, size) of the chunks that `rows` rows need; None where the index says that they do not fill [0, end).
+    """(offset, size) of the chunks of `rows` rows; None if the index is damaged or they do not fill [0, end).
 
-    Chunks beyond are not there: zarr gives them offset and size 2**64 - 1.
+    Chunks beyond are absent: zarr gives them offset and size 2**64 - 1.
     """
     if int.from_bytes(index[-4:], "little") != crc32c(index[:-4]):
         return None
@@ -229,7 +224,7 @@ def _spans(index: memoryview, rows: int, array: ArraySpec, end: int) -> Spans | 
 
 
 def _wrong_chunks(read: ReadBytes, spans: Spans, record: CommitRecord, array: ArraySpec, rows: range) -> Spans:
-    """The rows whose compressed chunks are not as committed, chunks in the order of their places."""
+    """The rows whose compressed chunks are not as committed; reads in file order."""
     first, crcs = rows.start // CHUNK_ROWS, record.crcs[array.name]
     wrong = [
         chunk
@@ -242,7 +237,7 @@ def _wrong_chunks(read: ReadBytes, spans: Spans, record: CommitRecord, array: Ar
 
 
 def _wrong_rows(read: ReadBytes, spans: Spans, record: CommitRecord, array: ArraySpec, rows: range) -> Spans:
-    """The rows that are not as committed, and those behind the last one that are not zeros."""
+    """The rows that are not as committed, and padding rows that are not zero."""
     chunks = np.argsort(spans[:, 0])
     expected = np.full(len(chunks) * CHUNK_ROWS, _zeros_crc(array.row_bytes), np.uint32)
     expected[: len(rows)] = record.crcs[array.name][rows.start : rows.stop]

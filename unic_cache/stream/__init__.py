@@ -1,1 +1,1 @@
-"""Views and features in the order of training, read ahead of need."""
+"""Views and features in training order, read ahead."""

@@ -1,6 +1,6 @@
-"""Views and store rejoined: the batches that a student trains on, read ahead of need.
+"""Batches of views and features for training, read ahead.
 
-Letters: B images, H and W pixels, N rows of a group.
+Letters: B images of a batch, N images of a group of batches, H and W pixels.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,17 +26,16 @@ from unic_cache.stream.gather import Gathering, grouped, pieces
 from unic_cache.stream.pixels import Finish, PixelSource
 from unic_cache.stream.rows import committed_record
 
-BATCHES_AHEAD = 3  # whose views are being decoded
+VIEWS_AHEAD = 3  # batches whose views are decoded in advance
 PAGE = 4096  # bytes
-GROUP_BYTES = min(MEMORY // 16 // processes_here(), 2**32)  # of a group's memory at most, but a batch at least
+GROUP_BYTES = min(MEMORY // 16 // processes_here(), 2**32)  # most memory of a group, but one batch at least
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Views (B, H, W, 3) uint8, and each teacher's kept arrays by name, (B, ...), as they are stored.
+    """Views `wanted` as (B, H, W, 3) uint8, and the stored arrays of each teacher: name -> array name -> (B, ...).
 
-    `wanted` says which views they are. `good_B`, bool on the CPU, is False where something is broken: such an image
-    must not count.
+    `good_B`, bool on the CPU, is False for images that are broken anywhere and must not count.
     """
 
     wanted: Sequence[Address]
@@ -46,20 +45,19 @@ class Batch:
 
     @property
     def broken(self) -> int:
-        """How many of the images must not count."""
+        """The number of images that must not count."""
         return len(self.good_B) - int(self.good_B.sum())
 
 
 class Stream:
-    """Batches made ahead of need in the pool's threads, each checked against the commit records.
+    """Prepares batches in the pool's threads, checking them against the commit records.
 
-    Batches are read in groups (see `gather`), the next one while one is consumed; so memory is that of two groups, or
-    of three where a group is a single batch. A group's memory is used again when nothing refers to its batches any
-    more: whoever keeps a batch may keep it for good. With `pin` it is page-locked, and torch, which hands it out, waits
-    for copies to a GPU that are under way before it hands it out again.
+    Batches are read in groups (see `gather`), one group ahead: memory holds two groups, or three if a group is a single
+    batch. A group's memory is reused once nothing refers to its batches, so callers may keep a batch for good. With
+    `pin` the memory is page-locked; torch allocates it and waits for pending copies to a GPU before reusing it.
 
-    A broken row is an error; with `skip_broken` it keeps its place in the batch, as zeros that `good_B` disowns, so
-    that all others stay what they would be without it.
+    A broken row is an error; with `skip_broken` it stays in the batch as zeros, with `good_B` False; other rows are
+    unaffected.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class Stream:
         self._ring = Ring(spare=2)
 
     def batches(self, wanted: Iterator[list[Address]]) -> Iterator[Batch]:
-        """The batches asked for, in order. BrokenError on a broken row or on pixels that the teachers did not see."""
+        """The wanted batches in order. BrokenError for a broken row or pixels that the teachers did not see."""
         groups = (_Group(self, group) for group in grouped(wanted, GROUP_BYTES // self.image_bytes))
         group, following = next(groups, None), None
         try:
@@ -97,7 +95,7 @@ class Stream:
                 for number in range(count):
                     if number == min(1, count - 1) and following is not None:
                         following.start()
-                    for place in range(number, number + 1 + BATCHES_AHEAD):
+                    for place in range(number, number + 1 + VIEWS_AHEAD):
                         if place < count:
                             group.begin(place)
                         elif following is not None:
@@ -110,17 +108,14 @@ class Stream:
                     left.cancel()
 
     def memory(self, size: int) -> Tensor:
-        """(size,) uint8, page-aligned, with whatever it held before; used again when nothing refers to it any more."""
+        """(size,) uint8, page-aligned, not cleared; reused once nothing refers to it."""
         if self.pin:
             return torch.empty(size, dtype=torch.uint8, pin_memory=True)
         return torch.from_numpy(self._ring.take(size))
 
 
 class _Group:
-    """Neighbouring batches, which from its start are being read into one piece of memory, one after the other.
-
-    N are all images of the group.
-    """
+    """Neighbouring batches, read into one piece of memory."""
 
     _views_NHWC: Tensor
     _parts: dict[str, dict[str, Tensor]]
@@ -135,7 +130,7 @@ class _Group:
         self._views: dict[int, Finish] = {}
 
     def start(self) -> None:
-        """Take memory, and have it filled."""
+        """Allocate memory and start reading features into it."""
         stream = self._stream
         self._views_NHWC, self._parts = _carve(stream, self._stops[-1])
         self._begins = stream.source.group(self.batches, self._views_NHWC.numpy())
@@ -151,12 +146,12 @@ class _Group:
         }
 
     def begin(self, number: int) -> None:
-        """Begin the views of a batch, if there is one of that number and they were not begun."""
+        """Start making the views of batch `number`, once, if the group has it."""
         if number < len(self._begins) and number not in self._views:
             self._views[number] = self._begins[number]()
 
     def finish(self, number: int) -> Batch:
-        """Wait for a batch."""
+        """Wait for batch `number` and check it."""
         wanted, stop = self.batches[number], self._stops[number]
         rows = slice(stop - len(wanted), stop)
         views = self._views[number]()
@@ -176,7 +171,7 @@ class _Group:
         return Batch(wanted, self._views_NHWC[rows], parts, torch.from_numpy(good_B))
 
     def cancel(self) -> None:
-        """Begin no more of it."""
+        """Cancel all reads that have not started."""
         self._gathered.clear()
         self._begins.clear()
         self._views.clear()
@@ -188,8 +183,8 @@ class _Group:
             place = int(different[0])
             raise BrokenError(
                 f"{self._place(wanted[place])}: the pixels have checksum {ours[place]:08x} here, but the teachers saw "
-                f"{theirs[place]:08x}. The image in the tar is another one, or it decodes differently; use the tars "
-                "and the library versions that the cache was made with"
+                f"{theirs[place]:08x}. The tar holds another image, or this machine decodes it differently; use the "
+                "tars and library versions that made the cache"
             )
         return same
 

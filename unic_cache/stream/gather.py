@@ -1,17 +1,16 @@
-"""Rows for several batches at once: which chunks they lie in, and their reading into one piece of memory.
+"""Read rows for several batches at once: the chunks they lie in, straight into one piece of memory.
 
-Neighbours in the order of samples come from few chunks, but one batch takes only some rows of each. A group of batches
-takes nearly all of them, so that a chunk is read, and unpacked, once. A group's memory holds its batches one after the
-other; so a batch is a slice, and nothing is copied to make it.
+Neighbouring samples come from few chunks, but one batch takes only some rows of each; a group of batches takes nearly
+all, so that each chunk is read and unpacked once. A group's memory holds its batches one after the other, so a batch is
+a slice without a copy.
 
-Letters: N places of a group.
+Letters: N places in a group.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,26 +18,22 @@ from unic_cache.errors import BrokenError
 from unic_cache.store.commit import CommitRecord, Crcs
 from unic_cache.store.layout import CHUNK_ROWS
 from unic_cache.store.ranges import Pick, picks
-from unic_cache.store.reader import RowReader, Rows
+from unic_cache.store.reader import RowArray, RowReader
+from unic_cache.stream.address import Address
 
-if TYPE_CHECKING:
-    from unic_cache.stream.address import Address
+GROUP_ROWS = 2048  # at most, but one batch at least; `stream.order` mixes as many
+WINDOW_ROWS = 1024  # from here on a group may end early
+TASK_CHUNKS = 8  # chunks of one unit that a thread reads at once
 
-GROUP_ROWS = 2048  # at most, and a batch at least: what the order of samples mixes
-WINDOW_ROWS = 1024  # after so many, a group may end where other chunks begin
-TASK_CHUNKS = 8  # chunks of one unit that a thread reads in one go
-
-Batch = Sequence["Address"]
 _Outcome = tuple["Piece", CommitRecord | None, Mapping[int, BrokenError]]
 
 
-def grouped(batches: Iterable[Batch], most: int) -> Iterator[list[Batch]]:
-    """Neighbouring batches in groups of at most `most` images, or one batch.
+def grouped(batches: Iterable[Sequence[Address]], most: int) -> Iterator[list[Sequence[Address]]]:
+    """Group neighbouring batches, up to `most` images or one batch.
 
-    A group ends early where the next batch is mostly of chunks that it has not touched: there the order has mixed its
-    chunks to the end.
+    A group ends early before a batch that lies mostly in new chunks: there the order has used up its mixed chunks.
     """
-    group: list[Batch] = []
+    group: list[Sequence[Address]] = []
     rows = 0
     touched: set[tuple[int, ...]] = set()
     for batch in batches:
@@ -58,18 +53,18 @@ def grouped(batches: Iterable[Batch], most: int) -> Iterator[list[Batch]]:
 class Piece:
     """Rows of a few chunks of one unit: `rows[i]` goes to place `places[i]` of the group."""
 
-    first: "Address"
+    first: Address
     rows: list[int]
     places: list[int]
     picks: list[Pick]
 
     def pairs(self) -> Iterator[tuple[int, int]]:
-        """Each (row, place)."""
+        """(row, place) pairs."""
         return zip(self.rows, self.places, strict=True)
 
 
-def pieces(wanted: Batch) -> list[Piece]:
-    """What to read for the addresses, whose places are 0, 1, 2, ...: by unit and chunk, in row order."""
+def pieces(wanted: Sequence[Address]) -> list[Piece]:
+    """The reads that the addresses need, sorted by unit, chunk and row; address i goes to place i."""
     table = np.array([(item.segment, item.shard, item.number, item.row) for item in wanted], np.int64).reshape(-1, 4)
     order = np.lexsort(table.T[::-1])
     table = table[order]
@@ -84,26 +79,26 @@ def pieces(wanted: Batch) -> list[Piece]:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What became of a group's places in one member."""
+    """What was read of one member for a group."""
 
-    crcs_N: Crcs  # of the pixels that the member saw, by its commit records; 0 where those are broken
+    crcs_N: Crcs  # of the pixels that the member saw, by its commit records; 0 if those are broken
     broken: Mapping[int, BrokenError]  # place -> why it is zeros
     bad: Mapping[int, str]  # place -> why extraction had no image
 
 
 class Gathering:
-    """The reading of a group's rows from one member into `out`, (N, ...) an array, in the threads of a pool.
+    """Reads a group's rows of one member into `out`, array name -> (N, ...), in the threads of a pool.
 
-    What was not begun when nobody waits for it any more never is.
+    Reads not yet started are cancelled when this object goes.
     """
 
     def __init__(
         self,
         pool: Executor,
         wanted: Sequence[Piece],
-        record_of: Callable[["Address"], CommitRecord],
+        record_of: Callable[[Address], CommitRecord],
         reader: RowReader,
-        out: Mapping[str, Rows],
+        out: Mapping[str, RowArray],
     ) -> None:
         self._tasks: list[Future[_Outcome]] = []
         self._gathered: Gathered | None = None
@@ -111,7 +106,7 @@ class Gathering:
             self._tasks.append(pool.submit(_read, piece, record_of, reader, out))
 
     def result(self) -> Gathered:
-        """Wait for it. Errors that are no fault of single rows are raised."""
+        """Wait for all reads. Raises errors that concern more than single rows."""
         if self._gathered is None:
             parts = [task.result() for task in self._tasks]
             broken: dict[int, BrokenError] = {}
@@ -131,10 +126,7 @@ class Gathering:
 
 
 def _read(
-    piece: Piece,
-    record_of: Callable[["Address"], CommitRecord],
-    reader: RowReader,
-    out: Mapping[str, Rows],
+    piece: Piece, record_of: Callable[[Address], CommitRecord], reader: RowReader, out: Mapping[str, RowArray]
 ) -> _Outcome:
     try:
         record = record_of(piece.first)
@@ -142,5 +134,4 @@ def _read(
         for values in out.values():
             values[piece.places] = 0
         return piece, None, dict.fromkeys(piece.rows, error)
-    wrong = reader.fill(record, piece.picks, out)
-    return piece, record, wrong
+    return piece, record, reader.fill(record, piece.picks, out)

@@ -1,8 +1,8 @@
-"""Which tars are held out of training: `shard --val-fraction` marks them, or a run names them, and the cache remembers.
+"""The tars held out of training: marked by `shard --val-fraction`, or named by a run and recorded in the cache.
 
-    held-out/SEGMENT/S.json     {"name": the tar's name, "self": crc32c of the rest}, one file a tar, created once
+    held-out/SEGMENT/S.json     {"name": the tar's name, "self": crc32c of the rest}, one file per tar, created once
 
-Releases that know nothing of it pass the folder over.
+Earlier releases ignore the folder.
 """
 
 import json
@@ -16,39 +16,39 @@ from unic_cache.errors import BrokenError, CacheError
 from unic_cache.store.layout import HELD_OUT
 from unic_cache.store.member import read_within
 
-FILE = re.compile(rf"{HELD_OUT}/(\d{{6}})/(\d{{6}})\.json")
+HELD_OUT_FILE = re.compile(rf"{HELD_OUT}/(\d{{6}})/(\d{{6}})\.json")
 LIMIT_BYTES = 2**16
 
 
 def held_out(cache: Cache) -> tuple[str, ...]:
-    """The names of the tars that are held out, in the cache's order. CacheError on a file of another cache."""
+    """The names of the held-out tars, in the cache's order. CacheError for a file of another cache."""
     places = {place: name for name, place in cache.shards().items()}
     found = {name for name, place in cache.shards().items() if cache.entry(*place).held_out}
     for file in cache.location.names(HELD_OUT):
-        match = FILE.fullmatch(file)
+        match = HELD_OUT_FILE.fullmatch(file)
         if match is None:
             continue
         name = places.get((int(match[1]), int(match[2])), "")
         why = problem(cache, file, name)
         if why:
-            raise CacheError(f"{cache.location.url}/{file}: {why}; remove it, or put the right one back")
+            raise CacheError(f"{cache.location.url}/{file}: {why}; remove it, or restore the right one")
         found.add(name)
     return tuple(name for name in cache.shards() if name in found)
 
 
 def problem(cache: Cache, file: str, name: str) -> str:
-    """Why a file does not say that the tar `name` is held out, or nothing."""
+    """Why a file does not hold out the tar `name`; "" if it does."""
     try:
         data = read_within(cache.location, file, LIMIT_BYTES)
     except BrokenError as error:
         return str(error)
     if data == _content(name) or data is None:
         return ""
-    return f"does not say that the tar {name!r} is held out: it is damaged, or of another cache"
+    return f"does not hold out the tar {name!r}: it is damaged, or belongs to another cache"
 
 
 def hold_out(cache: Cache, names: Sequence[str]) -> None:
-    """Remember that these tars are held out. CacheError or OSError where the cache cannot be written to."""
+    """Record that these tars are held out. CacheError or OSError if the cache cannot be written."""
     for name in names:
         segment, shard = cache.shards()[name]
         cache.location.create(f"{HELD_OUT}/{segment:06d}/{shard:06d}.json", _content(name))

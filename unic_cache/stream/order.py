@@ -1,11 +1,10 @@
-"""The order in which a student sees its samples: a function of integers.
+"""The order of training samples, a pure function of integers.
 
-Training sees one endless sequence of samples: the rows in the order of epoch 0, then of epoch 1, and so on. Batch k of
-a world batch of B images is samples [kB, (k + 1)B) of it; process r of R takes the r-th of R equal parts. So nothing
-depends on the number of threads, processes or machines, and a run resumes at any step from the step's number alone.
-Epoch e shows the cached views e mod V.
+Training sees one endless sequence: the rows in the order of epoch 0, then of epoch 1, and so on. With world batches of
+B images, batch k is samples [kB, (k + 1)B), and process r of R takes the r-th of R equal parts. So nothing depends on
+the number of threads, processes or machines, and a step number is enough to resume. Epoch e shows cached view e mod V.
 
-    an epoch's order:  shards shuffled -> groups of 8 open at once -> their chunks shuffled -> rows of 64 chunks mixed
+    an epoch's order:  shuffle tars -> groups of 8 open tars -> shuffle their chunks -> mix the rows of 64 chunks
 
 Letters: B images, V views, R processes, N rows.
 """
@@ -24,7 +23,7 @@ MIXED_CHUNKS = 64
 
 
 def epoch_order(rows: Rows, seed: int, epoch: int) -> Ints:
-    """A permutation of range(N) whose neighbours lie in few chunks of few shards, yet well mixed."""
+    """A well-mixed permutation of range(N) whose neighbours lie in few chunks of few tars."""
     shard_ids, shard_of_row = np.unique(rows.segment << 32 | rows.shard, return_inverse=True)
     chunk_ids, chunk_of_row = np.unique(shard_of_row << 32 | rows.row // CHUNK_ROWS, return_inverse=True)
     raw = words(Purpose.ORDER, seed, epoch, 0, len(shard_ids) + len(chunk_ids) + len(rows))
@@ -37,7 +36,7 @@ def epoch_order(rows: Rows, seed: int, epoch: int) -> Ints:
 
 
 class Order:
-    """The endless sequence of samples: which row under which view is sample k."""
+    """The endless sequence of samples: sample k is a row under a view."""
 
     def __init__(self, rows: Rows, numbers: Sequence[int], seed: int) -> None:
         self.rows = rows

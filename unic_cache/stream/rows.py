@@ -1,4 +1,4 @@
-"""Which rows a run may train on: those that every teacher has of every view, by the commit records alone.
+"""Select the rows a run may train on: those that every teacher has under every view, by commit records alone.
 
 Letters: N rows.
 """
@@ -20,12 +20,12 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that a run uses, one entry each in parallel: (N,) segment, shard and row."""
+    """The rows of a run as parallel columns: (N,) segment, shard (the tar's number in it) and row."""
 
     segment: Ints
     shard: Ints
     row: Ints
-    left_out: int = 0  # rows that are not used because what is kept of them is broken
+    left_out: int = 0  # rows left out because their features are broken
 
     def __len__(self) -> int:
         return len(self.row)
@@ -43,10 +43,10 @@ def usable_rows(
     shards: Sequence[str],
     skip_broken: bool = False,
 ) -> tuple[Rows, dict[str, int]]:
-    """Every good row of the shards named, and the checksum of each commit record that vouches for one.
+    """All good rows of the named shards, and the checksum of each commit record behind them.
 
-    BrokenError where a (teacher, view, shard) is not committed or its record is broken, or two teachers' records of a
-    view disagree on pixels. With `skip_broken` such rows are left out, of all views, and counted.
+    BrokenError if a (teacher, view, shard) is not committed or its record is broken, or if teachers' records of a view
+    disagree on pixels. With `skip_broken` such rows are left out under all views and counted.
     """
     places, left_out = cache.shards(), 0
     columns: list[Ints] = []
@@ -78,7 +78,7 @@ def usable_rows(
 
 
 def all_rows(cache: Cache, shards: Sequence[str]) -> Rows:
-    """Every row of the shards named, good or not."""
+    """All rows of the named shards, good or not."""
     places = [(*cache.shards()[name], row) for name in shards for row in range(cache.entry(*cache.shards()[name]).rows)]
     table = np.array(places, np.int64).reshape(-1, 3).T
     return Rows(table[0], table[1], table[2])

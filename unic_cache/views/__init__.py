@@ -1,1 +1,1 @@
-"""What the models see: shards, their index, and views that are pure functions of their inputs."""
+"""What the models see: shards, their index, and views as pure functions of integers."""

@@ -1,4 +1,4 @@
-"""A CSV of path,label: its rows, and what their labels mean. What cannot be kept is refused with its line."""
+"""Read a CSV of path,label and its labels. Errors name the line."""
 
 import csv
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unic_cache.errors import ConfigError
-from unic_cache.views.classes import FILE, Names
+from unic_cache.views.classes import CLASSES_FILE, Names
 from unic_cache.views.labels import class_number, is_number
 
 _PATHS = {"path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path"}
@@ -17,7 +17,7 @@ _LABELS = {"label", "labels", "class", "class_id", "target", "category", "y"}
 
 @dataclass(frozen=True)
 class Row:
-    """One image: the CSV's line, the file, and the label as it is written; "" where there is none."""
+    """One image: the CSV's line, the file, and the label as written, "" if there is none."""
 
     line: int
     path: Path
@@ -25,16 +25,16 @@ class Row:
 
 
 def read_rows(file: Path) -> list[Row]:
-    """Rows of path,label or of path alone; paths are relative to the CSV. A first row that names the columns is known.
+    """The rows of path,label or path alone, without a header row; paths are relative to the CSV.
 
-    ConfigError, with the line, on another number of columns, a path where no file is, and a path that came before.
+    ConfigError, with the line, for a wrong number of columns, a path without a file, or a repeated path.
     """
     try:
         with open(file, newline="", encoding="utf-8-sig") as opened:
             reader = csv.reader(opened)
             rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{file} is no CSV in UTF-8 ({error}); save it as one") from error
+        raise ConfigError(f"{file} is not a CSV in UTF-8 ({error}); save it as one") from error
     width = len(rows[0][1]) if rows else 0
     header = [cell.lower() for cell in rows[0][1]] if rows else []
     swapped = width == 2 and header[0] in _LABELS and header[1] in _PATHS
@@ -45,15 +45,15 @@ def read_rows(file: Path) -> list[Row]:
     for line, cells in rows:
         name, label = (cells[::-1] if swapped else [*cells, ""])[:2] if len(cells) == width <= 2 else ("", "")
         if not name:
-            raise ConfigError(f"{file}, line {line}: expected path,label and found {','.join(cells)!r}")
+            raise ConfigError(f"{file}, line {line}: expected path,label but found {','.join(cells)!r}")
         path = file.parent / name
         if not path.is_file():
             other = label and (file.parent / label).is_file()
-            hint = f", but one at {label}: put the path first" if other else "; paths are relative to the CSV"
+            hint = f", but there is one at {label}: put the path first" if other else "; paths are relative to the CSV"
             raise ConfigError(f"{file}, line {line}: no file at {name}{hint}")
         before = lines.setdefault(os.path.normpath(path), line)
         if before != line:
-            raise ConfigError(f"{file}, line {line}: {name} was on line {before} already; keep one row for each image")
+            raise ConfigError(f"{file}, line {line}: {name} is already on line {before}; keep one row per image")
         found.append(Row(line, path, label))
     return found
 
@@ -61,17 +61,17 @@ def read_rows(file: Path) -> list[Row]:
 def labels_of(
     rows: Sequence[Row], file: Path, numbered: Names | None
 ) -> tuple[list[int | None], Names, tuple[str, ...]]:
-    """Each row's class number, the classes' names by number, and what to say of it.
+    """(each row's class number or None, the classes' names by number, remarks for the user).
 
-    Labels are all class numbers, which are kept, or all names, which are numbered in sorted order or as `numbered`
-    says. "" and -1 are no label. ConfigError, with the line, on anything else.
+    Labels are either all class numbers, which are kept, or all names, which are numbered in sorted order or as in
+    `numbered`. "" and -1 mean no label. ConfigError, with the line, for anything else.
     """
-    given = [row for row in rows if not _is_none(row.label)]
+    given = [row for row in rows if _parsed(row.label) is not None]
     names, remarks = _classes(given, file, numbered)
     number_of = {name: number for number, name in names.items()}
-    labels = [None if _is_none(row.label) else _number(row, file, names, number_of) for row in rows]
+    labels = [None if _parsed(row.label) is None else _number(row, file, names, number_of) for row in rows]
     if given and len(given) < len(rows):
-        first = next(row.line for row in rows if _is_none(row.label))
+        first = next(row.line for row in rows if _parsed(row.label) is None)
         remarks.append(f"{len(rows) - len(given):,} of {len(rows):,} images have no label (line {first})")
     if not names:
         remarks += _gaps([label for label in labels if label is not None])
@@ -79,50 +79,45 @@ def labels_of(
 
 
 def _classes(given: Sequence[Row], file: Path, numbered: Names | None) -> tuple[Names, list[str]]:
-    """The classes by number, none where labels are plain numbers. ConfigError where some are names and some are not."""
+    """(the classes by number, empty if labels are numbers; remarks). ConfigError if names and numbers are mixed."""
     if numbered is not None:
-        return numbered, [f"the {len(numbered)} classes are numbered as {FILE} in OUT says"] if given else []
+        return numbered, [f"the {len(numbered)} classes are numbered as in {CLASSES_FILE} in OUT"] if given else []
     named = [row for row in given if not is_number(row.label)]
     plain = [row for row in given if is_number(row.label)]
     if named and plain:
         raise ConfigError(
-            f"{file}, line {named[0].line}: the label {named[0].label!r} is a name, and {plain[0].label!r} on line "
+            f"{file}, line {named[0].line}: the label {named[0].label!r} is a name, but {plain[0].label!r} on line "
             f"{plain[0].line} is a number; write all labels as names or all as numbers"
         )
     names = sorted({row.label for row in named})
     alike = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
-    said = [f"{len(alike)} class names differ in upper and lower case alone, such as {alike[0]!r}"] if alike else []
-    return dict(enumerate(names)), said
+    remarks = [f"{len(alike)} class names differ only in upper and lower case, such as {alike[0]!r}"] if alike else []
+    return dict(enumerate(names)), remarks
 
 
-def _number(row: Row, file: Path, names: Names, number_of: dict[str, int]) -> int | None:
-    if row.label in number_of:
-        return number_of[row.label]
-    try:
-        number = class_number(row.label)
-    except ValueError:
-        number = None
-    if number is None or (names and number not in names):
-        known = f"is none of the {len(names)} classes in {FILE}" if names else "is no class number"
+def _number(row: Row, file: Path, names: Names, number_of: dict[str, int]) -> int:
+    number = number_of.get(row.label, _parsed(row.label))
+    if not isinstance(number, int) or (names and number not in names):
+        known = f"is not among the {len(names)} classes in {CLASSES_FILE}" if names else "is not a class number"
         raise ConfigError(
-            f"{file}, line {row.line}: the label {row.label!r} {known}; correct it, or leave it empty where the image "
-            "has no label"
+            f"{file}, line {row.line}: the label {row.label!r} {known}; correct it, or leave it empty for no label"
         )
     return number
 
 
-def _is_none(label: str) -> bool:
+def _parsed(label: str) -> int | str | None:
+    """A class number, a name, or None for no label."""
     try:
-        return class_number(label) is None
+        return class_number(label)
     except ValueError:
-        return False
+        return label
 
 
 def _gaps(labels: Sequence[int]) -> list[str]:
-    """A line where the numbers are not 0, 1, 2, ..."""
+    """A remark if the numbers are not 0, 1, 2, ..."""
     used = set(labels)
     missing = max(used, default=-1) + 1 - len(used)
     if not missing:
         return []
     first = next(number for number in range(len(used) + 1) if number not in used)
-    return [f"labels go up to {max(used):,}, and {missing:,} of the numbers below have no image, such as {first}"]
+    return [f"labels go up to {max(used):,}, but {missing:,} of the numbers below have no image, such as {first}"]

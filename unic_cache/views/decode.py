@@ -1,8 +1,7 @@
-"""From a file's bytes to an upright RGB image, within bounds, or an `ImageError` that says why not.
+"""Decode a file's bytes to an upright RGB image, within bounds, or raise an `ImageError` that says why not.
 
-One rule for every source of images: what a file is, its first bytes say, not its name. EXIF's orientation is applied,
-transparency goes on white, and whatever else a file holds (grey, palette, CMYK, 16 bits, floats) becomes 8-bit RGB by
-`levels`. Only the first frame of an animation counts.
+The first bytes tell a file's format, never its name. EXIF orientation is applied, transparency is put on white, and
+grey, palette, CMYK, 16-bit and float images become 8-bit RGB (see `levels`). Only an animation's first frame counts.
 """
 
 import importlib
@@ -26,8 +25,8 @@ from unic_cache.errors import ImageError
 from unic_cache.views.levels import Depth, depth_of, eight_bits
 
 MAX_PIXELS = 89_478_485  # a quarter of a GiB at 3 bytes each
-LFS_POINTER = b"version https://git-lfs"  # begins a file that stands for one that was not downloaded
-HEAD = 64  # bytes that tell what a file is
+LFS_POINTER = b"version https://git-lfs"  # starts a placeholder for a file that was not downloaded
+HEAD = 64  # bytes that tell a file's format
 
 Reader = Callable[[io.BytesIO], ImageFile.ImageFile]
 
@@ -47,14 +46,14 @@ _MAGIC = {
     b"GIF8": "GIF",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
-    b"II+\0": "TIFF",  # of over 4 GiB
+    b"II+\0": "TIFF",  # over 4 GiB
     b"MM\0+": "TIFF",
 }
-_BRANDS = {  # of the ISO media files that hold one image
+_BRANDS = {  # of ISO media files with one image
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "HEIC"),
 }
-_HEIF = "pillow_heif"  # what makes Pillow read HEIC
+_HEIF = "pillow_heif"  # the package with which Pillow reads HEIC
 _KEPT_EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,15 +65,15 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow remarks on damaged metadata, none of which is read here but the orientation.
+# Pillow warns about damaged metadata; we read only the orientation.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(data: bytes) -> Image.Image:
     """The image in `data` as upright 8-bit RGB.
 
-    The header alone decides whether an image is too large, before any pixel is decoded. ImageError on an unknown
-    format, more than `MAX_PIXELS` pixels, and damaged or truncated data (with the decoder's reason).
+    ImageError for an unknown format, more than `MAX_PIXELS` pixels (by the header, before decoding), and damaged or
+    truncated data (with the decoder's reason).
     """
     image = _open(data)
     try:
@@ -83,19 +82,21 @@ def decode(data: bytes) -> Image.Image:
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # hostile bytes can make a decoder raise anything
-        raise _broken(image, error) from error
+        reason = str(error) or type(error).__name__
+        what = f"a {image.format} of {image.width} x {image.height} pixels"
+        raise ImageError(f"{what} cannot be decoded: {reason}") from error
 
 
 def upright_file(data: bytes) -> tuple[str, bytes]:
-    """A file that holds just the pixels of `decode(data)`, as (extension, bytes).
+    """A file with the pixels of `decode(data)`, as (extension, bytes).
 
-    `data` itself where it already is an upright 8-bit RGB JPEG, PNG or WebP; else a lossless PNG.
+    `data` itself if it is an upright 8-bit RGB JPEG, PNG or WebP; else a lossless PNG.
     """
     image = _open(data)
     extension = _KEPT_EXTENSIONS.get(str(image.format))
     narrow = depth_of(image).bits == 8
     pixels = decode(data)
-    if extension and image.mode == "RGB" and narrow and not _transparent(image) and _orientation(image) == 1:
+    if extension and image.mode == "RGB" and narrow and not image.has_transparency_data and _orientation(image) == 1:
         return extension, data
     buffer = io.BytesIO()
     pixels.save(buffer, "PNG", optimize=True)
@@ -103,7 +104,7 @@ def upright_file(data: bytes) -> tuple[str, bytes]:
 
 
 def decoder_versions() -> dict[str, str]:
-    """The versions that a view's pixels can depend on."""
+    """The library versions that a view's pixels can depend on."""
     found = {
         "pillow": features.version("pil"),
         "libjpeg-turbo": features.version("libjpeg_turbo"),
@@ -115,7 +116,7 @@ def decoder_versions() -> dict[str, str]:
 
 
 def image_kind(head: bytes) -> str | None:
-    """What image a file is, by its first `HEAD` bytes: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC; else None."""
+    """An image's format by its first `HEAD` bytes: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF or HEIC; else None."""
     if head[4:8] == b"ftyp":
         size = min(int.from_bytes(head[:4], "big"), len(head))
         brands = [head[8:12], *(head[at : at + 4] for at in range(16, size, 4))]
@@ -131,29 +132,29 @@ def _kind(head: bytes) -> str | None:
 
 
 def _reader(data: bytes) -> Reader:
-    """What reads the file. ImageError where nothing here does."""
+    """The Pillow class that reads the file. ImageError if there is none."""
     kind = _kind(data[:HEAD]) or image_kind(data[:HEAD])
     if kind in _READERS:
         return _READERS[kind]
     if kind == "AVIF":
         if HAS_AVIF:
             return AvifImageFile
-        raise ImageError("an AVIF, which the installed Pillow was built without; install its wheel, or convert to JPEG")
+        raise ImageError("an AVIF, which the installed Pillow cannot read; install its wheel, or convert to JPEG")
     if kind == "HEIC":
         if importlib.util.find_spec(_HEIF):
             reader: Reader = importlib.import_module(_HEIF).HeifImageFile
             return reader
         raise ImageError("a HEIC, which Pillow reads only with pillow-heif; install that, or convert to JPEG")
     if data.startswith(LFS_POINTER):
-        raise ImageError("not the image but a pointer of Git LFS to it; run `git lfs pull`")
+        raise ImageError("not the image but a Git LFS pointer to it; run `git lfs pull`")
     raise ImageError(
-        f"not an image that is read here ({len(data)} bytes that begin with {data[:8]!r}); "
+        f"not a supported image ({len(data)} bytes that start with {data[:8]!r}); "
         "convert it to JPEG, PNG, WebP, BMP, GIF or TIFF"
     )
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
-    """The image by its first bytes, header read and size checked, no pixel decoded."""
+    """The image with its header read and its size checked, but no pixels decoded."""
     reader = _reader(data)
     try:
         image = reader(io.BytesIO(data))
@@ -165,17 +166,12 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     if width * height > MAX_PIXELS:
         raise ImageError(f"{width} x {height} pixels are more than the {MAX_PIXELS:,} allowed; scale the image down")
     if width < 1 or height < 1:
-        raise ImageError(f"{width} x {height} pixels are no image")
+        raise ImageError(f"{width} x {height} pixels are not an image")
     return image
 
 
-def _broken(image: ImageFile.ImageFile, error: Exception) -> ImageError:
-    reason = str(error) or type(error).__name__
-    return ImageError(f"a {image.format} of {image.width} x {image.height} pixels cannot be decoded: {reason}")
-
-
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1 where there is none or it cannot be read."""
+    """The EXIF orientation, 1 to 8; 1 if there is none or it cannot be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata beside good pixels
@@ -189,14 +185,10 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _transparent(image: Image.Image) -> bool:
-    return image.has_transparency_data
-
-
 def _to_rgb(image: Image.Image, depth: Depth) -> Image.Image:
-    """8-bit RGB of any mode; transparency goes on white."""
+    """8-bit RGB from any mode, transparency on white."""
     image = eight_bits(image, depth)
-    if _transparent(image):
+    if image.has_transparency_data:
         layer = image.convert("RGBA")
         canvas = Image.new("RGB", layer.size, "white")
         canvas.paste(layer, mask=layer.getchannel("A"))

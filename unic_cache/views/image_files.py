@@ -1,4 +1,4 @@
-"""Image files on a disk: by what they are, through links, and without what other systems leave among them."""
+"""Find image files on disk: by content, through links, without the files that other systems leave behind."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ from unic_cache.views.tars import IMAGE_EXTENSIONS
 
 
 def is_class_folder(path: Path, tally: Tally) -> bool:
-    """Whether a path in the root of a data set is the folder of a class; a folder that is none is counted."""
+    """Whether a path in a data set's root is a class folder; counts folders that are guests."""
     if not path.is_dir():
         return False
     if is_guest(path.name):
@@ -22,9 +22,9 @@ def is_class_folder(path: Path, tally: Tally) -> bool:
 
 
 def images_below(folder: Path, root: Path, tally: Tally) -> list[Path]:
-    """The images below the folder of a class, sorted.
+    """The images below a class folder, sorted.
 
-    Links to folders outside of `root` are followed; one to a folder inside has its images counted there already.
+    Follows links to folders outside of `root`, once each; a link to a folder inside `root` would repeat its images.
     """
     found: list[Path] = []
     taken: set[tuple[int, int]] = set()
@@ -45,7 +45,7 @@ def images_below(folder: Path, root: Path, tally: Tally) -> list[Path]:
 
 
 def files_of(folder: Path, tally: Tally, within: str = "") -> Iterator[Path]:
-    """The images directly in a folder, in order; other files are counted."""
+    """The images directly in a folder, in order; counts other files."""
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir())
     except OSError as error:
@@ -57,7 +57,7 @@ def files_of(folder: Path, tally: Tally, within: str = "") -> Iterator[Path]:
         elif path.exists() and not stat.S_ISREG(path.stat().st_mode):
             tally.add(SPECIAL, place)
         elif path.suffix.lower()[1:] in IMAGE_EXTENSIONS or _is_image(path):
-            yield path  # a dead link among them is told when it is packed
+            yield path  # packing reports dead links among them
         else:
             tally.add(DOCUMENT if is_document(name) else NO_PICTURE, place)
 
@@ -71,7 +71,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _entered(path: Path, tally: Tally, links: list[Path]) -> bool:
-    """Whether to walk into a folder now: guests are counted, links wait."""
+    """Whether to walk into a folder now: not into guests, which are counted, nor links, which are queued."""
     if is_guest(path.name):
         tally.add(GUEST, f"{path.parent.name}/{path.name}/")
         return False
@@ -87,4 +87,4 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _unreadable(error: OSError) -> None:
-    raise ConfigError(f"{shown(str(error.filename))} cannot be read ({error.strerror}); mend that, or move it away")
+    raise ConfigError(f"{shown(str(error.filename))} cannot be read ({error.strerror}); fix that, or move it away")

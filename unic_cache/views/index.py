@@ -1,20 +1,19 @@
-"""Which samples there are: shards in order, and in each its samples' keys, places and labels.
+"""The index of samples: shards in order, and each one's keys, image places and labels.
 
-A *segment* is the shards that were indexed together. A cache's arrays take their shape from it, so it never changes:
-tars that are appended later make the next segment. The same JSON (as segment 0) stands beside the tars that
-`unic-cache shard` writes.
+A *segment* is the shards that were indexed together. It fixes the shape of a cache's arrays, so it never changes; tars
+appended later form the next segment. `unic-cache shard` writes the same JSON (as segment 0) beside its tars.
 
 | field | meaning |
 |---|---|
-| `kind`, `format` | "unic-cache index", 1: another number is refused |
-| `number` | the segment's position, and its file's name: index/000000.json |
+| `kind`, `format` | "unic-cache index", 1; other numbers are refused |
+| `number` | the segment's position, and its file name: index/000000.json |
 | `shards[].name` | the tar's name without folder and ".tar" |
-| `shards[].size` | the tar's bytes |
-| `shards[].keys` | crc32 of each sample's key, in the tar's order: a row is a position in this list |
-| `shards[].offsets`, `sizes` | where each sample's image lies in the tar, bytes |
+| `shards[].size` | bytes of the tar |
+| `shards[].keys` | crc32 of each sample's key, in the tar's order; a row is a position in this list |
+| `shards[].offsets`, `sizes` | byte offset and size of each sample's image in the tar |
 | `shards[].labels` | each sample's class number, or null |
-| `shards[].held_out` | true in tars that are not to be trained on; absent elsewhere |
-| `self` | crc32c of the rest, in a cache alone: who edits the file beside the tars need not know it |
+| `shards[].held_out` | true for tars held out of training, else absent |
+| `self` | crc32c of the rest; only in a cache, so that the file beside the tars can be edited |
 """
 
 import json
@@ -35,15 +34,15 @@ from unic_cache.views.left_out import LeftOut
 FORMAT = 1
 NO_LABEL = -1
 KIND = "unic-cache index"
-LIMIT_BYTES = 2**30  # of a segment's file; some twenty million samples
+LIMIT_BYTES = 2**30  # of a segment's file: about twenty million samples
 SHARD_NAME = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*")
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar: `rows` samples, each with its key's crc32, its image's place in the tar (bytes) and its label.
+    """One tar: each sample's key (crc32), the place of its image in the tar (bytes), and its label.
 
-    Its columns take 28 bytes a sample: an index of millions stays in memory for as long as anything runs.
+    The columns take 28 bytes per sample, since an index of millions stays in memory throughout a run.
     """
 
     name: str
@@ -51,9 +50,9 @@ class ShardEntry:
     keys: "array[int]"
     offsets: "array[int]"
     sizes: "array[int]"
-    labels: "array[int]"  # NO_LABEL where there is none
-    held_out: bool = False  # not to be trained on, by `shard --val-fraction`
-    # What only a scan knows: crc32c of the header before each image, and what no row was made of.
+    labels: "array[int]"  # NO_LABEL if there is none
+    held_out: bool = False  # by `shard --val-fraction`
+    # Known after a scan only: crc32c of the header before each image, and the files left out.
     headers: "array[int] | None" = field(default=None, compare=False, repr=False)
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False)
 
@@ -75,7 +74,7 @@ class ShardEntry:
         left_out: tuple[LeftOut, ...] = (),
         held_out: bool = False,
     ) -> Self:
-        """The entry of plain numbers."""
+        """An entry from plain numbers."""
         given = array("q", [NO_LABEL if label is None else label for label in labels])
         columns = array("I", keys), array("q", offsets), array("q", sizes), given
         return cls(name, size, *columns, held_out, None if headers is None else array("I", headers), left_out)
@@ -88,7 +87,7 @@ class ShardEntry:
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Self:
-        """The entry that `to_json` gave; CacheError, naming `where`, on anything that cannot be one."""
+        """The inverse of `to_json`. CacheError, naming `where`, for an impossible entry."""
         fields = _fields(data, ("name", "size", "keys", "offsets", "sizes", "labels"), where)
         name, size = fields["name"], fields["size"]
         if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
@@ -103,7 +102,7 @@ class ShardEntry:
         }
         lengths = {column: len(values) for column, values in columns.items()}
         if len(set(lengths.values())) != 1 or not lengths["keys"]:
-            raise CacheError(f"{where}: the lists must have one length above zero, and have {lengths}")
+            raise CacheError(f"{where}: the lists must have one length above zero, but have {lengths}")
         for row, (offset, length) in enumerate(zip(columns["offsets"], columns["sizes"], strict=True)):
             if offset + length > size:
                 raise CacheError(f"{where}: row {row} ends at byte {offset + length} of a tar of {size} bytes")
@@ -115,14 +114,14 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Segment:
-    """Shards that were indexed together, in order. Arrays have room for (len(shards), rows) samples."""
+    """Shards indexed together, in order. Arrays hold (len(shards), rows) samples."""
 
     number: int
     shards: tuple[ShardEntry, ...]
 
     @property
     def rows(self) -> int:
-        """Samples in the largest of its shards."""
+        """Samples in the largest shard."""
         return max(shard.rows for shard in self.shards)
 
     def to_json(self) -> bytes:
@@ -130,7 +129,7 @@ class Segment:
         return _json(self._body())
 
     def to_bytes(self) -> bytes:
-        """The file in a cache: `to_json` with `self`, so that a changed byte is told."""
+        """The file in a cache: `to_json` plus `self`, which detects changed bytes."""
         return _json({**self._body(), "self": crc32c(self.to_json())})
 
     def _body(self) -> dict[str, Any]:
@@ -139,7 +138,7 @@ class Segment:
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Self:
-        """The segment that `to_json` wrote; CacheError, naming the file `where`, on anything else."""
+        """The inverse of `to_json`. CacheError, naming the file `where`, for anything else."""
         try:
             parsed = json.loads(data)
         except (ValueError, RecursionError) as error:
@@ -159,22 +158,22 @@ class Segment:
             raise CacheError(f"{where} lists the shard {repeated[0]!r} twice")
         segment = cls(fields["number"], shards)
         if parsed.get("self", own := crc32c(segment.to_json())) != own:
-            raise CacheError(f"{where}: its checksum does not fit its content; put back a copy of it")
+            raise CacheError(f"{where}: its checksum does not match its content; restore it from a copy")
         return segment
 
 
 def segment_file(number: int) -> str:
-    """The segment's file within a cache."""
+    """A segment's file in a cache."""
     return f"index/{number:06d}.json"
 
 
 def no_cache(path: str | Path) -> CacheError:
-    """The error of a folder without an index."""
+    """The error for a folder without an index."""
     return CacheError(f"{path}: no cache is here (index/000000.json is missing); make one with `unic-cache extract`")
 
 
 def no_teacher(path: str, name: str, others: Iterable[str]) -> CacheError:
-    """The error of a cache without a teacher of that name."""
+    """The error for a cache without the teacher `name`."""
     return CacheError(
         f"{path} has no teacher {name!r}; it has {', '.join(others) or 'no teacher at all'}. "
         f"Make it with `unic-cache extract --teacher {name} --cache {path}`"
@@ -182,14 +181,14 @@ def no_teacher(path: str, name: str, others: Iterable[str]) -> CacheError:
 
 
 def segment_names(cache: Location) -> list[str]:
-    """The segments' files, in order."""
+    """The segments' files in a cache, in order."""
     return [name for name in cache.names("index") if re.fullmatch(r"index/\d{6}\.json", name)]
 
 
 def read_segments(cache: Location) -> tuple[Segment, ...]:
-    """All segments of a cache, in order; none for a cache that is not begun.
+    """All segments of a cache, in order; empty for a cache that has not begun.
 
-    CacheError on a gap in the numbers, a file that is not its number's segment, and a shard listed twice.
+    CacheError for a gap in the numbers, a file with another segment's number, and a shard listed twice.
     """
     segments: list[Segment] = []
     for number, name in enumerate(segment_names(cache)):
@@ -197,11 +196,11 @@ def read_segments(cache: Location) -> tuple[Segment, ...]:
             raise CacheError(f"{cache.url}/{name}: over {LIMIT_BYTES} bytes; refused")
         data = cache.read(segment_file(number))
         if data is None:
-            raise CacheError(f"{cache.url} has {name} but no {segment_file(number)}; copy the cache's index/ whole")
+            raise CacheError(f"{cache.url} has {name} but no {segment_file(number)}; copy the cache's whole index/")
         segment = Segment.from_json(data, f"{cache.url}/{name}")
         if segment.number != number:
             raise CacheError(
-                f"{cache.url}/{name} says that it is segment {segment.number}; copy the cache's index/ anew"
+                f"{cache.url}/{name} says that it is segment {segment.number}; copy the cache's index/ again"
             )
         segments.append(segment)
     repeated = _repeated([shard for segment in segments for shard in segment.shards])
@@ -213,17 +212,15 @@ def read_segments(cache: Location) -> tuple[Segment, ...]:
 def extend_index(cache: Location, entries: Sequence[ShardEntry]) -> tuple[Segment, ...]:
     """Make sure that the cache lists all `entries`; returns all its segments.
 
-    Unknown shards become one new segment, which is created once: of two writers the slower finds the file taken, reads
-    it and tries again with what is left. A known shard must hold the same keys in the same order; its size and offsets
-    may differ (a tar packed anew), so read a tar by the entry that `describe` gave, not by the cache's.
+    New shards become one segment, created once: a slower writer finds the file taken, reads it and retries with the
+    rest. A known shard must hold the same keys in the same order; its size and offsets may differ (a repacked tar), so
+    read tars by the entries of `describe`, not the cache's.
 
-    ShardError where two entries share a name, CacheError where the cache was made with other shards.
+    ShardError if two entries share a name, CacheError if the cache was made with other shards.
     """
     repeated = _repeated(entries)
     if repeated:
-        raise ShardError(
-            f"two shards are called {repeated[0]!r}; a cache knows shards by their file names alone: rename one"
-        )
+        raise ShardError(f"two shards are called {repeated[0]!r}; a cache knows shards by file name only: rename one")
     while True:
         segments = read_segments(cache)
         known = {shard.name: shard for segment in segments for shard in segment.shards}
@@ -246,18 +243,18 @@ def _check_same(cache: Location, cached: ShardEntry, given: ShardEntry) -> None:
     first = [f"{entry.keys[row]:08x}" if row < entry.rows else "none" for entry in (cached, given)]
     raise CacheError(
         f"{cache.url} was made with other shards: its {cached.name!r} has {cached.rows} samples, this one "
-        f"{given.rows}; at row {row} the key's crc32 is {first[0]} there and {first[1]} here; "
+        f"{given.rows}; at row {row} the key's crc32 is {first[0]} there but {first[1]} here; "
         f"give the shards that the cache was made with, rename these, or choose another cache{_more(cached, given)}"
     )
 
 
 def _more(cached: ShardEntry, given: ShardEntry) -> str:
-    """Why a tar may hold all that the cache has seen of it, and more."""
+    """A hint for a tar that holds more samples than the cache has seen of it."""
     if given.rows <= cached.rows or not set(cached.keys) < set(given.keys):
         return ""
     return (
-        ". The other samples were added, or left out by an older release: links, joined archives, names without "
-        "extension"
+        ". The additional samples were added since, or left out by an older release: links, joined archives, names "
+        "without extension"
     )
 
 
@@ -281,16 +278,12 @@ def _fields(data: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
 
 
 def _checked(values: Any, name: str, limit: int, where: str, may_lack: bool = False) -> Any:
-    """A list of integers from 0 up to `limit`, or of those and null; CacheError on anything else."""
+    """`values`, if it is a list of integers in [0, limit), with null if `may_lack`; CacheError otherwise."""
     if not isinstance(values, list):
         raise CacheError(f"{where}: {name} is not a list")
     there = [value for value in values if value is not None] if may_lack else values
     if set(map(type, there)) <= {int} and (not there or (min(there) >= 0 and max(there) < limit)):
         return values
-    fine = {type(None)} if may_lack else set()
-    row = next(
-        row
-        for row, value in enumerate(values)
-        if type(value) not in fine and not (type(value) is int and 0 <= value < limit)
-    )
-    raise CacheError(f"{where}: {name}[{row}] is {str(values[row])[:80]!r}, which is out of bounds")
+    wrong = next(value for value in there if type(value) is not int or not 0 <= value < limit)
+    row = next(row for row, value in enumerate(values) if value is wrong)
+    raise CacheError(f"{where}: {name}[{row}] is {str(wrong)[:80]!r}, which is out of bounds")

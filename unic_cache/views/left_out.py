@@ -1,7 +1,6 @@
-"""What is in a folder or a tar and is no part of the data set: which files those are, and the count of them.
+"""Files in a folder or tar that are not part of the data set: which they are, and how many.
 
-Nothing is left out without a word: each file or sample that no row is made of is counted under a reason, with the first
-of its kind as an example.
+Nothing is left out silently: each file or sample without a row is counted by reason, with the first as an example.
 """
 
 import re
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 
 class Reason(NamedTuple):
-    """Why something is left out, as it reads behind a 1 and behind a larger number."""
+    """Why files are left out, in the singular and the plural."""
 
     one: str
     many: str
@@ -19,27 +18,27 @@ class Reason(NamedTuple):
 
 GUEST = Reason("hidden file or sidecar", "hidden files and sidecars")
 DOCUMENT = Reason("document", "documents")
-DEAD_LINK = Reason("link to no file of its tar", "links to no file of their tar")
+DEAD_LINK = Reason("link to no file of its tar", "links to no file of their tar")  # or to itself
 SPARSE = Reason("sparse file", "sparse files")
 SPECIAL = Reason("device, pipe or file of an unknown type", "devices, pipes and files of unknown types")
 METADATA = Reason("file of WebDataset's metadata", "files of WebDataset's metadata")
-NO_SAMPLE = Reason("file that is no image and belongs to none", "files that are no image and belong to none")
+NO_SAMPLE = Reason("file outside of all samples", "files outside of all samples")
 NO_IMAGE = Reason("sample without image", "samples without image")
 UNREAD_LABEL = Reason("label that cannot be read", "labels that cannot be read")
-NO_PICTURE = Reason("file that is no image", "files that are no image")
-LOOP = Reason("link to a folder that was taken already", "links to folders that were taken already")
+NO_PICTURE = Reason("file that is not an image", "files that are not images")
+LOOP = Reason("link to a folder already taken", "links to folders already taken")
 
-_OTHERS = {  # what other systems make, in lower case
+_OTHERS = {  # made by other systems; in lower case
     "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "system volume information",
     "lost+found", "__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r",
 }  # fmt: skip
-_PAX = re.compile(r"paxheaders?(\.\d+)?")  # what a tar's own headers become by an old unpacker
+_PAX = re.compile(r"paxheaders?(\.\d+)?")  # old unpackers turn a tar's pax headers into such files
 _DOCUMENT = re.compile(r"(readme|licen[cs]e|notice|copying|changelog|citation|md5sums?|sha\d+sums?)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """How many were left out for one reason, and the first of them."""
+    """How many files were left out for one reason, and the first of them."""
 
     reason: Reason
     count: int
@@ -47,39 +46,38 @@ class LeftOut:
 
 
 class Tally:
-    """Counts what is left out, by reason."""
+    """Counts left-out files by reason."""
 
     def __init__(self) -> None:
         self._found: dict[Reason, LeftOut] = {}
 
-    def add(self, reason: Reason, example: str) -> None:
-        """One more."""
+    def add(self, reason: Reason, example: str, count: int = 1) -> None:
+        """Count `count` more."""
         before = self._found.get(reason, LeftOut(reason, 0, shown(example)))
-        self._found[reason] = LeftOut(reason, before.count + 1, before.example)
+        self._found[reason] = LeftOut(reason, before.count + count, before.example)
 
     def total(self) -> tuple[LeftOut, ...]:
-        """What was counted, reasons in the order in which they came."""
+        """The counts, reasons in order of appearance."""
         return tuple(self._found.values())
 
 
 def is_guest(name: str) -> bool:
-    """Whether a path within a data set is hidden, or lies in a hidden folder or in one that another system makes."""
+    """Whether any part of a path in a data set is hidden or made by another system."""
     parts = name.lower().split("/")
     return any(part in _OTHERS or (part[:1] == "." and part.strip(".")) or _PAX.fullmatch(part) for part in parts)
 
 
 def is_document(name: str) -> bool:
-    """Whether a file describes the data set (README, LICENSE, ...); only asked of what holds no image."""
+    """Whether a file without an image describes the data set (README, LICENSE, ...)."""
     return _DOCUMENT.match(name.rpartition("/")[2]) is not None
 
 
 def merged(parts: Iterable[LeftOut]) -> tuple[LeftOut, ...]:
-    """The counts of several tars in one."""
-    found: dict[Reason, LeftOut] = {}
+    """The counts of several tars, added up by reason."""
+    tally = Tally()
     for one in parts:
-        before = found.get(one.reason)
-        found[one.reason] = LeftOut(one.reason, one.count + before.count, before.example) if before else one
-    return tuple(found.values())
+        tally.add(one.reason, one.example, one.count)
+    return tally.total()
 
 
 def listed(parts: Iterable[LeftOut]) -> str:
@@ -93,6 +91,6 @@ def listed(parts: Iterable[LeftOut]) -> str:
 
 
 def shown(name: str) -> str:
-    """A name as it can be printed: what is not UTF-8 in it, and control characters, as escapes."""
+    """A printable name: control characters and bytes that are not UTF-8 become escapes."""
     text = name.encode("utf-8", "backslashreplace").decode()
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -1,7 +1,7 @@
-"""From numbers of another range to levels of 0 to 255: 16 bits, 12 bits, integers and floats.
+"""Convert 16-bit, 12-bit, integer and float pixels to levels 0 to 255.
 
-A file says how wide its numbers are and seldom what their range is. One rule for all: numbers that fill less than a
-sixteenth of the range that they are taken for are of another range, and no image here, since it would come out black.
+Files give the width of their numbers, seldom the range. One rule for all: an image whose numbers fill less than a
+sixteenth of the assumed range has another range and is refused, since it would come out black.
 """
 
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from unic_cache.errors import ImageError
 
 _BITS, _FORMAT = 258, 339  # TIFF's BitsPerSample and SampleFormat
 _SIGNED = 2
-_LEAST = 16  # of 256 levels that the brightest pixel must reach
-_REMEDY = "what their range is nobody says. Scale them to 8 bits"
+_LEAST = 16  # level of 256 that the brightest pixel must reach
+_REMEDY = "their range is unknown. Scale them to 8 bits"
 
 
 @dataclass(frozen=True)
 class Depth:
-    """What a file says of its numbers."""
+    """A file's declared number format."""
 
-    bits: int  # of a channel
+    bits: int  # per channel
     signed: bool = False
 
 
 def depth_of(image: ImageFile.ImageFile) -> Depth:
-    """The depth of an image that was opened and not yet loaded."""
+    """The depth of an image that is open but not loaded."""
     tags = getattr(image, "tag_v2", None)
     if tags is not None:
         bits, kinds = (_numbers(tags.get(tag)) for tag in (_BITS, _FORMAT))
@@ -36,19 +36,19 @@ def depth_of(image: ImageFile.ImageFile) -> Depth:
 
 
 def eight_bits(image: Image.Image, depth: Depth) -> Image.Image:
-    """The image with channels of 8 bits. ImageError where its numbers are of a range that is not known.
+    """The image with 8 bits per channel. ImageError if the range of its numbers is unknown.
 
-    Grey of 9 to 16 bits keeps its upper 8; wider integers count as 16 bits. Floats from 0 to 1 are scaled, others count
-    as 0 to 255.
+    Grey of 9 to 16 bits keeps the upper 8; wider integers count as 16 bits. Floats up to 1 are scaled, others count as
+    0 to 255.
     """
     if image.mode.startswith("I"):
         return Image.fromarray(_of_integers(np.asarray(image), depth))
     if image.mode == "F":
         return Image.fromarray(_of_floats(np.asarray(image)))
-    if depth.bits > 8 and image.mode.startswith("RGB"):  # Pillow has kept the upper 8 bits of each channel
+    if depth.bits > 8 and image.mode.startswith("RGB"):  # Pillow has kept the upper 8 bits per channel
         brightest = max(band.getextrema()[1] for band in image.split()[:3])
         if brightest < _LEAST:  # type: ignore[operator]
-            raise ImageError(f"{depth.bits} bits a channel, of which none reaches {_LEAST} of 256 levels; {_REMEDY}")
+            raise ImageError(f"{depth.bits} bits per channel, none of which reaches level {_LEAST} of 256; {_REMEDY}")
     return image
 
 
@@ -64,15 +64,15 @@ def _of_integers(values: npt.NDArray[np.generic], depth: Depth) -> npt.NDArray[n
 
 def _of_floats(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     if not np.isfinite(values).all():
-        raise ImageError("floats, of which some are infinite or no number; write them as 8 bits")
+        raise ImageError("floats, some of them infinite or NaN; write them as 8 bits")
     least, most = float(values.min()), float(values.max())
     if least < 0 or most > 255 or 1 < most < _LEAST:
-        raise ImageError(f"floats from {least:.4g} to {most:.4g}, neither from 0 to 1 nor from 0 to 255; {_REMEDY}")
+        raise ImageError(f"floats from {least:.4g} to {most:.4g}, neither 0 to 1 nor 0 to 255; {_REMEDY}")
     scale = 255.0 if most <= 1 else 1.0
     return np.floor(values.astype(np.float64) * scale + (0.5 if most <= 1 else 0.0)).astype(np.uint8)
 
 
 def _numbers(value: object) -> tuple[int, ...]:
-    """A TIFF tag's numbers, whatever a damaged file holds there."""
+    """The integers in a TIFF tag, whatever a damaged file holds there."""
     found = value if isinstance(value, tuple) else (value,)
     return tuple(number for number in found if isinstance(number, int))

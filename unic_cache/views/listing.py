@@ -1,7 +1,6 @@
-"""Which images there are before there are shards: a folder of class folders, or a CSV of path,label.
+"""List the images to pack into shards: a folder of class folders, or a CSV of path,label.
 
-A sample's key is made of its class and its file's name alone, so that other shuffles and shard sizes leave its key,
-and with it its views, as they were.
+A sample's key depends only on its class and file name, so its views do not change with the shuffle or the shard size.
 """
 
 import re
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unic_cache.errors import ConfigError
-from unic_cache.views.classes import FILE, Names
+from unic_cache.views.classes import CLASSES_FILE, Names
 from unic_cache.views.csv_labels import labels_of, read_rows
 from unic_cache.views.image_files import files_of, images_below, is_class_folder
 from unic_cache.views.labels import is_number
@@ -31,12 +30,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Listing:
-    """All samples in a fixed order; `names[label]` is a class's name, empty where labels have none."""
+    """All samples in a fixed order; `names[label]` is a class's name, `names` empty if labels are plain numbers."""
 
     samples: tuple[Sample, ...]
     names: Names
     left_out: tuple[LeftOut, ...] = ()
-    remarks: tuple[str, ...] = ()  # what is not as one might think, a line each
+    remarks: tuple[str, ...] = ()  # for the user, one line each
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -45,10 +44,10 @@ class Listing:
 
 
 def list_images(source: str, numbered: Names | None = None) -> Listing:
-    """The images of a folder or of a .csv file, with the classes numbered as in `numbered`, if given.
+    """The images of a folder or a .csv file, with classes numbered as in `numbered`, if given.
 
-    ConfigError where there is none, where what is named is missing, and where a label would not mean what it says: a
-    class without an image, a class that `numbered` does not have, a label that is no class number.
+    ConfigError if there are none, a file is missing, or a label would be wrong: a class without an image, a class not
+    in `numbered`, a label that is not a class number.
     """
     path = Path(source)
     if path.is_dir():
@@ -69,7 +68,7 @@ def list_images(source: str, numbered: Names | None = None) -> Listing:
 
 
 def _from_folder(root: Path, numbered: Names | None) -> Listing:
-    """Sub-folders in sorted order are classes 0, 1, ...; all files below one belong to it. No sub-folder: no labels."""
+    """Sorted subfolders are classes 0, 1, ... with all images below them; without subfolders there are no labels."""
     tally = Tally()
     folders = [path for path in sorted(root.iterdir()) if is_class_folder(path, tally)]
     loose = list(files_of(root, tally))
@@ -93,49 +92,51 @@ def _from_folder(root: Path, numbered: Names | None) -> Listing:
 def _named(
     filled: list[str], empty: list[str], numbered: Names | None, root: Path, tally: Tally
 ) -> tuple[Names, tuple[str, ...]]:
-    """The classes by number, and what to say of it. ConfigError on a class without image, or that is not `numbered`."""
+    """(the classes by number, remarks). ConfigError for a class without an image or not in `numbered`."""
     if numbered is not None:
         unknown = sorted(set(filled) - set(numbered.values()))
         if unknown:
             raise ConfigError(
-                f"{shown(str(root / unknown[0]))}: {FILE} in OUT names {len(numbered)} classes and not this one; "
-                "rename the folder, or delete that file so that the classes are numbered anew"
+                f"{shown(str(root / unknown[0]))}: {CLASSES_FILE} in OUT names {len(numbered)} classes but not this "
+                "one; rename the folder, or delete that file to number the classes anew"
             )
         lacking = len(numbered) - len(filled)
         without = f"; {lacking} of them have no image here" if lacking else ""
-        return numbered, (f"the {len(numbered)} classes are numbered as {FILE} in OUT says{without}",)
+        return numbered, (f"the {len(numbered)} classes are numbered as in {CLASSES_FILE} in OUT{without}",)
     if empty and filled:
         held = f" ({listed(tally.total())})" if tally.total() else ""
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
         raise ConfigError(
-            f"{shown(str(root / empty[0]))}{more}: no image in the folder of a class{held}, and an empty class would "
-            "move all labels behind it by one; remove the folder, or put its images there"
+            f"{shown(str(root / empty[0]))}{more}: no image in this class folder{held}; an empty class would shift all "
+            "later labels by one. Remove the folder, or add its images"
         )
     names = dict(enumerate(filled))
     other = next((number for number, name in names.items() if is_number(name) and name != str(number)), None)
     if other is None:
         return names, ()
-    return names, (f"class folders are numbered in the order of their names: {names[other]!r} is label {other}",)
+    return names, (f"class folders are numbered in order of their names: {names[other]!r} is label {other}",)
 
 
 def _check_folders(root: Path, folders: list[Path]) -> None:
-    """ConfigError on a name that cannot be written down, and on two names of one folder."""
+    """ConfigError for a name that is not UTF-8, and for two names of one folder."""
     real: dict[Path, Path] = {}
     for folder in folders:
         try:
             folder.name.encode()
         except UnicodeEncodeError:
             raise ConfigError(
-                f"{shown(str(folder))}: the name of this class is not UTF-8; rename the folder "
+                f"{shown(str(folder))}: this class name is not UTF-8; rename the folder "
                 "(convmv -f latin1 -t utf8 --notest)"
             ) from None
         other = real.setdefault(folder.resolve(), folder)
         if other is not folder:
-            raise ConfigError(f"{shown(str(root))}: {other.name} and {folder.name} are one folder; remove the link")
+            raise ConfigError(
+                f"{shown(str(root))}: {other.name} and {folder.name} are the same folder; remove the link"
+            )
 
 
 def _from_csv(file: Path, numbered: Names | None) -> Listing:
-    """Rows of path,label or of path alone; paths are relative to the CSV."""
+    """Rows of path,label or path alone; paths are relative to the CSV."""
     rows = read_rows(file)
     labels, names, remarks = labels_of(rows, file, numbered)
     found = [
@@ -146,9 +147,9 @@ def _from_csv(file: Path, numbered: Names | None) -> Listing:
 
 
 def _with_keys(found: Iterable[tuple[str, Path, int | None]]) -> tuple[Sample, ...]:
-    """Keys of [A-Za-z0-9_-]: class and stem; the second sample that would have the same one ends in -2, and so on."""
+    """Samples with keys of [A-Za-z0-9_-], made of class and stem; repeats get the suffixes -2, -3, ..."""
     taken: set[str] = set()
-    counts: dict[str, int] = {}  # the last number that each base was given
+    counts: dict[str, int] = {}  # the last suffix of each base
     samples = []
     for name, path, label in found:
         stem = path.stem if not name or path.stem.startswith(f"{name}_") else f"{name}_{path.stem}"

@@ -1,7 +1,7 @@
-"""The members of a tar by its headers alone: plain files, and links to them, up to the true end of the file.
+"""List a tar's files, and links to them, from its headers alone, up to the true end of the file.
 
-Archives that were joined (cat a.tar b.tar) are read on, as `tar -i` does. Whatever else stands behind an end mark is an
-error, and so is a tar that ends early, where WebDataset's own reader ends silently.
+Joined archives (cat a.tar b.tar) are read through, as by `tar -i`. Anything else after an end mark is an error, and so
+is a tar that ends early, where WebDataset's reader stops silently.
 """
 
 import posixpath
@@ -17,14 +17,14 @@ from unic_cache.views.decode import LFS_POINTER
 from unic_cache.views.left_out import DEAD_LINK, GUEST, SPARSE, SPECIAL, Tally, is_guest
 
 BLOCK = 512  # bytes
-_ZEROS_AT_ONCE = 1 << 20  # bytes behind an end mark
+_ZEROS_AT_ONCE = 1 << 20  # bytes read after an end mark
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_MOST_LINKS = 40  # that lead to one another
+_MOST_LINKS = 40  # in a chain
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a tar: its own name, and the place and the header of its data, which a link shares with its target."""
+    """A file of a tar: its name, and the place of its data, which a link shares with its target."""
 
     name: str
     header: int  # byte of its (first) header
@@ -34,39 +34,39 @@ class Member:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that keeps the checksum of its block."""
+    """A header with the checksum of its block."""
 
     crc = 0
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """As tarfile makes it."""
+        """As in tarfile, plus the checksum."""
         found = super().frombuf(buf, encoding, errors)
         found.crc = crc32c(bytes(buf))
         return found
 
 
 class Members:
-    """The files of a tar of `size` bytes, open for reading at any place; `path` is its name in errors."""
+    """The files of a seekable tar of `size` bytes; errors call it `path`."""
 
     def __init__(self, file: BinaryIO, path: str, size: int) -> None:
         self.file, self.path, self.size = file, path, size
         self.left_out = Tally()
-        self.held = 0  # members seen, folders not counted
-        self._files: dict[str, Member] = {}  # plain files by their place in the archive
-        self._links: dict[str, str] = {}  # links, and where they lead
-        self.links_forward = False  # whether a link led nowhere because its target stands behind it
+        self.held = 0  # members seen, without folders
+        self._files: dict[str, Member] = {}  # plain files by path in the archive
+        self._links: dict[str, str] = {}  # link -> target
+        self.links_forward = False  # whether a link seemed dead because its target comes later
 
     def again(self) -> Self:
-        """The same tar from its beginning, with what links forward lead to known from the first pass."""
+        """The same tar from its start, with the targets of forward links known from the first pass."""
         found = type(self)(self.file, self.path, self.size)
         found._files, found._links = self._files, self._links
         return found
 
     def __iter__(self) -> Iterator[Member]:
-        """Plain files and links to plain files in order; all else is counted in `left_out`.
+        """Plain files and links to plain files, in order; counts the rest in `left_out`.
 
-        ShardError on a compressed or damaged tar and on one that ends early: in a member or before an end mark.
+        ShardError for a tar that is compressed, damaged, or ends early: within a member or before an end mark.
         """
         dead: list[str] = []
         for found in self._all():
@@ -97,7 +97,7 @@ class Members:
         return self.file.read(min(size, member.size))
 
     def _target(self, place: str) -> Member | None:
-        """The plain file at the end of a chain of links."""
+        """The plain file at the end of a chain of links, if any."""
         for _ in range(_MOST_LINKS):
             if place not in self._links:
                 break
@@ -111,28 +111,28 @@ class Members:
             with self._opened(start) as tar:
                 try:
                     for member in tar:
-                        whole = member.isreg() and not member.issparse()  # the size is that of the data
-                        if whole and member.offset_data + member.size > self.size:
-                            raise self.error(self.size, f"it ends early, within {member.name!r}", "copy it anew")
+                        plain = member.isreg() and not member.issparse()  # `size` is that of the data
+                        if plain and member.offset_data + member.size > self.size:
+                            raise self.error(self.size, f"it ends early, within {member.name!r}", "copy it again")
                         assert isinstance(member, _Header)
                         yield member
                 except (tarfile.TarError, OverflowError, RecursionError) as error:
                     at = min(tar.offset, self.size)
-                    raise self.error(at, f"it ends early or is damaged: {error}", "copy it anew") from error
+                    raise self.error(at, f"it ends early or is damaged: {error}", "copy it again") from error
                 end = tar.offset
             if start and end == start:
-                raise self.error(start, "what stands behind the archive's end is no tar", "cut it off, or copy it anew")
-            start = self._behind(end)
+                raise self.error(start, "the data after the archive's end is not a tar", "cut it off, or copy it again")
+            start = self._after(end)
 
-    def _behind(self, end: int) -> int | None:
-        """Where another archive begins behind the end mark at byte `end`; None where only zeros follow."""
+    def _after(self, end: int) -> int | None:
+        """Where the next archive starts after the end mark at byte `end`; None if only zeros follow."""
         self.file.seek(end)
         mark = self.file.read(BLOCK)
         if len(mark) < BLOCK:
-            remedy = "copy it anew or close it by its writer"
+            remedy = "copy it again, or let its writer close it"
             raise self.error(self.size, "it ends early, before the archive's end mark", remedy)
         if mark.strip(b"\0"):
-            raise self.error(end, "a damaged header", "copy it anew")
+            raise self.error(end, "a damaged header", "copy it again")
         at = end + BLOCK
         while zeros := self.file.read(_ZEROS_AT_ONCE):
             rest = zeros.lstrip(b"\0")
@@ -145,28 +145,28 @@ class Members:
         self.file.seek(start)
         first = self.file.read(len(LFS_POINTER))
         if first == LFS_POINTER:
-            raise self.error(start, "it is no tar but a pointer of Git LFS to it", "run `git lfs pull`")
+            raise self.error(start, "it is not a tar but a Git LFS pointer to one", "run `git lfs pull`")
         for magic, name in _COMPRESSED.items():
             if first.startswith(magic):
-                remedy = "unpack it to a plain tar, whose members can be read at any place"
-                raise self.error(start, f"it is compressed by {name}", remedy)
+                remedy = "decompress it to a plain tar, whose members can be read at any offset"
+                raise self.error(start, f"it is compressed with {name}", remedy)
         self.file.seek(start)
         try:
             return tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Header)
         except (tarfile.TarError, OverflowError, RecursionError) as error:
-            raise self.error(start, f"it is no tar: {error}", "give the path of a plain tar") from error
+            raise self.error(start, f"it is not a tar: {error}", "give the path of a plain tar") from error
 
     def error(self, offset: int, what: str, remedy: str) -> ShardError:
-        """The error of something wrong at a byte of this tar."""
+        """The error for byte `offset` of this tar."""
         return shard_error(self.path, offset, what, remedy)
 
 
 def _leads_to(link: tarfile.TarInfo) -> str:
-    """A link's target as a place in the archive: a hard link names it from the root, a symlink from its own folder."""
+    """A link's target as a path in the archive: relative to the root for hard links, to its folder for symlinks."""
     base = posixpath.dirname(link.name) if link.issym() else ""
     return posixpath.normpath(posixpath.join(base, link.linkname))
 
 
 def shard_error(path: str, offset: int, what: str, remedy: str) -> ShardError:
-    """The error of something wrong at a byte of a tar."""
+    """The error for byte `offset` of a tar."""
     return ShardError(f"{path}, byte {offset}: {what}; {remedy}")

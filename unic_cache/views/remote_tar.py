@@ -1,14 +1,14 @@
-"""A tar behind a URL as a file."""
+"""A remote tar as a Python file."""
 
 import io
 
 from unic_cache.files.location import Location
 
-READ_AHEAD = 1 << 20  # bytes that one request brings while the headers are walked
+READ_AHEAD = 1 << 20  # bytes per request while walking the headers
 
 
 class RemoteTar(io.RawIOBase):
-    """Each read is one range request."""
+    """A raw file of `size` bytes; each read is one range request."""
 
     def __init__(self, folder: Location, name: str, size: int) -> None:
         self._folder, self._name, self._size, self._at = folder, name, size, 0
@@ -22,12 +22,12 @@ class RemoteTar(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Costs nothing."""
+        """Move without a request."""
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         return self._at
 
     def tell(self) -> int:
-        """Where the next read begins."""
+        """The offset of the next read."""
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Where WebDataset shards lie, on disk or behind a URL: patterns to tars, tars to entries, and images by row."""
+"""WebDataset shards on disk or behind a URL: expand patterns, describe tars, read images by row."""
 
 import glob
 import io
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from functools import lru_cache, partial
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self, cast
 
 from crc32c import crc32c
@@ -23,19 +22,19 @@ from unic_cache.views.members import BLOCK, shard_error
 from unic_cache.views.remote_tar import READ_AHEAD, RemoteTar
 from unic_cache.views.tars import image_header, label_before, member_name, scan_tar
 
-UNFINISHED = ".unfinished"  # stands beside the tars of a `shard` that has not ended
-CHECKED = 3 * BLOCK  # bytes before an image: its header and, where `shard` packed it, its label's header and text
+UNFINISHED = ".unfinished"  # marks the tars of an unfinished `shard`
+CHECKED = 3 * BLOCK  # bytes before an image: its header and, if `shard` packed it, its label's header and text
 
 
 def expand(pattern: str) -> tuple[str, ...]:
-    """The tars that a path or URL, a glob or WebDataset's braces name, in order. ShardError where one is missing.
+    """The tars named by a path, URL, glob or WebDataset braces, in order. ShardError if one is missing.
 
     In a URL only the last part may be a glob.
     """
     pattern = check_pattern(pattern).removeprefix("file://")
     if not _is_remote(pattern):
         if Path(pattern).is_dir():
-            raise ShardError(f"{pattern} is a folder; say '{pattern.rstrip('/')}/*.tar'")
+            raise ShardError(f"{pattern} is a folder; write '{pattern.rstrip('/')}/*.tar'")
         if Path(pattern).is_file():
             return (pattern,)
     try:
@@ -48,16 +47,16 @@ def expand(pattern: str) -> tuple[str, ...]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ShardError(f"no shard at {missing[0]}{more}, of {len(found)} that {pattern!r} names; check the path")
     if not found:
-        hint = "; a '[' in a folder's name must be written '[[]'" if "[" in pattern else ""
+        hint = "; write '[' in a folder's name as '[[]'" if "[" in pattern else ""
         raise ShardError(
-            f"no shard matches {pattern!r}; give a path, a glob such as 'shards/*.tar', or braces, or make tars of "
-            f"your images with `unic-cache shard IMAGES shards`{hint}"
+            f"no shard matches {pattern!r}; give a path, a glob such as 'shards/*.tar', or braces, or pack your images "
+            f"with `unic-cache shard IMAGES shards`{hint}"
         )
     return tuple(found)
 
 
 def shard_name(path: str) -> str:
-    """A tar's name in a cache: the file's, without folder and ".tar". ShardError on characters that are not allowed."""
+    """A tar's name in a cache: the file name without ".tar". ShardError for characters that are not allowed."""
     name = Path(path).name.removesuffix(".tar")
     if not SHARD_NAME.fullmatch(name):
         raise ShardError(f"{path}: use only letters, digits, '.', '_', '@', '+' and '-' in a shard's name; rename it")
@@ -65,21 +64,21 @@ def shard_name(path: str) -> str:
 
 
 def describe(paths: Sequence[str]) -> tuple[ShardEntry, ...]:
-    """What each tar holds: from the `index.json` beside it where that lists the tar and fits it, else by `scan`.
+    """Each tar's contents, from the `index.json` beside it if that lists the tar, else by `scan`.
 
-    ShardError where a tar is not the one that its index describes, or where the `shard` that writes it has not ended.
+    ShardError if a tar does not match its index, or the `shard` that writes it has not finished.
     """
-    return tuple(entry for _, entry in _each(paths, strict=True))
+    return tuple(entry for _, entry in _each(paths))
 
 
 def describe_filled(paths: Sequence[str]) -> tuple[list[tuple[str, ShardEntry]], list[EmptyShardError]]:
-    """(path, entry) of every tar with an image in it, as `describe` gives them, and the errors of those without."""
+    """(path, entry) of every tar with an image, as in `describe`, and the errors of tars without one."""
     empty: list[EmptyShardError] = []
-    return list(_each(paths, empty=empty)), empty
+    return list(_each(paths, empty)), empty
 
 
 def scan(path: str) -> ShardEntry:
-    """What a tar holds, by its headers: see `tars.scan_tar` for the rules and the errors."""
+    """A tar's contents by its headers; `tars.scan_tar` has the rules and errors."""
     size = tar_size(path)
     if size is None:
         raise ShardError(f"no shard at {path}; check the path")
@@ -88,12 +87,12 @@ def scan(path: str) -> ShardEntry:
 
 
 def beside(path: str, name: str) -> bytes | None:
-    """The file `name` in a tar's folder, or None where there is none."""
+    """The file `name` in a tar's folder, or None if there is none."""
     return _folder(_parent(path) or ".").read(name)
 
 
 def tar_size(path: str) -> int | None:
-    """The tar's bytes, or None where there is none."""
+    """A tar's size in bytes, or None if there is none."""
     if _is_remote(path):
         folder, name = _split(path)
         return folder.size(name)
@@ -101,12 +100,12 @@ def tar_size(path: str) -> int | None:
 
 
 class OpenShard:
-    """A tar to read images from by row; `read` may be called from several threads at once."""
+    """An open tar with images by row; `read` is thread-safe."""
 
     def __init__(self, path: str, entry: ShardEntry) -> None:
         self.path = path
         self.entry = entry
-        self._close: Callable[[], object] = _nothing
+        self._close: Callable[[], object] = lambda: None
         self._range: Callable[[int, int], bytes]
         if _is_remote(path):
             folder, name = _split(path)
@@ -117,33 +116,33 @@ class OpenShard:
             self._range = partial(_pread, descriptor)
 
     def read(self, row: int) -> bytes:
-        """The bytes of the image of sample `row`.
+        """The image bytes of sample `row`.
 
-        ShardError where the tar ends before them, or where the header before them is another image's: one read gives
-        both. Where the index beside the tar was believed, the label is compared too.
+        ShardError if the tar ends before them, or the header before them, which the same read gives, is another
+        image's. Compares the label too if the entry is from an index.json.
         """
         offset, size = self.entry.offsets[row], self.entry.sizes[row]
         before = min(offset, CHECKED)
         data = self._range(offset - before, before + size)
         if len(data) < before + size:
-            raise shard_error(self.path, offset - before + len(data), "it ends early", "copy it anew")
+            raise shard_error(self.path, offset - before + len(data), "it ends early", "copy it again")
         self._check(row, data[:before])
         return data[before:]
 
     def check(self, row: int) -> None:
-        """ShardError where the tar does not have the header of the row's image where the entry says."""
+        """ShardError if the header of the row's image is not where the entry says."""
         offset = self.entry.offsets[row]
         before = min(offset, CHECKED)
         self._check(row, self._range(offset - before, before))
 
     def labelled_before(self, row: int) -> bool:
-        """Whether the row's label stands before its image, where `read` sees it, or there is none."""
+        """Whether the row has no label, or has it right before its image, where `read` checks it."""
         offset, entry = self.entry.offsets[row], self.entry
         blocks = self._range(offset - CHECKED, CHECKED - BLOCK) if offset >= CHECKED else b""
         return entry.labels[row] in {NO_LABEL, label_before(blocks, entry.keys[row])}
 
     def ends(self) -> bool:
-        """Whether nothing stands behind the last image."""
+        """Whether the tar ends after its last image."""
         end = max(map(sum, zip(self.entry.offsets, self.entry.sizes, strict=True)))
         return not self._range(-(-end // BLOCK) * BLOCK, BLOCK).strip(b"\0")
 
@@ -151,33 +150,31 @@ class OpenShard:
         entry, header = self.entry, before[-BLOCK:]
         if entry.headers is not None:
             if crc32c(header) != entry.headers[row]:
-                what = f"row {row} is not the image that was there when the tar was scanned"
-                raise shard_error(self.path, entry.offsets[row], what, "it was changed since; start again")
+                what = f"row {row} is not the image found when the tar was scanned"
+                raise shard_error(self.path, entry.offsets[row], what, "the tar has changed since; start again")
             return
         found = image_header(header)
         if found is None or found[1] != entry.sizes[row] or found[0] not in {None, entry.keys[row]}:
             raise _not_indexed(self.path, f"row {row} is not the image that index.json describes")
         label = label_before(before, entry.keys[row]) if len(before) == CHECKED else None
         if label is not None and label != entry.labels[row]:
-            said = [str(one) if one != NO_LABEL else "none" for one in (label, entry.labels[row])]
-            raise _not_indexed(self.path, f"the label of row {row} is {said[0]}, and {said[1]} in index.json")
+            here, indexed = ("none" if one == NO_LABEL else one for one in (label, entry.labels[row]))
+            raise _not_indexed(self.path, f"the label of row {row} is {here}, but {indexed} in index.json")
 
     def name(self, row: int) -> str:
-        """What the tar calls the image of a row, or its key's checksum where its header is too short for the name."""
+        """The name of a row's image in the tar, or its key's checksum if the header has no room for the name."""
         found = member_name(self._range(self.entry.offsets[row] - BLOCK, BLOCK))
         key = self.entry.keys[row]
         return found[1] if found is not None and found[0] == key else f"key {key:08x}"
 
     def close(self) -> None:
-        """Close the file; `read` fails afterwards. A tar that nothing refers to any more closes by itself."""
+        """Close the file; `read` fails afterwards. Happens by itself when the last reference goes."""
         self._close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -199,12 +196,12 @@ def _split(path: str) -> tuple[Location, str]:
 
 @lru_cache(maxsize=64)
 def _folder(url: str) -> Location:
-    """One connection for all tars of a folder."""
+    """A folder's `Location`, shared by all its tars."""
     return open_location(url)
 
 
 def _globbed(pattern: str) -> list[str]:
-    """Sorted, hidden files left out: a tar that is still being written has a hidden name."""
+    """Sorted matches without hidden files, since tars being written have hidden names."""
     if not _is_remote(pattern):
         return sorted(glob.glob(pattern))  # noqa: PTH207 (Path.glob finds hidden files)
     folder, _, name = pattern.rpartition("/")
@@ -229,26 +226,21 @@ def _parent(path: str) -> str:
     return path[: path.rfind("/")] or "/" if "/" in path else ""
 
 
-def _nothing() -> None:
-    """Nothing to close."""
-
-
-def _each(
-    paths: Sequence[str], strict: bool = False, empty: list[EmptyShardError] | None = None
-) -> Iterator[tuple[str, ShardEntry]]:
+def _each(paths: Sequence[str], empty: list[EmptyShardError] | None = None) -> Iterator[tuple[str, ShardEntry]]:
+    """(path, entry) of every tar; adds errors of tars without an image to `empty`, or raises them if that is None."""
     folders = {_parent(path) for path in paths}
     for folder in sorted(folders):
         if _folder(folder or ".").size(UNFINISHED) is not None:
             raise ShardError(
-                f"{folder or '.'} holds the tars of a `shard` that has not ended; run the same `shard` again, and it "
-                f"will, or delete {UNFINISHED} there if these tars are what you want"
+                f"{folder or '.'} holds the tars of an unfinished `shard`; run the same `shard` again to finish it, or "
+                f"delete {UNFINISHED} there if these tars are what you want"
             )
     indexes = {folder: _index_beside(folder) for folder in folders}
     for path in paths:
         try:
             yield path, _described(path, indexes[_parent(path)])
         except EmptyShardError as error:
-            if strict or empty is None:
+            if empty is None:
                 raise
             empty.append(error)
 
@@ -260,8 +252,8 @@ def _described(path: str, index: dict[str, ShardEntry]) -> ShardEntry:
     size = tar_size(path)
     if size != entry.size:
         raise ShardError(
-            f"{path} has {size} bytes and its index.json says {entry.size}: truncated or rewritten; copy it anew, "
-            "or delete the index.json so that the tar is scanned"
+            f"{path} has {size} bytes but {entry.size} in index.json: truncated or rewritten; copy it again, or delete "
+            "the index.json so that the tar is scanned"
         )
     rows = sorted({0, entry.rows // 2, entry.rows - 1})
     with OpenShard(path, entry) as tar:
@@ -269,21 +261,21 @@ def _described(path: str, index: dict[str, ShardEntry]) -> ShardEntry:
             tar.check(row)
         if tar.ends() and all(tar.labelled_before(row) for row in rows):
             return entry
-    found = scan(path)  # not as `shard` packs: what the index says cannot be checked row by row
+    found = scan(path)  # not packed by `shard`, so rows cannot be checked one by one
     if found != entry:
-        raise _not_indexed(path, "its samples or labels are not those that index.json describes")
+        raise _not_indexed(path, "its samples or labels are not those in index.json")
     return found
 
 
 def _not_indexed(path: str, what: str) -> ShardError:
     return ShardError(
-        f"{path}: {what}; the tar was replaced, renamed or edited. Put the right one back, or delete the index.json so "
+        f"{path}: {what}; the tar was replaced, renamed or edited. Restore the right one, or delete the index.json so "
         "that the tars are scanned"
     )
 
 
 def _index_beside(folder: str) -> dict[str, ShardEntry]:
-    """The shards that `unic-cache shard` listed in the folder; none where its index.json is someone else's."""
+    """The shards in a folder's index.json; none if `unic-cache shard` did not write it."""
     where = f"{folder}/index.json" if folder else "index.json"
     data = _folder(folder or ".").read("index.json")
     if data is None or f'"{KIND}"'.encode() not in data:

@@ -1,4 +1,4 @@
-"""Which images are held out: a share of each class, by seed, and never one of two equal files without the other."""
+"""Choose the images to hold out: a seeded share of each class; equal files stay on the same side."""
 
 import hashlib
 import math
@@ -16,10 +16,10 @@ _SPLIT = 1  # the order of the tars is 0
 def held_out(
     samples: Sequence[Sample], fraction: float, seed: int, good: Callable[[Sequence[int]], Iterable[bool]]
 ) -> frozenset[int]:
-    """Positions of the samples to hold out: `fraction` of every class, rounded, where it has two images or more.
+    """Positions of the samples to hold out: `fraction` of every class of two or more images, rounded.
 
-    At least one image of such a class stays on each side. Files with the same bytes count as one image. `good` says
-    which of some positions can be decoded: others are not held out, since they would leave their class with fewer.
+    Each such class keeps at least one image on both sides. Files with equal bytes count as one image. `good` tells
+    which positions can be decoded; others are not held out, since they would leave their class short.
     """
     order = permutation(words(Purpose.SHARD, seed, _SPLIT, 0, len(samples)))
     first = _first_twins(samples)
@@ -40,12 +40,12 @@ def held_out(
 
 
 def _share(fraction: float, count: int) -> int:
-    """How many of a class's images to hold out: at least one, and not all."""
+    """How many of `count` images to hold out: at least one, and not all."""
     return min(max(math.floor(fraction * count + 0.5), 1), count - 1)
 
 
 def _first_twins(samples: Sequence[Sample]) -> list[int]:
-    """For each sample the first with the same bytes. Only files of equal sizes are read."""
+    """For each sample, the position of the first one with equal bytes. Reads only files of equal size."""
     by_size: dict[int, list[int]] = defaultdict(list)
     for at, sample in enumerate(samples):
         by_size[_size(sample.path)].append(at)
@@ -60,7 +60,7 @@ def _first_twins(samples: Sequence[Sample]) -> list[int]:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # told when it is packed
+    except OSError:  # packing reports it
         return -1
 
 

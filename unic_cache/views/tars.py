@@ -1,7 +1,7 @@
-"""A WebDataset tar by its headers alone: which samples it holds, and where their images lie.
+"""Index a WebDataset tar from its headers: its samples, and where their images lie.
 
-Nothing is extracted, no member's name becomes a path, and members other than images and `.cls` labels (JSON, text,
-pickles) are never looked into, but for the first bytes of those of a sample whose image no name tells.
+Nothing is extracted and no member's name becomes a path. Of members other than images and `.cls` labels (JSON, text,
+pickles), at most the first bytes are read, to find the image of a sample without a telling name.
 """
 
 import re
@@ -16,28 +16,26 @@ from unic_cache.views.labels import class_number, label_text
 from unic_cache.views.left_out import DOCUMENT, METADATA, NO_IMAGE, NO_SAMPLE, UNREAD_LABEL, is_document, listed
 from unic_cache.views.members import BLOCK, Member, Members
 
-# The first present is a sample's image.
+# The first one present is a sample's image.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jfif", "jpe", "avif", "heic", "heif")
 
-HELD_OUT = (
-    "__held_out__"  # a member that `shard --val-fraction` puts into the tars not to train on; WebDataset skips it
-)
+HELD_OUT = "__held_out__"  # member that `shard --val-fraction` adds to held-out tars; WebDataset skips it
 LONGEST_LABEL = 64  # bytes
 TWICE = "give every sample a key of its own, and keep its members side by side (tar --sort=name)"
 _FIRST_DOT = "a key ends at the name's first dot"
-_METADATA = re.compile(r"__[^/]*__($|/)")  # WebDataset's, no samples
+_METADATA = re.compile(r"__[^/]*__($|/)")  # WebDataset's metadata
 
 
 def scan_tar(file: BinaryIO, size: int, path: str, name: str) -> ShardEntry:
-    """Index a tar of `size` bytes, open for reading at any place; it will be called `name`, and `path` in errors.
+    """Index a seekable tar of `size` bytes as shard `name`; errors call it `path`.
 
     A sample is a run of members with one key, by WebDataset's rule: the name up to the base name's first dot. Its image
     is the member whose whole extension is the first present of `IMAGE_EXTENSIONS`; else the only one whose name ends in
-    one of them (`input.jpg`); else the only one whose first bytes are an image's. Its label is its `.cls` member. A
-    link to a file of the tar counts as that file. What is no part of a sample, and samples without image, are counted.
+    one of them (`input.jpg`); else the only one that starts like an image. Its label is its `.cls` member. A link to a
+    file of the tar counts as that file. Samples without image, and members outside of samples, are counted as left out.
 
-    ShardError, with the byte where it happened, on a repeated key, on several images under one key, on a compressed or
-    damaged tar, and on one that ends early: in a member or before an end mark. EmptyShardError where there is no image.
+    ShardError, with the byte, for a repeated key, several images under one key, and a tar that is compressed, damaged
+    or ends early: within a member or before an end mark. EmptyShardError if there is no image.
     """
     members = Members(file, path, size)
     found = _Scan(members)
@@ -53,23 +51,23 @@ def scan_tar(file: BinaryIO, size: int, path: str, name: str) -> ShardEntry:
 
 
 def key_crc(key: str) -> int:
-    """crc32 of a sample's key: what the index keeps, and what its views hang on."""
+    """crc32 of a sample's key; the index stores it, and the sample's views depend on it."""
     return zlib.crc32(key.encode("utf-8", "surrogateescape"))
 
 
 class _Scan:
-    """One pass over the members of a tar: `rows` of (key's crc32, image's byte, bytes, label, header's crc32c)."""
+    """One pass over a tar's members: `rows` of (key crc32, image offset, image size, label, header crc32c)."""
 
     def __init__(self, members: Members) -> None:
         self.rows: list[tuple[int, int, int, int | None, int]] = []
         self.held_out = False
         self._members = members
-        self._labels: dict[str, bytes] = {}  # of the sample at hand, by extension
+        self._labels: dict[str, bytes] = {}  # of the current sample, by extension
         seen: set[str] = set()
         for key, parts in self._samples():
             first = next(iter(parts.values()))
             if key in seen:
-                raise members.error(first.header, f"the key {key!r} comes twice", f"{TWICE}; {_FIRST_DOT}")
+                raise members.error(first.header, f"the key {key!r} appears twice", f"{TWICE}; {_FIRST_DOT}")
             seen.add(key)
             image = self._image(key, parts)
             if image is not None:
@@ -101,7 +99,7 @@ class _Scan:
                 current, parts, self._labels = key, {}, {}
             extension = extension.lower()
             if extension in parts:
-                raise self._members.error(member.header, f"the key {key!r} comes twice", f"{TWICE}; {_FIRST_DOT}")
+                raise self._members.error(member.header, f"the key {key!r} appears twice", f"{TWICE}; {_FIRST_DOT}")
             parts[extension] = member
             if extension.rpartition(".")[2] == "cls":
                 self._labels[extension] = self._members.read(member, LONGEST_LABEL + 1)
@@ -109,7 +107,7 @@ class _Scan:
             yield current, parts
 
     def _image(self, key: str, parts: dict[str, Member]) -> Member | None:
-        """The sample's image by its name, or else by its bytes. ShardError where several could be it."""
+        """The sample's image by name, or else by content. ShardError if several qualify."""
         for extension in IMAGE_EXTENSIONS:
             if extension in parts:
                 return parts[extension]
@@ -121,12 +119,12 @@ class _Scan:
             raise self._members.error(
                 parts[found[0]].header,
                 f"the key {key!r} has {len(found)} images, {found[0]}, {found[1]}{more}: {_FIRST_DOT}",
-                "give each image a key of its own, or leave one image in each sample",
+                "give each image a key of its own, or keep one image per sample",
             )
         return parts[found[0]] if found else None
 
     def _label(self, key: str) -> int | None:
-        """The number in the sample's `cls`, or in its only member that ends in it; what cannot be read is counted."""
+        """The number in the sample's `cls`, or in its only member ending in it; unreadable labels are counted."""
         labels = {"cls": self._labels["cls"]} if "cls" in self._labels else self._labels
         if not labels:
             return None
@@ -142,9 +140,9 @@ class _Scan:
 
 
 def image_header(block: bytes) -> tuple[int | None, int] | None:
-    """(crc32 of the key, bytes) of the member whose tar header the block is; None where it is none.
+    """(crc32 of the key, size in bytes) of the member of a tar header block; None if the block is not one.
 
-    The key is None where the name may stand elsewhere: one that is too long, or not in ASCII, is in a block of its own.
+    The key is None if the full name may be in a block of its own: if it is too long or not ASCII.
     """
     found = _name_and_size(block)
     if found is None:
@@ -155,7 +153,7 @@ def image_header(block: bytes) -> tuple[int | None, int] | None:
 
 
 def member_name(block: bytes) -> tuple[int, str] | None:
-    """(crc32 of the key, name) of the member whose tar header the block is, printable; None where it is none."""
+    """(crc32 of the key, printable name) of the member of a tar header block; None if the block is not one."""
     found = _name_and_size(block)
     if found is None:
         return None
@@ -164,9 +162,9 @@ def member_name(block: bytes) -> tuple[int, str] | None:
 
 
 def label_before(blocks: bytes, key: int) -> int | None:
-    """The label of a `.cls` member in the two blocks before an image's header; None where they are none of the key's.
+    """The label in the two blocks before an image's header; None if they are not a `.cls` member with that key.
 
-    NO_LABEL where it says that there is none, or cannot be read.
+    NO_LABEL if it means no label or cannot be read.
     """
     found = _name_and_size(blocks[:BLOCK])
     if found is None or found[1] > LONGEST_LABEL:
@@ -182,11 +180,11 @@ def label_before(blocks: bytes, key: int) -> int | None:
 
 
 def _name_and_size(block: bytes) -> tuple[str, int] | None:
-    """What a header's block says by itself, at a tenth of the time that tarfile takes: it is read for every image."""
+    """(name, size) from a header block alone, ten times as fast as tarfile: it runs for every image."""
     name, prefix = (block[start:end].partition(b"\0")[0] for start, end in ((0, 100), (345, 500)))
     try:
         size = int(block[124:136].strip(b" \0"), 8)
-    except ValueError:  # no header, or a member of 8 GiB
+    except ValueError:  # no header, or a member of 8 GiB or more
         return None
     if not name or len(block) < BLOCK:
         return None
@@ -194,9 +192,9 @@ def _name_and_size(block: bytes) -> tuple[str, int] | None:
 
 
 def base_plus_ext(name: str) -> tuple[str | None, str]:
-    """A member's key and extension: all before and after the first '.' of its last part; (None, "") without one.
+    """A member's key and extension: before and after the first '.' of the base name; (None, "") without one.
 
-    That is WebDataset's rule; its own function comes with torch, whose import takes seconds.
+    This is WebDataset's rule; its own function imports torch, which takes seconds.
     """
     found = re.fullmatch(r"((?:.*/|)[^.]+)[.]([^/]*)", name)
     return (found[1], found[2]) if found else (None, "")
