@@ -6,8 +6,8 @@
 
 Tensors on `fake.device` are torch's fake tensors: shapes and dtypes without values. Tensors on the CPU stay real. An
 operation that makes the host wait for a value (`.item()`, `bool(tensor)`, `nonzero`, a boolean index) raises
-HostWaitsError, so the traceback shows the line. Backward needs FakeDevice("meta"): for tensors on cuda, torch's
-autograd engine asks the CUDA runtime for a stream.
+HostWaitsError, so the traceback shows the line. Backward needs FakeDevice("cpu"), where real tensors stand for the
+device's: for tensors on cuda, torch's autograd engine asks the CUDA runtime for a stream.
 """
 
 import sys
