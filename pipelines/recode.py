@@ -93,7 +93,7 @@ def run(config: RecodeConfig) -> Summary:
         summary = Summary(skipped=skipped)
 
         # Recode unit after unit: rows are read ahead, units are written behind.
-        batches = ahead(batches_of(work), partial(start_batch, pool), BATCHES_AHEAD)
+        batches = ahead(batches_of(work), partial(start_reading, pool), BATCHES_AHEAD)
         total = sum(unit.rows * len(lacking) for unit, lacking in work.items())
         with Progress("recode", total, "rows") as progress, behind("writer", UNITS_BEHIND) as later:
             for unit, lacking in work.items():
@@ -165,7 +165,7 @@ def batches_of(work: Work) -> Iterator[tuple[Transcoder, Unit, range]]:
                 yield coder, unit, range(first, min(first + BATCH, unit.rows))
 
 
-def start_batch(
+def start_reading(
     pool: ThreadPoolExecutor, batch: tuple[Transcoder, Unit, range]
 ) -> Callable[[], tuple[range, dict[str, Rows]]]:
     """Start to read the source's rows of a batch in the pool."""

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor
 
-from pipelines.extracting.recorder import DeviceBatch, recorder
+from pipelines.extracting.recorder import recorder
 from pipelines.extracting.specs import pixel_spec
 from pipelines.extracting.unit_rows import UnitRows
 from tests.conftest import VIT
@@ -57,7 +57,11 @@ def member(folder, name, kinds, codec, tokens):
 def no_cuda_needed(monkeypatch):
     """Page-locked memory and events need CUDA's runtime."""
     empty, event = torch.empty, types.SimpleNamespace(synchronize=lambda: None)
-    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: empty(*a, **k))
+
+    def pageable(*arguments, pin_memory=False, **options):
+        return empty(*arguments, **options)
+
+    monkeypatch.setattr(torch, "empty", pageable)
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     stream = types.SimpleNamespace(record_event=lambda: event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
@@ -76,11 +80,10 @@ def test_a_batch_never_waits_and_brings_back_codes_and_flags_only(tmp_path, kind
             recorder(one, None) for one in pixels
         ]
         rows = UnitRows(UNIT, recorders, {})
-        for first in (0, BATCH):
+        for _ in range(2):
             fake.to_host.clear()
             fake.to_device.clear()
-            views_BHWC = torch.from_numpy(VIEWS.views_BHWC).to(fake.device)
-            rows.add(first, VIEWS, DeviceBatch(views_BHWC, 0, [(key, 0) for key in range(BATCH)]))
+            rows.add(VIEWS, [(key, 0) for key in range(BATCH)], fake.device)
     arrays = [array for one in [*members, *pixels] for array in one.arrays]
     codes = [named(torch.empty((BATCH, *array.row), dtype=getattr(torch, array.dtype))) for array in arrays]
     flags = ["bool (4,)"] * len(kinds) + ["int32 (4,)"] * (codec == "klt")
@@ -91,10 +94,9 @@ def test_a_batch_never_waits_and_brings_back_codes_and_flags_only(tmp_path, kind
 def test_nan_is_told_when_the_codes_have_landed_and_nothing_is_committed(tmp_path, kinds):
     one, teacher = member(tmp_path, "one", kinds, "f16", None), teacher_on(torch.device("cpu"))
     rows = UnitRows(UNIT, [recorder(one, teacher)], {})
-    batch = DeviceBatch(torch.from_numpy(VIEWS.views_BHWC), 0, [(0, 0)] * BATCH)
     with torch.no_grad():
         next(teacher.model.parameters()).fill_(float("nan"))
-    rows.add(0, VIEWS, batch)
+    rows.add(VIEWS, [(0, 0)] * BATCH, teacher.device)
     with pytest.raises(TeacherError, match=r"view unic-32-0-000 of shard tar0: teacher .*: NaN or infinite cls"):
-        rows.add(BATCH, VIEWS, batch)
+        rows.add(VIEWS, [(0, 0)] * BATCH, teacher.device)
     assert not one.committed(0, UNIT.view)
