@@ -12,7 +12,7 @@ All data is checked against the commit record that vouches for it.
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +51,13 @@ class CachedTeacher:
             raise CacheError(f"{member.location.url}/{member.folder} holds pixels, not features")
         self.member = member
         self.name = str(member.spec["teacher"]["name"])
+        self.spec: Mapping[str, Any] = member.spec  # weights, rules, codec, licence, versions
         self.codec: FeatureCodec = member.codec
+        self.kinds: Kinds = member.codec.features.kinds  # name -> channels and grid, summary tokens first
         self.calibration = calibration
         self._calibration_crc = calibration_crc
         self.rows = RowReader(member, objects)
         self._record = lru_cache(RECORDS_KEPT)(member.record)
-
-    @property
-    def spec(self) -> Mapping[str, Any]:
-        """spec.json: weights, rules, codec, licence, versions."""
-        return self.member.spec
-
-    @property
-    def kinds(self) -> Kinds:
-        """Name -> channels and grid of each token kind, summary tokens first."""
-        return self.codec.features.kinds
 
     def record(self, unit: Unit) -> CommitRecord | None:
         """The unit's commit record, or None; cached. BrokenError if unreadable or made with another calibration."""
@@ -132,8 +124,8 @@ class Cache:
         self._pixel_record = None if self.pixels is None else lru_cache(RECORDS_KEPT)(self.pixels.record)
         self.pixel_rows = None
         if self.pixels is not None and self.pixels.pixel_codec is not None:
-            undo = partial(self.pixels.pixel_codec.decode, size=self.pixels.spec["size"])
-            self.pixel_rows = RowReader(self.pixels, self._objects, undo)
+            decode, size = self.pixels.pixel_codec.decode, self.pixels.spec["size"]
+            self.pixel_rows = RowReader(self.pixels, self._objects, lambda rows: decode(rows, size))
 
     def readers(self, pool: Executor) -> Executor:
         """Threads to read in: `pool`, or more threads if reads of this store mostly wait."""

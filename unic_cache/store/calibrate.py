@@ -26,7 +26,7 @@ from unic_cache.errors import CacheError
 from unic_cache.store.codecs.codec import FeatureCodec, Features
 from unic_cache.store.codecs.fit import BandMoments, fit_klt
 from unic_cache.store.codecs.klt import prefix
-from unic_cache.store.moments import Covariance, Floats, Moments, SomeImages, State, below, part
+from unic_cache.store.moments import Counting, Covariance, Floats, Moments, SomeImages, State
 from unic_cache.store.npz import load_npz, save_npz
 from unic_cache.store.sampling import at_positions
 
@@ -128,23 +128,12 @@ class CodecSample:
                 self._fit[kind].offer(values[~held_out_B])
                 self._bands[kind].update(values[~held_out_B])
 
-    def state(self) -> State:
-        """All that was counted, for `restore`; at least one image."""
-        state: State = {}
-        for kind, found in self._held_out.items():
-            state |= below(f"held_out/{kind}", found.state())
+    def parts(self) -> dict[str, Counting]:
+        """All sums, by the names under which a stopped calibration stores them."""
+        parts: dict[str, Counting] = {f"held_out/{kind}": found for kind, found in self._held_out.items()}
         for kind, bands in self._bands.items():
-            state |= below(f"{prefix(kind)}fit", self._fit[kind].state())
-            state |= below(f"{prefix(kind)}bands", bands.state())
-        return state
-
-    def restore(self, state: State) -> None:
-        """Continue from a `state`."""
-        for kind, found in self._held_out.items():
-            found.restore(part(f"held_out/{kind}", state))
-        for kind, bands in self._bands.items():
-            self._fit[kind].restore(part(f"{prefix(kind)}fit", state))
-            bands.restore(part(f"{prefix(kind)}bands", state))
+            parts |= {f"{prefix(kind)}fit": self._fit[kind], f"{prefix(kind)}bands": bands}
+        return parts
 
     def calibration(self, known: Calibration) -> Calibration:
         """`known`, which standardizes the images, with the codec fitted to them and its held-out fidelity."""
@@ -189,21 +178,21 @@ class Calibrator:
     def state(self) -> State:
         """All that was counted, so that `restore` continues as if nothing had stopped."""
         state: State = {"images": np.asarray(self.images)}
-        if self.images:
-            state |= below("sample", self._sample.state())
-            for kind, moments in self._moments.items():
-                state |= below(f"moments/{kind}", moments.state())
-                state |= below(f"covariance/{kind}", self._covariance[kind].state())
+        for name, part in self._parts().items() if self.images else ():
+            state |= {f"{name}/{key}": values for key, values in part.state().items()}
         return state
 
     def restore(self, state: State) -> None:
         """Continue from a `state`. KeyError if it lacks something."""
         self.images = int(state["images"])
-        if self.images:
-            self._sample.restore(part("sample", state))
-            for kind, moments in self._moments.items():
-                moments.restore(part(f"moments/{kind}", state))
-                self._covariance[kind].restore(part(f"covariance/{kind}", state))
+        for name, part in self._parts().items() if self.images else ():
+            part.restore({key.removeprefix(f"{name}/"): x for key, x in state.items() if key.startswith(f"{name}/")})
+
+    def _parts(self) -> dict[str, Counting]:
+        parts = {f"sample/{name}": part for name, part in self._sample.parts().items()}
+        for kind, moments in self._moments.items():
+            parts |= {f"moments/{kind}": moments, f"covariance/{kind}": self._covariance[kind]}
+        return parts
 
     def calibration(self) -> Calibration:
         """Statistics of all images but every fifth, the codec fitted to them, and its fidelity on the fifth.
