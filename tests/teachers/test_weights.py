@@ -94,9 +94,9 @@ def test_numpy_scalar_beside_the_tensors_is_refused_with_its_type(state, tmp_pat
     [
         ("none.pth", None, "none.pth: there is no such file"),
         ("weights.onnx", b"\x08\x07\x12\x07pytorch", r"weights.onnx: it is an ONNX graph, and only a PyTorch or safe"),
-        ("short.pth", b"PK\x03\x04 and no more", r"short.pth: it is damaged or no PyTorch file"),
-        ("text.pth", b"hello", r"text.pth: it is no file of weights, but text: 'hello'"),
-        ("noise.pth", bytes(range(128, 256)), r"noise.pth: it is damaged or no PyTorch file"),
+        ("short.pth", b"PK\x03\x04 and no more", r"short.pth: it is damaged or not a PyTorch file"),
+        ("text.pth", b"hello", r"text.pth: it is text, not weights: 'hello'"),
+        ("noise.pth", bytes(range(128, 256)), r"noise.pth: it is damaged or not a PyTorch file"),
         ("empty.pt", b"", r"empty.pt: it is empty; download it again"),
     ],
 )
