@@ -95,7 +95,7 @@ class Member:
         except UNPARSED as error:
             raise CacheError(f"{where}: not the JSON of a spec ({error})") from error
         member = cls(location, folder, spec)
-        if own not in {None, _checksum(spec)}:
+        if own not in (None, _checksum(spec)):
             raise CacheError(f"{where}: its checksum does not fit its content; put back a copy of it")
         return member
 
@@ -183,7 +183,7 @@ def whole_spec(data: bytes) -> dict[str, Any] | None:
         spec, own = _parsed(data)
     except UNPARSED:
         return None
-    return spec if isinstance(spec, dict) and own in {None, _checksum(spec)} else None
+    return spec if isinstance(spec, dict) and own in (None, _checksum(spec)) else None
 
 
 def spec_bytes(spec: Mapping[str, Any]) -> bytes:

@@ -48,8 +48,11 @@ def read_checkpoint(path: Path, graph: Callable[[Path], Any] | None = None) -> A
 
     WeightsError if the file is missing, of another kind, cut off, or holds pickled objects beyond tensors.
     """
+    head = b""
     try:
-        head = path.open("rb").read(HEAD) if path.is_file() else b""
+        if path.is_file():
+            with path.open("rb") as file:
+                head = file.read(HEAD)
     except OSError as error:
         raise WeightsError(f"weights file {path}: it cannot be read: {error.strerror or error}") from error
     refusal = next((why for why in _refusals(path, head) if why is not None), None)

@@ -47,8 +47,7 @@ class Found:
 
     def order(self) -> tuple[Any, ...]:
         """Sorts the best candidate first; equal ones are ambiguous."""
-        parts = [part for part in self.taken.split(".") if part]
-        return -self.covered, -self.alike, [_rank(part) for part in parts]
+        return -self.covered, -self.alike, _ranks(self.taken)
 
 
 def mappings(content: Any) -> Iterator[tuple[str, State]]:
@@ -77,7 +76,7 @@ def find(content: Any, shapes: Shapes, path: Path, rename: Callable[[str], str] 
     found = [one for where, tensors in groups for one in _under_prefixes(where, tensors, shapes)]
     found.sort(key=Found.order)
     if not found or not found[0].meant:
-        where, tensors = min(groups, key=lambda group: [_rank(part) for part in group[0].split(".") if part])
+        where, tensors = min(groups, key=lambda group: _ranks(group[0]))
         return Found(tensors, where, 0, 0, len(shapes))
     best, others = found[0], [one for one in found[1:] if one.meant]
     equals = [one for one in others if one.order() == found[0].order() and not _same(one.tensors, best.tensors)]
@@ -130,8 +129,9 @@ def _under_prefixes(where: str, tensors: State, shapes: Shapes) -> list[Found]:
     return found
 
 
-def _rank(part: str) -> int:
-    return PREFERRED.index(part) if part in PREFERRED else len(PREFERRED)
+def _ranks(taken: str) -> list[int]:
+    parts = (part for part in taken.split(".") if part)
+    return [PREFERRED.index(part) if part in PREFERRED else len(PREFERRED) for part in parts]
 
 
 def _label(taken: str) -> str:
