@@ -44,7 +44,7 @@ def in_order(kinds: Kinds) -> Kinds:
 
 
 def grid_of(kinds: Kinds) -> Grid | None:
-    """Height and width of the (first) grid of tokens; None if all are summary tokens."""
+    """Height and width of the first grid kind; None if all are summary tokens."""
     return next((kind.grid for kind in kinds.values() if kind.grid), None)
 
 

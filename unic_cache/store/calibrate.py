@@ -54,13 +54,11 @@ class Calibration:
 
     def standardize(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """(x - mean) / max(std, 1e-6) of float32 tokens, on their device."""
-        tables = {kind: self._tables(kind, x) for kind, x in features.items()}
-        return {kind: (x - tables[kind][0]) / tables[kind][1] for kind, x in features.items()}
+        return {kind: (x - mean) / std for kind, x in features.items() for mean, std in [self._tables(kind, x)]}
 
     def destandardize(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `standardize`: the teacher's own values."""
-        tables = {kind: self._tables(kind, x) for kind, x in features.items()}
-        return {kind: x * tables[kind][1] + tables[kind][0] for kind, x in features.items()}
+        return {kind: x * std + mean for kind, x in features.items() for mean, std in [self._tables(kind, x)]}
 
     def to_bytes(self) -> bytes:
         """An .npz whose bytes depend on the values alone."""
