@@ -158,7 +158,7 @@ class Cache:
         """(segment, number) of the tar of that name. CacheError unless the cache was made from these very samples."""
         if name not in self._places:
             raise CacheError(
-                f"{self.location.url} was not made with shard {name}; extract it first, or leave it out of the pattern"
+                f"{self.location.url} was not made with shard {name}; extract it first, or exclude it from the pattern"
             )
         entry = self.entry(*self._places[name])
         if entry.keys != keys:
@@ -168,7 +168,7 @@ class Cache:
             )
             raise CacheError(
                 f"{self.location.url} was made with other shards: {name} has {len(keys)} samples here and {entry.rows} "
-                f"there, and they differ from row {row} on; give the shards that it was made with"
+                f"there, differing from row {row} on; use the shards that it was made with"
             )
         return self._places[name]
 
@@ -208,7 +208,7 @@ class Cache:
     def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: Rows) -> None:
         """Read stored views, uint8 (len(rows), H, W, 3), into `out`. BrokenError as in `CachedTeacher.parts`."""
         if self.pixels is None or self.pixel_rows is None:
-            raise CacheError(f"{self.location.url} keeps no pixels; extract with --keep-views")
+            raise CacheError(f"{self.location.url} stores no views; extract with --keep-views")
         (rgb,) = self.pixels.arrays
         for error in self.pixel_rows.fill(record, picks(rows), {rgb.name: out}).values():
             raise error

@@ -199,8 +199,8 @@ class Calibrator:
         """
         if self.images < HELD_OUT:
             raise CacheError(
-                f"{self.images} views are too few for a calibration: {HELD_OUT} are needed at least; extract from "
-                "more images, or from ones that can be decoded, or say more --views"
+                f"{self.images} views are too few for a calibration: at least {HELD_OUT} are needed; extract from "
+                "more images, or from ones that can be decoded, or with more --views"
             )
         mean = {kind: moments.mean for kind, moments in self._moments.items()}
         std = {kind: np.maximum(moments.std(), STD_GUARD) for kind, moments in self._moments.items()}
@@ -220,7 +220,7 @@ def refit(known: Calibration, features: Features, batches: Iterable[Mapping[str,
             images += len(held_out_B)
             sample.update(per_token({kind: x.cpu() for kind, x in batch.items()}), held_out_B)
     if images < HELD_OUT:
-        raise CacheError(f"{images} images are too few to fit a codec to: {HELD_OUT} are needed at least")
+        raise CacheError(f"{images} images are too few to fit a codec to: at least {HELD_OUT} are needed")
     one = {kind: np.ones_like(std) for kind, std in known.std.items()}
     found = sample.calibration(Calibration({kind: np.zeros_like(std) for kind, std in one.items()}, one, {}))
     return dataclasses.replace(known, klt=found.klt, fidelity=found.fidelity)
