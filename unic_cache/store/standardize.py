@@ -14,6 +14,8 @@ channel gets variance 1, and distances between tokens only change by the scalar.
 Letters: D channels.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,14 +31,26 @@ def affine(calibration: Calibration, kind: str, name: str) -> tuple[Tensor, Tens
 
     CacheError if `phi-s` needs a covariance that the calibration lacks.
     """
-    std = np.maximum(calibration.std[kind], STD_GUARD)
-    if name == "channel":
-        return None
-    if name == "none":
-        return torch.from_numpy(np.diag(std)).float(), torch.from_numpy(calibration.mean[kind]).float()
+    return STANDARDIZATIONS[name](calibration, kind)
+
+
+def _phi_s(calibration: Calibration, kind: str) -> tuple[Tensor, Tensor]:
     if kind not in calibration.covariance:
-        raise CacheError(f"standardization {name} needs the covariance of {kind} tokens, which the calibration lacks")
+        raise CacheError(f"standardization phi-s needs the covariance of {kind} tokens, which the calibration lacks")
+    std = np.maximum(calibration.std[kind], STD_GUARD)
     eigenvalues, axes = principal(calibration.covariance[kind].astype(np.float64) * np.outer(std, std))
     spread = hadamard(len(std), torch.device("cpu")).double().numpy()
     matrix = std[:, None] * (axes @ spread.T) / np.sqrt(max(eigenvalues.mean(), STD_GUARD**2))
     return torch.from_numpy(matrix).float(), torch.zeros(len(std))
+
+
+def _own_values(calibration: Calibration, kind: str) -> tuple[Tensor, Tensor]:
+    std = np.maximum(calibration.std[kind], STD_GUARD)
+    return torch.from_numpy(np.diag(std)).float(), torch.from_numpy(calibration.mean[kind]).float()
+
+
+STANDARDIZATIONS: dict[str, Callable[[Calibration, str], tuple[Tensor, Tensor] | None]] = {
+    "channel": lambda *_: None,
+    "phi-s": _phi_s,
+    "none": _own_values,
+}
