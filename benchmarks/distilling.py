@@ -42,6 +42,8 @@ from benchmarks.extracting import LARGE, QUALITY, given, kept_by, machine, rando
 from benchmarks.ladder import GRID, KINDS, one_module_each
 from pipelines import distill, extract
 from pipelines.command.device import pick_device
+from pipelines.extracting import opening
+from pipelines.extracting.options import TeacherOptions
 from pipelines.training.run_state import RunState
 from unic_cache.config import CODECS, DTYPES, PRECISIONS, DistillConfig, ExtractConfig
 from unic_cache.stream.address import Address
@@ -102,7 +104,7 @@ class Bench:
             keep_views=not options.decode,
             calibration_images=min(options.images, 1024),
         )
-        self.teachers: dict[str, Teacher] = extract.load_teachers(self.extract, device)
+        self.teachers: dict[str, Teacher] = opening.load_teachers(TeacherOptions.of(self.extract), device)
         for codec in dict.fromkeys([*options.codec, "f16"]):  # what `online` needs besides is in that of f16
             config = dataclasses.replace(self.extract, cache=str(folder / codec), **kept_by(codec, options.quality))
             with given(self.teachers):

@@ -2,17 +2,17 @@
 
     python -m benchmarks.extracting [--teacher dino --teacher ibot] [--codec klt f16] [--images N] [--batch-size N]
 
-Synthetic photographs of 500 x 375 as JPEG in tars, and teachers with random weights, whose tokens are simpler than real
-ones: at quality 0.9998 `klt` keeps a seventh of float16 of them (ViT-B), as of real ones at 0.99. A JSON line for
-each codec; medians over views that both sides are shown in turns.
+Synthetic photographs of 500 x 375 as JPEG in tars, and teachers with random weights. Their tokens are simpler than real
+ones: `klt` shrinks them to a seventh of float16 at quality 0.9998 (ViT-B), real ones at 0.99. Prints a JSON line per
+codec, with medians over views that both sides see in turns.
 
 | what | how |
 |---|---|
 | `extract` | `extract.run` for one more view of all images: decode, augment, forward, encode, compress, write, commit |
-| `bare` | the teachers' forwards on the same views, decoded before and lying on the device, and nothing else |
-| `extract_to_bare` | images a second of the one over those of the other, median of the turns' own ratios |
-| `cpu_ms_beside` | CPU time of the process for an image, less what the bare loop takes: all that is not a forward |
-| `opening_seconds` | index, specs and checks before the first image; on neither side, nor is loading or calibration |
+| `bare` | the teachers' forwards on the same views, decoded before and on the device, and nothing else |
+| `extract_to_bare` | ratio of images per second, median over turns |
+| `cpu_ms_beside` | CPU ms of the process per image, minus the bare loop's: all that is not a forward |
+| `opening_seconds` | index, specs and checks before the first image; on neither side, like loading and calibration |
 """
 
 import argparse
@@ -38,6 +38,8 @@ from webdataset import TarWriter
 
 from pipelines import extract
 from pipelines.command.device import pick_device
+from pipelines.extracting import opening
+from pipelines.extracting.options import TeacherOptions
 from unic_cache.ahead import thread_pool
 from unic_cache.config import CODECS, DTYPES, ExtractConfig
 from unic_cache.stream.address import Address
@@ -53,12 +55,11 @@ QUALITY = 0.9998  # mean cosine
 DISTINCT = 256  # photographs; more images are the same ones under other keys, and so other crops
 SIZE = (375, 500)  # pixels, height and width
 NOISE = ((4, 5, 60.0), (24, 32, 30.0), (94, 125, 16.0), (375, 500, 10.0))  # grid and standard deviation of each layer
-DTYPE_OF = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Took:
-    """Seconds of the clock, and of the process's CPU time, for a number of images."""
+    """Wall-clock and CPU seconds of the process for a number of images."""
 
     wall: float
     cpu: float
@@ -103,7 +104,7 @@ def main() -> None:
             keep_views=options.keep_views,
             calibration_images=min(images, 256),
         )
-        teachers = extract.load_teachers(config, device)
+        teachers = opening.load_teachers(TeacherOptions.of(config), device)
         for codec in options.codec:
             with tempfile.TemporaryDirectory(dir=folder) as cache:
                 own = dataclasses.replace(config, cache=cache, **kept_by(codec, options.quality))
@@ -118,7 +119,7 @@ def main() -> None:
 def measured(
     config: ExtractConfig, teachers: dict[str, Teacher], device: torch.device, repeat: int
 ) -> dict[str, float]:
-    """View 0 makes the calibration and warms both sides up; each further view is a turn of both."""
+    """View 0 calibrates and warms up both sides; each further view is a turn of both."""
     extracted(config, teachers)
     forwards(teachers, views_of(config, 0, device)[: config.batch_size], config.batch_size)
     turns: list[tuple[Took, Took]] = []
@@ -139,33 +140,33 @@ def measured(
 
 
 def extracted(config: ExtractConfig, teachers: dict[str, Teacher]) -> tuple[Took, float, int]:
-    """Extraction of what is missing; what it took from the moment all was open, the seconds before, and bytes kept."""
+    """Extract what is missing: time from the moment all was open, seconds until then, and bytes stored."""
     honest, opened_at = extract.open_teachers, []
 
-    def opening(*arguments: Any) -> extract.Opened:
+    def timed(*arguments: Any) -> opening.Opened:
         opened = honest(*arguments)
         opened_at.append(now())
         return opened
 
     began = now()
-    with given(teachers), patch.object(extract, "open_teachers", opening):
+    with given(teachers), patch.object(extract, "open_teachers", timed):
         summary = extract.run(config)
     (wall, cpu), (opened_wall, opened_cpu) = now(), opened_at[0]
     return Took(wall - opened_wall, cpu - opened_cpu, summary.images), opened_wall - began[0], summary.bytes
 
 
 def kept_by(codec: str, quality: float) -> dict[str, Any]:
-    """The codec's settings; klt alone has a quality."""
+    """The codec's settings; only klt has a quality."""
     return {"codec": codec, "quality": quality if codec == "klt" else None}
 
 
 def given(teachers: Mapping[str, Teacher]) -> Any:
-    """While inside, these are the teachers that extraction loads: once is enough."""
-    return patch.object(extract, "load_teachers", lambda *_: teachers)
+    """Inside, extraction uses these teachers instead of loading its own."""
+    return patch.object(opening, "load_teachers", lambda *_: teachers)
 
 
 def forwards(teachers: Mapping[str, Teacher], views_NHWC: Tensor, batch_size: int) -> Took:
-    """The limit: every teacher on every batch."""
+    """The limit: run every teacher on every batch."""
     wait_for(views_NHWC.device)
     wall, cpu = now()
     for views_BHWC in torch.split(views_NHWC, batch_size):
@@ -178,7 +179,7 @@ def forwards(teachers: Mapping[str, Teacher], views_NHWC: Tensor, batch_size: in
 
 @torch.inference_mode()
 def forward(teacher: Teacher, views_BHWC: Tensor) -> dict[str, Tensor]:
-    """A teacher's tokens, as the model gives them."""
+    """A teacher's tokens straight from the model."""
     spec = teacher.spec
     images_BCHW = prepare(
         views_BHWC, EncoderSpec(spec.arch, spec.input_size, spec.stride, mean=spec.mean, std=spec.std)
@@ -199,24 +200,24 @@ def views_of(config: ExtractConfig, number: int, device: torch.device) -> Tensor
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What the figures were measured on."""
+    """The device and the number of threads."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {"device": name, "threads": torch.get_num_threads()}
 
 
 def now() -> tuple[float, float]:
-    """The clock, and the process's CPU time."""
+    """Wall-clock and CPU seconds."""
     return time.perf_counter(), time.process_time()
 
 
 def wait_for(device: torch.device) -> None:
-    """Until all that was asked of the device is done."""
+    """Wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def photograph(number: int) -> bytes:
-    """Smooth light, shapes, texture and grain, as JPEG of quality 90: about as many bytes as ImageNet's."""
+    """A JPEG of smooth light, shapes, texture and grain at quality 90: about as large as ImageNet's."""
     generator = np.random.default_rng([0, number])
     pixels = np.full((*SIZE, 3), 128.0)
     for height, width, deviation in NOISE:
@@ -230,7 +231,7 @@ def photograph(number: int) -> bytes:
 
 
 def write_tars(folder: Path, images: int, tars: int) -> None:
-    """Photographs in tars of equally many."""
+    """Write photographs into tars of equal length."""
     folder.mkdir()
     photographs = [photograph(number) for number in range(min(images, DISTINCT))]
     rows = images // tars
@@ -241,7 +242,7 @@ def write_tars(folder: Path, images: int, tars: int) -> None:
 
 
 def random_weights(folder: Path, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Each teacher's name and a file of weights as timm draws them."""
+    """(name, file) of each teacher, with weights as timm initializes them."""
     files = []
     for number, name in enumerate(names):
         spec = resolve(name)

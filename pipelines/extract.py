@@ -5,12 +5,10 @@
 A repeated run makes only what is missing: more views, more teachers, added tars, or the rest after a crash.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache as memoize
 from functools import partial
-
-import torch
 
 from pipelines.command.device import pick_device
 from pipelines.command.progress import Progress, say
@@ -19,7 +17,7 @@ from pipelines.extracting.calibrating import calibrations_before
 from pipelines.extracting.kinds import kept_alike, settled
 from pipelines.extracting.opening import Opened, open_teachers
 from pipelines.extracting.options import OpeningOptions
-from pipelines.extracting.recorder import BATCHES_AHEAD, DeviceBatch, Recorder, recorder
+from pipelines.extracting.recorder import BATCHES_AHEAD, Recorder, recorder
 from pipelines.extracting.specs import pixel_codec, pixel_spec
 from pipelines.extracting.unit_rows import UNITS_BEHIND, UnitRows
 from unic_cache.ahead import ahead, behind, dropped, thread_pool
@@ -32,7 +30,7 @@ from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
 from unic_cache.stream.address import Address, addresses, shown
 from unic_cache.stream.evenly import rows_to_compare
-from unic_cache.stream.pixels import Pixels, ViewBatch
+from unic_cache.stream.pixels import ViewBatch
 
 Work = Mapping[Unit, Sequence[Recorder]]  # each unit, and the members that lack it
 
@@ -69,21 +67,21 @@ def run(config: ExtractConfig) -> Summary:
         check_idle(opened, work)
         summary, rows_left = Summary(skipped=skipped), sum(unit.rows for unit in work)
 
-        # Fill unit after unit: views are made ahead of the teachers, units are written behind them.
-        batches = ahead(batches_of(config, work), partial(start_batch, config, opened.pixels), BATCHES_AHEAD)
+        # Fill unit after unit: views are made ahead of the teachers, units are written behind them. All batches have
+        # one size, their last slots empty: the last bit of a feature may depend on it.
+        size, start = config.batch_size, opened.pixels.start
+        batches = ahead(batches_of(work, size), lambda wanted: start(wanted, size), BATCHES_AHEAD)
         with Progress("extract", rows_left, "images") as progress, behind("writer", UNITS_BEHIND) as later:
             for unit, lacking in work.items():
                 rows = UnitRows(unit, lacking, opened.cache.pixels_seen(unit))
-                while not rows.full:
-                    wanted, batch = next(batches)
-                    if config.strict:
-                        check_images(opened, unit, wanted, batch)
-                    rows.add(wanted[0].row, batch, on_device(opened.cache, unit, wanted, batch, device))
+                for wanted in batches_of([unit], size):
+                    batch = next(batches)
+                    summary.bad |= bad_images(config, opened, unit, wanted, batch)
+                    rows.add(batch, shown(opened.cache, wanted), device)
                     progress.advance(len(wanted))
                 later(partial(commit, rows, summary))
                 summary.units += 1
                 summary.images += unit.rows
-                summary.bad |= named(opened, unit, rows.bad)
                 progress.note(f"{summary.bytes / 1e6:,.0f} MB kept")
     return summary
 
@@ -139,49 +137,24 @@ def check_idle(opened: Opened, work: Work) -> None:
             opened.pixels.decoded.start([Address(*place, row, 0) for row in rows], len(rows))()
 
 
-def batches_of(config: ExtractConfig, work: Work) -> Iterator[list[Address]]:
-    """Rows [kB, (k + 1)B) of each unit, unit after unit."""
-    for unit in work:
-        for first in range(0, unit.rows, config.batch_size):
-            yield addresses(unit, range(first, min(first + config.batch_size, unit.rows)))
+def batches_of(units: Iterable[Unit], size: int) -> Iterator[list[Address]]:
+    """Rows [kB, (k + 1)B) of each unit, unit after unit; B is `size`."""
+    for unit in units:
+        for first in range(0, unit.rows, size):
+            yield addresses(unit, range(first, min(first + size, unit.rows)))
 
 
-def start_batch(
-    config: ExtractConfig, pixels: Pixels, wanted: list[Address]
-) -> Callable[[], tuple[list[Address], ViewBatch]]:
-    """Start a batch of the full size, its last slots empty: the last bit of a feature may depend on the batch size."""
-    finish = pixels.start(wanted, config.batch_size)
-    return lambda: (wanted, finish())
-
-
-def on_device(
-    cache: Cache, unit: Unit, wanted: Sequence[Address], batch: ViewBatch, device: torch.device
-) -> DeviceBatch:
-    """The batch on the device; from page-locked memory the copy is only started."""
-    views_BHWC = torch.from_numpy(batch.views_BHWC).to(device, non_blocking=True)
-    return DeviceBatch(views_BHWC, unit.views.seed, shown(cache, wanted))
-
-
-def check_images(opened: Opened, unit: Unit, wanted: Sequence[Address], batch: ViewBatch) -> None:
-    """ImageError on the first bad image."""
+def bad_images(
+    config: ExtractConfig, opened: Opened, unit: Unit, wanted: Sequence[Address], batch: ViewBatch
+) -> dict[str, str]:
+    """The batch's bad images, for the summary. ImageError on the first one if the config is strict."""
+    found = {}
     for place, reason in batch.bad.items():
-        raise ImageError(
-            f"{unit}, row {wanted[place].row}: {name_of(opened, wanted[place])}: {reason}. Without --strict it is "
-            "skipped and counted"
-        )
-
-
-def commit(rows: UnitRows, summary: Summary) -> None:
-    """Write and commit a unit; runs in the writer's thread."""
-    summary.bytes += rows.commit()
-
-
-def named(opened: Opened, unit: Unit, bad: Mapping[int, str]) -> dict[str, str]:
-    """A unit's bad rows for the summary."""
-    return {
-        f"{unit.name} row {item.row}": f"{name_of(opened, item)}: {bad[item.row]}"
-        for item in addresses(unit, list(bad))
-    }
+        row = wanted[place].row
+        why = found[f"{unit.name} row {row}"] = f"{name_of(opened, wanted[place])}: {reason}"
+        if config.strict:
+            raise ImageError(f"{unit}, row {row}: {why}. Without --strict it is skipped and counted")
+    return found
 
 
 def name_of(opened: Opened, item: Address) -> str:
@@ -189,3 +162,8 @@ def name_of(opened: Opened, item: Address) -> str:
     if (item.segment, item.shard) not in opened.tars:
         return f"key {opened.cache.entry(item.segment, item.shard).keys[item.row]:08x}"
     return opened.pixels.decoded.name(item)
+
+
+def commit(rows: UnitRows, summary: Summary) -> None:
+    """Write and commit a unit; runs in the writer's thread."""
+    summary.bytes += rows.commit()

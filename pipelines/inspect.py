@@ -86,7 +86,8 @@ def sizes_of(member: Member, views: Mapping[str, Any]) -> dict[str, Any]:
         for array in member.arrays
     }
     tokens = 1 if member.features is None else member.features.tokens
-    summary = {} if member.features is None else {k for k, kind in member.features.kinds.items() if not kind.grid}
+    kinds = {} if member.features is None else member.features.kinds
+    summary = {name for name, kind in kinds.items() if kind.grid is None}
     per_token = {name: size if name in summary else size / tokens for name, size in each.items()}
     return {"bytes_per_image": round(sum(each.values())), "bytes_per_token": per_token}
 

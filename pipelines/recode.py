@@ -7,8 +7,7 @@ standardize. A repeated run makes only what is missing; workers share the tars. 
 whose own error comes on top: the cosine to the teacher is about the product of the two.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,7 +92,10 @@ def run(config: RecodeConfig) -> Summary:
         summary = Summary(skipped=skipped)
 
         # Recode unit after unit: rows are read ahead, units are written behind.
-        batches = ahead(batches_of(work), partial(start_batch, pool), BATCHES_AHEAD)
+        reads = (
+            (coder, unit, rows) for unit, lacking in work.items() for coder in lacking for rows in batches_of(unit)
+        )
+        parts = ahead(reads, lambda one: pool.submit(read, *one).result, BATCHES_AHEAD)
         total = sum(unit.rows * len(lacking) for unit, lacking in work.items())
         with Progress("recode", total, "rows") as progress, behind("writer", UNITS_BEHIND) as later:
             for unit, lacking in work.items():
@@ -101,7 +103,7 @@ def run(config: RecodeConfig) -> Summary:
                 check_same_pixels(source, target, unit, records)
                 before.check_cache((unit.segment, unit.shard), source)
                 for coder, record in records.items():
-                    arrays = recoded(source, coder, record, batches, progress)
+                    arrays = recoded(source, coder, record, parts, progress)
                     later(partial(commit, arrays, record, summary))
                     summary.units += 1
                     summary.before += record.bytes_kept
@@ -157,21 +159,9 @@ def plan(config: RecodeConfig, source: Cache, coders: Sequence[Transcoder]) -> t
     return dict(sorted(work.items(), key=lambda item: (item[0].segment, item[0].view, item[0].shard))), skipped
 
 
-def batches_of(work: Work) -> Iterator[tuple[Transcoder, Unit, range]]:
-    """Teacher, unit and rows of each batch, in the order of the work."""
-    for unit, lacking in work.items():
-        for coder in lacking:
-            for first in range(0, unit.rows, BATCH):
-                yield coder, unit, range(first, min(first + BATCH, unit.rows))
-
-
-def start_batch(
-    pool: ThreadPoolExecutor, batch: tuple[Transcoder, Unit, range]
-) -> Callable[[], tuple[range, dict[str, RowArray]]]:
-    """Start to read the source's rows of a batch in the pool."""
-    coder, unit, rows = batch
-    read = pool.submit(coder.source.parts, committed(coder, unit), rows)
-    return lambda: (rows, read.result())
+def batches_of(unit: Unit) -> list[range]:
+    """The rows of each batch of a unit."""
+    return [range(first, min(first + BATCH, unit.rows)) for first in range(0, unit.rows, BATCH)]
 
 
 def committed(coder: Transcoder, unit: Unit) -> CommitRecord:
@@ -182,18 +172,18 @@ def committed(coder: Transcoder, unit: Unit) -> CommitRecord:
     return record
 
 
+def read(coder: Transcoder, unit: Unit, rows: range) -> dict[str, RowArray]:
+    """The source's stored rows; runs in the pool."""
+    return coder.source.parts(committed(coder, unit), rows)
+
+
 def recoded(
-    source: Cache,
-    coder: Transcoder,
-    record: CommitRecord,
-    batches: Iterator[tuple[range, dict[str, RowArray]]],
-    progress: Progress,
+    source: Cache, coder: Transcoder, record: CommitRecord, parts: Iterator[dict[str, RowArray]], progress: Progress
 ) -> UnitArrays:
-    """The target's arrays of a unit, from the next batches."""
+    """The target's arrays of a unit, from the next batches of the source's."""
     unit, arrays = record.unit, UnitArrays(coder.writer, record.unit)
-    for _ in range(0, unit.rows, BATCH):
-        rows, parts = next(batches)
-        encoded = coder.encode(parts, unit.views.seed, shown(source, addresses(unit, rows)))
+    for rows in batches_of(unit):
+        encoded = coder.encode(next(parts), unit.views.seed, shown(source, addresses(unit, rows)))
         arrays.put(rows.start, len(rows), encoded, [row - rows.start for row in record.bad if row in rows])
         progress.advance(len(rows))
     if codes_stay(coder.source.member, coder.target):

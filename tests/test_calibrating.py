@@ -164,5 +164,5 @@ def test_fewer_than_five_are_refused(settings, tmp_path):
     tars = make_shards(tmp_path / "shards", (3,)).pattern
     kept = settings(tmp_path / "cache", shards=tars, views=1, teachers=(), weights=(), keep_views=True, threads=1)
     extract.run(kept)
-    with pytest.raises(CacheError, match=r"3 views are too few for a calibration: 5 are needed at least; .* say more"):
+    with pytest.raises(CacheError, match=r"3 views are too few for a calibration: at least 5 are needed; .* with more"):
         extract.run(settings(tmp_path / "cache", shards=None, views=1, threads=1))

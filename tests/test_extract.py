@@ -384,9 +384,9 @@ def test_a_full_disk_is_reported_and_nothing_committed_is_lost(tmp_path, setting
             extract.run(settings(small / "cache", views=8))
         cache = open_cache(small / "cache")
         committed = [
-            (teacher, teacher.record(cache.unit(segment, shard, view)))
+            (teacher, teacher.record(cache.unit(segment, shard, views, number)))
             for teacher in cache.teachers.values()
-            for view, segment, tars in cache.committed(teacher.member)
+            for views, number, segment, tars in cache.committed(teacher.member)
             for shard in tars
         ]
         assert committed

@@ -116,7 +116,7 @@ def test_other_settings_than_before_are_refused_and_both_named(tmp_path, extract
 @pytest.mark.parametrize("codec", ["f16", "klt"])
 def test_more_tokens_than_the_grid_has_are_refused(tmp_path, extracting, codec):
     message = (
-        r"timm\.test_vit@64/spec\.json: keeps 17 tokens of each view, but the grid of 4 x 4 has 16; say fewer with"
+        r"timm\.test_vit@64/spec\.json: stores 17 tokens of each view, but the grid of 4 x 4 has 16; choose fewer with"
     )
     with pytest.raises(CacheError, match=message):
         extracting(tmp_path / "cache", codec=codec, tokens=17)

@@ -82,7 +82,7 @@ class TestCodecs:
         run(source, tmp_path / "cache", codec="int4")
         cache, teacher = opened(tmp_path / "cache")
         kept = teacher.parts(teacher.record(cache.unit(0, 1, NAME)), range(ROWS))
-        for name, values in teacher.codec.encode(features(source)).items():
+        for name, values in teacher.codec.encode(features(source)).arrays.items():
             assert np.array_equal(kept[name], values.numpy()), name
 
     def test_statistics_stay_to_the_bit_and_provenance_says_where_it_came_from(self, tmp_path, source):
@@ -168,7 +168,7 @@ class TestTokens:
 
     def test_more_than_the_source_keeps_are_refused_and_nothing_is_written(self, tmp_path, source):
         run(source, tmp_path / "two", tokens=2, teachers=(VIT,))
-        message = rf"{VIT}: 3 patch tokens of each view are asked for, and .*two keeps 2; `recode` only drops tokens"
+        message = rf"{VIT}: 3 patch tokens of each view are asked for, but .*two keeps 2; `recode` only drops tokens"
         with pytest.raises(CacheError, match=message):
             run(tmp_path / "two", tmp_path / "three", tokens=3)
         assert not (tmp_path / "three").exists()
@@ -272,7 +272,7 @@ class TestRefusals:
         tars, few = str(source.parent / "tars/*.tar"), {"teachers": (VIT,), "weights": vit(settings), "views": 1}
         extract.run(settings(tmp_path / "other", shards=tars, calibration_images=30, **few))
         run(source, tmp_path / "cache", views=False, teachers=(VIT,))
-        with pytest.raises(CacheError, match="its statistics are others, and two standardizations do not mix"):
+        with pytest.raises(CacheError, match="its statistics differ, and two standardizations do not mix"):
             run(tmp_path / "other", tmp_path / "cache")
 
     def test_of_pixels_that_another_teacher_of_the_target_did_not_see(self, tmp_path, source):
@@ -347,9 +347,7 @@ class TestKeptViews:
         record = cache.pixel_record(cache.unit(0, 1, NAME))
         changed = replace(record, pixels=record.pixels + np.uint32(1))
         (tmp_path / "source" / record.name).write_bytes(changed.to_bytes())
-        with pytest.raises(
-            CacheError, match=r"shard 000001: .* saw other pixels than those that are kept; .*--no-views"
-        ):
+        with pytest.raises(CacheError, match=r"shard 000001: .* saw other pixels than the kept ones; .*--no-views"):
             run(tmp_path / "source", tmp_path / "cache")
 
     def test_are_left_out_where_that_is_asked(self, tmp_path, source):

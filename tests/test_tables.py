@@ -3,6 +3,7 @@
 from unic_cache import config
 from unic_cache.store.codecs.codec import CODECS
 from unic_cache.store.codecs.pixel_codec import PIXEL_CODECS
+from unic_cache.store.standardize import STANDARDIZATIONS
 from unic_cache.teachers import positions, spec, tokens
 
 
@@ -12,6 +13,10 @@ def test_codecs():
 
 def test_pixel_codecs():
     assert tuple(PIXEL_CODECS) == config.PIXEL_CODECS
+
+
+def test_standardizations():
+    assert tuple(STANDARDIZATIONS) == config.STANDARDIZATIONS
 
 
 def test_rules_of_a_teacher():

@@ -105,6 +105,23 @@ def test_what_is_not_finite_is_flagged_by_kind_and_told_when_the_flags_are_check
         teacher(views[:3])
 
 
+def test_a_call_waits_for_the_device_once_for_all_kinds(teacher, views, monkeypatch):
+    waits, honest = [], Tensor.cpu
+    monkeypatch.setattr(Tensor, "cpu", lambda tensor: waits.append(tuple(tensor.shape)) or honest(tensor))
+    teacher(views[:5])
+    assert waits == [(3, 5)]
+
+
+def test_a_calibration_uploads_its_tables_once(monkeypatch):
+    calibration = Calibration({"cls": np.full(3, 2.0)}, {"cls": np.full(3, 4.0)}, {})
+    uploads, honest = [], torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda values: uploads.append(values) or honest(values))
+    for value in (2.0, 6.0, 10.0):
+        found = calibration.standardize({"cls": torch.full((2, 3), value)})
+        assert torch.equal(calibration.destandardize(found)["cls"], torch.full((2, 3), value))
+    assert len(uploads) == 2
+
+
 @pytest.mark.parametrize("rules", [{"cls": "block:2", "cls-1": "norm-cls"}, {"cls": "block:1", "cls-1": "block:2"}])
 def test_rules_that_read_different_layers_are_refused(rules):
     with pytest.raises(TeacherError, match=r"teacher two: rules block:.* read different layers, and one forward pass"):

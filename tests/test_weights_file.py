@@ -56,8 +56,8 @@ FOREIGN = {
     "gguf": (b"GGUF\x03\x00", r"it is a GGUF file"),
     "picture": (b"\x89PNG\r\n\x1a\n", r"it is a PNG picture, not weights"),
     "graph": (b"\x08\x07\x12\x07pytorch\x1a", r"it is an ONNX graph, .* export the model's state_dict"),
-    "pickle": (b"\x80\x04\x95\x10\x00\x00", r"it is a Python pickle and no file of torch\.save; it is refused"),
-    "words": (b"404: Not Found", r"it is no file of weights, but text: '404: Not Found'"),
+    "pickle": (b"\x80\x04\x95\x10\x00\x00", r"it is a Python pickle, not a torch\.save file; it is refused"),
+    "words": (b"404: Not Found", r"it is text, not weights: '404: Not Found'"),
     "zip": (packed("zip"), r"it is a zip archive of other things \(model/teacher\.pth\); unpack it"),
     "npz": (packed("npz"), r"it is a numpy \.npz archive"),
     "npy": (packed("npy"), r"it is a numpy array"),
@@ -87,7 +87,7 @@ def test_a_download_that_was_cut_off_is_called_that(tmp_path, kind, share):
     else:
         torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(WeightsError, match=r"it is damaged or no .* download it again"):
+    with pytest.raises(WeightsError, match=r"it is damaged or not a .* download it again"):
         read_checkpoint(path)
 
 

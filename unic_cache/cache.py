@@ -12,7 +12,7 @@ All data is checked against the commit record that vouches for it.
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +51,13 @@ class CachedTeacher:
             raise CacheError(f"{member.location.url}/{member.folder} holds pixels, not features")
         self.member = member
         self.name = str(member.spec["teacher"]["name"])
+        self.spec: Mapping[str, Any] = member.spec  # weights, rules, codec, licence, versions
         self.codec: FeatureCodec = member.codec
+        self.kinds: Kinds = member.codec.features.kinds  # name -> channels and grid, summary tokens first
         self.calibration = calibration
         self._calibration_crc = calibration_crc
         self.rows = RowReader(member, objects)
         self._record = lru_cache(RECORDS_KEPT)(member.record)
-
-    @property
-    def spec(self) -> Mapping[str, Any]:
-        """spec.json: weights, rules, codec, licence, versions."""
-        return self.member.spec
-
-    @property
-    def kinds(self) -> Kinds:
-        """Name -> channels and grid of each token kind, summary tokens first."""
-        return self.codec.features.kinds
 
     def record(self, unit: Unit) -> CommitRecord | None:
         """The unit's commit record, or None; cached. BrokenError if unreadable or made with another calibration."""
@@ -132,8 +124,8 @@ class Cache:
         self._pixel_record = None if self.pixels is None else lru_cache(RECORDS_KEPT)(self.pixels.record)
         self.pixel_rows = None
         if self.pixels is not None and self.pixels.pixel_codec is not None:
-            undo = partial(self.pixels.pixel_codec.decode, size=self.pixels.spec["size"])
-            self.pixel_rows = RowReader(self.pixels, self._objects, undo)
+            decode, size = self.pixels.pixel_codec.decode, self.pixels.spec["size"]
+            self.pixel_rows = RowReader(self.pixels, self._objects, lambda rows: decode(rows, size))
 
     def readers(self, pool: Executor) -> Executor:
         """Threads to read in: `pool`, or more threads if reads of this store mostly wait."""
@@ -167,7 +159,7 @@ class Cache:
         """(segment, number) of the tar of that name. CacheError unless the cache was made from these very samples."""
         if name not in self._places:
             raise CacheError(
-                f"{self.location.url} was not made with shard {name}; extract it first, or leave it out of the pattern"
+                f"{self.location.url} was not made with shard {name}; extract it first, or exclude it from the pattern"
             )
         entry = self.entry(*self._places[name])
         if entry.keys != keys:
@@ -177,7 +169,7 @@ class Cache:
             )
             raise CacheError(
                 f"{self.location.url} was made with other shards: {name} has {len(keys)} samples here and {entry.rows} "
-                f"there, and they differ from row {row} on; give the shards that it was made with"
+                f"there, differing from row {row} on; use the shards that it was made with"
             )
         return self._places[name]
 
@@ -222,7 +214,7 @@ class Cache:
     def read_pixels(self, record: CommitRecord, rows: Sequence[int], out: RowArray) -> None:
         """Read stored views, uint8 (len(rows), H, W, 3), into `out`. BrokenError as in `CachedTeacher.parts`."""
         if self.pixels is None or self.pixel_rows is None:
-            raise CacheError(f"{self.location.url} keeps no pixels; extract with --keep-views")
+            raise CacheError(f"{self.location.url} stores no views; extract with --keep-views")
         (rgb,) = self.pixels.arrays
         for error in self.pixel_rows.fill(record, picks(rows), {rgb.name: out}).values():
             raise error

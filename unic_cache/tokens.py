@@ -29,7 +29,8 @@ class TokenKind:
     grid: Grid | None = None
 
     def __post_init__(self) -> None:
-        for size in (self.channels, *(self.grid or ())):
+        height, width = self.grid or (1, 1)
+        for size in (self.channels, height, width):
             check_size(size)
 
 
@@ -43,7 +44,7 @@ def in_order(kinds: Kinds) -> Kinds:
 
 
 def grid_of(kinds: Kinds) -> Grid | None:
-    """Height and width of the (first) grid of tokens; None if all are summary tokens."""
+    """Height and width of the first grid kind; None if all are summary tokens."""
     return next((kind.grid for kind in kinds.values() if kind.grid), None)
 
 
@@ -67,16 +68,12 @@ def kinds_to_json(kinds: Kinds) -> dict[str, Any]:
 
 def kinds_from_json(data: Mapping[str, Any]) -> Kinds:
     """The kinds that `kinds_to_json` wrote. KeyError, TypeError, ValueError or AttributeError for anything else."""
-    found: dict[str, TokenKind] = {}
-    grid = _grid(data["grid"] or (1, 1))
-    if data["cls_dim"] is not None:
-        found[CLS] = TokenKind(data["cls_dim"])
-    if data["patch_dim"] is not None:
-        found[PATCH] = TokenKind(data["patch_dim"], grid)
+    own = {CLS: (data["cls_dim"], None), PATCH: (data["patch_dim"], tuple(data["grid"] or (1, 1)))}
+    found = {name: TokenKind(channels, grid) for name, (channels, grid) in own.items() if channels is not None}
     for name, kind in data.get("kinds", {}).items():
-        if not NAME.fullmatch(name) or name in {CLS, PATCH}:
+        if not NAME.fullmatch(name) or name in own:
             raise ValueError(f"{name!r:.40} is not a name of a further token kind")
-        found[name] = TokenKind(kind["channels"], None if kind["grid"] is None else _grid(kind["grid"]))
+        found[name] = TokenKind(kind["channels"], kind["grid"] and tuple(kind["grid"]))
     return in_order(found)
 
 
@@ -85,8 +82,3 @@ def check_size(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIZE:
         raise ValueError(f"{value!r:.40} is not a size between 1 and 2**20")
     return value
-
-
-def _grid(value: Any) -> Grid:
-    height, width = value
-    return height, width

@@ -1,6 +1,5 @@
 """Open what extraction works with: a cache with index, specs and calibrations, its teachers, and the pixels."""
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -50,7 +49,14 @@ def open_teachers(
     if isinstance(location, LocalFolder):
         location.remove_leftovers(without=sort_folders(location)[1].keys() - set(map(teacher_folder, options.teachers)))
     paths, entries = given_shards(options.shards, Member.open(location, VIEWS_MEMBER) is not None, options.strict)
-    begins(command, *facts(options, entries, device))
+    begins(
+        command,
+        f"{', '.join(options.teachers) or 'no teacher'} on {device_words(device)}, {options.dtype}",
+        f"{f'{sum(entry.rows for entry in entries):,} images' if entries else 'the kept views'} x "
+        f"{options.count} views of {views.size} px ({views.recipe})",
+        f"batch {options.batch_size}",
+        f"into {options.cache}",
+    )
     say_surroundings()
     teachers = load_teachers(options, device)
     announce(teachers)
@@ -71,17 +77,6 @@ def open_teachers(
     pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin, seen))
     calibrate(options, cache, pixels, teachers, members, device)
     return Opened(cache, teachers, members, tars, pixels)
-
-
-def facts(options: OpeningOptions, entries: Sequence[ShardEntry], device: torch.device) -> list[str]:
-    """What is about to be done, for people."""
-    images = f"{sum(entry.rows for entry in entries):,} images" if entries else "the kept views"
-    return [
-        f"{', '.join(options.teachers) or 'no teacher'} on {device_words(device)}, {options.dtype}",
-        f"{images} x {options.count} views of {options.kind.size} px ({options.kind.recipe})",
-        f"batch {options.batch_size}",
-        f"into {options.cache}",
-    ]
 
 
 def teacher_member(

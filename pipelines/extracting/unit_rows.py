@@ -29,26 +29,22 @@ class UnitRows:
         self._seen = seen
         self._crcs: Crcs = np.zeros(unit.rows, np.uint32)
         self._members = [(one, UnitArrays(one.writer, unit)) for one in recorders]
-        self._under_way: _UnderWay | None = None
         self._filled = 0
+        self._under_way: _UnderWay | None = None
 
-    @property
-    def full(self) -> bool:
-        """Whether all rows were added."""
-        return self._filled >= self.unit.rows
-
-    def add(self, first: int, batch: ViewBatch, on_device: DeviceBatch) -> None:
-        """Encode rows [first, first + B). CacheError if another member saw other pixels."""
-        count = len(on_device.shown)
-        self._filled = first + count
+    def add(self, batch: ViewBatch, shown: Sequence[tuple[int, int]], device: torch.device) -> None:
+        """Encode the next rows, of (sample key, view number) `shown`. CacheError if a member saw other pixels."""
+        first = self._filled
+        self._filled = stop = first + len(shown)
         self.bad |= {first + place: reason for place, reason in batch.bad.items()}
-        self._crcs[first : first + count] = batch.crcs[:count]
-        self._check_pixels(first, first + count)
+        self._crcs[first:stop] = batch.crcs[: len(shown)]
+        self._check_pixels(first, stop)
+        views_BHWC = torch.from_numpy(batch.views_BHWC).to(device, non_blocking=True)
+        on_device = DeviceBatch(views_BHWC, self.unit.views.seed, shown)
         landing = [on_host(*one.encode(on_device)) for one, _ in self._members]
-        device = on_device.views_BHWC.device
         copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
         self._land()  # of the batch before: the device has this one to work on meanwhile
-        self._under_way = _UnderWay(first, count, list(batch.bad), landing, copied)
+        self._under_way = _UnderWay(first, len(shown), list(batch.bad), landing, copied)
 
     def commit(self) -> int:
         """Write and commit every member's rows; return the bytes stored. TeacherError if any token is not finite."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 from crc32c import crc32c
 from torch import Tensor
@@ -56,7 +55,8 @@ class Transcoder:
         kept_BN = kept_among(self.source.member, self.target, seed, shown)
         if codes_stay(self.source.member, self.target):
             summary = {name for name, kind in self.source.kinds.items() if kind.grid is None}
-            made = Encoded({name: rows if name in summary else picked(rows, kept_BN) for name, rows in here.items()})
+            place_BN = slice(None) if kept_BN is None else (torch.arange(len(kept_BN))[:, None], kept_BN)
+            made = Encoded({name: rows if name in summary else rows[place_BN] for name, rows in here.items()})
         else:
             made = self.target.codec.encode(at_positions(self.source.codec.decode(here), kept_BN))
         clipped_B = None if made.clipped_B is None else made.clipped_B.cpu()
@@ -109,10 +109,10 @@ def transcoder(
     if found is None:
         raise CacheError(f"{location.url}/{target.calibration_name} vanished; start again")
     where = f"{location.url}/{target.calibration_name} is not of {cache.location.url}"
-    ours, theirs = statistics(source.calibration), statistics(found[0])
-    if ours.keys() != theirs.keys() or not all(np.array_equal(ours[key], theirs[key]) for key in ours):
+    ours, theirs = (dataclasses.replace(one, fidelity={}) for one in (source.calibration, found[0]))
+    if dataclasses.replace(ours, klt={}).to_bytes() != dataclasses.replace(theirs, klt={}).to_bytes():
         raise CacheError(f"{where}: its statistics differ, and two standardizations do not mix; choose another DST")
-    if codes_stay(source.member, target) and not same_klt(source.calibration, found[0]):
+    if codes_stay(source.member, target) and ours.to_bytes() != theirs.to_bytes():
         raise CacheError(f"{where}: its codec {FITTED} was fitted to other tokens; choose another DST")
     return Transcoder(source, target, UnitWriter(target, found[1]), found[0], device)
 
@@ -163,22 +163,3 @@ def codes_stay(source: Member, target: Member) -> bool:
     if ours.codec != theirs.codec:
         return ours.grid is None
     return ours.codec != FITTED or (ours.sampled, ours.quality) == (theirs.sampled, theirs.quality)
-
-
-def picked(rows_BM: Tensor, kept_BN: Tensor | None) -> Tensor:
-    """(B, N, ...) of (B, M, ...)."""
-    if kept_BN is None:
-        return rows_BM
-    index = kept_BN.to(rows_BM.device)
-    return rows_BM.take_along_dim(index.reshape(*index.shape, *[1] * (rows_BM.ndim - 2)), dim=1)
-
-
-def statistics(calibration: Calibration) -> dict[str, Any]:
-    """The arrays that standardize, by kind and name."""
-    by_kind = {"mean": calibration.mean, "std": calibration.std, "covariance": calibration.covariance}
-    return {f"{kind} {name}": values for name, found in by_kind.items() for kind, values in found.items()}
-
-
-def same_klt(one: Calibration, other: Calibration) -> bool:
-    """Whether two calibrations hold the same fitted codec, or none."""
-    return one.klt.keys() == other.klt.keys() and all(np.array_equal(one.klt[key], other.klt[key]) for key in one.klt)

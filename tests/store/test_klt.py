@@ -280,7 +280,7 @@ class TestFit:
         assert (back - tokens).abs().mean() < 0.2
 
     def test_of_under_five_images_is_refused(self):
-        with pytest.raises(CacheError, match="4 views are too few for a calibration: 5 are needed at least; extract"):
+        with pytest.raises(CacheError, match="4 views are too few for a calibration: at least 5 are needed; extract"):
             calibrated(torch.randn(4, 9, 6), Features("klt", {"patch": TokenKind(6, (3, 3))}))
 
     def test_leaves_no_tables_behind(self, tokens):

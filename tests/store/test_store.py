@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import tree
 from tests.store.units import SPEC, unit
+from unic_cache.config.views import Views
 from unic_cache.errors import CacheError
 from unic_cache.files.local import LocalFolder
-from unic_cache.store.commit import CommitRecord, parse_record
+from unic_cache.store.commit import CommitRecord, parse_record, view_called
 from unic_cache.store.layout import CHUNK_ROWS, SHARD_ROWS, Extent, check_metadata, metadata_objects, object_name
 from unic_cache.store.member import Member
 from unic_cache.store.reader import RowReader
@@ -243,3 +244,15 @@ def test_row_checksums_are_of_each_row_alone():
 
     rows = np.arange(24, dtype=np.int16).reshape(4, 2, 3)
     assert row_crcs(rows).tolist() == [crc32c(row.tobytes()) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("folder", "view"),
+    [
+        ("unic-224-0-003", (Views("unic", 224, 0), 3)),
+        ("center-32-7-1000", (Views("center", 32, 7), 1000)),
+        *((name, None) for name in ("notes", "@eaDir", "unic-224-0", "unic-224-0-3", "unic-0224-0-003", "x-32-0-000")),
+    ],
+)
+def test_only_folders_with_the_names_of_views_are_views(folder, view):
+    assert view_called(folder) == view

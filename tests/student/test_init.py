@@ -88,7 +88,7 @@ def test_files_without_weights_are_refused(tmp_path: Path) -> None:
         build_encoder(TINY, seed=0, init=str(tmp_path / "gone.pth"))
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    with pytest.raises(ConfigError, match=r"broken\.safetensors: it is damaged or no safetensors file"):
+    with pytest.raises(ConfigError, match=r"broken\.safetensors: it is damaged or not a safetensors file"):
         build_encoder(TINY, seed=0, init=str(broken))
     numbers = tmp_path / "numbers.pth"
     torch.save({"epoch": 3}, numbers)

@@ -125,7 +125,7 @@ def test_missing_onnx_says_what_to_install(monkeypatch):
 
 def test_damaged_onnx_file_is_refused(tmp_path):
     (tmp_path / "weights.onnx").write_bytes(b"hello there, this is no graph")
-    with pytest.raises(TeacherError, match=r"weights\.onnx: it is no file of weights, but text"):
+    with pytest.raises(TeacherError, match=r"weights\.onnx: it is text, not weights"):
         load_teacher(resolve("vit-s-saliency"), str(tmp_path / "weights.onnx"))
 
 

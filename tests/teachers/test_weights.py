@@ -79,7 +79,7 @@ def test_unpickling_bomb_is_refused_and_does_not_go_off(state, tmp_path, zipped)
 def test_bare_pickle_is_refused_and_does_not_go_off(tmp_path):
     target = tmp_path / "boom"
     (tmp_path / "weights.pth").write_bytes(pickle.dumps({"model": Bomb(target)}, protocol=2))
-    with pytest.raises(TeacherError, match=r"weights\.pth: it is a Python pickle and no file of torch\.save"):
+    with pytest.raises(TeacherError, match=r"weights\.pth: it is a Python pickle, not a torch\.save file"):
         load_teacher(resolve(NAME), str(tmp_path / "weights.pth"))
     assert not target.exists()
 
@@ -93,10 +93,10 @@ def test_numpy_scalar_beside_the_tensors_is_refused_with_its_type(state, tmp_pat
     ("name", "content", "message"),
     [
         ("none.pth", None, "none.pth: there is no such file"),
-        ("weights.onnx", b"\x08\x07\x12\x07pytorch", r"weights.onnx: it is an ONNX graph, and only a PyTorch or safe"),
-        ("short.pth", b"PK\x03\x04 and no more", r"short.pth: it is damaged or no PyTorch file"),
-        ("text.pth", b"hello", r"text.pth: it is no file of weights, but text: 'hello'"),
-        ("noise.pth", bytes(range(128, 256)), r"noise.pth: it is damaged or no PyTorch file"),
+        ("weights.onnx", b"\x08\x07\x12\x07pytorch", r"weights.onnx: it is an ONNX graph, but only PyTorch and safe"),
+        ("short.pth", b"PK\x03\x04 and no more", r"short.pth: it is damaged or not a PyTorch file"),
+        ("text.pth", b"hello", r"text.pth: it is text, not weights: 'hello'"),
+        ("noise.pth", bytes(range(128, 256)), r"noise.pth: it is damaged or not a PyTorch file"),
         ("empty.pt", b"", r"empty.pt: it is empty; download it again"),
     ],
 )

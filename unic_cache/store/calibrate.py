@@ -26,7 +26,7 @@ from unic_cache.errors import CacheError
 from unic_cache.store.codecs.codec import FeatureCodec, Features
 from unic_cache.store.codecs.fit import BandMoments, fit_klt
 from unic_cache.store.codecs.klt import prefix
-from unic_cache.store.moments import Covariance, Floats, Moments, SomeImages, State, below, part
+from unic_cache.store.moments import Counting, Covariance, Floats, Moments, SomeImages, State
 from unic_cache.store.npz import load_npz, save_npz
 from unic_cache.store.sampling import at_positions
 
@@ -54,13 +54,11 @@ class Calibration:
 
     def standardize(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """(x - mean) / max(std, 1e-6) of float32 tokens, on their device."""
-        tables = {kind: self._tables(kind, x) for kind, x in features.items()}
-        return {kind: (x - tables[kind][0]) / tables[kind][1] for kind, x in features.items()}
+        return {kind: (x - mean) / std for kind, x in features.items() for mean, std in [self._tables(kind, x)]}
 
     def destandardize(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `standardize`: the teacher's own values."""
-        tables = {kind: self._tables(kind, x) for kind, x in features.items()}
-        return {kind: x * tables[kind][1] + tables[kind][0] for kind, x in features.items()}
+        return {kind: x * std + mean for kind, x in features.items() for mean, std in [self._tables(kind, x)]}
 
     def to_bytes(self) -> bytes:
         """An .npz whose bytes depend on the values alone."""
@@ -128,23 +126,12 @@ class CodecSample:
                 self._fit[kind].offer(values[~held_out_B])
                 self._bands[kind].update(values[~held_out_B])
 
-    def state(self) -> State:
-        """All that was counted, for `restore`; at least one image."""
-        state: State = {}
-        for kind, found in self._held_out.items():
-            state |= below(f"held_out/{kind}", found.state())
+    def parts(self) -> dict[str, Counting]:
+        """All sums, by the names under which a stopped calibration stores them."""
+        parts: dict[str, Counting] = {f"held_out/{kind}": found for kind, found in self._held_out.items()}
         for kind, bands in self._bands.items():
-            state |= below(f"{prefix(kind)}fit", self._fit[kind].state())
-            state |= below(f"{prefix(kind)}bands", bands.state())
-        return state
-
-    def restore(self, state: State) -> None:
-        """Continue from a `state`."""
-        for kind, found in self._held_out.items():
-            found.restore(part(f"held_out/{kind}", state))
-        for kind, bands in self._bands.items():
-            self._fit[kind].restore(part(f"{prefix(kind)}fit", state))
-            bands.restore(part(f"{prefix(kind)}bands", state))
+            parts |= {f"{prefix(kind)}fit": self._fit[kind], f"{prefix(kind)}bands": bands}
+        return parts
 
     def calibration(self, known: Calibration) -> Calibration:
         """`known`, which standardizes the images, with the codec fitted to them and its held-out fidelity."""
@@ -189,21 +176,21 @@ class Calibrator:
     def state(self) -> State:
         """All that was counted, so that `restore` continues as if nothing had stopped."""
         state: State = {"images": np.asarray(self.images)}
-        if self.images:
-            state |= below("sample", self._sample.state())
-            for kind, moments in self._moments.items():
-                state |= below(f"moments/{kind}", moments.state())
-                state |= below(f"covariance/{kind}", self._covariance[kind].state())
+        for name, part in self._parts().items() if self.images else ():
+            state |= {f"{name}/{key}": values for key, values in part.state().items()}
         return state
 
     def restore(self, state: State) -> None:
         """Continue from a `state`. KeyError if it lacks something."""
         self.images = int(state["images"])
-        if self.images:
-            self._sample.restore(part("sample", state))
-            for kind, moments in self._moments.items():
-                moments.restore(part(f"moments/{kind}", state))
-                self._covariance[kind].restore(part(f"covariance/{kind}", state))
+        for name, part in self._parts().items() if self.images else ():
+            part.restore({key.removeprefix(f"{name}/"): x for key, x in state.items() if key.startswith(f"{name}/")})
+
+    def _parts(self) -> dict[str, Counting]:
+        parts = {f"sample/{name}": part for name, part in self._sample.parts().items()}
+        for kind, moments in self._moments.items():
+            parts |= {f"moments/{kind}": moments, f"covariance/{kind}": self._covariance[kind]}
+        return parts
 
     def calibration(self) -> Calibration:
         """Statistics of all images but every fifth, the codec fitted to them, and its fidelity on the fifth.
@@ -212,8 +199,8 @@ class Calibrator:
         """
         if self.images < HELD_OUT:
             raise CacheError(
-                f"{self.images} views are too few for a calibration: {HELD_OUT} are needed at least; extract from "
-                "more images, or from ones that can be decoded, or say more --views"
+                f"{self.images} views are too few for a calibration: at least {HELD_OUT} are needed; extract from "
+                "more images, or from ones that can be decoded, or with more --views"
             )
         mean = {kind: moments.mean for kind, moments in self._moments.items()}
         std = {kind: np.maximum(moments.std(), STD_GUARD) for kind, moments in self._moments.items()}
@@ -233,7 +220,7 @@ def refit(known: Calibration, features: Features, batches: Iterable[Mapping[str,
             images += len(held_out_B)
             sample.update(per_token({kind: x.cpu() for kind, x in batch.items()}), held_out_B)
     if images < HELD_OUT:
-        raise CacheError(f"{images} images are too few to fit a codec to: {HELD_OUT} are needed at least")
+        raise CacheError(f"{images} images are too few to fit a codec to: at least {HELD_OUT} are needed")
     one = {kind: np.ones_like(std) for kind, std in known.std.items()}
     found = sample.calibration(Calibration({kind: np.zeros_like(std) for kind, std in one.items()}, one, {}))
     return dataclasses.replace(known, klt=found.klt, fidelity=found.fidelity)

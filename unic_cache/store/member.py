@@ -96,7 +96,7 @@ class Member:
         except UNPARSED as error:
             raise CacheError(f"{where}: not the JSON of a spec ({error})") from error
         member = cls(location, folder, spec)
-        if own not in {None, _checksum(spec)}:
+        if own not in (None, _checksum(spec)):
             raise CacheError(f"{where}: its checksum does not fit its content; put back a copy of it")
         return member
 
@@ -184,7 +184,7 @@ def whole_spec(data: bytes) -> dict[str, Any] | None:
         spec, own = _parsed(data)
     except UNPARSED:
         return None
-    return spec if isinstance(spec, dict) and own in {None, _checksum(spec)} else None
+    return spec if isinstance(spec, dict) and own in (None, _checksum(spec)) else None
 
 
 def spec_bytes(spec: Mapping[str, Any]) -> bytes:
@@ -205,11 +205,9 @@ def _checksum(spec: Mapping[str, Any]) -> int:
 def _pixel_codec(spec: Mapping[str, Any]) -> PixelCodec:
     codec, size = spec.get("codec", "raw"), check_size(spec["size"])
     if codec not in PIXEL_CODECS:
-        raise CacheError(
-            f"pixels kept as {codec!r:.40} are unknown to this release; it knows {', '.join(PIXEL_CODECS)}"
-        )
+        raise CacheError(f"pixel codec {codec!r:.40} is unknown to this release; it knows {', '.join(PIXEL_CODECS)}")
     if size * size * 3 > LIMIT_ROW_BYTES:
-        raise CacheError(f"describes rows of no or over {LIMIT_ROW_BYTES} bytes; refused")
+        raise CacheError(f"describes rows of 0, or of over {LIMIT_ROW_BYTES} bytes; refused")
     return PIXEL_CODECS[codec]
 
 
@@ -224,7 +222,7 @@ def _features(spec: Mapping[str, Any]) -> Features:
         raise ValueError(f"quality {quality!r:.40} is not a mean cosine")
     features = Features(name, kinds, sampled, quality)
     if not 0 < 2 * sum(math.prod(features.row(kind)) for kind in kinds) <= LIMIT_ROW_BYTES:
-        raise CacheError(f"describes rows of no or over {LIMIT_ROW_BYTES} bytes; refused")
+        raise CacheError(f"describes rows of 0, or of over {LIMIT_ROW_BYTES} bytes; refused")
     return features
 
 

@@ -5,6 +5,8 @@ Sums are float64 and in the order of the batches, so equal batches give equal bi
 Letters: N tokens, B images, T tokens of each, D channels.
 """
 
+from typing import ClassVar
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -16,8 +18,25 @@ State = dict[str, npt.NDArray[np.generic]]  # all that was counted so far, to co
 STD_FLOOR = 0.01  # of the median channel: a channel that hardly moves in the sample may move elsewhere
 
 
-class Moments:
+class Counting:
+    """Sums over batches that can be saved and continued; `COUNTED` names the attributes that hold them."""
+
+    COUNTED: ClassVar[tuple[str, ...]]
+
+    def state(self) -> State:
+        """All that was counted, for `restore`, after at least one batch."""
+        return {name: np.asarray(getattr(self, name)) for name in self.COUNTED}
+
+    def restore(self, state: State) -> None:
+        """Continue from a `state`. KeyError if it lacks something."""
+        for name in self.COUNTED:
+            setattr(self, name, np.array(state[name]) if state[name].ndim else state[name].item())
+
+
+class Moments(Counting):
     """Running mean and sum of squared deviations of (N, D) tokens, merged batch by batch (Chan et al. 1979)."""
+
+    COUNTED = ("count", "mean", "squares")
 
     def __init__(self, channels: int) -> None:
         self.count = 0
@@ -35,15 +54,6 @@ class Moments:
         self.mean = self.mean + shift * (len(tokens) / total)
         self.count = total
 
-    def state(self) -> State:
-        """All that was counted, for `restore`."""
-        return {"count": np.asarray(self.count), "mean": self.mean, "squares": self.squares}
-
-    def restore(self, state: State) -> None:
-        """Continue from a `state`."""
-        self.count = int(state["count"])
-        self.mean, self.squares = (np.asarray(state[name], np.float64) for name in ("mean", "squares"))
-
     def std(self) -> Floats:
         """The unbiased standard deviation of each channel, at least a hundredth of the median channel's.
 
@@ -54,85 +64,65 @@ class Moments:
         return np.asarray(np.maximum(std, STD_FLOOR * np.median(std)))
 
 
-class Covariance:
+class Covariance(Counting):
     """Running covariance of (N, D) tokens about the first batch's mean, corrected for it at the end."""
 
+    COUNTED = ("origin", "count", "sum", "products")
+
     def __init__(self) -> None:
-        self._origin: Floats | None = None
-        self._count = 0
-        self._sum: Floats | float = 0.0
-        self._products: Floats | float = 0.0
+        self.origin: Floats | None = None
+        self.count = 0
+        self.sum: Floats | float = 0.0
+        self.products: Floats | float = 0.0
 
     def update(self, tokens_ND: npt.NDArray[np.float32]) -> None:
         """Add N tokens."""
         tokens = tokens_ND.astype(np.float64)
-        self._origin = tokens.mean(axis=0) if self._origin is None else self._origin
-        tokens -= self._origin
-        self._count += len(tokens)
-        self._sum = self._sum + tokens.sum(axis=0)
-        self._products = self._products + tokens.T @ tokens
-
-    def state(self) -> State:
-        """All that was counted, for `restore`."""
-        assert self._origin is not None
-        sums = {"sum": np.asarray(self._sum), "products": np.asarray(self._products)}
-        return {"origin": self._origin, "count": np.asarray(self._count), **sums}
-
-    def restore(self, state: State) -> None:
-        """Continue from a `state`."""
-        self._origin, self._sum, self._products = (
-            np.asarray(state[name], np.float64) for name in ("origin", "sum", "products")
-        )
-        self._count = int(state["count"])
+        self.origin = tokens.mean(axis=0) if self.origin is None else self.origin
+        tokens -= self.origin
+        self.count += len(tokens)
+        self.sum = self.sum + tokens.sum(axis=0)
+        self.products = self.products + tokens.T @ tokens
 
     def of_standardized(self, std: Floats) -> npt.NDArray[np.float32]:
         """(D, D): the covariance of the tokens in units of `std`."""
-        centred = self._products - np.outer(self._sum, self._sum) / max(self._count, 1)
-        return np.asarray(centred / max(self._count - 1, 1) / np.outer(std, std), np.float32)
+        centred = self.products - np.outer(self.sum, self.sum) / max(self.count, 1)
+        return np.asarray(centred / max(self.count - 1, 1) / np.outer(std, std), np.float32)
 
 
-class SomeImages:
+class SomeImages(Counting):
     """Up to `room` whole images, evenly spaced over all offered: every one, then every second, every fourth, ..."""
+
+    COUNTED = ("every", "offered")
 
     def __init__(self, room: int) -> None:
         self._room = room
-        self._every = 1
-        self._offered = 0
+        self.every = 1
+        self.offered = 0
         self._kept: list[Tensor] = []
 
     def offer(self, tokens_BTD: Tensor) -> None:
         """Remember the images of (B, T, D) that fall on the current spacing."""
         for image in tokens_BTD:
-            if self._offered % self._every == 0:
+            if self.offered % self.every == 0:
                 self._kept.append(image.clone())
-            self._offered += 1
+            self.offered += 1
             if len(self._kept) > self._room:
                 self._kept = self._kept[::2]
-                self._every *= 2
+                self.every *= 2
 
     def state(self) -> State:
-        """All that was counted, for `restore`."""
-        kept = {"kept": self.stacked().numpy()} if self._kept else {}
-        return {"every": np.asarray(self._every), "offered": np.asarray(self._offered), **kept}
+        """The images too."""
+        return super().state() | ({"kept": self.stacked().numpy()} if self._kept else {})
 
     def restore(self, state: State) -> None:
-        """Continue from a `state`."""
-        self._every, self._offered = int(state["every"]), int(state["offered"])
+        """The images too."""
+        super().restore(state)
         self._kept = list(torch.from_numpy(np.asarray(state["kept"], np.float32))) if "kept" in state else []
 
     def stacked(self) -> Tensor:
         """(B, T, D); at least one image must have been offered."""
         return torch.stack(self._kept)
-
-
-def below(prefix: str, state: State) -> State:
-    """The state of a part, named for the state of the whole."""
-    return {f"{prefix}/{name}": values for name, values in state.items()}
-
-
-def part(prefix: str, state: State) -> State:
-    """The inverse of `below`; empty if the whole has no such part."""
-    return {name.removeprefix(f"{prefix}/"): x for name, x in state.items() if name.startswith(f"{prefix}/")}
 
 
 def principal(matrix_DD: Floats) -> tuple[Floats, Floats]:

@@ -50,7 +50,7 @@ def _own_values(calibration: Calibration, kind: str) -> tuple[Tensor, Tensor]:
 
 
 STANDARDIZATIONS: dict[str, Callable[[Calibration, str], tuple[Tensor, Tensor] | None]] = {
-    "channel": lambda calibration, kind: None,  # noqa: ARG005 (what is kept)
+    "channel": lambda *_: None,
     "phi-s": _phi_s,
     "none": _own_values,
 }

@@ -73,7 +73,10 @@ class UnitWriter:
         for array in self.member.arrays:
             ours = encode_objects(self.member, unit, array, parts[array.name])
             standing = {name: self._settle(name, data) for name, data in ours.items()}
-            kept[array.name] = parts[array.name] if standing == ours else self._decode(unit, array, standing)
+            found = parts[array.name] if standing == ours else decode_objects(self.member, unit, array, standing)
+            if found is None:
+                raise self._in_the_way(unit)
+            kept[array.name] = found
             crcs[array.name] = chunk_crcs(standing.values(), unit.extent) if array.tile else row_crcs(kept[array.name])
             sizes |= {name: len(data) for name, data in standing.items()}
         if any(kept[name] is not parts[name] for name in kept) and not self._agree(kept, parts):
@@ -105,12 +108,6 @@ class UnitWriter:
         if standing is None:
             raise self._vanished(name)
         return standing
-
-    def _decode(self, unit: Unit, array: ArraySpec, standing: Mapping[str, bytes]) -> Rows:
-        rows = decode_objects(self.member, unit, array, standing)
-        if rows is None:
-            raise self._in_the_way(unit)
-        return rows
 
     def _agree(self, found: Mapping[str, Rows], ours: Mapping[str, Rows]) -> bool:
         """Whether all tokens agree, up to what another machine's arithmetic may change."""

@@ -19,7 +19,7 @@ from unic_cache.buffers import MEMORY, Ring
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import Views
 from unic_cache.errors import BrokenError
-from unic_cache.store.codecs.pixel_codec import Raw
+from unic_cache.store.codecs.pixel_codec import PIXEL_CODECS
 from unic_cache.store.commit import CommitRecord, Crcs
 from unic_cache.stream.address import Address
 from unic_cache.stream.gather import Gathering, grouped, pieces
@@ -79,7 +79,8 @@ class Stream:
         self.pin = pin
         self.skip_broken = skip_broken
         self.pool = pool
-        arrays = [Raw().array(views.size), *(array for teacher in teachers for array in teacher.member.arrays)]
+        raw = PIXEL_CODECS["raw"].array(views.size)
+        arrays = [raw, *(array for teacher in teachers for array in teacher.member.arrays)]
         self.image_bytes = sum(array.row_bytes for array in arrays)
         self._ring = Ring(spare=2)
 
@@ -199,7 +200,7 @@ def _committed(stream: Stream, teacher: CachedTeacher, item: Address) -> CommitR
 
 def _carve(stream: Stream, images: int) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
     """One piece of memory as views (N, H, W, 3) and each teacher's arrays (N, ...), each from a page's beginning."""
-    rgb = Raw().array(stream.views.size)
+    rgb = PIXEL_CODECS["raw"].array(stream.views.size)
     kinds = [("", rgb), *((teacher.name, array) for teacher in stream.teachers for array in teacher.member.arrays)]
     sizes = [images * array.row_bytes for _, array in kinds]
     starts = list(accumulate((-(-size // PAGE) * PAGE for size in sizes), initial=0))

@@ -70,7 +70,8 @@ def _placed(source: Source, state: State, own: Any, here: Any, model: Any) -> tu
         return None
     if POSITIONS not in state or state[POSITIONS].ndim != 3:
         return (state, state) if fits(state, own) else None
-    side, prefix = spec.input_size // spec.stride, _prefix(spec, model)
+    side = spec.input_size // spec.stride
+    prefix = max(0, int(model.pos_embed.shape[1]) - side * side)  # positions before the grid's
     theirs = math.isqrt(max(0, state[POSITIONS].shape[1] - prefix))
     if theirs * theirs != state[POSITIONS].shape[1] - prefix or state[POSITIONS].shape[2] != own[POSITIONS][2]:
         return None
@@ -95,12 +96,6 @@ def _but_positions(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != POSITIONS}
 
 
-def _prefix(spec: TeacherSpec, model: Any) -> int:
-    """Positions before those of the grid."""
-    side = spec.input_size // spec.stride
-    return max(0, int(model.pos_embed.shape[1]) - side * side)
-
-
 def _through_timm(source: Source, content: Any, found: Found) -> State | None:
     """Third-party layouts by timm's own converter for this model; None if timm cannot convert them either.
 
@@ -110,10 +105,10 @@ def _through_timm(source: Source, content: Any, found: Found) -> State | None:
     for raw in _raw_states(content, found):
         for options in OPTIONS:
             state, watch = _converted(spec, raw, options)
-            if state is None or not watch.resampled:
-                if state is not None:
-                    return state
+            if state is None:
                 continue
+            if not watch.resampled:
+                return state
             if source.published:
                 log.warning("teacher %s: timm's converter resampled its published weights to its size", spec.name)
                 return state

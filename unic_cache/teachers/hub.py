@@ -10,7 +10,6 @@ import threading
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import timm
@@ -30,20 +29,6 @@ def hub_file(spec: TeacherSpec) -> Path:
     TeacherError if timm has no such weights, or they can neither be found nor fetched.
     """
     config = timm.get_pretrained_cfg(spec.arch)
-    repo, revision = _repo(spec, config)
-    files = (config.hf_hub_filename,) if config.hf_hub_filename else FILES
-    for file in files:
-        cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
-        if isinstance(cached, str):
-            return Path(cached)
-    if constants.HF_HUB_OFFLINE:
-        raise TeacherError(_instead(spec, repo, "HF_HUB_OFFLINE is set"))
-    if not _reachable(constants.ENDPOINT):
-        raise TeacherError(_instead(spec, repo, f"{constants.ENDPOINT} does not answer within {ANSWER_WITHIN:.0f} s"))
-    return _fetched(spec, repo, revision, files)
-
-
-def _repo(spec: TeacherSpec, config: Any) -> tuple[str, str | None]:
     if config is None or not config.hf_hub_id:
         elsewhere = f"; timm knows them at {config.url}" if config is not None and config.url else ""
         raise TeacherError(
@@ -51,14 +36,19 @@ def _repo(spec: TeacherSpec, config: Any) -> tuple[str, str | None]:
             f"pass a file with --weights {spec.name}=FILE"
         )
     repo, _, revision = config.hf_hub_id.partition("@")
-    return repo, revision or None
-
-
-def _fetched(spec: TeacherSpec, repo: str, revision: str | None, files: tuple[str, ...]) -> Path:
+    files = (config.hf_hub_filename,) if config.hf_hub_filename else FILES
+    for file in files:
+        cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision or None)
+        if isinstance(cached, str):
+            return Path(cached)
+    if constants.HF_HUB_OFFLINE:
+        raise TeacherError(_instead(spec, repo, "HF_HUB_OFFLINE is set"))
+    if not _reachable(constants.ENDPOINT):
+        raise TeacherError(_instead(spec, repo, f"{constants.ENDPOINT} does not answer within {ANSWER_WITHIN:.0f} s"))
     reason = "none of the expected files is there"
     for file in files:
         try:
-            return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
+            return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision or None))
         except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue

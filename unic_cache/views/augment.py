@@ -114,7 +114,7 @@ def _cropped(image: Image.Image, drawn: Parameters, size: int) -> Image.Image:
 def _unic(image: Image.Image, views: Views, key: int, number: int, out: View) -> None:
     drawn = parameters(image.size, views.seed, key, number)
     view = _cropped(image, drawn, views.size)
-    planes = np.stack([np.asarray(channel) for channel in view.split()])
+    planes = np.ascontiguousarray(np.asarray(view).transpose(2, 0, 1))
     for which, factor in drawn.jitter:
         planes = _COLOURS[which][0](planes, factor)
     if drawn.grayscale:

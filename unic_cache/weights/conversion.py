@@ -1,7 +1,7 @@
-"""timm's own converters, watched: what they resampled to fit, and which tensors of a model they filled.
+"""Watches timm's own converters: what they resample to fit, and which tensors of a model they fill.
 
-A converter takes the names and layouts of other code bases to a timm model's. It also resamples what has another shape
-and may leave what is missing at random, both without a word; so each conversion runs under a `Watch`.
+A converter maps names and layouts of other code bases to a timm model's. It also silently resamples tensors of another
+shape, and may leave missing ones at random; so each conversion runs under a `Watch`.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,18 +17,18 @@ RESAMPLERS = (functional.interpolate, functional.grid_sample, torch.linalg.pinv)
 
 
 class Watch(TorchFunctionMode):
-    """While it is entered: which tensors were copied into, and whether anything was resampled, and from which shape."""
+    """While entered, records which tensors are copied into, and what is resampled, from which shape."""
 
     def __init__(self) -> None:
         super().__init__()
         self.filled: set[int] = set()  # ids of tensors
-        self.resampled: list[tuple[int, ...]] = []  # shapes of what was
-        self.kernels = False  # whether patch kernels were
+        self.resampled: list[tuple[int, ...]] = []  # shapes before
+        self.kernels = False  # whether patch kernels were resampled
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Note the call, and do it."""
+        """Record the call, and make it."""
         del types
         if func is torch.Tensor.copy_:
             self.filled.add(id(args[0]))
@@ -38,16 +38,16 @@ class Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def left_at_random(self, model: nn.Module) -> list[str]:
-        """The names of the model's tensors that nothing was copied into."""
+        """Names of the model's tensors that nothing was copied into."""
         every = model.state_dict(keep_vars=True)
         return [name for name, tensor in every.items() if id(tensor) not in self.filled]
 
 
 def quickgelu_name(name: str) -> str | None:
-    """timm's name for the same weights in the network that they were trained in, where `name` has another activation.
+    """timm's name for the same weights with the activation they were trained with, if `name` has another; else None.
 
-    OpenAI's, Meta's and some of Apple's CLIPs were trained with QuickGELU. timm has their weights under names without
-    `quickgelu` too, and runs them with GELU there.
+    OpenAI's, Meta's and some of Apple's CLIPs were trained with QuickGELU. timm also has their weights under names
+    without `quickgelu`, and runs those with GELU.
     """
     arch, _, tag = name.partition(".")
     if "_clip_" not in arch or "quickgelu" in arch:

@@ -1,14 +1,14 @@
-"""A file that should hold weights: what its first bytes say that it is, then its content, without unpickling objects.
+"""Reads a file of weights without unpickling objects; its first bytes, not its name, decide what it is.
 
-What a file is, its bytes tell and not its name: downloads that failed, pointers, archives and other frameworks' files
-come under the names of weights. Each is named, with what to do about it.
+Failed downloads, pointers, archives and other frameworks' files come under the names of weights. The error names each,
+with what to do about it.
 """
 
 import argparse
 import json
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ import torch
 
 from unic_cache.errors import WeightsError
 
-HEAD = 1024  # bytes that are looked at
-LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # how torch.save began before 1.6
+HEAD = 1024  # bytes that decide
+LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # first bytes of torch.save before 1.6
 AGAIN = "download it again"
-CONVERT = "where you trust it, convert its tensors to .safetensors elsewhere"
-PICKLE = f"it is a Python pickle and no file of torch.save; it is refused, since unpickling can run any code; {CONVERT}"
+CONVERT = "if you trust it, convert its tensors to .safetensors elsewhere"
+PICKLE = f"it is a Python pickle, not a torch.save file; it is refused, since unpickling can run any code; {CONVERT}"
 SHARDED = "it is the index of weights in several files; join them into one .safetensors file first"
 KNOWN_FILES = ("model.safetensors", "pytorch_model.bin", "encoder.safetensors", "model.pth", "checkpoint.pth")
 
-FOREIGN = {  # first bytes -> what that is
+FOREIGN = {  # first bytes -> what the file is
     b"version https://git-lfs": "a git-lfs pointer, not the weights: run `git lfs pull` where it came from",
     b"\x1f\x8b": "a gzip archive; unpack it and give the file in it",
     b"BZh": "a bzip2 archive; unpack it and give the file in it",
@@ -44,51 +44,45 @@ FOREIGN = {  # first bytes -> what that is
 
 
 def read_checkpoint(path: Path, graph: Callable[[Path], Any] | None = None) -> Any:
-    """The content of a file of weights: what torch.save or safetensors wrote. `graph` reads ONNX where that will do.
+    """What torch.save or safetensors wrote to a file of weights; `graph` reads ONNX, which is refused without it.
 
-    WeightsError where the file is missing, of another kind, cut off, or holds pickled objects beyond tensors.
+    WeightsError if the file is missing, of another kind, cut off, or holds pickled objects beyond tensors.
     """
-    what = not_weights(path)
-    if what is not None:
-        raise WeightsError(f"weights file {path}: {what}")
-    head, size = _head(path), path.stat().st_size
-    if _is_safetensors(head, size):
+    head = b""
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                head = file.read(HEAD)
+    except OSError as error:
+        raise WeightsError(f"weights file {path}: it cannot be read: {error.strerror or error}") from error
+    refusal = next((why for why in _refusals(path, head) if why is not None), None)
+    if refusal is not None:
+        raise WeightsError(f"weights file {path}: {refusal}")
+    if _is_safetensors(head):
         return _safetensors(path)
-    if _is_onnx(path, head):
+    if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in {b"\x12", b"\x3a"}):
         if graph is None:
             raise WeightsError(
-                f"weights file {path}: it is an ONNX graph, and only a PyTorch or safetensors file will do; export "
-                "the model's state_dict"
+                f"weights file {path}: it is an ONNX graph, but only PyTorch and safetensors files are read here; "
+                "export the model's state_dict"
             )
         return graph(path)
     return _torch(path)
 
 
-def not_weights(path: Path) -> str | None:
-    """What a path is that cannot hold weights, and what to do; None where it may hold them."""
+def _refusals(path: Path, head: bytes) -> Iterator[str | None]:
+    """What a path is if it cannot hold weights, and what to do; None for what it is not. The first one counts."""
     if path.is_dir():
-        return _folder(path)
+        yield _folder(path)
     if not path.is_file():
-        return _absent(path)
-    head, size = _head(path), path.stat().st_size
-    looks: tuple[Callable[[], str | None], ...] = (
-        lambda: f"it is empty; {AGAIN}" if size == 0 else None,
-        lambda: next((f"it is {what}" for first, what in FOREIGN.items() if head.startswith(first)), None),
-        lambda: "it is a tar archive; unpack it and give the file in it" if head[257:262] == b"ustar" else None,
-        lambda: _zip(path, size) if head.startswith(b"PK\x03\x04") else None,
-        lambda: _cut_off(path, size) if _is_safetensors(head, size) else None,
-        lambda: PICKLE if re.match(rb"\x80[\x02-\x05]", head) and not head.startswith(LEGACY) else None,
-        lambda: None if _is_safetensors(head, size) else _text(path, head),
-    )
-    return next((found for look in looks if (found := look()) is not None), None)
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(HEAD)
-    except OSError as error:
-        raise WeightsError(f"weights file {path}: it cannot be read: {error.strerror or error}") from error
+        yield _absent(path)
+    yield None if head else f"it is empty; {AGAIN}"
+    yield next((f"it is {what}" for first, what in FOREIGN.items() if head.startswith(first)), None)
+    yield "it is a tar archive; unpack it and give the file in it" if head[257:262] == b"ustar" else None
+    if head.startswith(b"PK\x03\x04"):
+        yield _zip(path)
+    yield PICKLE if re.match(rb"\x80[\x02-\x05]", head) and not head.startswith(LEGACY) else None
+    yield _cut_off(path) if _is_safetensors(head) else _text(path, head)
 
 
 def _folder(path: Path) -> str:
@@ -108,12 +102,13 @@ def _absent(path: Path) -> str:
     return f"there is no such file{f'; there is {near[0]}' if near else ''}"
 
 
-def _zip(path: Path, size: int) -> str | None:
+def _zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile:
-        return f"it is damaged or no PyTorch file: a zip file without its end ({size:,} bytes here); {AGAIN}"
+        size = path.stat().st_size
+        return f"it is damaged or not a PyTorch file: a zip file without its end ({size:,} bytes here); {AGAIN}"
     if any(name.endswith("/constants.pkl") for name in names):
         return "it is a TorchScript program; save its state_dict() with torch.save, and give that file"
     if any(name.endswith("data.pkl") for name in names):
@@ -123,13 +118,13 @@ def _zip(path: Path, size: int) -> str | None:
     return f"it is a zip archive of other things ({', '.join(names[:3])}); unpack it and give the file in it"
 
 
-def _is_safetensors(head: bytes, size: int) -> bool:
-    length = int.from_bytes(head[:8], "little")
-    return size >= 9 and head[8:9] == b"{" and 2 <= length < 1 << 32
+def _is_safetensors(head: bytes) -> bool:
+    return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 1 << 32
 
 
-def _cut_off(path: Path, size: int) -> str | None:
+def _cut_off(path: Path) -> str | None:
     """What is wrong with a safetensors file's length, by its own header."""
+    size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if 8 + length <= size else b""
@@ -139,9 +134,11 @@ def _cut_off(path: Path, size: int) -> str | None:
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         needed = 8 + length
         if needed <= size:
-            return f"it is damaged or no safetensors file (its header is no JSON of tensors); {AGAIN}"
+            return f"it is damaged or not a safetensors file (its header is no JSON of tensors); {AGAIN}"
     if needed > size:
-        return f"it is damaged or no safetensors file: {size:,} bytes of the {needed:,} that its header says; {AGAIN}"
+        return (
+            f"it is damaged or not a safetensors file: {size:,} bytes of the {needed:,} that its header says; {AGAIN}"
+        )
     return None
 
 
@@ -160,27 +157,25 @@ def _text(path: Path, head: bytes) -> str | None:
     if start.startswith((b"{", b"[")) and shown.isprintable():
         return f"it is JSON text, not weights: {shown}"
     if head.isascii() and not any(byte < 9 or 13 < byte < 32 for byte in head):
-        return f"it is no file of weights, but text: {shown!r}; {AGAIN}"
+        return f"it is text, not weights: {shown!r}; {AGAIN}"
     return None
-
-
-def _is_onnx(path: Path, head: bytes) -> bool:
-    return path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in {b"\x12", b"\x3a"})
 
 
 def _safetensors(path: Path) -> Any:
     try:
         return safetensors.torch.load_file(path)
-    except Exception as error:  # safetensors' own, and what a header with odd types makes torch raise
-        raise WeightsError(f"weights file {path}: it is damaged or no safetensors file ({error}); {AGAIN}") from error
+    except Exception as error:  # safetensors' own errors, and torch's for odd types in the header
+        raise WeightsError(
+            f"weights file {path}: it is damaged or not a safetensors file ({error}); {AGAIN}"
+        ) from error
 
 
 def _torch(path: Path) -> Any:
     try:
-        # by an open file: given a path, torch goes by the name
+        # an open file: given a path, torch decides by the name
         with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(file, weights_only=True, map_location="cpu")
-    except Exception as error:  # torch.load documents no errors of its own; what a damaged file raises varies
+    except Exception as error:  # torch.load documents no errors; damaged files raise various ones
         raise WeightsError(f"weights file {path}: {_why_unread(error)}") from error
 
 
@@ -188,7 +183,7 @@ def _why_unread(error: Exception) -> str:
     found = re.search(r"(?:Unsupported \w+|GLOBAL|Trying to call reduce for|instantiate)[^.\n]*", str(error))
     if found is None or "operand" in found[0].lower():
         return (
-            f"it is damaged or no PyTorch file ({type(error).__name__}: {str(error).partition(chr(10))[0][:120]}); "
+            f"it is damaged or not a PyTorch file ({type(error).__name__}: {str(error).partition(chr(10))[0][:120]}); "
             f"{AGAIN}"
         )
     return (

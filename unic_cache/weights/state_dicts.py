@@ -1,12 +1,11 @@
-"""Which tensors of a checkpoint are a network's: found by their names, wherever they lie, and never by their order.
+"""Finds a network's tensors in a checkpoint: by their names, at any depth, never by their order.
 
-A checkpoint holds mappings within mappings, and in each of them names with prefixes:
+A checkpoint holds mappings within mappings, with prefixed names in each:
 
     {"teacher": {"module.backbone.blocks.0.norm1.weight": ...}, "student": {...}, "optimizer": {...}}
 
-A candidate is a mapping and a prefix under which names of the network stand. The one that has most of them is taken,
-then the one with most shapes right, then by what it is called: see PREFERRED. Which one was taken is logged where there
-were others.
+A candidate is a mapping and a prefix under which it has names of the network. The candidate with most names wins, then
+the one with most matching shapes, then the one PREFERRED by its own name. If there are others, the choice is logged.
 """
 
 import logging
@@ -23,9 +22,9 @@ from unic_cache.errors import WeightsError
 State: TypeAlias = dict[str, torch.Tensor]
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
-PREFERRED = ("state_dict", "model", "teacher")  # before others that fit as well, as authors' files have them
-DEEPEST = 4  # mappings within mappings
-ENOUGH = 0.5  # of a network's names, for a candidate to be meant
+PREFERRED = ("state_dict", "model", "teacher")  # usual in authors' files; first among candidates that fit equally
+DEEPEST = 4  # levels of mappings
+ENOUGH = 0.5  # of a network's names, for a file to be meant as this network's
 SHOWN = 3  # names in a message
 
 log = logging.getLogger(__name__)
@@ -33,27 +32,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Found:
-    """The tensors that stand for a network in a checkpoint, under its names as far as these are known."""
+    """A network's tensors in a checkpoint, under its names as far as these are known."""
 
     tensors: State
     taken: str  # mappings and prefix, such as 'teacher.backbone.'; '' for the whole file
-    covered: int  # of the network's names
-    alike: int  # of them, those of the network's shape
-    size: int  # of the network, in names
+    covered: int  # names of the network that it has
+    alike: int  # of these, with the network's shape
+    size: int  # names of the network
 
     @property
     def meant(self) -> bool:
-        """Whether enough names are there to call it this network's."""
+        """Whether it has enough names to be this network's."""
         return self.covered > ENOUGH * self.size
 
     def order(self) -> tuple[Any, ...]:
-        """The best candidate has the least; equals cannot be told apart."""
-        parts = [part for part in self.taken.split(".") if part]
-        return -self.covered, -self.alike, [_rank(part) for part in parts]
+        """Sorts the best candidate first; equal ones are ambiguous."""
+        return -self.covered, -self.alike, _ranks(self.taken)
 
 
 def mappings(content: Any) -> Iterator[tuple[str, State]]:
-    """(its path, such as 'model.', and its own tensors) of every mapping in a checkpoint that holds tensors."""
+    """(path such as 'model.', own tensors) of every mapping in a checkpoint that holds tensors."""
 
     def walk(inner: Any, path: str, depth: int) -> Iterator[tuple[str, State]]:
         if not isinstance(inner, Mapping) or depth > DEEPEST:
@@ -68,21 +66,17 @@ def mappings(content: Any) -> Iterator[tuple[str, State]]:
 
 
 def find(content: Any, shapes: Shapes, path: Path, rename: Callable[[str], str] = str) -> Found:
-    """The tensors of the network that has `shapes`; `rename` takes the authors' names to the network's.
+    """The tensors of the network with these `shapes`; `rename` maps the authors' names to the network's.
 
-    WeightsError where the file holds no named tensors, or several sets of them that cannot be told apart.
+    WeightsError if the file holds no named tensors, or several networks that fit equally.
     """
-    found: list[Found] = []
-    groups = [
-        (where, {rename(name): tensor for name, tensor in tensors.items()}) for where, tensors in mappings(content)
-    ]
+    groups = [(where, {rename(name): x for name, x in tensors.items()}) for where, tensors in mappings(content)]
     if not groups:
         raise WeightsError(f"weights file {path}: no tensors in it, neither flat nor under {', '.join(PREFERRED)}")
-    for where, tensors in groups:
-        found += _under_prefixes(where, tensors, shapes)
+    found = [one for where, tensors in groups for one in _under_prefixes(where, tensors, shapes)]
     found.sort(key=Found.order)
     if not found or not found[0].meant:
-        where, tensors = min(groups, key=lambda group: [_rank(part) for part in group[0].split(".") if part])
+        where, tensors = min(groups, key=lambda group: _ranks(group[0]))
         return Found(tensors, where, 0, 0, len(shapes))
     best, others = found[0], [one for one in found[1:] if one.meant]
     equals = [one for one in others if one.order() == found[0].order() and not _same(one.tensors, best.tensors)]
@@ -102,7 +96,7 @@ def find(content: Any, shapes: Shapes, path: Path, rename: Callable[[str], str] 
 
 
 def without_shared_prefix(tensors: State) -> State:
-    """The names without the parts that all of them begin with, such as `module.` of data parallelism."""
+    """Names without leading parts that all share, such as `module.` of data parallelism."""
     while tensors:
         first = next(iter(tensors)).partition(".")[0] + "."
         if not all(name.startswith(first) for name in tensors):
@@ -128,20 +122,16 @@ def _under_prefixes(where: str, tensors: State, shapes: Shapes) -> list[Found]:
                 prefix = name.removesuffix(rest)
                 covered[prefix] += 1
                 alike[prefix] += tuple(tensor.shape) == shapes[rest]
-    return [
-        Found(
-            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)},
-            where + prefix,
-            count,
-            alike[prefix],
-            len(shapes),
-        )
-        for prefix, count in covered.items()
-    ]
+    found = []
+    for prefix, count in covered.items():
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        found.append(Found(own, where + prefix, count, alike[prefix], len(shapes)))
+    return found
 
 
-def _rank(part: str) -> int:
-    return PREFERRED.index(part) if part in PREFERRED else len(PREFERRED)
+def _ranks(taken: str) -> list[int]:
+    parts = (part for part in taken.split(".") if part)
+    return [PREFERRED.index(part) if part in PREFERRED else len(PREFERRED) for part in parts]
 
 
 def _label(taken: str) -> str:

@@ -1,6 +1,6 @@
 """Whether timm can know a model's name, by the text of its files: importing timm and torch takes seconds.
 
-A name that stands nowhere in timm's files is none of its models. One that does may be something else; timm itself says.
+A name that timm's files never mention is not a model of timm. One that they do may be something else; timm decides.
 """
 
 import difflib
@@ -9,11 +9,11 @@ import importlib.util
 import re
 from pathlib import Path
 
-ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")  # where timm finds models that it has not
+ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")  # prefixes of models outside timm
 
 
 def close_names(name: str) -> list[str] | None:
-    """Up to three names of timm's models that are close to `name`, where timm surely has none of it; else None."""
+    """Up to three names of timm's models close to `name`, if timm surely lacks it; else None."""
     architecture = name.partition(".")[0]
     if name.startswith(ELSEWHERE) or not re.fullmatch(r"\w+", architecture):
         return None
@@ -26,7 +26,7 @@ def close_names(name: str) -> list[str] | None:
 
 @functools.cache
 def _texts() -> tuple[str, ...]:
-    """The files of timm's models; none where timm is not installed."""
+    """The source files of timm's models; none without timm."""
     found = importlib.util.find_spec("timm")
     folders = list(found.submodule_search_locations or ()) if found else []
     files = [file for folder in folders for file in sorted(Path(folder, "models").glob("*.py"))]

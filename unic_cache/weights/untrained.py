@@ -1,9 +1,9 @@
-"""What weights look like that nobody trained: signs that are told, and what can be no weights at all.
+"""Checks loaded weights: signs that they are untrained are logged, values that cannot be weights are errors.
 
-- Every norm has one scale and one shift throughout (1 and 0, as they begin): no step of training leaves that so.
+- Every norm has one scale and one shift throughout (initially 1 and 0): one training step would change that.
 - A matrix holds a single value.
 
-Both are signs, not proof, so they are logged. NaN, infinity and codes of integers where real numbers belong are errors.
+Both are signs, not proof. Errors are NaN, infinity, and integer codes in place of real numbers.
 """
 
 import logging
@@ -15,15 +15,15 @@ from torch import nn
 from unic_cache.errors import WeightsError
 from unic_cache.weights.state_dicts import State
 
-LEAST_NORMS = 2  # that must agree
-LEAST_VALUES = 16  # of a matrix that should differ
+LEAST_NORMS = 2  # of a model, for a sign
+LEAST_VALUES = 16  # of a matrix, for a sign
 SHOWN = 3
 
 log = logging.getLogger(__name__)
 
 
 def check_values(state: State, model: nn.Module, where: str) -> None:
-    """WeightsError where a tensor that the model has as real numbers is of integers or short codes, NaN or infinite."""
+    """WeightsError if a tensor that is real in the model holds integers, 8-bit codes, NaN or infinity."""
     for name, own in model.state_dict().items():
         given = state.get(name)
         if given is None or not own.is_floating_point():
@@ -38,7 +38,7 @@ def check_values(state: State, model: nn.Module, where: str) -> None:
 
 
 def tell_untrained(model: nn.Module, where: str) -> None:
-    """Log what makes a model's weights look like a fresh initialisation, or constant."""
+    """Log if a model's weights look freshly initialised, or constant."""
     scales = [
         module
         for module in model.modules()
@@ -46,9 +46,8 @@ def tell_untrained(model: nn.Module, where: str) -> None:
     ]
     if len(scales) >= LEAST_NORMS and all(_one_value(norm.weight) and _one_value(norm.bias) for norm in scales):
         log.warning(
-            "%s: these look like random weights, which nobody trained: all %d norms stand as they begin",
-            where,
-            len(scales),
+            "%s: these look like random weights, which nobody trained: all %d norms have their initial values",
+            *(where, len(scales)),
         )
     flat = [
         name

@@ -46,8 +46,8 @@ class Features:
             raise CacheError(f"has token kinds on several grids, {grids}; this release stores one grid per teacher")
         if self.grid and self.sampled and self.sampled > math.prod(self.grid):
             raise CacheError(
-                f"keeps {self.sampled} tokens of each view, but the grid of {self.grid[0]} x {self.grid[1]} has "
-                f"{math.prod(self.grid)}; say fewer with --tokens"
+                f"stores {self.sampled} tokens of each view, but the grid of {self.grid[0]} x {self.grid[1]} has "
+                f"{math.prod(self.grid)}; choose fewer with --tokens"
             )
 
     @property

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from unic_cache.store.codecs.klt import Klt, band_tokens, dct, over_grid
-from unic_cache.store.moments import Floats, State, principal
+from unic_cache.store.moments import Counting, Floats, principal
 from unic_cache.tokens import PATCH, Grid
 
 # the least rms, in steps, of each class of klt.LARGEST; coefficients below the last are left out
@@ -29,8 +29,10 @@ PRIOR_IMAGES = 8
 TOKENS_A_BAND = 64  # of each image, evenly spaced: enough for the axes
 
 
-class BandMoments:
+class BandMoments(Counting):
     """Running second moments of the tokens' spectrum in each band, about the first batch's mean."""
+
+    COUNTED = ("origin", "count", "sum", "products")
 
     def __init__(self, grid: Grid | None, tokens: int) -> None:
         self._grid = grid
@@ -39,44 +41,32 @@ class BandMoments:
         self._places = [places[::every] for places, every in zip(bands, self._every, strict=True)]
         self._shifted = self._places[0] if grid is None else self._places[0][:1]  # tokens that the mean moves
         self._matrices = [torch.from_numpy(dct(side).astype(np.float32)) for side in grid or (1, 1)]
-        self._origin: Tensor | None = None
-        self._count = 0  # of the `_shifted` tokens
-        self._sum: Floats | float = 0.0  # of the same
-        self._products: list[Floats | float] = [0.0] * len(bands)
+        self.origin: npt.NDArray[np.float32] | None = None
+        self.count = 0  # of the shifted tokens
+        self.sum: Floats | float = 0.0  # of the same
+        self.products: Floats | float = 0.0  # (G, D, D)
 
     def update(self, tokens_BTD: Tensor) -> None:
         """Add B images."""
-        self._origin = tokens_BTD.mean(dim=(0, 1)) if self._origin is None else self._origin
-        spectrum_BTD = over_grid(tokens_BTD - self._origin, self._grid, *self._matrices)
+        self.origin = tokens_BTD.mean(dim=(0, 1)).numpy() if self.origin is None else self.origin
+        spectrum_BTD = over_grid(tokens_BTD - torch.from_numpy(self.origin), self._grid, *self._matrices)
         shifted_ND = spectrum_BTD[:, self._shifted].flatten(0, 1).double().numpy()
-        self._count += len(shifted_ND)
-        self._sum = self._sum + shifted_ND.sum(axis=0)
-        for number, (places, every) in enumerate(zip(self._places, self._every, strict=True)):
-            flat = spectrum_BTD[:, places].flatten(0, 1).double().numpy()
-            self._products[number] = self._products[number] + every * (flat.T @ flat)
-
-    def state(self) -> State:
-        """All that was counted, for `restore`; at least one image."""
-        assert self._origin is not None
-        sums = {"sum": np.asarray(self._sum), "products": np.stack([np.asarray(one) for one in self._products])}
-        return {"origin": self._origin.numpy(), "count": np.asarray(self._count), **sums}
-
-    def restore(self, state: State) -> None:
-        """Continue from a `state`."""
-        self._origin = torch.from_numpy(np.asarray(state["origin"], np.float32))
-        self._count, self._sum = int(state["count"]), np.asarray(state["sum"], np.float64)
-        self._products = list(np.asarray(state["products"], np.float64))
+        self.count += len(shifted_ND)
+        self.sum = self.sum + shifted_ND.sum(axis=0)
+        flat = [spectrum_BTD[:, places].flatten(0, 1).double().numpy() for places in self._places]
+        each = [every * (tokens.T @ tokens) for every, tokens in zip(self._every, flat, strict=True)]
+        self.products = self.products + np.stack(each)
 
     def axes(self, mean: Floats, std: Floats) -> npt.NDArray[np.float32]:
         """(G, D, D) float32: the principal axes of (x - mean) / std in each band, as columns, the largest first.
 
         The mean moves only the lowest frequency, the first token of the first band; without a grid, all tokens.
         """
-        assert self._origin is not None
-        shift = (mean - self._origin.double().numpy()) * math.sqrt(math.prod(self._grid or (1, 1)))
-        cross = np.outer(self._sum, shift)
-        correction = self._count * np.outer(shift, shift) - cross - cross.T
-        moments = [self._products[0] + self._every[0] * correction, *self._products[1:]]
+        assert self.origin is not None
+        shift = (mean - self.origin.astype(np.float64)) * math.sqrt(math.prod(self._grid or (1, 1)))
+        cross = np.outer(self.sum, shift)
+        first, *others = np.asarray(self.products)
+        moments = [first + self._every[0] * (self.count * np.outer(shift, shift) - cross - cross.T), *others]
         return np.stack([principal(moment / np.outer(std, std))[1] for moment in moments]).astype(np.float32)
 
 

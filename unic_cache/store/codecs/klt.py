@@ -32,7 +32,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,20 +54,6 @@ STORED_AS = {  # dtype and axes in a calibration
     "klt_counts": (np.dtype(np.int64), 1),
     "klt_step": (np.dtype(np.float64), 0),
 }
-
-
-class _Tables(NamedTuple):
-    """The tensors for encoding and decoding, on one device."""
-
-    rows: Tensor  # (h, h) DCT
-    columns: Tensor  # (w, w) DCT
-    by_band: Tensor  # (T,) tokens, band by band
-    from_bands: Tensor  # (T,) the inverse
-    sizes: list[int]  # tokens of each band
-    rotations: list[Tensor]  # (D, D) of each band
-    order_N: Tensor  # the coefficient of each code
-    left_out: Tensor  # coefficients without a code
-    place: Tensor  # (T D,) the code of each coefficient; N if it has none
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,13 +149,13 @@ class Klt:
             raise CacheError("holds a codec klt that does not fit its tokens")
         return cls(grid, tokens, rotation, order, counts, step)
 
-    def _tables(self, device: torch.device) -> _Tables:
+    def _tables(self, device: torch.device) -> "_Tables":
         if device not in self._made:
-            self._made[device] = _make_tables(self, device)
+            self._made[device] = _Tables(self, device)
         return self._made[device]
 
     @cached_property
-    def _made(self) -> dict[torch.device, _Tables]:
+    def _made(self) -> "dict[torch.device, _Tables]":
         return {}
 
     def _pack(self, codes_BN: Tensor) -> Tensor:
@@ -235,28 +220,26 @@ def over_grid(values_BTD: Tensor, grid: Grid | None, rows: Tensor, columns: Tens
     return (columns @ along.reshape(batch * grid[0], grid[1], channels)).reshape(values_BTD.shape)
 
 
-def _make_tables(codec: Klt, device: torch.device) -> _Tables:
-    height, width = codec.grid or (1, 1)
-    coefficients, kept = codec.tokens * codec.channels, len(codec.order)
-    place = np.full(coefficients, kept, np.int64)
-    place[codec.order] = np.arange(kept)
-    bands = band_tokens(codec.grid, codec.tokens)
-    by_band = np.concatenate(bands)
+class _Tables:
+    """The tensors for encoding and decoding, on one device."""
 
-    def here(values: Array) -> Tensor:
-        return torch.from_numpy(values).to(device)
+    def __init__(self, codec: Klt, device: torch.device) -> None:
+        def here(values: Array) -> Tensor:
+            return torch.from_numpy(values).to(device)
 
-    return _Tables(
-        rows=here(dct(height).astype(np.float32)),
-        columns=here(dct(width).astype(np.float32)),
-        by_band=here(by_band),
-        from_bands=here(np.argsort(by_band)),
-        sizes=[len(places) for places in bands],
-        rotations=[here(rotation.copy()) for rotation in codec.rotation],
-        order_N=here(codec.order.astype(np.int64)),
-        left_out=here(np.flatnonzero(place == kept)),
-        place=here(place),
-    )
+        kept = len(codec.order)
+        place = np.full(codec.tokens * codec.channels, kept, np.int64)
+        place[codec.order] = np.arange(kept)
+        bands = band_tokens(codec.grid, codec.tokens)
+        by_band = np.concatenate(bands)
+        self.rows, self.columns = (here(dct(side).astype(np.float32)) for side in codec.grid or (1, 1))  # (h, h) (w, w)
+        self.by_band = here(by_band)  # (T,) tokens, band by band
+        self.from_bands = here(np.argsort(by_band))  # (T,) the inverse
+        self.sizes = [len(places) for places in bands]
+        self.rotations = [here(rotation.copy()) for rotation in codec.rotation]  # (D, D) of each band
+        self.order_N = here(codec.order.astype(np.int64))  # the coefficient of each code
+        self.left_out = here(np.flatnonzero(place == kept))  # coefficients without a code
+        self.place = here(place)  # (T D,) the code of each coefficient; N if it has none
 
 
 @lru_cache(maxsize=32)

@@ -7,7 +7,8 @@ less than half the time that a lossless WebP of the same size takes to decode.
 Letters: B images, H and W pixels.
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,54 +18,13 @@ from unic_cache.buffers import Bytes
 from unic_cache.store.layout import ArraySpec
 
 
-class PixelCodec(Protocol):
-    """Views to rows of the array `rgb`, and back."""
+@dataclass(frozen=True)
+class PixelCodec:
+    """Views to rows of one array, and back."""
 
-    def array(self, size: int) -> ArraySpec:
-        """One view of `size` x `size` pixels as stored."""
-        ...
-
-    def encode(self, views_BHWC: Tensor) -> Tensor:
-        """uint8 views to uint8 rows (B, ...)."""
-        ...
-
-    def decode(self, rows: Bytes, size: int) -> None:
-        """B rows back to views, in place."""
-        ...
-
-
-class Raw:
-    """The pixels themselves: (H, W, 3)."""
-
-    def array(self, size: int) -> ArraySpec:
-        """Plain rows."""
-        return ArraySpec("rgb", (size, size, 3), "uint8")
-
-    def encode(self, views_BHWC: Tensor) -> Tensor:
-        """Unchanged."""
-        return views_BHWC
-
-    def decode(self, rows: Bytes, size: int) -> None:
-        """Unchanged."""
-
-
-class Compact:
-    """Differences between neighbours: (H W 3,), one tile per image."""
-
-    def array(self, size: int) -> ArraySpec:
-        """A tile per row, so that zstd sees whole images."""
-        return ArraySpec("rgb", (size * size * 3,), "uint8", tile=size * size * 3)
-
-    def encode(self, views_BHWC: Tensor) -> Tensor:
-        """(B, H W 3)."""
-        return to_differences(views_BHWC)
-
-    def decode(self, rows: Bytes, size: int) -> None:
-        """Two running sums."""
-        from_differences(torch.from_numpy(rows).view(-1, size, size, 3))
-
-
-PIXEL_CODECS: dict[str, PixelCodec] = {"raw": Raw(), "compact": Compact()}
+    array: Callable[[int], ArraySpec]  # of views of that many pixels, height and width
+    encode: Callable[[Tensor], Tensor]  # uint8 views (B, H, W, 3) to uint8 rows (B, ...)
+    decode: Callable[[Bytes, int], None]  # bytes of rows to those of views, in place; and the views' size
 
 
 def to_differences(views_BHWC: Tensor) -> Tensor:
@@ -80,10 +40,20 @@ def to_differences(views_BHWC: Tensor) -> Tensor:
 
 
 def from_differences(views_BHWC: Tensor) -> None:
-    """The inverse, in place. Lines of all B images are summed together, so that each addition is long."""
+    """The inverse, in place. Each addition covers one line of all B images, so that it is long."""
     views_BHWC.cumsum_(2, dtype=torch.uint8)
     lines = views_BHWC.numpy()
     for line in range(1, lines.shape[1]):
         np.add(lines[:, line], lines[:, line - 1], out=lines[:, line])
     lines[..., 0] += lines[..., 1]
     lines[..., 2] += lines[..., 1]
+
+
+PIXEL_CODECS = {
+    "raw": PixelCodec(lambda size: ArraySpec("rgb", (size, size, 3), "uint8"), lambda views: views, lambda *_: None),
+    "compact": PixelCodec(
+        lambda size: ArraySpec("rgb", (size * size * 3,), "uint8", tile=size * size * 3),  # a tile is one image
+        to_differences,
+        lambda rows, size: from_differences(torch.from_numpy(rows).view(-1, size, size, 3)),
+    ),
+}
