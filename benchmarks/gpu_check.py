@@ -130,7 +130,7 @@ def ladder_checks(device: torch.device, width: int, images: int) -> Iterator[Fou
 
 def training_checks(device: torch.device, folder: Path) -> Iterator[Found]:
     """A cache of two tiny teachers, and students that `distill` trains from it."""
-    write_tars(folder / "tars", 32, 1)
+    write_tars(folder / "tars", 16, 1)
     common: dict[str, Any] = {"shards": str(folder / "tars/*.tar"), "cache": str(folder / "cache"), "views": 1}
     extract_config = ExtractConfig(
         teachers=TEACHERS,
@@ -141,7 +141,7 @@ def training_checks(device: torch.device, folder: Path) -> Iterator[Found]:
         device="cpu",
         **common,
     )
-    common |= {"student": "test_vit", "img_size": 32, "patch_size": 16, "steps": STEPS, "batch_size": 16, "lr": 1e-3}
+    common |= {"student": "test_vit", "img_size": 32, "patch_size": 16, "steps": STEPS, "batch_size": 8, "lr": 1e-3}
     common |= {"log_every": 1, "save_every": SAVED, "tracker": "none"}
 
     def trained(out: str, at: torch.device, **changes: Any) -> Path:

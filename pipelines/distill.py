@@ -208,7 +208,7 @@ def announce(config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total:
 def sizes_given(config: DistillConfig) -> tuple[str, ...]:
     """Which weights of --init may be resampled: those whose size the user gave."""
     positions = config.img_size is not None or config.patch_size is not None
-    return (*(("positions",) if positions else ()), *(("patches",) if config.patch_size else ()))
+    return ("positions",) * positions + ("patches",) * bool(config.patch_size)
 
 
 def uses_tf32(config: DistillConfig, accelerator: Accelerator) -> bool:
@@ -226,8 +226,10 @@ def stop_agreed(accelerator: Accelerator, asked: bool, meeting: bool) -> bool:
     """Whether to stop now. Several processes stop together, at a meeting: one alone would leave the others waiting."""
     if accelerator.num_processes == 1:
         return asked
+    if not meeting:
+        return False
     flag = torch.tensor([float(asked)], device=accelerator.device)
-    return meeting and bool(accelerator.reduce(flag, "sum").item())
+    return bool(accelerator.reduce(flag, "sum").item())
 
 
 def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:

@@ -6,7 +6,8 @@
 
 Tensors on `fake.device` are torch's fake tensors: shapes and dtypes without values. Tensors on the CPU stay real. An
 operation that makes the host wait for a value (`.item()`, `bool(tensor)`, `nonzero`, a boolean index) raises
-HostWaitsError, so the traceback shows the line. Backward needs FakeDevice("cpu"), where real tensors stand for the
+HostWaitsError, so the traceback shows the line; a copy to the device without non_blocking, for which torch waits until
+the device's queue is empty, is listed in `blocking`. Backward needs FakeDevice("cpu"), where real tensors stand for the
 device's: for tensors on cuda, torch's autograd engine asks the CUDA runtime for a stream.
 """
 
@@ -30,13 +31,14 @@ class HostWaitsError(AssertionError):
 
 
 class FakeDevice(TorchDispatchMode):
-    """Inside, one can compute on `device`; `to_host` and `to_device` list the copies as "dtype (shape)"."""
+    """Inside, one can compute on `device`; the lists name copies as "dtype (shape)"."""
 
     def __init__(self, kind: str = "cuda") -> None:
         super().__init__()
         self.device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
         self.to_host: list[str] = []  # each copy gives ones
         self.to_device: list[str] = []
+        self.blocking: list[str] = []  # of `to_device`
         self._around = ExitStack()
 
     def __enter__(self) -> Self:
@@ -69,6 +71,8 @@ class FakeDevice(TorchDispatchMode):
                 return given.fill_(1).to(kwargs.get("dtype") or given.dtype)
         if copies and len(ours) < len(tensors):
             self.to_device.append(named(tensors[-1]))
+            if not (kwargs.get("non_blocking") or args[2:] == (True,)):
+                self.blocking.append(named(tensors[-1]))
         return func(*args, **kwargs)
 
     def _here(self, device: torch.device) -> bool:

@@ -64,7 +64,7 @@ class Usable:
         return self.images.labels_N[self.good]
 
     def add(self, first: int, group: Sequence[Address], batch: ViewBatch) -> npt.NDArray[np.int64]:
-        """The good views of a batch whose first image is at `first` in `wanted`. CacheError if teachers saw others."""
+        """Indices of the good views of a batch that begins at `wanted[first]`. CacheError on other pictures."""
         good, others = [], []
         for place, item in enumerate(group):
             records = self.records.get((item.segment, item.shard), ())

@@ -89,7 +89,7 @@ class Learner:
 
         # Broken images do not count
         if 0 < batch.broken < len(batch.good_B):
-            rows = batch.good_B.nonzero().flatten().to(device)
+            rows = batch.good_B.nonzero().flatten().to(device, non_blocking=True)
             guesses, targets, uniforms_Bn = _rows(guesses, rows), _rows(targets, rows), uniforms_Bn[rows]
         terms = distillation_loss(guesses, targets, uniforms_Bn, drop, normalization)
         return terms if batch.good_B.any() else dataclasses.replace(terms, loss=terms.loss * 0)

@@ -8,6 +8,7 @@ Letters: B images, H and W pixels, T tokens of a grid, N of them that the loss s
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,11 +26,11 @@ Tokens = dict[str, dict[str, Tensor]]  # teacher -> kind -> (B, D), or (B, T, D)
 Source = Callable[[Batch, Tensor], Tokens]  # a batch and its views on the device -> all tokens, standardized, there
 
 
+@dataclass(frozen=True)
 class Cached:
     """Tokens from the cache: the stored codes are copied to the device and decoded there."""
 
-    def __init__(self, teachers: Sequence[CachedTeacher]) -> None:
-        self._teachers = teachers
+    teachers: Sequence[CachedTeacher]
 
     def __call__(self, batch: Batch, views_BHWC: Tensor) -> Tokens:
         """Decode each teacher once."""
@@ -38,24 +39,24 @@ class Cached:
             teacher.name: teacher.codec.decode(
                 {name: values.to(device, non_blocking=True) for name, values in batch.parts[teacher.name].items()}
             )
-            for teacher in self._teachers
+            for teacher in self.teachers
         }
 
 
+@dataclass(frozen=True)
 class Live:
     """Tokens from the teachers themselves, rounded as codec f16 rounds them."""
 
-    def __init__(self, teachers: Sequence[CachedTeacher], models: Mapping[str, Teacher]) -> None:
-        self._teachers = teachers
-        self._models = models
+    teachers: Sequence[CachedTeacher]
+    models: Mapping[str, Teacher]
 
     def __call__(self, batch: Batch, views_BHWC: Tensor) -> Tokens:  # noqa: ARG002
         """Run each teacher once. TeacherError on NaN or infinity."""
         return {
             teacher.name: teacher.codec.decode(
-                teacher.codec.encode(teacher.calibration.standardize(self._models[teacher.name](views_BHWC))).arrays
+                teacher.codec.encode(teacher.calibration.standardize(self.models[teacher.name](views_BHWC))).arrays
             )
-            for teacher in self._teachers
+            for teacher in self.teachers
         }
 
 
@@ -97,12 +98,13 @@ class Targets:
         shown = [(self._cache.entry(item.segment, item.shard).keys[item.row], item.number) for item in batch.wanted]
         sampled = {grid: n for grid, n in self.counts.items() if n < grid[0] * grid[1]}
         positions = {grid: kept_positions(self._seed, shown, grid, n) for grid, n in sampled.items()}
-        seen = {grid: torch.from_numpy(found).to(device) for grid, found in positions.items()}
+        seen = {grid: torch.from_numpy(found).to(device, non_blocking=True) for grid, found in positions.items()}
         for (grid, stored), heads in self._longer.items():
             index_BN = seen[grid]
             if stored < grid[0] * grid[1]:
                 stored_BM = kept_positions(self._seed, shown, grid, stored)
-                index_BN = torch.from_numpy(places_among(stored_BM, positions[grid])).to(device)
+                places_BN = places_among(stored_BM, positions[grid])
+                index_BN = torch.from_numpy(places_BN).to(device, non_blocking=True)
             for name, kind in heads:
                 tokens[name][kind] = tokens[name][kind].take_along_dim(index_BN[..., None], dim=1)
         return tokens, seen
