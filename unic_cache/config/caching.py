@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from unic_cache.config.bounds import check_quality, check_worker
-from unic_cache.config.choices import CENTER, CODECS, DTYPES, PIXEL_CODECS, PRECISIONS, RECIPES
+from unic_cache.config.choices import CENTER, CODECS, DTYPES, FITTED, PIXEL_CODECS, PRECISIONS, RECIPES
 from unic_cache.config.options import (
     CACHE,
     DEVICE,
@@ -58,7 +58,7 @@ class ExtractConfig(Stage):
         (), "Mean and std of pixels in [0, 1], as r,g,b/r,g,b; repeatable.", "[NAME=]MEAN/STD", unset="the teacher's"
     )
     positions: tuple[tuple[str, str], ...] = option(
-        (), "Resampling of positions: timm, bicubic, bicubic-scale.", "[NAME=]RULE", unset="the teacher's"
+        (), "Resampling of positions: timm, bicubic, bicubic-scale; repeatable.", "[NAME=]RULE", unset="the teacher's"
     )
     shards: str | None = option(None, SHARDS)
     cache: str = option("cache", CACHE)
@@ -66,8 +66,8 @@ class ExtractConfig(Stage):
     recipe: str | None = option(None, "Augmentation recipe.", choices=RECIPES, unset="the cache's, or unic")
     size: int | None = option(None, "View size in pixels.", unset="the cache's, or 224")
     seed: int | None = option(None, "Random seed for the views.", unset="the cache's, or 0")
-    codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset="the cache's, or klt")
-    quality: float | None = option(None, "Mean cosine that klt aims for.", unset="the cache's, or 0.99")
+    codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset=f"the cache's, or {FITTED}")
+    quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="the cache's, or 0.99")
     tokens: int | None = option(None, "Keep N random patch tokens per view.", "N", unset="the cache's, or all")
     batch_size: int = option(64, "Images per teacher batch.")  # features equal to the bit need an equal batch size
     device: str = option("auto", DEVICE)
@@ -106,7 +106,7 @@ class PlanConfig(ExtractConfig):
     """`unic-cache plan`: an extraction to forecast, and the training that will read it."""
 
     codec: str | None = option(None, "Use this codec.", choices=CODECS, unset="the one that suits this machine")
-    quality: float | None = option(None, "Mean cosine that klt aims for.", unset="0.99")
+    quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="0.99")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="all, and a third to compare")
     keep_views: bool = option(False, "Count the pixels of the views too.")
     images: int = option(256, "Views to measure on.")
@@ -124,7 +124,9 @@ class RecodeConfig(Stage):
     source: str = field(metadata=described(metavar="SRC"))
     target: str = field(metadata=described(metavar="DST"))
     codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset="DST's, or SRC's")
-    quality: float | None = option(None, "Mean cosine to SRC that klt aims for.", unset="DST's, or SRC's, or 0.99")
+    quality: float | None = option(
+        None, f"Mean cosine to SRC that {FITTED} aims for.", unset="DST's, or SRC's, or 0.99"
+    )
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="DST's, or SRC's")
     teachers: tuple[str, ...] = option((), "A teacher in SRC; repeatable.", "NAME", unset="all", flag="teacher")
     views: bool = option(True, "Copy the kept pixels too.")
