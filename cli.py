@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the input or the cache is faulty; 2 usage error; 3 `verify
 otherwise; 130 stopped.
 """
 
+import dataclasses
 import json
 import shlex
 import signal
@@ -94,7 +95,7 @@ def plan(config: PlanConfig, as_json: bool, yes: bool) -> None:
     found = pipeline.run(config)
     line = shlex.join(["unic-cache", "extract", *found.command])
     if as_json:
-        click.echo(json.dumps({**found.to_json(), "command": line}, indent=1))
+        click.echo(json.dumps({**dataclasses.asdict(found), "command": line}, indent=1))
     else:
         pipeline.show(found)
         click.echo(line)

@@ -155,7 +155,7 @@ def teacher_table(found: Forecast) -> Table:
         cosine = kept.fidelity.get("patch", kept.fidelity.get("cls", math.nan))
         name = kept.teacher if kept.teacher != before else ""
         size = f"{kept.bytes_a_view:,.0f}", f"{in_all:,.3g}"
-        table.add_row(name, tokens_text(kept.tokens), kept.codec, *size, f"{cosine:.4f}")
+        table.add_row(name, str(kept.tokens or "all"), kept.codec, *size, f"{cosine:.4f}")
         before = kept.teacher
     return table
 
@@ -168,7 +168,7 @@ def way_table(found: Forecast) -> Table:
         size = f"{one.bytes_in_all / GB:,.3g}{'' if one.fits else ' (!)'}"
         pays = "never" if one.pays_after is None else f"{one.pays_after} epochs"
         fed = f"{one.feeds:,.0f}{'' if one.keeps_up else ' (!)'}"
-        table.add_row(mark, tokens_text(one.tokens), one.codec, size, f"{one.rate_needed / MB:,.3g}", fed, pays)
+        table.add_row(mark, str(one.tokens or "all"), one.codec, size, f"{one.rate_needed / MB:,.3g}", fed, pays)
     return table
 
 
@@ -177,11 +177,11 @@ def sentences(found: Forecast) -> list[str]:
     costs, chosen = found.costs, found.chosen
     each = ", ".join(f"{name} {1e3 * seconds:,.2f}" for name, seconds in costs.forward_seconds.items())
     student = ", ".join(
-        f"{1 / step.seconds_an_image:,.1f} images/s with {tokens_text(step.tokens)} tokens (batch {step.batch})"
+        f"{1 / step.seconds_an_image:,.1f} images/s with {step.tokens or 'all'} tokens (batch {step.batch})"
         for step in costs.student
     )
     lacking = chosen.bytes_to_write / chosen.bytes_in_all
-    held = [f"the cache already holds {1 - lacking:.0%} of it"] if lacking < 1 else []
+    held = [f"the cache already holds {1 - lacking:.0%} of these bytes"] if lacking < 1 else []
     pixels = [f"kept views: {costs.pixels_a_view:,.0f} bytes each, included above"] if costs.pixels_a_view else []
     free = "unknown" if costs.free_bytes is None else f"{costs.free_bytes / GB:,.0f} GB"
     rate = "not measured" if costs.disk_rate is None else f"{costs.disk_rate / MB:,.0f} MB/s"
@@ -212,8 +212,3 @@ def columns(*headings: str) -> Table:
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="left" if place in {0, 2} else "right", no_wrap=place > 0, overflow="fold")
     return table
-
-
-def tokens_text(tokens: int | None) -> str:
-    """Patch tokens kept per view, in words."""
-    return "all" if tokens is None else str(tokens)

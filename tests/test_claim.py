@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import distill, shard
-from pipelines.command.claim import FILE, claimed
+from pipelines.command.claim import CLAIM, claimed
 from tests.conftest import picture, tree
 from unic_cache.config import ShardConfig
 from unic_cache.errors import ConfigError
@@ -39,9 +39,9 @@ def test_an_error_inside_frees_the_folder(tmp_path):
 
 @pytest.mark.parametrize("left", [b"", b"{", b"[]", b'{"process": 1, "host": "elsewhere", "since": "then"}'])
 def test_what_a_killed_run_left_is_taken_over(tmp_path, capsys, left):
-    (tmp_path / FILE).write_bytes(left)
+    (tmp_path / CLAIM).write_bytes(left)
     with claimed(tmp_path):
-        assert json.loads((tmp_path / FILE).read_bytes())["process"] == os.getpid()
+        assert json.loads((tmp_path / CLAIM).read_bytes())["process"] == os.getpid()
     assert ("the run of process 1 on elsewhere (since then) did not end" in capsys.readouterr().err) == (b"1" in left)
 
 
@@ -53,11 +53,11 @@ def test_a_claim_that_its_holder_removed_meanwhile_is_no_claim(tmp_path, monkeyp
         honest(descriptor, how)
         calls.append(descriptor)
         if len(calls) == 1:
-            (tmp_path / FILE).unlink()
+            (tmp_path / CLAIM).unlink()
 
     monkeypatch.setattr(fcntl, "flock", slow)
     with claimed(tmp_path):
-        assert (tmp_path / FILE).exists()
+        assert (tmp_path / CLAIM).exists()
     assert len(calls) == 2
 
 
@@ -88,7 +88,7 @@ def test_a_run_in_a_folder_that_is_held_changes_nothing(training, tmp_path):
     assert distill.run(training(steps=1)).steps == 1
     with claimed(tmp_path / "run"), pytest.raises(ConfigError, match="is writing there"):
         distill.run(training(steps=1, resume=True))
-    assert FILE not in tree(tmp_path / "run")
+    assert CLAIM not in tree(tmp_path / "run")
 
 
 def test_two_that_shard_into_one_folder(tmp_path: Path) -> None:

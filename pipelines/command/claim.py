@@ -18,7 +18,7 @@ from typing import Any
 from pipelines.command.progress import say
 from unic_cache.errors import ConfigError
 
-FILE = ".claim"
+CLAIM = ".claim"
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -29,14 +29,16 @@ def claimed(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(f"{folder} is a file, or is below one; choose a folder") from error
-    path = folder / FILE
+    path = folder / CLAIM
     descriptor = _locked(path)
     try:
         before = _holder(descriptor)
         if before.get("host", socket.gethostname()) != socket.gethostname():
             say(f"{folder}: the run of {_named(before)} did not end, but its lock is gone, so this one goes on")
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_self()).encode(), 0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
+        holder = {"host": socket.gethostname(), "process": os.getpid(), "since": since}
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         yield
     finally:
         with contextlib.suppress(OSError):  # a claim without its lock blocks nobody
@@ -66,11 +68,6 @@ def _locked(path: Path) -> int:
                 f"(if that machine is gone but its lock remains: rm {path})"
             ) from None
         os.close(descriptor)
-
-
-def _self() -> dict[str, Any]:
-    since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-    return {"host": socket.gethostname(), "process": os.getpid(), "since": since}
 
 
 def _holder(descriptor: int) -> dict[str, Any]:

@@ -102,9 +102,9 @@ def _happened(error: BaseException) -> tuple[str, str] | None:
     told = OS_ERROR.search(text)
     if isinstance(error, OSError):
         where = f": {_path(error.filename)}" if error.filename else ""
-        return f"{error.strerror or text or type(error).__name__}{where}", _advice(error.errno)
+        return f"{error.strerror or text or type(error).__name__}{where}", ADVICE.get(error.errno or 0, "fix this")
     if told is not None:
-        return f"{os.strerror(int(told[1]))} ({type(error).__name__})", _advice(int(told[1]))
+        return f"{os.strerror(int(told[1]))} ({type(error).__name__})", ADVICE.get(int(told[1]), "fix this")
     if type(error).__name__ == "OutOfMemoryError":
         return f"GPU memory is full ({text.partition('. ')[0]})", "lower --batch-size"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(text)):
@@ -112,10 +112,6 @@ def _happened(error: BaseException) -> tuple[str, str] | None:
     if isinstance(error, RuntimeError) and "can't start new thread" in text:
         return "no more threads can be started", ADVICE[errno.EAGAIN]
     return None
-
-
-def _advice(number: int | None) -> str:
-    return ADVICE.get(number or 0, "fix this")
 
 
 def _path(name: object) -> str:

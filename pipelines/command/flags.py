@@ -95,24 +95,19 @@ def named_value(text: str) -> tuple[str, str]:
     return (name, value) if separator and TEACHER.fullmatch(name) else ("", text)
 
 
-class Widths(click.ParamType[tuple[int, int]]):
-    """'H,LAST': two numbers."""
-
-    name = "widths"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """The two numbers; a usage error unless there are two."""
-        if isinstance(value, tuple):
-            return value[0], value[1]
-        parts = str(value).split(",")
-        if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-            self.fail(f"{value!r} is not two numbers, as in 768,3072", param, ctx)
-        return int(parts[0]), int(parts[1])
+def widths(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """'H,LAST' as two numbers."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(f"{text!r} is not two numbers, as in 768,3072")
+    return tuple(map(int, parts))
 
 
 TYPES: dict[Any, dict[str, Any]] = {
     bool: {"is_flag": True},
-    tuple[int, int]: {"type": Widths()},
+    tuple[int, int]: {"type": str, "callback": widths},
     tuple[str, ...]: {"multiple": True},
     tuple[tuple[str, str], ...]: {"multiple": True, "callback": pairs},
 }

@@ -13,16 +13,7 @@ from rich.table import Column, Table
 
 WIDE = 10_000  # columns, without a terminal
 LEAST_NAME = 12  # columns left for a name on a narrow terminal
-PLAIN = {
-    "─": "-",
-    "━": "-",
-    "╺": "-",
-    "╸": "-",
-    "│": "|",
-    "…": "...",
-    "±": "+-",
-    "²": "2",
-}
+PLAIN = {"─": "-", "━": "-", "╺": "-", "╸": "-", "│": "|", "…": "...", "±": "+-", "²": "2"}
 ERRORS = "unic-cache-plain"
 
 

@@ -30,11 +30,6 @@ def begins(command: str, *facts: str) -> None:
     say(f"{command}: {', '.join(fact for fact in facts if fact)}")
 
 
-def on_terminal() -> bool:
-    """Whether stderr is a terminal to draw on, whatever FORCE_COLOR says."""
-    return console.is_terminal and console.file.isatty()
-
-
 @contextmanager
 def starting(command: str) -> Iterator[None]:
     """Say every now and then that the command is still loading, until `begins` or a `Progress`."""
@@ -61,11 +56,8 @@ class Progress:
     """A bar on a terminal; elsewhere, as in a batch job, a line after 5 s and then every half minute."""
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
-        self.label = label
-        self.total = total
-        self.unit = unit
-        self.quiet = quiet
-        drawn = on_terminal()
+        self.label, self.total, self.unit = label, total, unit
+        drawn = console.is_terminal and console.file.isatty()  # FORCE_COLOR makes a file a terminal, but no tty
         self._bar = RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),

@@ -98,7 +98,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What was measured, what follows, and what to do."""
+    """What was measured, what follows, and what to do: seconds, bytes, images and views, all for this machine."""
 
     costs: Costs
     views: int
@@ -107,10 +107,6 @@ class Forecast:
     chosen: Way
     reason: str
     command: tuple[str, ...]  # the words after `unic-cache extract`
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON-ready; seconds, bytes, images and views, all for this machine."""
-        return dataclasses.asdict(self)
 
 
 def forecast(config: PlanConfig, costs: Costs) -> Forecast:

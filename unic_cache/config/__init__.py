@@ -4,7 +4,15 @@ A field is an option: `option(default, help)` is all that the command line says 
 `bounds`, choices in `choices`.
 """
 
-from unic_cache.config.check import InspectConfig, RepairConfig, VerifyConfig
+from unic_cache.config.caching import (
+    ExtractConfig,
+    InspectConfig,
+    PlanConfig,
+    RecodeConfig,
+    RepairConfig,
+    ShardConfig,
+    VerifyConfig,
+)
 from unic_cache.config.choices import (
     CENTER,
     CODECS,
@@ -17,11 +25,7 @@ from unic_cache.config.choices import (
     STANDARDIZATIONS,
     TRACKERS,
 )
-from unic_cache.config.distill import DistillConfig
-from unic_cache.config.evaluate import EvaluateConfig
-from unic_cache.config.extract import ExtractConfig, PlanConfig
-from unic_cache.config.recode import RecodeConfig
-from unic_cache.config.shard import ShardConfig
+from unic_cache.config.training import DistillConfig, EvaluateConfig
 from unic_cache.config.views import Views
 
 __all__ = [

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from unic_cache.config.choices import FITTED
 from unic_cache.errors import ConfigError
 
 MANY = 10**9
@@ -103,6 +104,12 @@ def check_worker(index: int, count: int) -> None:
     """ConfigError unless worker `index` is one of `count`, counted from 0."""
     if not 0 <= index < count:
         raise ConfigError(f"worker-index {index} is not one of 0 to {count - 1}")
+
+
+def check_quality(codec: str | None, quality: float | None) -> None:
+    """ConfigError if a quality is given for a codec that has none."""
+    if quality is not None and codec not in {None, FITTED}:
+        raise ConfigError(f"quality is a setting of codec {FITTED}; {codec} has none")
 
 
 def _plain(number: float) -> str:

@@ -1,4 +1,4 @@
-"""What the configs of all stages share: their checks, and a JSON round trip."""
+"""What all configs share: their checks, and a JSON round trip."""
 
 import dataclasses
 import json
@@ -11,9 +11,12 @@ from unic_cache.files.paths import check_paths
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage's settings, checked when made: numbers within bounds, known choices, paths spelled as they were meant."""
+    """A command's settings, checked when made: numbers in bounds, known choices, paths spelled as they were meant."""
 
-    stage: ClassVar[str]
+    stage: ClassVar[str]  # the command: 'shard' for ShardConfig
+
+    def __init_subclass__(cls) -> None:
+        cls.stage = cls.__name__.removesuffix("Config").lower()
 
     def __post_init__(self) -> None:
         check_numbers(self)
@@ -30,8 +33,7 @@ class Stage:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The config that `to_json` described. ConfigError if it is another stage's or has unknown fields."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(data) - fields - {"stage"})
+        unknown = sorted(set(data) - {field.name for field in dataclasses.fields(cls)} - {"stage"})
         if data.get("stage") != cls.stage or unknown:
             raise ConfigError(
                 f"not a config of `unic-cache {cls.stage}`: {json.dumps(data)[:200]} (unknown: {unknown})"

@@ -1,7 +1,6 @@
-"""The settings of `unic-cache distill`."""
+"""The settings of stage two."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 from unic_cache.config.choices import (
     CENTER,
@@ -12,7 +11,7 @@ from unic_cache.config.choices import (
     TRACKERS,
     TRAINED_RECIPES,
 )
-from unic_cache.config.options import CACHE, IMG_SIZE, PATCH_SIZE, SHARDS, TEACHERS, THREADS, option
+from unic_cache.config.options import CACHE, DEVICE, IMG_SIZE, PATCH_SIZE, SHARDS, TEACHERS, THREADS, described, option
 from unic_cache.config.stage import Stage
 from unic_cache.errors import ConfigError
 
@@ -21,23 +20,20 @@ from unic_cache.errors import ConfigError
 class DistillConfig(Stage):
     """`unic-cache distill`: a cache to a student."""
 
-    stage: ClassVar[str] = "distill"
     cache: str = option("cache", CACHE)
     shards: str | None = option(None, SHARDS)
-    student: str = option("vit_base_patch16_224", "Student: a timm ViT.", metavar="NAME")
-    out: str = option("runs/student", "Run folder.", metavar="DIR")
+    student: str = option("vit_base_patch16_224", "Student: a timm ViT.", "NAME")
+    out: str = option("runs/student", "Run folder.", "DIR")
     teachers: tuple[str, ...] = option((), TEACHERS)
     online: bool = option(False, "Run the teachers beside the student instead of reading a cache (to compare).")
     weights: tuple[tuple[str, str], ...] = option(
-        (), "A teacher's weights file (--online only); repeatable.", metavar="[NAME=]FILE"
+        (), "A teacher's weights file (--online only); repeatable.", "[NAME=]FILE"
     )
     dtype: str = option("float32", "Teachers' arithmetic (--online only).", choices=DTYPES)
     calibration_images: int = option(5120, "Views used to estimate statistics (--online only).")
     img_size: int | None = option(None, IMG_SIZE)
     patch_size: int | None = option(None, PATCH_SIZE)
-    init: str | None = option(
-        None, "Initial weights: a file or a pretrained timm model.", metavar="FILE_OR_TIMM", unset="random"
-    )
+    init: str | None = option(None, "Initial weights: a file or a timm model.", "FILE_OR_TIMM", unset="random")
     recipe: str | None = option(None, "Augmentation recipe.", choices=TRAINED_RECIPES, unset="the cache's")
     size: int | None = option(None, "View size in pixels.", unset="the cache's")
     view_seed: int | None = option(None, "Random seed of the views.", unset="the cache's")
@@ -52,29 +48,23 @@ class DistillConfig(Stage):
     drop_path: float = option(0.1, "Stochastic depth of the last block.")
     drop_teacher: float = option(0.5, "Probability of dropping a teacher.")
     ladder_widths: tuple[int, int] | None = option(
-        None,
-        "Hidden widths of the projectors: of every block's, and of the last.",
-        metavar="H,LAST",
-        unset="d,4d; the authors' 768,3072",
+        None, "Projectors' hidden widths: of all blocks, and of the last.", "H,LAST", unset="d,4d; UNIC's are 768,3072"
     )
     normalization: str = option(
         "batch",
-        "How dropping teachers weights images: over the batch, as the authors do, or each image equally.",
+        "Loss average under teacher dropping: over the batch (UNIC), or per image.",
         choices=NORMALIZATIONS,
     )
-    tokens: int | None = option(None, "Random patch tokens per view in the loss.", metavar="N", unset="all stored ones")
+    tokens: int | None = option(None, "Use N random patch tokens per view in the loss.", "N", unset="all stored")
     standardize: str = option(
-        "channel",
-        "Targets: each channel standardized, as the authors do; one scalar after PHI-S's rotation; or the teacher's "
-        "own values.",
-        choices=STANDARDIZATIONS,
+        "channel", "Target standardization: per channel (UNIC), PHI-S's one scale, or none.", choices=STANDARDIZATIONS
     )
     precision: str = option("no", "Mixed precision.", choices=PRECISIONS)
     tf32: bool | None = option(None, "Use TF32 for the student's matrix products.", unset="on CUDA")
     seed: int = option(0, "Random seed of the run.")
     resume: bool = option(False, "Resume from the checkpoint in --out.")
     val_shards: str | None = option(
-        None, "Tars (or, without tars, names in the cache) held out for validation.", metavar="PATTERN"
+        None, "Tars (or, without tars, names in the cache) held out for validation.", "PATTERN"
     )
     use_held_out: bool = option(False, "Also train on tars that earlier runs held out.")
     eval_every: int = option(1000, "Steps between validations.")
@@ -100,3 +90,29 @@ class DistillConfig(Stage):
     def peak_lr(self) -> float:
         """The learning rate after warm-up: UNIC's 3e-4 per 256 images of a batch, unless `lr` is set."""
         return 3e-4 * self.batch_size / 256 if self.lr is None else self.lr
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Stage):
+    """`unic-cache evaluate`: k-NN of a student, a random student and the cached teachers."""
+
+    encoder: str = field(metadata=described("A run's folder or its encoder.safetensors.", "DIR_OR_FILE"))
+    shards: str | None = option(None, "Labelled tars, evaluated leave-one-out.", "PATTERN")
+    train: str | None = option(None, "Labelled tars: the neighbours.", "PATTERN")
+    test: str | None = option(None, "Labelled tars: the test images.", "PATTERN")
+    cache: str | None = option(None, "A cache with the teachers' center views.", "DIR", unset="no teachers")
+    teachers: tuple[str, ...] = option((), TEACHERS)
+    size: int | None = option(None, "Center-view size in pixels.", unset="the cache's, or the student's input")
+    k: int = option(20, "Neighbours, for the table.")
+    batch_size: int = option(64, "Images per batch.")
+    device: str = option("auto", DEVICE)
+    seed: int = option(0, "Random seed of the random student and of the intervals.")
+    threads: int = option(0, THREADS)
+    neighbours: tuple[int, ...] = (10, 20, 100, 200)
+    temperature: float = 0.07
+    bootstrap: int = 1000  # resamples of the test images
+
+    def __post_init__(self) -> None:
+        if (self.shards is None) == (self.train is None) or (self.train is None) != (self.test is None):
+            raise ConfigError("give --shards PATTERN (leave-one-out), or both --train PATTERN and --test PATTERN")
+        super().__post_init__()

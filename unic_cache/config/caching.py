@@ -1,0 +1,180 @@
+"""The settings of stage one, and of the commands that read or rewrite a cache."""
+
+import re
+from dataclasses import dataclass, field
+
+from unic_cache.config.bounds import check_quality, check_worker
+from unic_cache.config.choices import CENTER, CODECS, DTYPES, FITTED, PIXEL_CODECS, PRECISIONS, RECIPES
+from unic_cache.config.options import (
+    CACHE,
+    DEVICE,
+    IMG_SIZE,
+    NUM_WORKERS,
+    PATCH_SIZE,
+    SHARDS,
+    THREADS,
+    WEIGHTS,
+    WORKER_INDEX,
+    described,
+    option,
+)
+from unic_cache.config.stage import Stage
+from unic_cache.config.views import Views
+from unic_cache.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ShardConfig(Stage):
+    """`unic-cache shard`: an image folder, or a CSV of path,label, to WebDataset tars."""
+
+    images: str  # a folder with one sub-folder per class, or a .csv with the columns path,label
+    out: str
+    per_shard: int = option(1000, "Images per tar.")
+    prefix: str = option("", "Tar-name prefix; use a different one for each set that shares a cache.")
+    seed: int = option(0, "Random seed for the shuffle.")
+    strict: bool = option(False, "Stop at the first bad image instead of skipping it.")
+    val_fraction: float = option(0.0, "Fraction of each class to hold out of training, in val-*.tar.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"[A-Za-z0-9_@+-]*", self.prefix):
+            raise ConfigError(f"prefix {self.prefix!r} may only have letters, digits, '_', '@', '+' and '-'")
+
+
+@dataclass(frozen=True)
+class ExtractConfig(Stage):
+    """`unic-cache extract`: tars and teachers to a cache.
+
+    In (teacher, value) pairs, teacher "" stands for all, or in `weights` for the only one that needs a file.
+    """
+
+    teachers: tuple[str, ...] = field(
+        metadata=described("A teacher's name (see `unic-cache teachers`); repeatable.", "NAME", flag="teacher")
+    )
+    weights: tuple[tuple[str, str], ...] = option((), WEIGHTS)
+    licence: tuple[tuple[str, str], ...] = option((), "Licence to record for the weights; repeatable.", "[NAME=]TEXT")
+    source: tuple[tuple[str, str], ...] = option((), "Origin to record for the weights; repeatable.", "[NAME=]TEXT")
+    normalize: tuple[tuple[str, str], ...] = option(
+        (), "Mean and std of pixels in [0, 1], as r,g,b/r,g,b; repeatable.", "[NAME=]MEAN/STD", unset="the teacher's"
+    )
+    positions: tuple[tuple[str, str], ...] = option(
+        (), "Resampling of positions: timm, bicubic, bicubic-scale; repeatable.", "[NAME=]RULE", unset="the teacher's"
+    )
+    shards: str | None = option(None, SHARDS)
+    cache: str = option("cache", CACHE)
+    views: int | None = option(None, "Views per image.", unset="4, or as many as the cache has; 1 for center")
+    recipe: str | None = option(None, "Augmentation recipe.", choices=RECIPES, unset="the cache's, or unic")
+    size: int | None = option(None, "View size in pixels.", unset="the cache's, or 224")
+    seed: int | None = option(None, "Random seed for the views.", unset="the cache's, or 0")
+    codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset=f"the cache's, or {FITTED}")
+    quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="the cache's, or 0.99")
+    tokens: int | None = option(None, "Keep N random patch tokens per view.", "N", unset="the cache's, or all")
+    batch_size: int = option(64, "Images per teacher batch.")  # features equal to the bit need an equal batch size
+    device: str = option("auto", DEVICE)
+    dtype: str = option("float32", "Teachers' arithmetic.", choices=DTYPES)
+    keep_views: bool = option(False, "Store the pixels too, so that distill needs neither tars nor decoding.")
+    pixel_codec: str | None = option(
+        None, "Encoding of the kept views; compact takes 0.3 of raw.", choices=PIXEL_CODECS, unset="the cache's, or raw"
+    )
+    strict: bool = option(False, "Stop at the first bad image instead of skipping it.")
+    calibration_images: int = option(5120, "Views used to estimate statistics and codec tables.")
+    threads: int = option(0, THREADS)
+    worker_index: int = option(0, WORKER_INDEX)
+    num_workers: int = option(1, NUM_WORKERS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.teachers and not self.keep_views:
+            raise ConfigError("no teacher: name at least one with --teacher, or store only pixels with --keep-views")
+        check_quality(self.codec, self.quality)
+        check_worker(self.worker_index, self.num_workers)
+
+    @property
+    def kind(self) -> Views:
+        """The views' recipe, size and seed, with UNIC's for those left open."""
+        given = {name: getattr(self, name) for name in ("recipe", "size", "seed")}
+        return Views(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def count(self) -> int:
+        """Views per image."""
+        return self.views if self.views is not None else 1 if self.recipe == CENTER else 4
+
+
+@dataclass(frozen=True)
+class PlanConfig(ExtractConfig):
+    """`unic-cache plan`: an extraction to forecast, and the training that will read it."""
+
+    codec: str | None = option(None, "Use this codec.", choices=CODECS, unset="the one that suits this machine")
+    quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="0.99")
+    tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="all, and a third to compare")
+    keep_views: bool = option(False, "Count the pixels of the views too.")
+    images: int = option(256, "Views to measure on.")
+    epochs: float = option(200.0, "Epochs of the training that will read the cache.")
+    student: str = option("vit_small_patch16_224", "Student: a timm ViT.", "NAME")
+    img_size: int | None = option(None, IMG_SIZE)
+    patch_size: int | None = option(None, PATCH_SIZE)
+    precision: str = option("no", "Student's mixed precision.", choices=PRECISIONS)
+
+
+@dataclass(frozen=True)
+class RecodeConfig(Stage):
+    """`unic-cache recode`: a cache to another one with another codec or fewer tokens."""
+
+    source: str = field(metadata=described(metavar="SRC"))
+    target: str = field(metadata=described(metavar="DST"))
+    codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset="DST's, or SRC's")
+    quality: float | None = option(
+        None, f"Mean cosine to SRC that {FITTED} aims for.", unset="DST's, or SRC's, or 0.99"
+    )
+    tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="DST's, or SRC's")
+    teachers: tuple[str, ...] = option((), "A teacher in SRC; repeatable.", "NAME", unset="all", flag="teacher")
+    views: bool = option(True, "Copy the kept pixels too.")
+    device: str = option("auto", DEVICE)
+    threads: int = option(0, THREADS)
+    worker_index: int = option(0, WORKER_INDEX)
+    num_workers: int = option(1, NUM_WORKERS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_quality(self.codec, self.quality)
+        check_worker(self.worker_index, self.num_workers)
+
+    def is_mine(self, shard: int) -> bool:
+        """Whether this worker recodes tar number `shard`."""
+        return shard % self.num_workers == self.worker_index
+
+
+@dataclass(frozen=True)
+class InspectConfig(Stage):
+    """`unic-cache inspect`: what a cache holds, or what a cache or a student was made from."""
+
+    cache: str = field(metadata=described(metavar="CACHE_OR_ENCODER"))
+    provenance: bool = option(False, "Show weights, sources, licences, preprocessing and versions.")
+
+
+@dataclass(frozen=True)
+class VerifyConfig(Stage):
+    """`unic-cache verify`: a cache against its commit records."""
+
+    cache: str
+    shards: str | None = option(None, "Tars, to make a sample of views again and compare pixels.", "PATTERN")
+    pixel_check: int | None = option(None, "Views to make again.", "N", unset="64, with --shards")
+    teacher_check: int = option(0, "Images to run each teacher on again.", "N", unset="none")
+    weights: tuple[tuple[str, str], ...] = option((), WEIGHTS)
+    device: str = option("auto", DEVICE)
+    threads: int = option(0, THREADS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pixel_check is not None and self.shards is None:
+            raise ConfigError("--pixel-check makes views again from tars: add --shards PATTERN")
+
+
+@dataclass(frozen=True)
+class RepairConfig(Stage):
+    """`unic-cache repair`: un-commit what is broken."""
+
+    cache: str
+    dry_run: bool = option(False, "Only print what would be done.")
+    threads: int = option(0, THREADS)
