@@ -13,7 +13,7 @@ import pytest
 from tests.disk import LOST, Disk, Files, lay_out, tree
 from tests.location_contract import WriteContract
 from unic_cache.errors import CacheError, ConfigError
-from unic_cache.files import durable, location
+from unic_cache.files import durable, local
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.open_file import LocalFile
@@ -340,7 +340,7 @@ def test_error_of_a_file_that_cannot_be_written_has_its_name(
     if call == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
     else:
-        monkeypatch.setattr(location, "open", lambda path, mode: Full(path, mode, fail), raising=False)
+        monkeypatch.setattr(local, "open", lambda path, mode: Full(path, mode, fail), raising=False)
     for write in (folder.create, folder.replace):
         with pytest.raises(OSError, match=r"No space left") as caught:
             write("new", b"data")

@@ -273,7 +273,7 @@ def test_fork_after_use_is_an_error_and_not_a_hang(before: str) -> None:
 
 def test_obstore_is_loaded_only_for_urls() -> None:
     script = (
-        "import sys; from unic_cache.files.location import open_location; open_location('x'); "
+        "import sys; from unic_cache.files.schemes import open_location; open_location('x'); "
         "assert 'obstore' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
