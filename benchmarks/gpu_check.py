@@ -85,7 +85,7 @@ def codec_checks(name: str, device: torch.device, width: int, images: int) -> It
     mixing = torch.randn(width, width, generator=generator) / width**0.5
     tokens = torch.randn(images, GRID[0] * GRID[1], width, generator=generator) @ mixing
     codec, exact = calibrated(name, tokens)
-    here, there = (codec.encode({"patch": exact.to(at)}) for at in (torch.device("cpu"), device))
+    here, there = (codec.encode({"patch": exact.to(at)}).arrays for at in (torch.device("cpu"), device))
     ours = codec.decode(here)["patch"]
     theirs = codec.decode({array: values.to(device) for array, values in here.items()})["patch"].cpu()
     yield f"decode {name}", (ours - theirs).abs().max().item(), DECODED[name]
@@ -95,7 +95,7 @@ def codec_checks(name: str, device: torch.device, width: int, images: int) -> It
 
 def calibrated(name: str, tokens_BTD: Tensor) -> tuple[FeatureCodec, Tensor]:
     """The codec that `extract` would fit to these tokens, and the tokens standardized."""
-    features = Features(name, None, GRID, tokens_BTD.shape[-1])
+    features = Features(name, {"patch": TokenKind(tokens_BTD.shape[-1], GRID)})
     calibrator = Calibrator(features)
     calibrator.update({"patch": tokens_BTD})
     calibration = calibrator.calibration()

@@ -8,9 +8,9 @@ import cli
 from pipelines.planning.step_costs import AUTOCAST
 from unic_cache import config
 from unic_cache.store import standardize, writer
-from unic_cache.store.codecs import codec
+from unic_cache.store.codecs import codec, pixel_codec
 from unic_cache.student import loss
-from unic_cache.teachers.spec import POSITION_RULES
+from unic_cache.teachers import positions, spec, tokens
 from unic_cache.views import augment
 
 
@@ -18,11 +18,15 @@ from unic_cache.views import augment
     ("choices", "table"),
     [
         (config.RECIPES, augment._RECIPES),
-        (config.CODECS, [config.FITTED, *codec.FIXED_CODECS]),
+        (config.CODECS, codec.CODECS),
+        (config.PIXEL_CODECS, pixel_codec.PIXEL_CODECS),
         (config.STANDARDIZATIONS, standardize.STANDARDIZATIONS),
         (config.NORMALIZATIONS, loss.NORMALIZE),
         (config.PRECISIONS, AUTOCAST),
         (config.DTYPES, writer.ADOPT_DISTANCE),
+        (spec.SUMMARY_RULES, tokens.SUMMARY_RULES),
+        (spec.GRID_RULES, tokens.GRID_RULES),
+        (spec.POSITION_RULES, positions.RULES),
     ],
 )
 def test_choices_are_the_keys_of_their_table(choices, table):
@@ -36,4 +40,4 @@ def test_names_that_libraries_dispatch_on_are_known_to_them():
 
 def test_the_help_of_positions_names_every_rule():
     (flag,) = [flag for flag in cli.extract.params if flag.name == "positions"]
-    assert all(rule in flag.help for rule in POSITION_RULES)
+    assert all(rule in flag.help for rule in spec.POSITION_RULES)

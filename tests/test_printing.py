@@ -11,13 +11,17 @@ from rich.console import Console
 import cli
 from pipelines.command.printing import print_in_any_encoding, print_table, results
 from unic_cache.evaluate.knn import Interval
-from unic_cache.evaluate.report import result_table
-from unic_cache.views.csv_labels import Row
+from unic_cache.evaluate.report import Encoder, result_table
 
 WHOLE = Interval(1.0, 1.0, 1.0)
 NAME = "timm:vit_large_patch14_dinov2.lvd142m-with-registers@518"
 TABLE = result_table(
-    [Row(NAME, "teacher", 1024, WHOLE, WHOLE), Row("student", "student", 192, WHOLE, WHOLE)], "a title"
+    [
+        Encoder(NAME, "teacher", 1024, {20: WHOLE}, WHOLE),
+        Encoder("student", "student", 192, {20: WHOLE}, WHOLE),
+    ],
+    20,
+    "a title",
 )
 NUMBERS = "1024   100.0 (100.0..100.0)   +100.0 (100.0..100.0)"
 

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 import cli
 from pipelines import distill, provenance
 from tests.conftest import CNN, VIT
-from unic_cache.config.check import InspectConfig
+from unic_cache.config import InspectConfig
 
 
 def test_of_a_cache_names_weights_source_licence_rules_and_versions(cache_folder, cache):
