@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from unic_cache.files import location
+from unic_cache.files import local
 
 CALLS = ("open", "fsync", "link", "rename", "replace", "unlink", "mkdir", "rmdir", "truncate")
 LOST = b"(bytes that were never synced)"
@@ -55,7 +55,7 @@ class Disk:
         with pytest.MonkeyPatch.context() as patch:
             for name in CALLS:
                 patch.setattr(os, name, self._watched(name, getattr(os, name)))
-            patch.setattr(location, "open", self._open, raising=False)
+            patch.setattr(local, "open", self._open, raising=False)
             yield
         for descriptor in self._held:
             os.close(descriptor)
