@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,7 +75,7 @@ class TestWhole:
         monkeypatch.setattr(
             Klt,
             "encode",
-            lambda self, patch_BTD: encode(self, patch_BTD) | {"clipped": torch.full((len(patch_BTD),), 3)},
+            lambda self, kind, x_BTD: replace(encode(self, kind, x_BTD), clipped_B=torch.full((len(x_BTD),), 3)),
         )
         extracting(tmp_path / "cache")
         assert [record_of(tmp_path / "cache", VIT, shard).clipped for shard in (0, 1)] == [3 * 34, 3 * 5]
