@@ -82,7 +82,7 @@ class TestCodecs:
         run(source, tmp_path / "cache", codec="int4")
         cache, teacher = opened(tmp_path / "cache")
         kept = teacher.parts(teacher.record(cache.unit(0, 1, NAME)), range(ROWS))
-        for name, values in teacher.codec.encode(features(source)).items():
+        for name, values in teacher.codec.encode(features(source)).arrays.items():
             assert np.array_equal(kept[name], values.numpy()), name
 
     def test_statistics_stay_to_the_bit_and_provenance_says_where_it_came_from(self, tmp_path, source):
