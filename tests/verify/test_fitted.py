@@ -1,8 +1,8 @@
 """Caches of the default codec: compressed chunks, and a calibration without which nothing of them can be read."""
 
+import dataclasses
 import re
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,7 +75,9 @@ class TestWhole:
         monkeypatch.setattr(
             Klt,
             "encode",
-            lambda self, kind, x_BTD: replace(encode(self, kind, x_BTD), clipped_B=torch.full((len(x_BTD),), 3)),
+            lambda self, kind, tokens_BTD: dataclasses.replace(
+                encode(self, kind, tokens_BTD), clipped_B=torch.full((len(tokens_BTD),), 3)
+            ),
         )
         extracting(tmp_path / "cache")
         assert [record_of(tmp_path / "cache", VIT, shard).clipped for shard in (0, 1)] == [3 * 34, 3 * 5]
