@@ -17,7 +17,7 @@ from unic_cache.teachers.model import Teacher
 from unic_cache.tokens import kinds_to_json
 from unic_cache.views.augment import AUGMENT_VERSION
 
-DEFAULT_CODEC = "klt"
+DEFAULT_CODEC = FITTED
 PROVENANCE = ("about", "source", "published", "licence", "weights_file_sha256")
 VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr")
 
