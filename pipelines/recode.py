@@ -105,8 +105,6 @@ def run(config: RecodeConfig) -> Summary:
                 for coder, record in records.items():
                     arrays = recoded(source, coder, record, parts, progress)
                     later(partial(commit, arrays, record, summary))
-                    summary.units += 1
-                    summary.before += record.bytes_kept
 
         # Copy the kept views as they are.
         if config.views and source.pixels is not None:
@@ -194,6 +192,8 @@ def recoded(
 def commit(arrays: UnitArrays, record: CommitRecord, summary: Summary) -> None:
     """Write and commit a unit with the source's checksums and bad rows; runs in the writer's thread."""
     summary.after += arrays.write(record.pixels, record.bad).bytes_kept
+    summary.before += record.bytes_kept
+    summary.units += 1
 
 
 def check_same_pixels(source: Cache, target: Cache, unit: Unit, records: Mapping[Transcoder, CommitRecord]) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines import extract
-from pipelines.extracting import calibrating
+from pipelines.extracting import calibrating, opening
 from pipelines.extracting.half_calibrated import HalfCalibrated
 from tests.conftest import CNN, VIT, make_shards, tree
 from unic_cache.cache import open_cache
@@ -140,7 +140,7 @@ class TestLost:
     def test_one_of_more_views_than_there_are_too(self, small, tmp_path, monkeypatch):
         """As an earlier release made them."""
         with monkeypatch.context() as patch:
-            for module in (extract, calibrating):
+            for module in (opening, calibrating):
                 patch.setattr(module, "views_to_calibrate", lambda config, shards: 40)
             extract.run(small("cache", views=1))
         assert told(tmp_path / "cache") == 40

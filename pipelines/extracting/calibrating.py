@@ -155,7 +155,7 @@ def check_calibration(cache: Cache, member: Member, crc: int) -> None:
         if before != crc:
             raise CacheError(
                 f"{cache.location.url}/{member.calibration_name} is missing, and the one made now has checksum {crc}, "
-                f"not {before} as when {unit} was made. Put the file back, or say the --shards and --batch-size "
+                f"not {before} as when {unit} was made. Put the file back, or give the --shards and --batch-size "
                 f"({member.spec.get('batch_size')}) that it was made with, on a machine with the same versions"
             )
 

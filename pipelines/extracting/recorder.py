@@ -1,6 +1,6 @@
 """From a batch of views to the rows of one member: a teacher's encoded tokens, or the pixels themselves.
 
-Letters: B images, H and W pixels, T tokens, N of which are kept, D channels.
+Letters: B images, H and W pixels, T tokens, N kept tokens, D channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,7 +87,7 @@ Recorder = PixelRecorder | FeatureRecorder
 
 
 def recorder(member: Member, teacher: Teacher | None) -> Recorder:
-    """The recorder that fills a member, with the calibration that the cache has, whoever made it."""
+    """The recorder of a member, with the calibration in the cache, whichever worker made it."""
     if teacher is None:
         return PixelRecorder(member, UnitWriter(member, None))
     found = member.calibration()

@@ -43,7 +43,7 @@ class UnitRows:
         on_device = DeviceBatch(views_BHWC, self.unit.views.seed, shown)
         landing = [on_host(*one.encode(on_device)) for one, _ in self._members]
         copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-        self._land()  # of the batch before: the device has this one to work on meanwhile
+        self._land()  # the batch before, while the device works on this one
         self._under_way = _UnderWay(first, len(shown), list(batch.bad), landing, copied)
 
     def commit(self) -> int:

@@ -5,7 +5,7 @@
 Mean, std and covariance stay equal to the bit, so that a student's targets stay comparable; `klt` is fitted anew, to
 the source's decoded features. If only tokens are dropped and each code belongs to one token, the codes are copied.
 
-Letters: B images, M stored patch tokens of each, of which N go on.
+Letters: B images, M patch tokens in the source, N in the target.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from unic_cache.store.writer import UnitWriter
 from unic_cache.stream.address import addresses, shown
 from unic_cache.stream.evenly import spread
 
-SAMPLE_IMAGES = FIT_IMAGES * HELD_OUT // (HELD_OUT - 1)  # a fifth of which measures fidelity
+SAMPLE_IMAGES = FIT_IMAGES * HELD_OUT // (HELD_OUT - 1)  # a fifth of them measures fidelity
 
 
 @dataclass(frozen=True, eq=False)

@@ -96,7 +96,7 @@ class AtOnce(Executor):
 @pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "thread_pool", lambda threads: AtOnce())
-    monkeypatch.setattr(pipeline, "ThreadPoolExecutor", lambda *names: AtOnce())
+    monkeypatch.setattr("unic_cache.ahead.ThreadPoolExecutor", lambda *names: AtOnce())
 
 
 @pytest.mark.usefixtures("no_syncs", "one_thread")

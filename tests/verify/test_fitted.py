@@ -1,5 +1,6 @@
 """Caches in the default codec: compressed chunks, unreadable without their calibration."""
 
+import dataclasses
 import re
 import shutil
 
@@ -75,7 +76,9 @@ class TestWhole:
         monkeypatch.setattr(
             Klt,
             "encode",
-            lambda self, patch_BTD: encode(self, patch_BTD) | {"clipped": torch.full((len(patch_BTD),), 3)},
+            lambda self, kind, tokens_BTD: dataclasses.replace(
+                encode(self, kind, tokens_BTD), clipped_B=torch.full((len(tokens_BTD),), 3)
+            ),
         )
         extracting(tmp_path / "cache")
         assert [record_of(tmp_path / "cache", VIT, shard).clipped for shard in (0, 1)] == [3 * 34, 3 * 5]

@@ -1,6 +1,6 @@
 """Commit records: written last, they list a unit's objects and the checksums of every row.
 
-A record vouches for one tar under one view. It is JSON with sorted keys, without time or host, so equal work gives
+A record covers one tar under one view. It is JSON with sorted keys, without time or host, so equal work gives
 equal bytes. Data without a record is never read.
 """
 

@@ -43,14 +43,13 @@ def read_onnx(path: Path) -> dict[str, torch.Tensor]:
     except ImportError as error:
         raise TeacherError("reading .onnx weights needs the package onnx: pip install 'unic-cache[demo]'") from error
     try:
-        graph = _Graph(onnx.load(str(path)).graph, onnx.numpy_helper.to_array)
-        return _encoder(graph)
+        return _encoder(_Graph(onnx.load(str(path)).graph, onnx.numpy_helper.to_array))
     except (KeyError, StopIteration) as error:
         raise TeacherError(f"weights file {path}: not the graph of the saliency ViT (no {error})") from error
     except TeacherError:
         raise
     except Exception as error:  # protobuf's decode error has no public name of its own
-        raise TeacherError(f"weights file {path}: it is damaged or no ONNX file ({error})") from error
+        raise TeacherError(f"weights file {path}: it is damaged or not an ONNX file ({error})") from error
 
 
 class _Graph:

@@ -11,6 +11,7 @@ Every layout also accepts timm's own names, under any prefix. Classifiers are dr
 beside a wrapper, and optimizers, are ignored.
 """
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Callable
@@ -46,8 +47,8 @@ def named_state(
     except WeightsError as error:
         raise TeacherError(f"teacher {teacher}: {error}") from error
     dropped = {f"{name}.{part}" for name in classifiers for part in ("weight", "bias")} - set(shapes)
-    kept = {name: tensor for name, tensor in found.tensors.items() if name not in dropped}
-    return Found(kept, found.taken, found.covered, found.alike, found.size)
+    tensors = {name: tensor for name, tensor in found.tensors.items() if name not in dropped}
+    return dataclasses.replace(found, tensors=tensors)
 
 
 def fits(state: State, shapes: Shapes) -> bool:
@@ -105,8 +106,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _deit3(name: str) -> str:
-    return re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)
-
-
-_LAYOUTS: dict[str, Callable[[str], str]] = {"deit3": _deit3, "efficientnet-lite0": lite0_name}
+_LAYOUTS: dict[str, Callable[[str], str]] = {
+    "deit3": lambda name: re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name),
+    "efficientnet-lite0": lite0_name,
+}

@@ -10,7 +10,7 @@ the one with most matching shapes, then the one PREFERRED by its own name. If th
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -105,10 +105,10 @@ def without_shared_prefix(tensors: State) -> State:
     return tensors
 
 
-def first_names(tensors: Mapping[str, Any]) -> str:
-    """The first names of a file, for a message."""
-    more = f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else ""
-    return f"{', '.join(list(tensors)[:SHOWN])}{more}"
+def first_names(names: Collection[str]) -> str:
+    """The first few names, for a message."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(list(names)[:SHOWN])}{more}"
 
 
 def _under_prefixes(where: str, tensors: State, shapes: Shapes) -> list[Found]:

@@ -13,11 +13,10 @@ import torch
 from torch import nn
 
 from unic_cache.errors import WeightsError
-from unic_cache.weights.state_dicts import State
+from unic_cache.weights.state_dicts import State, first_names
 
 LEAST_NORMS = 2  # of a model, for a sign
 LEAST_VALUES = 16  # of a matrix, for a sign
-SHOWN = 3
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +54,7 @@ def tell_untrained(model: nn.Module, where: str) -> None:
         if tensor.ndim >= 2 and min(tensor.shape[:2]) > 1 and tensor.numel() >= LEAST_VALUES and _one_value(tensor)
     ]
     if flat:
-        more = f" and {len(flat) - SHOWN} more" if len(flat) > SHOWN else ""
-        log.warning("%s: a single value throughout %s%s", where, ", ".join(flat[:SHOWN]), more)
+        log.warning("%s: a single value throughout %s", where, first_names(flat))
 
 
 def _one_value(tensor: Any) -> bool:
