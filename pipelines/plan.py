@@ -95,7 +95,7 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=config.threads or len(os.sched_getaffinity(0)),
         images=trial.images,
-        trial=len(trial.shown),
+        probe=len(trial.shown),
         make_seconds=trial.make_seconds,
         forward_seconds=forward,
         kept=tuple(kept),
@@ -139,7 +139,7 @@ def show(found: Forecast) -> None:
     console = results()
     costs = found.costs
     console.print(
-        f"{costs.images:,} images, {found.views} views of each, measured on {costs.trial} views, {costs.device}"
+        f"{costs.images:,} images, {found.views} views of each, measured on {costs.probe} views, {costs.device}"
     )
     print_table(console, teacher_table(found))
     print_table(console, way_table(found))

@@ -107,6 +107,13 @@ def test_modules_are_small_enough_to_read():
             assert len(path.read_text().splitlines()) <= 300, path
 
 
+def test_functions_fit_on_a_screen():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 45, f"{path}: {node.name}"
+
+
 def test_no_drawer_for_odds_and_ends():
     assert not {path.stem for path in MODULES} & {"utils", "helpers", "common", "misc", "util", "helper"}
 

@@ -195,7 +195,7 @@ class TestMeasurements:
         measured = {(kept.teacher, kept.codec, kept.tokens) for kept in planned.costs.kept}
         assert measured == {(name, codec, tokens) for name in (VIT, CNN) for codec in CODECS for tokens in (None, 1)}
         assert planned.costs.images == 82
-        assert planned.costs.trial == 64
+        assert planned.costs.probe == 64
         assert all(seconds > 0 for seconds in planned.costs.forward_seconds.values())
         assert all(kept.read_seconds > 0 and kept.encode_seconds > 0 for kept in planned.costs.kept)
         assert [step.tokens for step in planned.costs.student] == [None, 1]

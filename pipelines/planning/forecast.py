@@ -57,7 +57,7 @@ class Costs:
     device: str
     threads: int
     images: int  # in all tars
-    trial: int  # views measured on
+    probe: int  # views measured on; a key of `plan --json`
     make_seconds: float  # per view on one core: decode and augment, or read a kept view
     forward_seconds: Mapping[str, float]  # teacher -> per view, on the device
     kept: tuple[KeptCost, ...]
