@@ -43,7 +43,7 @@ from benchmarks.ladder import GRID, KINDS, one_module_each
 from pipelines import distill, extract
 from pipelines.command.device import pick_device
 from pipelines.extracting import opening
-from pipelines.extracting.options import TeacherOptions
+from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.training.run_state import RunState
 from unic_cache.config import CODECS, DTYPES, PRECISIONS, DistillConfig, ExtractConfig
 from unic_cache.stream.address import Address
@@ -53,7 +53,7 @@ from unic_cache.student.ladder import Ladder
 from unic_cache.student.run_files import LOG
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import Teacher
-from unic_cache.teachers.tokens import tokens
+from unic_cache.teachers.token_rules import tokens
 
 STUDENTS = ("vit_base_patch16_224", "vit_small_patch16_224")
 REMEMBERED = 8  # batches

@@ -39,7 +39,7 @@ from webdataset import TarWriter
 from pipelines import extract
 from pipelines.command.device import pick_device
 from pipelines.extracting import opening
-from pipelines.extracting.options import TeacherOptions
+from pipelines.extracting.opening_options import TeacherOptions
 from unic_cache.ahead import thread_pool
 from unic_cache.config import CODECS, DTYPES, ExtractConfig
 from unic_cache.stream.address import Address
@@ -47,7 +47,7 @@ from unic_cache.stream.pixels import ShardPixels
 from unic_cache.student.backbone import EncoderSpec, prepare
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import Teacher
-from unic_cache.teachers.tokens import tokens
+from unic_cache.teachers.token_rules import tokens
 from unic_cache.views.shards import describe, expand
 
 SMALL, LARGE = ("timm:vit_small_patch16_224",), ("dino", "ibot", "deit3", "dbot-ft")

@@ -32,14 +32,14 @@ from torch import Tensor
 
 from benchmarks.extracting import random_weights, write_tars
 from pipelines import distill, extract
-from unic_cache.arithmetic import float32_products
 from unic_cache.config import CODECS, DistillConfig, ExtractConfig
 from unic_cache.store.calibrate import Calibrator
 from unic_cache.store.codecs.codec import FeatureCodec, Features
 from unic_cache.student.ladder import Ladder
 from unic_cache.student.loss import distillation_loss, drop_uniforms
 from unic_cache.student.run_files import ENCODER, LOG
-from unic_cache.tokens import Kinds, TokenKind
+from unic_cache.tf32 import float32_products
+from unic_cache.token_kinds import Kinds, TokenKind
 
 GRID = (14, 14)
 DECODED = {"f16": 0.0, "int8": 1e-6, "int4": 1e-4, "klt": 1e-3}  # standardized values, of about 1

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from unic_cache.student.backbone import build_encoder, encoder_spec
 from unic_cache.student.ladder import Ladder, Tokens
-from unic_cache.tokens import Grid, TokenKind
+from unic_cache.token_kinds import Grid, TokenKind
 
 TEACHERS, WIDTH, GRID = 4, 768, (14, 14)
 KINDS = {"cls": TokenKind(WIDTH), "patch": TokenKind(WIDTH, GRID)}

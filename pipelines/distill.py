@@ -21,11 +21,11 @@ from accelerate import Accelerator
 
 from pipelines.command.caches import opened
 from pipelines.command.device import device_words
+from pipelines.command.environment import say_surroundings
 from pipelines.command.failures import reason
 from pipelines.command.progress import Progress, begins, say
 from pipelines.command.run_folder import FREE_ON_RESUME, check_run
 from pipelines.command.signals import StopRequest, stop_on_signal
-from pipelines.command.surroundings import say_surroundings
 from pipelines.extracting.specs import versions
 from pipelines.training.learner import Learner, finite
 from pipelines.training.online import open_live_set
@@ -35,7 +35,6 @@ from pipelines.training.runlog import Clock, RunLog
 from pipelines.training.targets import Cached, Source, Targets
 from pipelines.training.training_set import Snapshot, TrainingSet, open_training_set
 from unic_cache.ahead import thread_pool
-from unic_cache.arithmetic import float32_products
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
@@ -49,6 +48,7 @@ from unic_cache.student.export import timm_line
 from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, CURVE, ENCODER, LOG
 from unic_cache.student.schedule import learning_rate, optimizer
+from unic_cache.tf32 import float32_products
 
 
 @dataclass(frozen=True)

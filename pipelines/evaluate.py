@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pipelines.command.caches import opened
 from pipelines.command.device import device_words, pick_device
+from pipelines.command.environment import say_surroundings
 from pipelines.command.printing import print_table, results
 from pipelines.command.progress import Progress, begins, say
-from pipelines.command.surroundings import say_surroundings
 from pipelines.evaluating.labelled import LabelledShards, Usable, check_apart, labelled, twins
 from pipelines.training.training_set import Snapshot
 from unic_cache.ahead import ahead, thread_pool
@@ -31,8 +31,8 @@ from unic_cache.evaluate.knn import bootstrap, knn, knn_leave_one_out, paired_di
 from unic_cache.evaluate.report import Encoder, result_table
 from unic_cache.store.commit import CommitRecord
 from unic_cache.stream.address import Address
+from unic_cache.stream.decoder_probe import check_pixels
 from unic_cache.stream.pixels import ShardPixels
-from unic_cache.stream.probe import check_pixels
 from unic_cache.stream.rows import committed_record
 from unic_cache.student.backbone import EncoderSpec, build_encoder, embed, prepare
 from unic_cache.student.export import load_encoder

@@ -14,9 +14,9 @@ from pipelines.command.device import pick_device
 from pipelines.command.progress import Progress, say
 from pipelines.command.shares import share_lines
 from pipelines.extracting.calibrating import calibrations_before
-from pipelines.extracting.kinds import kept_alike, settled
+from pipelines.extracting.defaults import kept_alike, settled
 from pipelines.extracting.opening import Opened, open_teachers
-from pipelines.extracting.options import OpeningOptions
+from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.extracting.recorder import BATCHES_AHEAD, Recorder, recorder
 from pipelines.extracting.specs import pixel_codec, pixel_spec
 from pipelines.extracting.unit_rows import UNITS_BEHIND, UnitRows
@@ -29,8 +29,8 @@ from unic_cache.store.commit import Unit
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
 from unic_cache.stream.address import Address, addresses, shown
-from unic_cache.stream.evenly import rows_to_compare
 from unic_cache.stream.pixels import ViewBatch
+from unic_cache.stream.row_samples import rows_to_compare
 
 Work = Mapping[Unit, Sequence[Recorder]]  # each unit, and the members that lack it
 

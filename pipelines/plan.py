@@ -20,8 +20,8 @@ from pipelines.command.device import device_words, pick_device
 from pipelines.command.printing import print_table, results
 from pipelines.command.progress import Progress, begins
 from pipelines.extracting.calibrating import calibrated_views
-from pipelines.extracting.kinds import settled
-from pipelines.extracting.options import TeacherOptions
+from pipelines.extracting.defaults import settled
+from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.specs import pixel_codec
 from pipelines.extracting.teacher_weights import announce, load_teachers
 from pipelines.planning.codec_costs import ask, kept_features, measure_codec
@@ -37,7 +37,7 @@ from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.codec import FeatureCodec
 from unic_cache.student.backbone import encoder_spec
 from unic_cache.teachers.model import Teacher
-from unic_cache.tokens import grid_of
+from unic_cache.token_kinds import grid_of
 
 SAMPLE = 3  # without --tokens, all tokens are compared with one in so many
 HOUR = 3600.0

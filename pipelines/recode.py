@@ -31,12 +31,12 @@ from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import CommitRecord, Unit
-from unic_cache.store.guests import sort_folders
+from unic_cache.store.foreign_folders import sort_folders
 from unic_cache.store.member import Member
 from unic_cache.store.reader import RowArray
 from unic_cache.store.writer import UnitArrays
 from unic_cache.stream.address import addresses, shown
-from unic_cache.stream.seen import Seen
+from unic_cache.stream.seen_pixels import Seen
 
 BATCH = 64  # rows that are decoded and encoded at once
 

@@ -18,7 +18,7 @@ from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
-from unic_cache.store.verify import BY_HAND, REMOVE, REWRITE, UNCOMMIT, UNREADABLE, check_unit, uncommit
+from unic_cache.store.unit_check import BY_HAND, REMOVE, REWRITE, UNCOMMIT, UNREADABLE, check_unit, uncommit
 
 Step = tuple[str, Callable[[], None]]  # what it has done, and the function that does it
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from webdataset import TarWriter
 
 from pipelines.command.progress import Progress, begins, say
-from pipelines.packing.unfinished import HELD, given_classes, packing
+from pipelines.sharding.unfinished import HELD, given_classes, packing
 from unic_cache.ahead import ahead, thread_pool
 from unic_cache.config import ShardConfig
 from unic_cache.draws import Purpose, permutation, words

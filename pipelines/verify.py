@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.command.progress import Progress, begins
-from pipelines.verifying.agreement import Agreement
-from pipelines.verifying.foundations import check_calibration, check_probes, read_index, read_members
 from pipelines.verifying.inventory import Missing, Survey, survey
-from pipelines.verifying.made_anew import load_checked, origin, remake_views, run_again
+from pipelines.verifying.metadata import check_calibration, check_probes, read_index, read_members
+from pipelines.verifying.pixel_agreement import Agreement
+from pipelines.verifying.recompute import load_checked, origin, remake_views, run_again
 from unic_cache.ahead import ahead, thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import VerifyConfig
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import Unit
-from unic_cache.store.guests import sort_folders
+from unic_cache.store.foreign_folders import sort_folders
 from unic_cache.store.member import Member
-from unic_cache.store.verify import BY_HAND, ELSEWHERE, Finding, UnitState, check_metadata_file, check_unit
+from unic_cache.store.unit_check import BY_HAND, ELSEWHERE, Finding, UnitState, check_metadata_file, check_unit
 from unic_cache.views.index import no_cache
 
 SHOWN = 20

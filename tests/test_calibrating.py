@@ -5,7 +5,7 @@ import pytest
 
 from pipelines import extract
 from pipelines.extracting import calibrating, opening
-from pipelines.extracting.half_calibrated import HalfCalibrated
+from pipelines.extracting.calibration_checkpoint import HalfCalibrated
 from tests.conftest import CNN, VIT, make_shards, tree
 from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError

@@ -10,7 +10,8 @@ from unic_cache import config
 from unic_cache.store import standardize, writer
 from unic_cache.store.codecs import codec, pixel_codec
 from unic_cache.student import loss
-from unic_cache.teachers import positions, spec, tokens
+from unic_cache.teachers import positions, spec
+from unic_cache.teachers import token_rules as tokens
 from unic_cache.views import augment
 
 

@@ -267,7 +267,7 @@ class TestRefusals:
         shutil.copytree(cache_folder, tmp_path / "cache")
         honest = make_view
         monkeypatch.setattr("unic_cache.stream.pixels.make_view", lambda *a: np.bitwise_xor(honest(*a), 1, out=a[-1]))
-        monkeypatch.setattr("unic_cache.stream.probe.decoder_versions", lambda: {"pillow": "0.0.test"})
+        monkeypatch.setattr("unic_cache.stream.decoder_probe.decoder_versions", lambda: {"pillow": "0.0.test"})
         message = (
             r"differ by up to 1 levels of 255 \(1\.0+ on average\)\. The cache was made with .*pillow \d.*"
             r"this machine has .*pillow 0\.0\.test"

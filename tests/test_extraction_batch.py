@@ -23,7 +23,7 @@ from unic_cache.store.member import Member
 from unic_cache.stream.pixels import ViewBatch
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import Teacher
-from unic_cache.tokens import kinds_to_json
+from unic_cache.token_kinds import kinds_to_json
 
 BATCH, SIZE = 4, 32
 UNIT = Unit(0, Extent(1, 2 * BATCH), 0, "tar0", 2 * BATCH, Views("unic", SIZE, 0), 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import distill, evaluate, extract
-from pipelines.command.given import given_shards
+from pipelines.command.tars import given_shards
 from pipelines.shard import run as pack
 from tests.conftest import VIT, picture, png, write_members, write_tar
 from unic_cache.cache import open_cache

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from pipelines import extract, plan
-from pipelines.extracting.kinds import kept_alike, settled
+from pipelines.extracting.defaults import kept_alike, settled
 from tests.conftest import CNN, VIT, make_shards
 from unic_cache.cache import Cache, open_cache
 from unic_cache.config import ExtractConfig, PlanConfig, Views

@@ -12,7 +12,7 @@ from tests.conftest import CNN, VIT, picture, png, tree, write_tar
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import Calibration
-from unic_cache.stream import seen
+from unic_cache.stream import seen_pixels as seen
 
 ROWS = 20
 

@@ -5,8 +5,8 @@ from click.testing import CliRunner
 
 import cli
 from pipelines import extract
+from pipelines.command.environment import RESULTS, say_surroundings
 from pipelines.command.shares import SIZES, environment_share, share_lines, unshared_lines
-from pipelines.command.surroundings import RESULTS, say_surroundings
 from tests.conftest import VIT
 from unic_cache.errors import ConfigError
 

@@ -13,7 +13,7 @@ from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.calibrate import Calibration, Calibrator
 from unic_cache.store.codecs.codec import Features
 from unic_cache.store.standardize import affine
-from unic_cache.tokens import TokenKind
+from unic_cache.token_kinds import TokenKind
 
 
 @pytest.fixture

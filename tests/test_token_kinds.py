@@ -19,7 +19,7 @@ from unic_cache.store.member import Member
 from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher, finite
 from unic_cache.teachers.spec import TeacherSpec
-from unic_cache.tokens import TokenKind, in_order, kinds_from_json, kinds_to_json
+from unic_cache.token_kinds import TokenKind, in_order, kinds_from_json, kinds_to_json
 from unic_cache.views.index import ShardEntry, extend_index
 
 ROWS = 60

@@ -18,7 +18,7 @@ from unic_cache.student.backbone import build_encoder, encoder_spec, prepare
 from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.loss import token_loss
 from unic_cache.student.schedule import optimizer
-from unic_cache.tokens import TokenKind
+from unic_cache.token_kinds import TokenKind
 
 VIEWS = Views("unic", 48, 0)  # larger than the student's input, so that they are resized
 BATCH = 4

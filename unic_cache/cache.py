@@ -27,13 +27,13 @@ from unic_cache.files.schemes import open_location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codecs.codec import FeatureCodec
 from unic_cache.store.commit import CommitRecord, Crcs, Unit, view_called
-from unic_cache.store.guests import sort_folders
+from unic_cache.store.foreign_folders import sort_folders
 from unic_cache.store.layout import VIEWS_MEMBER, Extent
 from unic_cache.store.member import Member
 from unic_cache.store.open_objects import OpenObjects
 from unic_cache.store.ranges import picks
 from unic_cache.store.reader import RowArray, RowReader
-from unic_cache.tokens import Kinds
+from unic_cache.token_kinds import Kinds
 from unic_cache.views.index import Segment, ShardEntry, no_cache, no_teacher, read_segments
 
 RECORDS_KEPT = 1024

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.command.given import given_shards
 from pipelines.command.progress import say
+from pipelines.command.tars import given_shards
 from unic_cache.cache import Cache
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.store.commit import CommitRecord

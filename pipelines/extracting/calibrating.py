@@ -16,8 +16,8 @@ from crc32c import crc32c
 
 from pipelines.command.progress import Progress, say
 from pipelines.command.signals import stop_on_signal
-from pipelines.extracting.half_calibrated import HalfCalibrated, forget
-from pipelines.extracting.options import OpeningOptions
+from pipelines.extracting.calibration_checkpoint import HalfCalibrated, forget
+from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.extracting.recorder import BATCHES_AHEAD, DeviceBatch
 from unic_cache.ahead import ahead
 from unic_cache.cache import Cache

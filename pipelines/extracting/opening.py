@@ -7,23 +7,23 @@ import torch
 
 from pipelines.command.caches import tell_guests
 from pipelines.command.device import device_words
-from pipelines.command.given import given_shards
+from pipelines.command.environment import say_surroundings
 from pipelines.command.progress import begins, say
-from pipelines.command.surroundings import say_surroundings
+from pipelines.command.tars import given_shards
 from pipelines.extracting.calibrating import calibrate, views_to_calibrate
-from pipelines.extracting.options import OpeningOptions
+from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.extracting.specs import teacher_spec
 from pipelines.extracting.teacher_weights import announce, check_claims, check_same_weights, load_teachers
 from unic_cache.cache import Cache, refuse_other_folders
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
-from unic_cache.store.guests import sort_folders
+from unic_cache.store.foreign_folders import sort_folders
 from unic_cache.store.layout import VIEWS_MEMBER, teacher_folder
 from unic_cache.store.member import Member
+from unic_cache.stream.decoder_probe import check_known_pixels, settle_probe
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
-from unic_cache.stream.probe import check_known_pixels, settle_probe
-from unic_cache.stream.seen import Seen
+from unic_cache.stream.seen_pixels import Seen
 from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry, extend_index, segment_names
 

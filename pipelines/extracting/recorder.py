@@ -17,7 +17,7 @@ from unic_cache.store.member import Member
 from unic_cache.store.sampling import at_positions, kept_positions
 from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher, finite
-from unic_cache.tokens import Grid
+from unic_cache.token_kinds import Grid
 
 BATCHES_AHEAD = 3
 Flags = Mapping[str, Tensor]  # token kind -> (B,) whether each image's tokens are finite

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from pipelines.extracting.options import OpeningOptions
+from pipelines.extracting.opening_options import OpeningOptions
 from unic_cache.config import FITTED, PIXEL_CODECS
 from unic_cache.errors import ConfigError
 from unic_cache.store.calibrate import DEFAULT_QUALITY
 from unic_cache.store.layout import FORMAT
 from unic_cache.store.member import Member
 from unic_cache.teachers.model import Teacher
-from unic_cache.tokens import kinds_to_json
+from unic_cache.token_kinds import kinds_to_json
 from unic_cache.views.augment import AUGMENT_VERSION
 
 PROVENANCE = ("about", "source", "published", "licence", "weights_file_sha256")

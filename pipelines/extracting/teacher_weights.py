@@ -12,7 +12,7 @@ import timm
 import torch
 
 from pipelines.command.progress import say
-from pipelines.extracting.options import Pairs, TeacherOptions
+from pipelines.extracting.opening_options import Pairs, TeacherOptions
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.member import Member
 from unic_cache.teachers.catalog import PUBLISHED, resolve

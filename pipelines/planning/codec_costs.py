@@ -30,7 +30,7 @@ from unic_cache.store.reader import RowArray, RowReader
 from unic_cache.store.sampling import at_positions, kept_positions
 from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher
-from unic_cache.tokens import kinds_to_json
+from unic_cache.token_kinds import kinds_to_json
 
 ROWS_AT_ONCE = 64  # read by a thread, and decoded, in one go
 REPEATS = 3

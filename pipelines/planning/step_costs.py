@@ -25,7 +25,7 @@ from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.loss import distillation_loss
 from unic_cache.student.schedule import optimizer
 from unic_cache.teachers.model import Teacher
-from unic_cache.tokens import Kinds
+from unic_cache.token_kinds import Kinds
 
 FIRST_BATCH, LAST_BATCH = 4, 256  # images
 LONG_ENOUGH = 0.5  # seconds per step: a larger batch would hardly be faster per image

@@ -13,7 +13,7 @@ import torch
 from numcodecs.zstd import Zstd
 from torch import Tensor
 
-from pipelines.command.given import given_shards
+from pipelines.command.tars import given_shards
 from unic_cache.cache import open_cache
 from unic_cache.config import PlanConfig
 from unic_cache.config.bounds import RANGES

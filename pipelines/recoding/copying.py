@@ -14,10 +14,10 @@ from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.layout import HELD_OUT, VIEWS_MEMBER, check_metadata, metadata_objects
 from unic_cache.store.member import Member
 from unic_cache.store.npz import load_npz
-from unic_cache.store.verify import data_names
+from unic_cache.store.unit_check import data_names
 from unic_cache.store.writer import chunk_crcs, decode_objects, row_crcs
+from unic_cache.stream.decoder_probe import is_probe
 from unic_cache.stream.held_out import HELD_OUT_FILE
-from unic_cache.stream.probe import is_probe
 from unic_cache.views.index import read_segments, segment_file
 
 UNITS_AHEAD = 2  # in memory

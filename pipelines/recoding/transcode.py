@@ -33,7 +33,7 @@ from unic_cache.store.reader import RowArray
 from unic_cache.store.sampling import at_positions, places_among
 from unic_cache.store.writer import UnitWriter
 from unic_cache.stream.address import addresses, shown
-from unic_cache.stream.evenly import spread
+from unic_cache.stream.row_samples import spread
 
 SAMPLE_IMAGES = FIT_IMAGES * HELD_OUT // (HELD_OUT - 1)  # a fifth of them measures fidelity
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from pipelines.training.runlog import Meter
 from pipelines.training.targets import Targets
-from unic_cache.arithmetic import float32_products
 from unic_cache.cache import CachedTeacher
 from unic_cache.config import DistillConfig
 from unic_cache.draws import Purpose, words
@@ -26,6 +25,7 @@ from unic_cache.stream.order import Order
 from unic_cache.stream.rows import Rows
 from unic_cache.student.backbone import EncoderSpec, prepare
 from unic_cache.student.loss import LossTerms, distillation_loss, drop_uniforms
+from unic_cache.tf32 import float32_products
 
 
 @dataclass(frozen=True)

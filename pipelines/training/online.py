@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from pipelines.command.given import given_shards
+from pipelines.command.tars import given_shards
 from pipelines.extracting.opening import open_teachers
-from pipelines.extracting.options import OpeningOptions
+from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.training.split import marked, tell_validation, train_names
 from pipelines.training.targets import Live
 from pipelines.training.training_set import Snapshot, TrainingSet

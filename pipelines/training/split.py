@@ -7,16 +7,16 @@ from fnmatch import fnmatch
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.command.given import given_shards
 from pipelines.command.progress import say
+from pipelines.command.tars import given_shards
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.files.paths import braced
 from unic_cache.stream.address import Address
-from unic_cache.stream.evenly import rows_to_compare
 from unic_cache.stream.held_out import held_out, hold_out
 from unic_cache.stream.pixels import KeptPixels, ShardPixels
+from unic_cache.stream.row_samples import rows_to_compare
 from unic_cache.stream.rows import Rows, committed_record
 from unic_cache.views.index import ShardEntry
 

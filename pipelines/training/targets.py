@@ -20,7 +20,7 @@ from unic_cache.store.sampling import kept_positions, places_among
 from unic_cache.store.standardize import affine
 from unic_cache.stream.batches import Batch
 from unic_cache.teachers.model import Teacher
-from unic_cache.tokens import Grid
+from unic_cache.token_kinds import Grid
 
 Tokens = dict[str, dict[str, Tensor]]  # teacher -> kind -> (B, D), or (B, T, D) on a grid
 Source = Callable[[Batch, Tensor], Tokens]  # a batch and its views on the device -> all tokens, standardized, there

@@ -11,16 +11,16 @@ from typing import Any, Self
 import torch
 
 from pipelines.command.caches import all_teachers
-from pipelines.command.given import given_shards
+from pipelines.command.tars import given_shards
 from pipelines.training.split import check_pictures, given_val, split, tell_leaks
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import CENTER, RECIPES, DistillConfig, Views
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.local import LocalFolder
+from unic_cache.stream.decoder_probe import PixelDifference, check_pixels
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
-from unic_cache.stream.probe import PixelDifference, check_pixels
 from unic_cache.stream.rows import Rows, usable_rows
-from unic_cache.stream.seen import Seen
+from unic_cache.stream.seen_pixels import Seen
 from unic_cache.student.run_files import SNAPSHOT
 
 

@@ -15,9 +15,9 @@ from unic_cache.config import Views
 from unic_cache.store.commit import Unit, view_called
 from unic_cache.store.layout import Extent, commit_name, metadata_objects
 from unic_cache.store.member import Member
-from unic_cache.store.verify import data_names
+from unic_cache.store.unit_check import data_names
+from unic_cache.stream.decoder_probe import is_probe, probe_name
 from unic_cache.stream.held_out import HELD_OUT_FILE
-from unic_cache.stream.probe import is_probe, probe_name
 from unic_cache.views.index import Segment, segment_file
 
 VIEW_FILE = re.compile(r"(?P<member>[^/]+)/(commits|features\.zarr)/(?P<segment>\d{6})/(?P<view>[^/]+)/.+")

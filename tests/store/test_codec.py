@@ -13,7 +13,7 @@ from unic_cache.store.codecs.codec import FeatureCodec, Features
 from unic_cache.store.codecs.fixed import Int4, Int8
 from unic_cache.store.codecs.rotation import hadamard
 from unic_cache.store.npz import load_npz, save_npz
-from unic_cache.tokens import TokenKind
+from unic_cache.token_kinds import TokenKind
 
 KINDS = {"cls": TokenKind(4), "patch": TokenKind(6, (3, 3))}
 TOKENS = arrays(np.float32, array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.floats(-1000, 1000, width=32))

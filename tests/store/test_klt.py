@@ -22,7 +22,7 @@ from unic_cache.store.codecs.fit import BandMoments, coefficient_rms, fidelity, 
 from unic_cache.store.codecs.fixed import Int8
 from unic_cache.store.codecs.klt import LARGEST, Klt
 from unic_cache.store.layout import ZSTD_LEVEL
-from unic_cache.tokens import TokenKind
+from unic_cache.token_kinds import TokenKind
 
 SHARED = {2: (15, 2), 3: (5, 3), 4: (3, 5)}  # class -> base, and codes a byte
 GRIDS = [(1, 1), (1, 7), (2, 3), (5, 4), (9, 6), None]

@@ -10,7 +10,7 @@ from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import EncoderSpec, block_tokens, build_encoder, embed, encoder_spec, prepare
 from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.loss import distillation_loss, drop_uniforms
-from unic_cache.tokens import TokenKind
+from unic_cache.token_kinds import TokenKind
 
 TINY = EncoderSpec("vit_tiny_patch16_224", 32, 8)
 WITHOUT_CLASS_TOKEN = EncoderSpec("vit_pwee_patch16_reg1_gap_256", 32, 16)

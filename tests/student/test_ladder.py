@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import build_encoder, encoder_spec
 from unic_cache.student.ladder import Ladder, Student, Tokens, resample_tokens
-from unic_cache.tokens import Grid, TokenKind
+from unic_cache.token_kinds import Grid, TokenKind
 
 Array = npt.NDArray[np.float64]
 

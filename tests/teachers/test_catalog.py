@@ -11,7 +11,7 @@ from unic_cache.errors import TeacherError
 from unic_cache.store.layout import teacher_folder
 from unic_cache.teachers.catalog import CATALOG, resolve
 from unic_cache.teachers.spec import TeacherSpec
-from unic_cache.tokens import TokenKind
+from unic_cache.token_kinds import TokenKind
 
 
 def test_catalog_holds_the_four_unic_teachers_and_the_two_of_the_demo():

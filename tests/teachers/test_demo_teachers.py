@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
-from unic_cache.tokens import TokenKind
+from unic_cache.token_kinds import TokenKind
 
 
 def package_file(package: str, file: str) -> Path:

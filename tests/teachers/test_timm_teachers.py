@@ -11,8 +11,8 @@ from torch.nn.functional import interpolate
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
-from unic_cache.teachers.tokens import tokens
-from unic_cache.tokens import TokenKind
+from unic_cache.teachers.token_rules import tokens
+from unic_cache.token_kinds import TokenKind
 
 
 def views(size: int, count: int = 2) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d, gelu, interpolate, layer_norm, linear
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
-from unic_cache.tokens import TokenKind
+from unic_cache.token_kinds import TokenKind
 
 WIDTH, DEPTH, HEADS, PATCH = 768, 12, 12, 16
 

@@ -7,12 +7,12 @@ import pytest
 from crc32c import crc32c
 
 from pipelines.verify import Report
-from pipelines.verifying.foundations import read_members
+from pipelines.verifying.metadata import read_members
 from tests.conftest import CNN, tree
 from tests.verify.damage import CNN_FOLDER, VIEW, VIT_FOLDER, check, flip
 from unic_cache.cache import open_cache
 from unic_cache.files.schemes import open_location
-from unic_cache.store import verify as stored
+from unic_cache.store import unit_check as stored
 
 MASKS = (0x01, 0x80, 0x20, 0x10, 0x04)
 

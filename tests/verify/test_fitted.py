@@ -11,7 +11,7 @@ from crc32c import crc32c
 from numcodecs.zstd import Zstd
 
 from pipelines import extract, repair
-from pipelines.verifying.foundations import check_calibration
+from pipelines.verifying.metadata import check_calibration
 from tests.conftest import VIT, tree
 from tests.verify.damage import VIEW, VIT_FOLDER, check, flip, record_of, rewrite
 from unic_cache.cache import open_cache
@@ -20,7 +20,7 @@ from unic_cache.errors import CacheError
 from unic_cache.store.codecs.klt import Klt
 from unic_cache.store.layout import index_bytes
 from unic_cache.store.npz import load_npz, save_npz
-from unic_cache.store.verify import BY_HAND, UNCOMMIT, Finding, check_unit
+from unic_cache.store.unit_check import BY_HAND, UNCOMMIT, Finding, check_unit
 
 PATCH = f"{VIT_FOLDER}/features.zarr/000000/{VIEW}/patch/c.0.0.0.0.0"
 CALIBRATION = f"{VIT_FOLDER}/calibration.npz"

@@ -15,7 +15,7 @@ from unic_cache.cache import open_cache
 from unic_cache.config import RepairConfig
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.schemes import open_location
-from unic_cache.store.guests import sort_folders
+from unic_cache.store.foreign_folders import sort_folders
 
 
 def renamed(cache: Path) -> str:

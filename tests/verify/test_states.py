@@ -14,7 +14,7 @@ from tests.conftest import CNN, picture, png, tree, write_tar
 from tests.verify.damage import CNN_FOLDER, VIEW, VIT_FOLDER, check, flip, record_of, rewrite
 from unic_cache.config import RepairConfig
 from unic_cache.errors import CacheError
-from unic_cache.store import verify as stored
+from unic_cache.store import unit_check as stored
 from unic_cache.store.calibrate import Calibration
 
 

@@ -15,7 +15,7 @@ from unic_cache.store.codecs.codec import CODECS, FeatureCodec, Features
 from unic_cache.store.codecs.pixel_codec import PIXEL_CODECS, PixelCodec
 from unic_cache.store.commit import CommitRecord, Unit, calibration_of, parse_record
 from unic_cache.store.layout import FORMAT, VIEWS_MEMBER, ArraySpec, commit_folder, commit_name
-from unic_cache.tokens import check_size, kinds_from_json
+from unic_cache.token_kinds import check_size, kinds_from_json
 
 LIMIT_ROW_BYTES = 2**28  # of one row of one array: the most that a hostile spec can make us allocate
 LIMIT_SPEC_BYTES = 2**20

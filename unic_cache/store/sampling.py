@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from unic_cache.draws import Purpose, permutation, words
-from unic_cache.tokens import Grid
+from unic_cache.token_kinds import Grid
 
 Positions = npt.NDArray[np.int64]
 

@@ -26,7 +26,7 @@ from unic_cache.files.open_file import files_at_once
 from unic_cache.store.commit import CommitRecord
 from unic_cache.stream.address import Address
 from unic_cache.stream.gather import Gathering, pieces
-from unic_cache.stream.seen import Seen
+from unic_cache.stream.seen_pixels import Seen
 from unic_cache.views.augment import make_view, pixel_crc
 from unic_cache.views.decode import decode
 from unic_cache.views.index import ShardEntry

@@ -29,7 +29,7 @@ from torch.nn.functional import gelu
 
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import block_tokens
-from unic_cache.tokens import Grid, Kinds
+from unic_cache.token_kinds import Grid, Kinds
 
 Tokens = dict[str, Tensor]  # kind -> (B, P) of a summary token, (B, S, P) of grid tokens
 Head = tuple[str, str]  # teacher, kind

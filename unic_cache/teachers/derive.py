@@ -19,8 +19,8 @@ from torch import nn
 
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.spec import Option, TeacherSpec
-from unic_cache.teachers.tokens import prefix_tokens, reductions, stride16_index, tokens
-from unic_cache.tokens import CLS, PATCH
+from unic_cache.teachers.token_rules import prefix_tokens, reductions, stride16_index, tokens
+from unic_cache.token_kinds import CLS, PATCH
 from unic_cache.weights.conversion import quickgelu_name
 
 log = logging.getLogger(__name__)

@@ -14,16 +14,16 @@ from typing import Any
 import timm
 import torch
 
-from unic_cache.arithmetic import float32_products
 from unic_cache.errors import TeacherError, WeightsError
 from unic_cache.inputs import network_input
 from unic_cache.teachers.catalog import no_weights
 from unic_cache.teachers.fitting import Source, fitted
 from unic_cache.teachers.hub import hub_file
 from unic_cache.teachers.spec import TeacherSpec
-from unic_cache.teachers.tokens import Tokens, tokens
+from unic_cache.teachers.token_rules import Tokens, tokens
 from unic_cache.teachers.weights import file_sha256, state_sha256
-from unic_cache.tokens import TokenKind, in_order
+from unic_cache.tf32 import float32_products
+from unic_cache.token_kinds import TokenKind, in_order
 from unic_cache.weights.untrained import check_values, tell_untrained
 
 SHOWN_ROWS = 8  # of a batch, named in an error

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch.nn.functional import interpolate
 
-from unic_cache.tokens import Grid
+from unic_cache.token_kinds import Grid
 
 
 def resample(pos_1ND: torch.Tensor, grid: Grid, prefix: int, rule: str) -> torch.Tensor:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from unic_cache.errors import TeacherError
-from unic_cache.tokens import CLS, PATCH, Kinds, kinds_from_json, kinds_to_json
+from unic_cache.token_kinds import CLS, PATCH, Kinds, kinds_from_json, kinds_to_json
 
 Option = bool | int | float | str
-Rules = Mapping[str, str]  # token kind -> rule of teachers/tokens.py
+Rules = Mapping[str, str]  # token kind -> rule of teachers/token_rules.py
 
 SUMMARY_RULES = ("norm-cls", "fc-norm-mean", "pooled", "block")
 GRID_RULES = ("norm-patch", "raw-patch", "stride16-map", "block")

@@ -23,7 +23,7 @@ from unic_cache.errors import CacheError
 from unic_cache.store.codecs.fixed import F16, Array, Codec, Encoded, Int4, Int8
 from unic_cache.store.codecs.klt import Klt, unprefixed
 from unic_cache.store.layout import ArraySpec
-from unic_cache.tokens import Grid, Kinds, grid_of
+from unic_cache.token_kinds import Grid, Kinds, grid_of
 
 CODECS: dict[str, type[Codec]] = {FITTED: Klt, "f16": F16, "int8": Int8, "int4": Int4}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unic_cache.store.codecs.klt import Klt, band_tokens, dct, over_grid
 from unic_cache.store.moments import Counting, Floats, principal
-from unic_cache.tokens import PATCH, Grid
+from unic_cache.token_kinds import PATCH, Grid
 
 # the least rms, in steps, of each class of klt.LARGEST; coefficients below the last are left out
 CLASS_FROM = (20.0, 2.6, 0.85, 0.42, 0.09)

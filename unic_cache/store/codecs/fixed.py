@@ -15,7 +15,7 @@ from torch import Tensor
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.rotation import hadamard
 from unic_cache.store.layout import ArraySpec
-from unic_cache.tokens import Grid
+from unic_cache.token_kinds import Grid
 
 HALF_MAX = 65504.0
 

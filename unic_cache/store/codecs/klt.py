@@ -41,7 +41,7 @@ from torch import Tensor
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.fixed import Array, Encoded
 from unic_cache.store.layout import ArraySpec
-from unic_cache.tokens import PATCH, Grid
+from unic_cache.token_kinds import PATCH, Grid
 
 TILE = 256
 DEAD_ZONE = 0.6  # of a step

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pipelines.command.device import pick_device
-from pipelines.command.given import given_shards
 from pipelines.command.progress import Progress
-from pipelines.extracting.options import TeacherOptions
+from pipelines.command.tars import given_shards
+from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.recorder import sampled
 from pipelines.extracting.teacher_weights import load_teachers, normalization_text
 from unic_cache.cache import Cache, CachedTeacher
@@ -27,10 +27,10 @@ from unic_cache.errors import BrokenError, CacheError
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.member import Member
 from unic_cache.store.sampling import at_positions
-from unic_cache.store.verify import BY_HAND, Finding
+from unic_cache.store.unit_check import BY_HAND, Finding
 from unic_cache.stream.address import addresses, shown
-from unic_cache.stream.evenly import spread
 from unic_cache.stream.pixels import KeptPixels, PixelSource, ShardPixels, ViewBatch
+from unic_cache.stream.row_samples import spread
 from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import ShardEntry
 

@@ -17,7 +17,7 @@ from crc32c import crc32c
 
 from pipelines.command.failures import reason
 from pipelines.command.progress import say
-from pipelines.extracting.options import OpeningOptions
+from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.extracting.specs import versions
 from unic_cache.errors import CacheError
 from unic_cache.files.local import LocalFolder

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from unic_cache.store.commit import Unit
-from unic_cache.store.verify import BY_HAND, UNCOMMIT, Finding, UnitState
+from unic_cache.store.unit_check import BY_HAND, UNCOMMIT, Finding, UnitState
 
 Place = tuple[int, int, str]  # segment, tar, view
 

@@ -16,8 +16,8 @@ from unic_cache.files.location import NAME, Location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.member import Member, read_within, spec_bytes
 from unic_cache.store.npz import load_npz, save_npz
-from unic_cache.store.verify import BY_HAND, LIMIT_METADATA_BYTES, REMOVE, Finding
-from unic_cache.stream.probe import is_probe
+from unic_cache.store.unit_check import BY_HAND, LIMIT_METADATA_BYTES, REMOVE, Finding
+from unic_cache.stream.decoder_probe import is_probe
 from unic_cache.views.index import Segment, read_segments, segment_file
 
 LIMIT_NPZ_BYTES = 2**28
