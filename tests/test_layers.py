@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PARTS = {"views", "teachers", "store", "student", "evaluate"}
-BASE = {"ahead", "arithmetic", "buffers", "config", "draws", "errors", "files", "inputs", "tokens", "weights"}
+BASE = {"ahead", "buffers", "config", "draws", "errors", "files", "inputs", "tf32", "token_kinds", "weights"}
 MODULES = sorted([*(ROOT / "unic_cache").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py"), ROOT / "cli.py"])
 
 

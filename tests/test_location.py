@@ -413,5 +413,5 @@ def test_a_path_and_a_file_url_are_local_folders(tmp_path: Path) -> None:
 
 
 def test_unknown_scheme_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"azure://c/x: no store for azure:// is known; use a path, s3://, gs://"):
+    with pytest.raises(ConfigError, match=r"azure://c/x: azure:// is not supported; use a path, s3://, gs://"):
         open_location("azure://c/x")

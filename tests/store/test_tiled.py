@@ -129,7 +129,7 @@ class TestRecords:
         body = json.loads(record.to_bytes())
         del body["self"]
         body["crc32c"]["patch"] = [7] * count
-        with pytest.raises(CacheError, match="does not have one 32-bit number for each of 2 rows or chunks"):
+        with pytest.raises(CacheError, match="does not hold one 32-bit number for each of 2 rows or chunks"):
             parse_record(signed(body), "teacher", record.unit, found.arrays)
 
     @pytest.mark.parametrize("change", [-(10**6), 10**6])
@@ -138,7 +138,7 @@ class TestRecords:
         body = json.loads(record.to_bytes())
         del body["self"]
         body["objects"] = {name: size + change * ("/patch/" in name) for name, size in body["objects"].items()}
-        with pytest.raises(CacheError, match="its sizes of objects are not those of 40 rows; run `unic-cache repair`"):
+        with pytest.raises(CacheError, match="the sizes of its objects do not fit 40 rows; run `unic-cache repair`"):
             parse_record(signed(body), "teacher", record.unit, found.arrays)
 
     def test_a_size_that_is_only_possible_is_found_by_the_reader(self, tmp_path):

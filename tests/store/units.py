@@ -1,5 +1,6 @@
 """A made-up teacher's spec and units of it, for tests of the store alone."""
 
+from unic_cache.config import Views
 from unic_cache.store.commit import Unit
 from unic_cache.store.layout import Extent
 
@@ -13,4 +14,4 @@ SPEC = {
 
 
 def unit(rows: int, shard: int = 0, shards: int = 2, longest: int | None = None) -> Unit:
-    return Unit(0, Extent(shards, longest or rows), shard, f"tar{shard}", rows, "unic-32-0-000")
+    return Unit(0, Extent(shards, longest or rows), shard, f"tar{shard}", rows, Views("unic", 32, 0), 0)

@@ -61,5 +61,5 @@ class TestMadeAnew:
             check(whole, shards=str(tmp_path / "*.tar"))
 
     def test_a_pixel_check_without_tars_makes_no_sense(self, whole):
-        with pytest.raises(ConfigError, match="say --shards PATTERN too"):
+        with pytest.raises(ConfigError, match="--pixel-check makes views again from tars: add --shards PATTERN"):
             check(whole, pixel_check=3)
