@@ -27,7 +27,8 @@ from unic_cache.ahead import ahead, thread_pool
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import CacheError
-from unic_cache.evaluate.knn import bootstrap, knn, knn_leave_one_out, paired_difference
+from unic_cache.evaluate.bootstrap import bootstrap, paired_difference
+from unic_cache.evaluate.knn import knn, knn_leave_one_out
 from unic_cache.evaluate.report import Encoder, result_table
 from unic_cache.store.commit import CommitRecord
 from unic_cache.stream.address import Address
