@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     SHARD = 5
     BOOTSTRAP = 6
     TOKENS = 7
+    EVALUATE = 8
 
 
 def words(purpose: Purpose, seed: int, a: int, b: int, count: int) -> Words:

@@ -54,6 +54,7 @@ RANGES = {
     "drop_teacher": SHARE,
     "epochs": Range(0, 1_000_000, above=True),
     "eval_every": COUNT,  # steps
+    "head_steps": COUNT,
     "images": Range(10, 1_000_000),  # of a trial
     "img_size": PIXELS,
     "k": Range(1, 1_000_000),
