@@ -10,7 +10,7 @@ from rich.console import Console
 
 import cli
 from pipelines.command.printing import print_in_any_encoding, print_table, results
-from unic_cache.evaluate.knn import Interval
+from unic_cache.evaluate.bootstrap import Interval
 from unic_cache.evaluate.report import Encoder, result_table
 
 WHOLE = Interval(1.0, 1.0, 1.0)

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from unic_cache.errors import ConfigError
-from unic_cache.evaluate.knn import Interval
+from unic_cache.evaluate.bootstrap import Interval
 from unic_cache.evaluate.report import Encoder, plot_losses, read_log, result_table
 
 

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from unic_cache.errors import ConfigError
-from unic_cache.evaluate.knn import Interval
+from unic_cache.evaluate.bootstrap import Interval
 from unic_cache.files.local import LocalFolder
 
 if TYPE_CHECKING:
