@@ -157,12 +157,18 @@ def distill(config: DistillConfig) -> None:
     EvaluateConfig,
     examples="""
     unic-cache evaluate --encoder runs/student --train 'train/*.tar' --test 'val/*.tar' --cache cache
-    unic-cache evaluate --encoder runs/student --shards 'shards/*.tar' --json
+    unic-cache evaluate --encoder runs/a --encoder runs/b --encoder timm:resnet50 --shards 'shards/*.tar' --json
+    unic-cache evaluate --encoder runs/student --train 'ade/train/*.tar' --test 'ade/val/*.tar' --task segmentation
+    unic-cache evaluate --cache cache --shards 'shards/*.tar' --features features --out teachers.json
     """,
 )
-@json_flag(help="Print JSON instead of the table.")
+@json_flag(help="Print JSON instead of the tables.")
 def evaluate(config: EvaluateConfig, as_json: bool) -> None:
-    """Compare frozen features by weighted k-NN: the student, a random student, and each teacher in the cache."""
+    """Compare encoders on every task that the labels allow: students, a random one, cached teachers, timm models.
+
+    Tasks: knn, linear and retrieval by `.cls` labels, segmentation by `.mask.png`, depth by `.depth.png` or
+    `.depth.npy`. Every number has a 95% bootstrap interval over the test images. See docs/EVALUATION.md.
+    """
     from pipelines import evaluate as pipeline
 
     result = pipeline.run(config)

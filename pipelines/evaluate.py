@@ -38,6 +38,7 @@ from unic_cache.stream.pixels import ShardPixels
 from unic_cache.stream.rows import committed_record
 from unic_cache.student.run_files import SNAPSHOT
 from unic_cache.views.classes import check_classes, classes_beside
+from unic_cache.views.index import NO_LABEL
 
 
 def run(config: EvaluateConfig) -> Result:
@@ -69,7 +70,7 @@ def run(config: EvaluateConfig) -> Result:
         # Tasks: every encoder on the same test images
         labels = DenseLabels(folder / "labels", pool)
         measured = {task: measure(task, config, usable, own, encoders, labels, device) for task in tasks}
-        analysis = analysed(config, usable, own, encoders, everyone, device) if config.analysis else {}
+        analysis = analysed(config, usable, own, encoders, device) if config.analysis else {}
     result = gathered(config, cache, encoders, own, usable, measured, analysis)
     if config.out is not None:
         write_json(config.out, result)
@@ -108,7 +109,7 @@ def show(result: Result) -> None:
     """Print the tables, for people."""
     counts = ", ".join(f"{task} {one.images} test images" for task, one in result.tasks.items())
     title = f"{counts}; k-NN of {result.k} neighbours" if "knn" in result.tasks else counts
-    print_table(results(), score_table(result.rows, result.tasks, title))
+    print_table(results(), score_table(result.rows, result.tasks, result.encoders, title))
     gains = gain_table(result.rows, result.tasks)
     if gains is not None:
         print_table(results(), gains)
@@ -154,7 +155,10 @@ def check_sets(sets: Sequence[LabelledShards]) -> None:
     """ShardError if a tar is in both sets, or if two folders number their classes differently."""
     if len(sets) == 2:
         check_apart(*sets)
-    numbered = classes_beside([path for images in sets for path, _ in images.tars.values()])
+    labelled_tars = [
+        path for images in sets for path, entry in images.tars.values() if any(one != NO_LABEL for one in entry.labels)
+    ]
+    numbered = classes_beside(labelled_tars)
     check_classes(numbered)
     trusted = sorted(folder or "." for folder, names in numbered.items() if names is None)
     if trusted:
@@ -177,7 +181,7 @@ def announce(
         f"batch {config.batch_size}",
     )
     say_surroundings()
-    candidates = int(sets[0].classed_N.sum()) - (len(sets) == 1)
+    candidates = int(sets[0].classed.sum()) - (len(sets) == 1)
     if "knn" in tasks and config.k > candidates:
         say(f"k is {config.k}, but there are only {candidates} neighbours: all of them vote")
 

@@ -26,7 +26,7 @@ from unic_cache.files.local import LocalFolder
 from unic_cache.files.paths import SCHEME
 from unic_cache.files.schemes import open_location
 from unic_cache.store.layout import teacher_folder
-from unic_cache.teachers.catalog import no_weights, resolve
+from unic_cache.teachers.catalog import CATALOG, no_weights, resolve
 from unic_cache.views.index import no_cache, no_teacher, segment_names
 from unic_cache.views.shards import expand
 from unic_cache.weights.timm_names import close_names
@@ -69,11 +69,15 @@ def check_distill(config: DistillConfig) -> None:
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
-    """Check the encoder, the labelled tars and the cache."""
-    if not Path(config.encoder).exists():
-        raise ConfigError(
-            f"{config.encoder}: there is no such file or folder; `unic-cache distill --out DIR` makes an encoder"
-        )
+    """Check the encoders, the labelled tars and the cache."""
+    names = [text for text in config.encoder if not Path(text).exists()]
+    for text in names:
+        if not text.startswith("timm:") and text.partition("@")[0] not in CATALOG:
+            raise ConfigError(
+                f"{text}: there is no such file or folder, nor a teacher of that name; `unic-cache distill --out DIR` "
+                "makes an encoder, timm:NAME is any timm model, and `unic-cache teachers` lists the others"
+            )
+    check_teachers(names, dict(config.weights))
     for pattern in (config.shards, config.train, config.test):
         check_tars(pattern)
     if config.cache is not None:

@@ -47,10 +47,9 @@ def analysed(
     sets: Sequence[Usable],
     features: Mapping[str, Sequence[KeptFeatures]],
     encoders: Sequence[Encoder],
-    everyone: Sequence[Encoder],
     device: torch.device,
 ) -> dict[str, dict[str, Any]]:
-    """By encoder: the spectrum of its features of all images, and k-NN on the first components or with fewer weights."""
+    """By encoder: the spectrum of its features, and k-NN on the first components and without the smallest weights."""
     train, test = sets[0], sets[-1]
     sides = sides_of("knn", train, test, config.seed, np.zeros((0, 0, 0)))
     labelled = len(sides.train) > 1 and len(sides.test) > 0

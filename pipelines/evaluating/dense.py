@@ -22,12 +22,12 @@ READ_AHEAD = 32  # images
 
 
 def masks_of(usable: Usable, folder: Path, pool: ThreadPoolExecutor) -> Array:
-    """(N, H, W) uint8 classes of all wanted images, IGNORED without a mask. ShardError for a mask that does not fit."""
+    """(N, H, W) uint8 classes of all wanted images, 0 without a mask. ShardError for a mask that does not fit."""
     return _filled(usable, usable.images.masked_N, (MASK,), folder / "masks.npy", np.uint8, pool)
 
 
 def depths_of(usable: Usable, folder: Path, pool: ThreadPoolExecutor) -> Array:
-    """(N, H, W) float32 metres of all wanted images, 0 without a depth. ShardError for a depth map that does not fit."""
+    """(N, H, W) float32 metres of all wanted images, 0 without one. ShardError for a depth map that does not fit."""
     return _filled(usable, usable.images.deep_N, DEPTH_KINDS, folder / "depths.npy", np.float32, pool)
 
 

@@ -81,7 +81,7 @@ def _resolved(text: str) -> Path:
 
 
 def from_cache(teacher: CachedTeacher) -> Encoder:
-    """A teacher whose center views are in the cache. Its sampled tokens have no grid, so it takes part in no dense task."""
+    """A teacher whose center views are in the cache. Sampled tokens have no grid, so it has no dense task then."""
     features = teacher.codec.features
     quality = teacher.spec.get("quality")
     return Encoder(

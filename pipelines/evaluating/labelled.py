@@ -47,8 +47,8 @@ class LabelledShards:
     deep_N: Flags  # has a depth map
 
     @property
-    def classed_N(self) -> Flags:
-        """Which images have a class."""
+    def classed(self) -> Flags:
+        """(N,) which images have a class."""
         return np.asarray(self.labels_N.numpy() != NO_LABEL)
 
 
@@ -68,7 +68,7 @@ class Usable:
         self.prints_N, self.good_N = (np.zeros(len(self.images.wanted), kind) for kind in (np.uint64, np.bool_))
 
     def add(self, first: int, prints_B: Prints, bad: Mapping[int, str]) -> None:
-        """Sort the images from `wanted[first]` on; `bad` cannot be decoded. CacheError on other pictures than the cache's."""
+        """Sort the images from `wanted[first]` on; `bad` were not decoded. CacheError if the cache saw others."""
         group, others = self.images.wanted[first : first + len(prints_B)], []
         good_B = np.ones(len(group), np.bool_)
         for place, item in enumerate(group):

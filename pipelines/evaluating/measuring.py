@@ -62,12 +62,12 @@ def allowed(tasks: Sequence[str], sets: Sequence[LabelledShards]) -> list[str]:
     chosen = [task for task in EVALUATION_TASKS if task in tasks]
     if not chosen:
         dense = [task for task in NEEDS if all(flags(one, task).any() for one in sets)]
-        classes = not dense or all(len(set(one.labels_N[one.classed_N].tolist())) > 1 for one in sets)
+        classes = not dense or all(len(set(one.labels_N[one.classed].tolist())) > 1 for one in sets)
         chosen = [task for task in EVALUATION_TASKS if task in dense or (task in OF_CLASSES and classes)]
     for one in sets:
         for task in chosen:
             if task in OF_CLASSES:
-                check_labels(one.pattern, one.labels_N[one.classed_N].tolist())
+                check_labels(one.pattern, one.labels_N[one.classed].tolist())
             elif not flags(one, task).any():
                 raise ShardError(
                     f"{one.pattern}: none of its images has what {task} needs: {NEEDS[task]}. Pack them beside the "
@@ -78,7 +78,7 @@ def allowed(tasks: Sequence[str], sets: Sequence[LabelledShards]) -> list[str]:
 
 def flags(images: LabelledShards, task: str) -> Flags:
     """(N,) which images have the labels that a task needs."""
-    return {"segmentation": images.masked_N, "depth": images.deep_N}.get(task, images.classed_N)
+    return {"segmentation": images.masked_N, "depth": images.deep_N}.get(task, images.classed)
 
 
 def measure(
@@ -159,7 +159,7 @@ def among(pairs_P2: Tensor, asked: Rows, own: Rows) -> Tensor:
 
 
 def split(usable: Usable, rows: Rows, pairs_P2: Tensor, seed: int) -> Flags:
-    """Which of the rows are test images: a seeded fifth of each class, one at least of two or more. Twins stay together."""
+    """Which rows are test images: a seeded fifth of each class, at least one of two or more. Twins stay together."""
     twin_of: dict[int, int] = {}
     for one, other in pairs_P2.tolist():
         twin_of[max(one, other)] = min(twin_of.get(max(one, other), one), one, other)
@@ -206,8 +206,8 @@ def check_sides(task: str, train: Usable, test: Usable, sides: Sides) -> None:
     if unknown is not None:
         where = test.source.where(test.images.wanted[int(sides.test[unknown])])
         raise ShardError(
-            f"{where} is of class {asked[unknown]}, of which {train.images.pattern} has no image; train on all classes, "
-            "or remove that class from the test images"
+            f"{where} is of class {asked[unknown]}, of which {train.images.pattern} has no image; train on all "
+            "classes, or remove that class from the test images"
         )
 
 

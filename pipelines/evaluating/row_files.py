@@ -14,7 +14,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 class RowFile:
-    """Rows of one shape, (count, ...), written in order: a full disk is an error here, where a map would be a signal."""
+    """Rows of one shape, (count, ...), written in order: a full disk is an error here; writing to a map would crash."""
 
     def __init__(self, path: Path, count: int, dtype: npt.DTypeLike) -> None:
         self.path, self.count, self.dtype = path, count, np.dtype(dtype)
@@ -57,7 +57,7 @@ class RowFile:
 
     def _begin(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
-        self._file = open(self._temporary, "wb")
+        self._file = open(self._temporary, "wb")  # noqa: SIM115 (closed by `finish` or `drop`)
         header = {
             "descr": np.lib.format.dtype_to_descr(self.dtype),
             "fortran_order": False,

@@ -46,19 +46,34 @@ class TaskResult:
     gain: Mapping[str, Interval]  # percent over the best teacher
 
 
-def score_table(rows: Sequence[tuple[str, str, str, int]], tasks: Mapping[str, TaskResult], title: str) -> Table:
-    """Encoders (name, kind, what it was made from, channels) down, tasks across, each with its 95% interval."""
+def score_table(
+    rows: Sequence[tuple[str, str, str, int]],
+    tasks: Mapping[str, TaskResult],
+    neighbours: Sequence[Neighbours],
+    title: str,
+) -> Table:
+    """Encoders (name, kind, what it was made from, channels) down, tasks across, each with its 95% interval.
+
+    The last column is k-NN's paired difference to the random student, whose interval is narrower than those of two
+    accuracies suggest.
+    """
+    over_random = {one.name: one.over_random for one in neighbours}
     table = begun(title)
     for heading in ("from", "dim"):
         table.add_column(heading, justify="right" if heading == "dim" else "left", no_wrap=True)
     for task, result in tasks.items():
         table.add_column(f"{task}\n{result.metric} {result.unit}".rstrip(), justify="right", no_wrap=True)
+    if any(over_random.values()):
+        table.add_column("k-NN\nover random (95%)", justify="right", no_wrap=True)
     for name, kind, made_of, dim in rows:
         found = [result.encoders.get(name) for result in tasks.values()]
         cells = [
             value_text(score.metrics[result.metric], result.unit) if score else "-"
             for score, result in zip(found, tasks.values(), strict=True)
         ]
+        if any(over_random.values()):
+            over = over_random[name]
+            cells.append(f"{100 * over.mean:+.1f} ({100 * over.low:.1f}..{100 * over.high:.1f})" if over else "")
         table.add_row(f"teacher {name}" if kind == "teacher" else name, made_of, str(dim), *cells, style=STYLES[kind])
     return table
 
