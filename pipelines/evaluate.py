@@ -69,7 +69,8 @@ def run(config: EvaluateConfig) -> Result:
 
         # Tasks: every encoder on the same test images
         labels = DenseLabels(folder / "labels", pool)
-        measured = {task: measure(task, config, usable, own, encoders, labels, device) for task in tasks}
+        found = {task: measure(task, config, usable, own, encoders, labels, device) for task in tasks}
+        measured = {task: one for task, one in found.items() if one is not None}
         analysis = analysed(config, usable, own, encoders, device) if config.analysis else {}
     result = gathered(config, cache, encoders, own, usable, measured, analysis)
     if config.out is not None:

@@ -177,7 +177,12 @@ def test_the_json_has_gains_over_the_best_teacher(student, shards, cache_folder,
 
 def test_a_cached_teacher_equals_the_same_weights_run_here(student, shards, cache_folder, weights):
     both = EvaluateConfig(
-        (VIT,), shards=shards.pattern, cache=str(cache_folder), teachers=(VIT,), weights=((VIT, str(weights[VIT])),), k=5
+        (VIT,),
+        shards=shards.pattern,
+        cache=str(cache_folder),
+        teachers=(VIT,),
+        weights=((VIT, str(weights[VIT])),),
+        k=5,
     )
     result = evaluate.run(both)
     assert [row[:2] for row in result.rows] == [(VIT, "teacher"), (f"{VIT} (run here)", "network")]
@@ -278,7 +283,9 @@ class TestWhatIsRefused:
         train = str(pack(tmp_path / "a.tar", [0, 1, 3, 4, 6, 7]))
         test = str(pack(tmp_path / "b.tar", [9, 10, 11]))
         for task in ("knn", "linear"):
-            with pytest.raises(ShardError, match=r"b.tar, row 2 \(image00011.png\) is of class 2, of which .*a.tar has"):
+            with pytest.raises(
+                ShardError, match=r"b.tar, row 2 \(image00011.png\) is of class 2, of which .*a.tar has"
+            ):
                 evaluate.run(EvaluateConfig((student,), train=train, test=test, task=(task,)))
 
     def test_an_encoder_named_twice_and_none_at_all(self):
@@ -333,5 +340,3 @@ def test_classes_need_names_only_where_images_have_classes(student, tmp_path):
 def test_results_are_written_as_printed(student, sets, tmp_path):
     result = evaluate.run(config(student, sets, task=("knn",), out=str(tmp_path / "found.json")))
     assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(result.to_json()))
-
-

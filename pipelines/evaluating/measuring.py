@@ -89,11 +89,16 @@ def measure(
     encoders: Sequence[Encoder],
     labels: "DenseLabels",
     device: torch.device,
-) -> Measured:
-    """One task on every encoder that can take part. ShardError for sets that cannot be measured so."""
+) -> Measured | None:
+    """One task on every encoder that can take part; None if it was not asked for by name and would leak.
+
+    ShardError for sets that cannot be measured so.
+    """
     train, test = sets[0], sets[-1]
     dense_train, dense_test = labels.of(task, train), labels.of(task, test)
     sides = sides_of(task, train, test, config.seed, dense_train)
+    if not fair(task, train, test, sides, task in config.task):
+        return None
     check_sides(task, train, test, sides)
     settings = Settings(
         seed=config.seed,
@@ -163,7 +168,7 @@ def split(usable: Usable, rows: Rows, pairs_P2: Tensor, seed: int) -> Flags:
     twin_of: dict[int, int] = {}
     for one, other in pairs_P2.tolist():
         twin_of[max(one, other)] = min(twin_of.get(max(one, other), one), one, other)
-    order = permutation(words(Purpose.EVALUATE, seed, 0, 0, len(usable.images.wanted)))
+    order = permutation(words(Purpose.SPLIT, seed, 0, 0, len(usable.images.wanted)))
     by_class: dict[int, list[int]] = defaultdict(list)
     chosen = set(rows.tolist())
     for row in order.tolist():
@@ -185,17 +190,24 @@ def needed_to_train(rows: Rows, tested: Flags, masks_NHW: Array) -> Flags:
     return moved
 
 
+def fair(task: str, train: Usable, test: Usable, sides: Sides, asked: bool) -> bool:
+    """Whether no head would train on what it is tested on: says so if one would, or raises ShardError if `asked` for."""
+    told = tell_twins(train, test, sides.twins_P2, sides.test)
+    if told and task in ASKED:
+        say(f"{task}: {told}; twins do not vote for each other")
+    elif told and asked:
+        raise ShardError(f"{task}: {told}; a head must not train on what it is tested on: remove them from one set")
+    elif told:
+        say(f"{task}: left out, since {told}, and a head must not train on what it is tested on")
+    return not told or task in ASKED
+
+
 def check_sides(task: str, train: Usable, test: Usable, sides: Sides) -> None:
-    """ShardError for one class, a class in test that train lacks, or, where heads are fitted, an image in both sets."""
+    """ShardError without images on one side, for one class only, or for a class in test that train lacks."""
     if not len(sides.train) or not len(sides.test):
         raise ShardError(
             f"{test.images.pattern}: no usable image to {'train' if not len(sides.train) else 'test'} {task}"
         )
-    told = tell_twins(train, test, sides.twins_P2, sides.test)
-    if told and task in ASKED:
-        say(f"{task}: {told}; twins do not vote for each other")
-    elif told:
-        raise ShardError(f"{task}: {told}; a head must not train on what it is tested on: remove them from one set")
     if task not in OF_CLASSES:
         return
     own, asked = (one.images.labels_N[rows].tolist() for one, rows in ((train, sides.train), (test, sides.test)))
