@@ -6,7 +6,6 @@ split by class elsewhere. No picture is on both sides.
 Letters: N images, P pairs.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +24,8 @@ from pipelines.evaluating.features import KeptFeatures
 from pipelines.evaluating.labelled import Flags, LabelledShards, Usable, check_labels, tell_twins, twins
 from pipelines.evaluating.row_files import Array, PickedRows
 from unic_cache.config import EVALUATION_TASKS, EvaluateConfig
-from unic_cache.draws import Purpose, permutation, words
 from unic_cache.errors import ConfigError, ShardError
+from unic_cache.evaluate.split import Part, held_out
 from unic_cache.evaluate.task import IGNORED, Examples, Metrics, Settings
 
 Rows = npt.NDArray[np.int64]
@@ -168,13 +167,8 @@ def split(usable: Usable, rows: Rows, pairs_P2: Tensor, seed: int) -> Flags:
     twin_of: dict[int, int] = {}
     for one, other in pairs_P2.tolist():
         twin_of[max(one, other)] = min(twin_of.get(max(one, other), one), one, other)
-    order = permutation(words(Purpose.SPLIT, seed, 0, 0, len(usable.images.wanted)))
-    by_class: dict[int, list[int]] = defaultdict(list)
-    chosen = set(rows.tolist())
-    for row in order.tolist():
-        if row in chosen and row not in twin_of:
-            by_class[int(usable.images.labels_N[row])].append(row)
-    tested = {row for found in by_class.values() if len(found) > 1 for row in found[: max(1, int(TESTED * len(found)))]}
+    heads = np.array([row for row in rows.tolist() if row not in twin_of], np.int64)
+    tested = set(heads[held_out(usable.images.labels_N[heads], TESTED, seed, Part.TEST)].tolist())
     return np.array([twin_of.get(row, row) in tested for row in rows.tolist()], np.bool_)
 
 
