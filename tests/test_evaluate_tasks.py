@@ -1,4 +1,4 @@
-"""Every task through the whole pipeline: equal to features taken directly, kept between runs, and refused if unsound."""
+"""Every task through the whole pipeline: equal to features taken directly, kept between runs, refused if unsound."""
 
 import dataclasses
 import io
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from unic_cache.evaluate.segmentation import segmentation
 from webdataset import TarWriter
 
 from pipelines import evaluate, extract
@@ -17,7 +18,6 @@ from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import ConfigError, ShardError
 from unic_cache.evaluate.linear import linear
 from unic_cache.evaluate.retrieval import retrieval
-from unic_cache.evaluate.segmentation import segmentation
 from unic_cache.evaluate.task import Examples, Settings
 from unic_cache.student.backbone import build_encoder, encoder_spec, prepare, tokens
 from unic_cache.student.export import save_encoder

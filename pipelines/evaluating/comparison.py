@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from unic_cache.evaluate.bootstrap import Interval, Resampled, difference, gain, interval, resample
-
 from pipelines.evaluating.encoders import RANDOM, TEACHER, Encoder
 from pipelines.evaluating.measuring import Measured
-from unic_cache.evaluate.results import Neighbours, Score, TaskResult
+from unic_cache.evaluate.bootstrap import Interval, Resampled, difference, gain, interval, resample
+from unic_cache.evaluate.tables import Neighbours, Score, TaskResult
 
 NEIGHBOURS = "-NN"  # after k, in the names of k-NN's metrics
 

@@ -185,7 +185,7 @@ def needed_to_train(rows: Rows, tested: Flags, masks_NHW: Array) -> Flags:
 
 
 def fair(task: str, train: Usable, test: Usable, sides: Sides, asked: bool) -> bool:
-    """Whether no head would train on what it is tested on: says so if one would, or raises ShardError if `asked` for."""
+    """Whether no head would train on what it is tested on. ShardError if one would and the task was `asked` for."""
     told = tell_twins(train, test, sides.twins_P2, sides.test)
     if told and task in ASKED:
         say(f"{task}: {told}; twins do not vote for each other")
