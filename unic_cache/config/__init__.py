@@ -25,6 +25,7 @@ from unic_cache.config.choices import (
     STANDARDIZATIONS,
     TRACKERS,
 )
+from unic_cache.config.reporting import ReportConfig
 from unic_cache.config.training import DistillConfig, EvaluateConfig
 from unic_cache.config.views import Views
 
@@ -46,6 +47,7 @@ __all__ = [
     "PlanConfig",
     "RecodeConfig",
     "RepairConfig",
+    "ReportConfig",
     "ShardConfig",
     "VerifyConfig",
     "Views",
