@@ -26,6 +26,7 @@ from unic_cache.config import (
     PlanConfig,
     RecodeConfig,
     RepairConfig,
+    ReportConfig,
     ShardConfig,
     VerifyConfig,
 )
@@ -179,6 +180,25 @@ def evaluate(config: EvaluateConfig, as_json: bool) -> None:
 
 
 @command(
+    ReportConfig,
+    examples="""
+    unic-cache report report runs/student results.json
+    unic-cache report report runs/dropping runs/no-dropping --pictures 0
+    unic-cache report report runs/student results.json --cache cache --shards 'val/*.tar' --pictures 8
+    """,
+)
+def report(config: ReportConfig) -> None:
+    """Draw runs of `distill` and results of `evaluate --json` as one page, OUT/index.html, and OUT/figures/.
+
+    Gains over the best teacher, losses and coefficients per teacher, task against task, patch tokens, costs: each
+    figure whose data is there, as SVG and PNG too. The page needs no network.
+    """
+    from pipelines import report as pipeline
+
+    click.echo(f"The report is {pipeline.run(config)}")
+
+
+@command(
     RecodeConfig,
     examples="""
     unic-cache recode cache cache-small --quality 0.98
@@ -200,23 +220,26 @@ def recode(config: RecodeConfig) -> None:
     unic-cache inspect cache
     unic-cache inspect cache --json | jq .teachers
     unic-cache inspect runs/student --provenance
+    unic-cache inspect cache --pictures pictures --student runs/student
     """,
 )
 @json_flag(help="Print JSON instead of tables.")
 def inspect(config: InspectConfig, as_json: bool) -> None:
     """Show what a cache holds: teachers, views, shards done and missing, bytes, codec, calibration.
 
-    With --provenance, show what a cache or an exported student was made from.
+    With --provenance, show what a cache or an exported student was made from. With --pictures, draw images, tokens and
+    the codec's losses, and with --student the images that it finds hardest.
     """
     from pipelines import inspect as contents
     from pipelines import provenance as origins
 
-    pipeline = origins if config.provenance or origins.is_student(config.cache) else contents
-    report = pipeline.run(config)
+    student = origins.is_student(config.cache) and config.pictures is None
+    pipeline = origins if config.provenance or student else contents
+    found = pipeline.run(config)
     if as_json:
-        click.echo(json.dumps(report, indent=1))
+        click.echo(json.dumps(found, indent=1))
     else:
-        pipeline.show(report)
+        pipeline.show(found)
 
 
 @command(

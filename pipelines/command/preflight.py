@@ -18,6 +18,7 @@ from unic_cache.config import (
     PlanConfig,
     RecodeConfig,
     RepairConfig,
+    ReportConfig,
     ShardConfig,
     VerifyConfig,
 )
@@ -82,6 +83,29 @@ def check_evaluate(config: EvaluateConfig) -> None:
         check_tars(pattern)
     if config.cache is not None:
         check_cache(config.cache, config.teachers)
+
+
+def check_inspect(config: InspectConfig) -> None:
+    """Check the cache's folder, and for pictures the run and the tars."""
+    check_folder(config.cache)
+    if config.student is not None:
+        check_there(config.student)
+    check_tars(config.shards)
+
+
+def check_report(config: ReportConfig) -> None:
+    """Check that the inputs exist, and the cache and the tars."""
+    for path in config.inputs:
+        check_there(path)
+    if config.cache is not None:
+        check_cache(config.cache)
+    check_tars(config.shards)
+
+
+def check_there(path: str) -> None:
+    """ConfigError unless there is such a file or folder."""
+    if not Path(path).exists():
+        raise ConfigError(f"{path}: there is no such file or folder; check the path")
 
 
 def check_verify(config: VerifyConfig) -> None:
@@ -158,6 +182,7 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     EvaluateConfig: check_evaluate,
     RecodeConfig: lambda config: check_cache(config.source, config.teachers),
     VerifyConfig: check_verify,
-    InspectConfig: lambda config: check_folder(config.cache),
+    InspectConfig: check_inspect,
     RepairConfig: lambda config: check_folder(config.cache),
+    ReportConfig: check_report,
 }

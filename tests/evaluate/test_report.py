@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from unic_cache.errors import ConfigError
-from unic_cache.evaluate.report import plot_losses, read_log
+from unic_cache.evaluate.curves import plot_losses
+from unic_cache.evaluate.run_log import read_log
 
 
 def record(kind: str, step: int, loss: float) -> dict[str, Any]:
@@ -77,5 +78,5 @@ def test_logs_without_records_are_refused(tmp_path: Path) -> None:
 
 
 def test_matplotlib_is_imported_only_to_plot() -> None:
-    script = "import sys, unic_cache.evaluate.report; sys.exit('matplotlib' in sys.modules)"
+    script = "import sys, unic_cache.evaluate.curves; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -28,6 +28,7 @@ from unic_cache.config.choices import (
     TRACKERS,
 )
 from unic_cache.config.evaluating import EvaluateConfig
+from unic_cache.config.reporting import ReportConfig
 from unic_cache.config.training import DistillConfig
 from unic_cache.config.views import Views
 
@@ -51,6 +52,7 @@ __all__ = [
     "PlanConfig",
     "RecodeConfig",
     "RepairConfig",
+    "ReportConfig",
     "ShardConfig",
     "VerifyConfig",
     "Views",
