@@ -13,4 +13,15 @@ DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("no", "bf16", "fp16")
 NORMALIZATIONS = ("batch", "image")
 STANDARDIZATIONS = ("channel", "phi-s", "none")
-TRACKERS = ("tensorboard", "none")
+TRACKERS = (  # accelerate's
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "comet_ml",
+    "aim",
+    "clearml",
+    "dvclive",
+    "swanlab",
+    "trackio",
+    "none",
+)

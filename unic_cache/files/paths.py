@@ -22,7 +22,7 @@ VARIABLE = re.compile(r"\$(?:\{\w+\}|[A-Za-z_]\w*)")
 
 # names of fields: `source` is (teacher, text) pairs in one config, and `images` is a number in another
 ANYWHERE = {"cache", "source", "target"}  # a folder: a path or a URL
-TARS = {"shards", "val_shards", "train", "test"}  # a pattern of tars: paths or URLs
+TARS = {"shards", "val_shards", "knn_shards", "train", "test"}  # a pattern of tars: paths or URLs
 HERE = {"images", "out", "encoder", "init"}  # a local path; `init` may be a model's name instead
 ONLY_HERE = "only a local path is accepted here; copy files from or to a store with its own tools"
 SHARD_ONLY_HERE = "`shard` packs local files into a local folder; copy that to the store afterwards"
