@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from unic_cache.evaluate.segmentation import segmentation
 from webdataset import TarWriter
 
 from pipelines import evaluate, extract
@@ -18,6 +17,7 @@ from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import ConfigError, ShardError
 from unic_cache.evaluate.linear import linear
 from unic_cache.evaluate.retrieval import retrieval
+from unic_cache.evaluate.segmentation import segmentation
 from unic_cache.evaluate.task import Examples, Settings
 from unic_cache.student.backbone import build_encoder, encoder_spec, prepare, tokens
 from unic_cache.student.export import save_encoder
@@ -156,7 +156,9 @@ def test_students_are_called_by_their_folders_and_compared_in_pairs(student, set
 
 
 def test_the_json_has_gains_over_the_best_teacher(student, shards, cache_folder, capsys):
-    result = evaluate.run(EvaluateConfig((student,), shards=shards.pattern, cache=str(cache_folder), task=("knn",), k=5))
+    result = evaluate.run(
+        EvaluateConfig((student,), shards=shards.pattern, cache=str(cache_folder), task=("knn",), k=5)
+    )
     data = json.loads(json.dumps(result.to_json()))
     knn = data["tasks"]["knn"]
     teachers = {name: one["value"] for name, one in knn["encoders"].items() if one["kind"] == "teacher"}

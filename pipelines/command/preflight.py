@@ -6,6 +6,7 @@ what is behind a URL is left to the stage.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def check_distill(config: DistillConfig) -> None:
     else:
         check_cache(config.cache, config.teachers)
     check_tars(config.shards, config.out if config.online else config.cache)
+    check_tars(config.knn_shards)
+    if config.tracker != "none" and find_spec(config.tracker) is None:
+        raise no_tracker(config.tracker)
+
+
+def no_tracker(name: str) -> ConfigError:
+    """The error for a tracker whose package, which has its name, accelerate does not find."""
+    return ConfigError(
+        f"--tracker {name}: its package is missing or of a version that accelerate does not take; install it with "
+        f"`pip install {name}`, or choose another tracker or none"
+    )
 
 
 def check_evaluate(config: EvaluateConfig) -> None:

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from unic_cache.views.dense_places import DEPTH_KINDS, MASK
 
 from pipelines.command.progress import say
 from pipelines.command.tars import given_shards
@@ -25,6 +24,7 @@ from unic_cache.errors import CacheError, ShardError
 from unic_cache.store.commit import CommitRecord
 from unic_cache.stream.address import Address
 from unic_cache.stream.pixels import ShardPixels, ViewBatch
+from unic_cache.views.dense_places import DEPTH_KINDS, MASK
 from unic_cache.views.index import NO_LABEL, ShardEntry
 from unic_cache.views.left_out import UNREAD_LABEL, merged
 
@@ -32,6 +32,7 @@ NAMED = 5  # images in a message
 
 Place = tuple[int, int]
 Flags = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]  # positions in `wanted`
 Prints = npt.NDArray[np.uint64]  # of an image's view: its crc32c, then its crc32
 
 
@@ -50,6 +51,12 @@ class LabelledShards:
     def classed(self) -> Flags:
         """(N,) which images have a class."""
         return np.asarray(self.labels_N.numpy() != NO_LABEL)
+
+    def only(self, kept_N: Flags) -> "LabelledShards":
+        """Some of the images."""
+        wanted = [item for item, kept in zip(self.wanted, kept_N, strict=True) if kept]
+        labels_N, masked_N, deep_N = self.labels_N[torch.from_numpy(kept_N)], self.masked_N[kept_N], self.deep_N[kept_N]
+        return LabelledShards(self.pattern, self.tars, wanted, labels_N, masked_N, deep_N)
 
 
 @dataclass
@@ -150,8 +157,8 @@ def check_labels(pattern: str, labels: Collection[int]) -> None:
     """ShardError unless there are at least two classes."""
     if len(set(labels)) < 2:
         raise ShardError(
-            f"{pattern}: {len(labels)} images have a label, of {len(set(labels))} classes; k-NN and other tasks of "
-            "classes need `.cls` members of at least two classes. Make labelled shards with `unic-cache shard`"
+            f"{pattern}: {len(labels)} images have a label, of {len(set(labels))} classes; k-NN needs `.cls` members "
+            "of at least two classes, as linear and retrieval do. Make labelled shards with `unic-cache shard`"
         )
 
 
@@ -187,7 +194,14 @@ def twins(train: Usable, test: Usable) -> Tensor:
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
 
 
-def tell_twins(train: Usable, test: Usable, twins_P2: Tensor, rows: npt.NDArray[np.int64]) -> str:
+def among(pairs_P2: Tensor, asked: Rows, own: Rows) -> Tensor:
+    """The pairs whose images are among the rows, as positions in them."""
+    tests, trains = ({row: place for place, row in enumerate(rows.tolist())} for rows in (asked, own))
+    kept = [(tests[a], trains[b]) for a, b in pairs_P2.tolist() if a in tests and b in trains]
+    return torch.tensor(kept, dtype=torch.int64).reshape(-1, 2)
+
+
+def tell_twins(train: Usable, test: Usable, twins_P2: Tensor, rows: Rows) -> str:
     """How many of the test images `rows` have a twin, with the first; "" if none has. Pairs are positions in `rows`."""
     asked = sorted(set(twins_P2[:, 0].tolist()))
     if not asked:

@@ -12,23 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from unic_cache.evaluate.tasks import TASKS
 
 from pipelines.command.progress import say
 from pipelines.evaluating.dense import depths_of, masks_of
 from pipelines.evaluating.encoders import Encoder
 from pipelines.evaluating.features import KeptFeatures
-from pipelines.evaluating.labelled import Flags, LabelledShards, Usable, check_labels, tell_twins, twins
+from pipelines.evaluating.labelled import Flags, LabelledShards, Rows, Usable, among, check_labels, tell_twins, twins
 from pipelines.evaluating.row_files import Array, PickedRows
 from unic_cache.config import EVALUATION_TASKS, EvaluateConfig
 from unic_cache.errors import ConfigError, ShardError
 from unic_cache.evaluate.split import Part, held_out
 from unic_cache.evaluate.task import IGNORED, Examples, Metrics, Settings
-
-Rows = npt.NDArray[np.int64]
+from unic_cache.evaluate.tasks import TASKS
 
 OF_CLASSES = ("knn", "linear", "retrieval")  # tasks that need `.cls` labels
 ASKED = ("knn", "retrieval")  # nothing is fitted: a single set is asked leave-one-out
@@ -154,13 +151,6 @@ def sides_of(task: str, train: Usable, test: Usable, seed: int, dense: Array) ->
         own, asked = own[~tested], own[tested]
         pairs_P2 = pairs_P2[:0]
     return Sides(own, asked, leave_one_out, among(pairs_P2, asked, own))
-
-
-def among(pairs_P2: Tensor, asked: Rows, own: Rows) -> Tensor:
-    """The pairs whose images are among the rows, as positions in them."""
-    tests, trains = ({row: place for place, row in enumerate(rows.tolist())} for rows in (asked, own))
-    kept = [(tests[a], trains[b]) for a, b in pairs_P2.tolist() if a in tests and b in trains]
-    return torch.tensor(kept, dtype=torch.int64).reshape(-1, 2)
 
 
 def split(usable: Usable, rows: Rows, pairs_P2: Tensor, seed: int) -> Flags:

@@ -1,5 +1,6 @@
 """The settings of training."""
 
+import re
 from dataclasses import dataclass
 
 from unic_cache.config.choices import (
@@ -67,10 +68,14 @@ class DistillConfig(Stage):
         None, "Tars (or, without tars, names in the cache) held out for validation.", "PATTERN"
     )
     use_held_out: bool = option(False, "Also train on tars that earlier runs held out.")
+    knn_shards: str | None = option(
+        None, "Labelled tars: log the student's leave-one-out k-NN on them at every validation.", "PATTERN"
+    )
     eval_every: int = option(1000, "Steps between validations.")
     log_every: int = option(10, "Steps between log lines.")
     save_every: int = option(1000, "Steps between checkpoints.")
     tracker: str = option("tensorboard", "Experiment tracker.", choices=TRACKERS)
+    project: str = option("unic-cache", "Project in the tracker; the run is named after --out.", "NAME")
     pixel_tolerance: int = option(0, "Largest accepted difference from the teachers' pixels, in levels of 255.")
     skip_broken: bool = option(False, "Skip and count rows that are not as committed, instead of stopping.")
     threads: int = option(0, THREADS)
@@ -79,6 +84,11 @@ class DistillConfig(Stage):
         if self.recipe == CENTER:
             raise ConfigError(f"recipe {CENTER!r} is for evaluation only; train on unic or light")
         super().__post_init__()
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}", self.project):
+            raise ConfigError(
+                f"project {self.project!r} is no name that every tracker takes; use up to 100 letters, digits, ' ', "
+                "'_', '.' and '-', beginning with a letter or digit"
+            )
         if self.weights and not self.online:
             raise ConfigError("--weights are of teachers that --online runs; a cache needs none")
         if self.min_lr > self.peak_lr():
