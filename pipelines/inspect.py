@@ -63,12 +63,13 @@ def run(config: InspectConfig) -> dict[str, Any]:
     if cache.pixels is not None:
         report["kept_views"] = {**sizes_of(cache.pixels, views := views_of(cache, cache.pixels)), "views": views}
     if config.pictures is not None:
-        report["pictures"] = str(draw(config, config.pictures, cache))
+        report["pictures"] = str(draw(config, cache))
     return report
 
 
-def draw(config: InspectConfig, out: str, cache: Cache) -> Path:
-    """Draw the cache, and what a student finds hardest in it, into the folder `out`; the page's path."""
+def draw(config: InspectConfig, cache: Cache) -> Path:
+    """Draw the cache, and what a student finds hardest in it, into the folder --pictures; return the page's path."""
+    out = str(config.pictures)
     check_free(out)
     teachers = readable(cache)
     run = None if config.student is None else run_settings(Path(config.student))

@@ -24,6 +24,7 @@ from unic_cache.evaluate.drawing import Picture
 from unic_cache.evaluate.feature_use import curve_figure, dimension_figure
 from unic_cache.evaluate.page import Page, Section
 from unic_cache.evaluate.results import Evaluation
+from unic_cache.student.run_files import ENCODER
 
 JSON = "a file of `unic-cache evaluate --json`"
 TITLE = "What the students are worth"
@@ -140,10 +141,12 @@ def draw_tokens(config: ReportConfig, runs: Sequence[Run], cache: Cache | None, 
         if config.shards is not None:
             raise ConfigError("--shards names images of a cache, and there is none: add --cache CACHE")
         return []
+    exported = [one for one in runs if (one.folder / ENCODER).is_file()]
+    missing += [f"patch tokens of {one.label}; needs its {ENCODER}" for one in runs if one not in exported]
     failed: UnicCacheError | None = None
     for pattern in patterns(config, runs, cache):
         try:
-            return [token_figure(cache, runs, pattern, config.pictures, config.threads)]
+            return [token_figure(cache, exported, pattern, config.pictures, config.threads)]
         except UnicCacheError as error:
             failed = error
     assert failed is not None

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from pipelines.reporting.codec_losses import fidelity_table, stored_frequencies, token_errors
+from pipelines.reporting.codec_losses import fidelity_table, frequency_bits, token_errors
 from pipelines.reporting.images import Source, photographs, teacher_tokens
 from unic_cache.evaluate.drawing import Picture
-from unic_cache.evaluate.heat import share_figure
+from unic_cache.evaluate.heat import grid_figure
 from unic_cache.evaluate.page import Section
 from unic_cache.evaluate.token_pictures import Row, Tokens, component_maps, norm_maps, row_figure, value_maps
 from unic_cache.stream.address import Address
@@ -13,9 +13,9 @@ from unic_cache.stream.batches import Batch
 
 IMAGES, VIEWS = 6, 4  # drawn, at most
 ABOUT_CODEC = (
-    "The mean cosine compares tokens with their decoded codes on views that calibration held out; the relative error is "
-    "the distance that it stands for, sqrt(2 - 2 cosine). Nothing in a cache tells the error of one token under klt: "
-    "`unic-cache verify --teacher-check N` runs the teacher again."
+    "The mean cosine compares tokens with their decoded codes on views that calibration held out; the relative error "
+    "is the distance that it stands for, sqrt(2 - 2 cosine). Nothing in a cache tells the error of one token under "
+    "klt; `unic-cache verify --teacher-check N` runs the teacher again."
 )
 
 
@@ -57,9 +57,9 @@ def token_section(source: Source, wanted: list[Address], batch: Batch) -> Sectio
         "Patch tokens of each teacher",
         f"Images, and below each the principal components and the norms of the tokens of "
         f"{', '.join(tokens.name for tokens in found) or 'no teacher'}.",
-        f"View {source.views.name(wanted[0].number)}. Components: one basis per teacher; the background, below the mean "
-        "of the first component, is left clear, and colours are three components of the rest. Norms of the teacher's "
-        f"own values, dark to bright: {'; '.join(spans) or 'none'}. Tokens that are not stored are left clear too."
+        f"View {source.views.name(wanted[0].number)}. Components: one basis per teacher; the background, below the "
+        "mean of the first component, is left clear, and colours are three components of the rest. Norms of the "
+        f"teacher's values, dark to bright: {'; '.join(spans) or 'none'}. Tokens that are not stored are left clear too."
         + (f" Without patch tokens: {', '.join(without)}." if without else ""),
     )
     return Section("Tokens", listed(source, wanted), [picture])
@@ -108,16 +108,19 @@ def _error_picture(source: Source, batch: Batch) -> list[Picture]:
 
 
 def _frequency_picture(source: Source) -> list[Picture]:
-    """The share of coefficients that klt stores at each frequency of the grid."""
-    shares = {teacher.name: found for teacher in source.teachers if (found := stored_frequencies(teacher)) is not None}
-    if not shares:
+    """Where klt spends its bits, over the frequencies of the token grid."""
+    bits = {teacher.name: found for teacher in source.teachers if (found := frequency_bits(teacher)) is not None}
+    if not bits:
         return []
-    spans = "; ".join(f"{name} stores {100 * found.mean():.0f} % of all" for name, found in shares.items())
-    words = (
-        "stored-frequencies",
-        "Coefficients that klt stores",
-        f"Share of the channels stored at each frequency of the token grid: {spans}.",
-        "Each cell is a frequency of the token grid, the lowest at the top left; what is not stored is lost: it was below "
-        f"the noise in calibration. {spans}.",
+    spans = "; ".join(
+        f"{name} {each.min():.1f} to {each.max():.1f}, mean {each.mean():.1f}" for name, each in bits.items()
     )
-    return [share_figure(shares, "horizontal frequency", "vertical frequency", words)]
+    words = (
+        "bits-by-frequency",
+        "Bits that klt gives each frequency",
+        f"Mean bits of a coefficient at each frequency of the token grid: {spans}.",
+        "Each cell is a frequency of the token grid, the lowest at the top left; the mean over channels, before zstd. "
+        "One step serves all coefficients, so where bits are few, coefficients are small beside it, and most are lost. "
+        f"{spans}.",
+    )
+    return [grid_figure(bits, ("horizontal frequency", "vertical frequency", "bits"), words)]

@@ -4,7 +4,7 @@
 |---|---|---|
 | all | mean cosine on held-out views, values clipped | how much, per token kind |
 | `f16`, `int8`, `int4` | the distance of two codes, for each token | the error of each token |
-| `klt` | which coefficients are stored | which frequencies of the grid are gone |
+| `klt` | the class of each coefficient | which frequencies of the grid have few bits |
 
 Rounding to codes that are s apart has an error of s / sqrt(12), uniform between -s / 2 and s / 2. klt spreads its error
 over all tokens of an image, by its DCT; the error of one token needs the teacher itself.
@@ -22,7 +22,7 @@ from pipelines.reporting.holdings import views_of
 from pipelines.reporting.images import grid_kind
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.evaluate.page import Grid
-from unic_cache.store.codecs.klt import Klt, band_tokens, unprefixed
+from unic_cache.store.codecs.klt import LARGEST, Klt, band_tokens, unprefixed
 
 Floats = npt.NDArray[np.float64]
 Arrays = Mapping[str, Tensor]
@@ -62,19 +62,21 @@ def token_errors(teacher: CachedTeacher, arrays: Arrays) -> Floats | None:
     return np.asarray(find(kind, arrays) / np.sqrt(12) / np.maximum(rms_NT, 1e-12))
 
 
-def stored_frequencies(teacher: CachedTeacher) -> Floats | None:
-    """(h, w): the share of the channels' coefficients that klt stores at each frequency; None for other codecs.
+def frequency_bits(teacher: CachedTeacher) -> Floats | None:
+    """(h, w): the mean bits that klt gives a coefficient of each frequency, before zstd; None for other codecs.
 
-    The lowest frequency is first. None for sampled tokens too, which have no grid.
+    A class of codes up to L has log2(2 L + 1) bits, a coefficient that is not stored 0. The lowest frequency is first.
+    None for sampled tokens too, which have no grid.
     """
     kind, features = grid_kind(teacher), teacher.codec.features
     if kind is None or not features.fitted or features.whole_grid is None:
         return None
     klt = Klt.from_arrays(unprefixed(kind, teacher.calibration.klt), features.whole_grid, features.tokens)
-    counts = np.bincount(klt.order // klt.channels, minlength=klt.tokens)  # band by band
-    shares = np.empty(klt.tokens)
-    shares[np.concatenate(band_tokens(klt.grid, klt.tokens))] = counts / klt.channels
-    return shares.reshape(features.whole_grid)
+    bits = np.repeat(np.log2(2 * np.array(LARGEST) + 1), klt.counts)
+    sums = np.bincount(klt.order // klt.channels, weights=bits, minlength=klt.tokens)  # band by band
+    found = np.empty(klt.tokens)
+    found[np.concatenate(band_tokens(klt.grid, klt.tokens))] = sums / klt.channels
+    return found.reshape(features.whole_grid)
 
 
 def _f16_steps(kind: str, arrays: Arrays) -> Floats:

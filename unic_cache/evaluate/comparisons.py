@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from unic_cache.evaluate.drawing import COLOURS, INK, Picture, finish, label, legend, panels, style
+from unic_cache.evaluate.drawing import COLOURS, HALF, INK, Picture, finish, label, legend, panels, style
 from unic_cache.evaluate.page import Grid
 from unic_cache.evaluate.results import RANDOM, STUDENT, TEACHER, Estimate, Evaluation, TaskResult
 
@@ -83,7 +83,7 @@ def task_figure(evaluations: Sequence[Evaluation]) -> Picture | None:
     for own, other in zip(axes, others, strict=True):
         for name, kind, across, up in points[other]:
             _point(own, label(name), COLOURS[names.index(name) % len(COLOURS)], MARKERS.get(kind, "D"), across, up)
-        own.set(xlabel=_axis(first, units[first]), ylabel=_axis(other, units[other]))
+        own.set(xlabel=label(_axis(first, units[first]), HALF), ylabel=label(_axis(other, units[other]), HALF))
     legend(figure, axes)
     return finish(
         figure,

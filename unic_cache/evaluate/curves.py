@@ -4,11 +4,23 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unic_cache.evaluate.drawing import COLOURS, Picture, finish, label, legend, panels, style
-from unic_cache.evaluate.run_log import KNN, TRAIN, VAL, Record, kind_losses, read_log, teacher_losses, teacher_shares
+from unic_cache.evaluate.drawing import COLOURS, HALF, Picture, finish, label, legend, panels, style
+from unic_cache.evaluate.run_log import (
+    KNN,
+    NEEDS,
+    TRAIN,
+    VAL,
+    Record,
+    kind_losses,
+    knn_percents,
+    read_log,
+    teacher_losses,
+    teacher_shares,
+)
 from unic_cache.files.local import LocalFolder
 
 if TYPE_CHECKING:
@@ -26,10 +38,10 @@ class Training:
     records: Sequence[Record]
     drop: float  # probability of dropping a teacher
 
-    def points(self, kind: str, value: Callable[[Record], float | None]) -> Points:
-        """(step, value) of the records of one kind that have it."""
-        found = [(int(record["step"]), value(record)) for record in self.records if record["kind"] == kind]
-        return [(step, one) for step, one in found if one is not None]
+    def points(self, kind: str, values: Callable[[Record], Mapping[str, float]], name: str) -> Points:
+        """(step, value) of the records of one kind whose values have the name."""
+        found = [(int(record["step"]), values(record)) for record in self.records if record["kind"] == kind]
+        return [(step, own[name]) for step, own in found if name in own]
 
 
 @style()
@@ -43,10 +55,10 @@ def loss_figure(runs: Sequence[Training]) -> Picture | None:
         for number, run in enumerate(runs):
             colour = COLOURS[number % len(COLOURS)]
             for kind, line in LINES.items():
-                points = run.points(kind, lambda record, name=name: teacher_losses(record).get(name))  # type: ignore[misc]
+                points = run.points(kind, teacher_losses, name)
                 shown = f"{run.label}{', held out' if kind == VAL else f' (dropping {run.drop:g})'}"
                 _plot(own, points, line, colour, label(shown))
-        own.set(title=name, xlabel="step", ylabel="loss")
+        own.set(title=label(name, HALF), xlabel="step", ylabel="loss")
     legend(figure, axes)
     listed = ", ".join(f"{run.label} with teacher dropping {run.drop:g}" for run in runs)
     return finish(
@@ -72,9 +84,11 @@ def coefficient_figure(runs: Sequence[Training]) -> Picture | None:
             axes[2 * row :], ("coefficient", "top"), ("counts in the loss", "highest loss"), strict=False
         ):
             for number, name in enumerate(names):
-                points = run.points(TRAIN, lambda record, of=(share, name): teacher_shares(record, of[0]).get(of[1]))  # type: ignore[misc]
+                points = run.points(TRAIN, partial(teacher_shares, share=share), name)
                 _plot(own, points, "-", COLOURS[number % len(COLOURS)], label(name))
-            own.set(title=f"{run.label}: {title}", xlabel="step", ylabel="share of images", ylim=(-0.03, 1.03))
+            own.set(
+                title=label(f"{run.label}: {title}", HALF), xlabel="step", ylabel="share of images", ylim=(-0.03, 1.03)
+            )
     legend(figure, axes)
     return finish(
         figure,
@@ -90,20 +104,20 @@ def coefficient_figure(runs: Sequence[Training]) -> Picture | None:
 @style()
 def knn_figure(runs: Sequence[Training]) -> Picture | None:
     """k-NN accuracy while training, with its interval; None if no run logged it."""
-    drawn = [run for run in runs if run.points(KNN, lambda record: record["accuracy"])]
+    drawn = [run for run in runs if run.points(KNN, knn_percents, "accuracy")]
     if not drawn:
         return None
     figure, (axes,) = panels(1, 3)
     for number, run in enumerate(drawn):
         colour = COLOURS[number % len(COLOURS)]
-        parts = {key: run.points(KNN, lambda record, key=key: 100 * record[key]) for key in ("accuracy", "low", "high")}  # type: ignore[misc]
+        parts = {key: run.points(KNN, knn_percents, key) for key in NEEDS[KNN]}
         steps, low, high = ([point[at] for point in parts[key]] for key, at in (("low", 0), ("low", 1), ("high", 1)))
         _plot(axes, parts["accuracy"], "o-", colour, label(run.label))
         axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     kept = sorted({str(record.get("k", "?")) for run in drawn for record in run.records if record["kind"] == KNN})
     axes.set(xlabel="step", ylabel=f"{'/'.join(kept)}-NN accuracy, %")
     legend(figure, [axes])
-    last = ", ".join(f"{run.label} {100 * run.points(KNN, lambda r: r['accuracy'])[-1][1]:.1f} %" for run in drawn)
+    last = ", ".join(f"{run.label} {run.points(KNN, knn_percents, 'accuracy')[-1][1]:.1f} %" for run in drawn)
     return finish(
         figure,
         "knn-while-training",

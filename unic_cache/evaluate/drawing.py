@@ -7,6 +7,7 @@ made, so that a command that draws nothing starts without it.
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ COLOURS = (
 )
 INK = "#1c1c21"  # also stands for currentColor in a page
 WIDTH = 6.6  # inches: of a figure in the page's column
-LINE = 90  # letters across a legend
+LINE, HALF = 90, 38  # letters across a figure, and across one of two panels
 DPI = 150  # of PNG files
 STYLE = {
     "font.size": 9,
@@ -113,13 +114,13 @@ def legend(figure: "Figure", axes: "Sequence[Axes]") -> None:
     """One legend below the axes, of every label once."""
     found = {label: handle for one in axes for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
     if found:
-        columns = max(LINE // (max(map(len, found)) + 6), 1)
+        columns = max(LINE // (max(len(line) for name in found for line in name.split("\n")) + 6), 1)
         figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=min(len(found), columns))
 
 
-def label(text: str) -> str:
-    """A name as matplotlib shows it: it would leave out one that begins with an underscore."""
-    return f" {text}" if text.startswith("_") else text
+def label(text: str, letters: int = LINE - 8) -> str:
+    """A name as matplotlib shows it, in lines of `letters`: it would leave out one that begins with an underscore."""
+    return textwrap.fill(f" {text}" if text.startswith("_") else text, letters)
 
 
 def _svg(figure: "Figure", background: str) -> bytes:

@@ -94,7 +94,8 @@ def _bars(axes: "Axes", uses: Mapping[str, Use]) -> None:
             axes.barh(place, number, 0.7, color=shade, label=f"{percent} % of the variance")
             axes.text(number, place, f" {number}", va="center", fontsize=7)
     axes.set_yticks(
-        range(len(uses)), [f"{label(name)} ({use.effective_rank:.1f} of {use.channels})" for name, use in uses.items()]
+        range(len(uses)),
+        [label(f"{name}, rank {use.effective_rank:.1f} of {use.channels}", 24) for name, use in uses.items()],
     )
     axes.invert_yaxis()
 

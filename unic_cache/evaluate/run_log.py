@@ -48,9 +48,10 @@ def read_records(log: str | os.PathLike[str]) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             kind = record["kind"]
-            if all(isinstance(record[key], float) and math.isfinite(record[key]) for key in NEEDS[kind]):
+            whole = all(isinstance(own, dict) for own in record.get("teachers", {}).values())
+            if whole and all(isinstance(record[key], float) and math.isfinite(record[key]) for key in NEEDS[kind]):
                 records[int(record["step"]), [*NEEDS].index(kind)] = record
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return [records[key] for key in sorted(records)]
 
@@ -72,6 +73,11 @@ def teacher_losses(record: Record) -> dict[str, float]:
 def teacher_shares(record: Record, share: str) -> dict[str, float]:
     """{teacher: its `coefficient`, or the share of images on which its loss is at the `top`}."""
     return {name: own[share] for name, own in record.get("teachers", {}).items() if _finite(own.get(share))}
+
+
+def knn_percents(record: Record) -> dict[str, float]:
+    """Accuracy and its interval of a k-NN record, in percent."""
+    return {key: 100 * record[key] for key in NEEDS[KNN]}
 
 
 def cost(records: Sequence[Record], batch_size: int) -> Cost | None:

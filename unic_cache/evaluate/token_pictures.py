@@ -6,7 +6,6 @@ tells foreground from background; three components of the foreground's tokens al
 Letters: N images, T stored tokens, D channels; h, w the grid; H, W pixels of a picture; C colours.
 """
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -104,10 +103,11 @@ def row_figure(rows: Sequence[Row], name: str, title: str, alt: str, caption: st
     axes.imshow(sheet, interpolation="none", aspect="equal")
     axes.set_yticks(
         [number * down + CELL / 2 for number in range(len(rows))],
-        [textwrap.fill(label(row.name), 20) for row in rows],
+        [label(row.name, 15) for row in rows],
         color=INK,
     )
     axes.set_xticks([])
+    axes.set_anchor("E")
     axes.tick_params(length=0)
     for side in axes.spines.values():
         side.set_visible(False)

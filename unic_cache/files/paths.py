@@ -21,20 +21,10 @@ MISTYPED = re.compile(r"(s3a?|s3n|gs|gcs|https?|file)(?::[:;,./\\]*|[;,.]*[/\\]{
 VARIABLE = re.compile(r"\$(?:\{\w+\}|[A-Za-z_]\w*)")
 
 # names of fields: `source` is (teacher, text) pairs in one config, and `images` is a number in another
-ANYW  # a local path; `init` may be a model's name instead
-HERE = {"images", "out", "masks", "depths", "lists", "encoder", "init", "features", "inputs"}
+ANYWHERE = {"cache", "source", "target"}  # a folder: a path or a URL
 TARS = {"shards", "val_shards", "knn_shards", "train", "test"}  # a pattern of tars: paths or URLs
-HERE = {
-    "images",
-    "out",
-    "masks",
-    "depths",
-    "lists",
-    "encoder",
-    "init",
-    "features",
-    "inputs",
-}  # `init` may be a model's name
+# a local path; `init` may be a model's name instead
+HERE = {"images", "out", "masks", "depths", "lists", "encoder", "init", "features", "inputs"}
 ONLY_HERE = "only a local path is accepted here; copy files from or to a store with its own tools"
 SHARD_ONLY_HERE = "`shard` packs local files into a local folder; copy that to the store afterwards"
 
