@@ -38,7 +38,7 @@ from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
-from unic_cache.evaluate.report import plot_losses
+from unic_cache.evaluate.curves import plot_losses
 from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.order import Order
 from unic_cache.student.backbone import EncoderSpec, build_encoder, encoder_spec

@@ -19,6 +19,7 @@ from unic_cache.views import augment
     ("choices", "table"),
     [
         (config.RECIPES, augment._RECIPES),
+        (config.RECIPES, augment._FRAMES),
         (config.CODECS, codec.CODECS),
         (config.PIXEL_CODECS, pixel_codec.PIXEL_CODECS),
         (config.STANDARDIZATIONS, standardize.STANDARDIZATIONS),

@@ -19,6 +19,7 @@ from unic_cache.config import (
     PlanConfig,
     RecodeConfig,
     RepairConfig,
+    ReportConfig,
     ShardConfig,
     VerifyConfig,
 )
@@ -27,7 +28,7 @@ from unic_cache.files.local import LocalFolder
 from unic_cache.files.paths import SCHEME
 from unic_cache.files.schemes import open_location
 from unic_cache.store.layout import teacher_folder
-from unic_cache.teachers.catalog import no_weights, resolve
+from unic_cache.teachers.catalog import CATALOG, no_weights, resolve
 from unic_cache.views.index import no_cache, no_teacher, segment_names
 from unic_cache.views.shards import expand
 from unic_cache.weights.timm_names import close_names
@@ -81,15 +82,42 @@ def no_tracker(name: str) -> ConfigError:
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
-    """Check the encoder, the labelled tars and the cache."""
-    if not Path(config.encoder).exists():
-        raise ConfigError(
-            f"{config.encoder}: there is no such file or folder; `unic-cache distill --out DIR` makes an encoder"
-        )
+    """Check the encoders, the labelled tars and the cache."""
+    names = [text for text in config.encoder if not Path(text).exists()]
+    for text in names:
+        if not text.startswith("timm:") and text.partition("@")[0] not in CATALOG:
+            raise ConfigError(
+                f"{text}: there is no such file or folder, nor a teacher of that name; `unic-cache distill --out DIR` "
+                "makes an encoder, timm:NAME is any timm model, and `unic-cache teachers` lists the others"
+            )
+    check_teachers(names, dict(config.weights))
     for pattern in (config.shards, config.train, config.test):
         check_tars(pattern)
     if config.cache is not None:
         check_cache(config.cache, config.teachers)
+
+
+def check_inspect(config: InspectConfig) -> None:
+    """Check the cache's folder, and for pictures the run and the tars."""
+    check_folder(config.cache)
+    if config.student is not None:
+        check_there(config.student)
+    check_tars(config.shards)
+
+
+def check_report(config: ReportConfig) -> None:
+    """Check that the inputs exist, and the cache and the tars."""
+    for path in config.inputs:
+        check_there(path)
+    if config.cache is not None:
+        check_cache(config.cache)
+    check_tars(config.shards)
+
+
+def check_there(path: str) -> None:
+    """ConfigError unless there is such a file or folder."""
+    if not Path(path).exists():
+        raise ConfigError(f"{path}: there is no such file or folder; check the path")
 
 
 def check_verify(config: VerifyConfig) -> None:
@@ -166,6 +194,7 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     EvaluateConfig: check_evaluate,
     RecodeConfig: lambda config: check_cache(config.source, config.teachers),
     VerifyConfig: check_verify,
-    InspectConfig: lambda config: check_folder(config.cache),
+    InspectConfig: check_inspect,
     RepairConfig: lambda config: check_folder(config.cache),
+    ReportConfig: check_report,
 }

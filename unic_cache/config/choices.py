@@ -25,3 +25,5 @@ TRACKERS = (  # accelerate's
     "trackio",
     "none",
 )
+EVALUATION_TASKS = ("knn", "linear", "retrieval", "segmentation", "depth")
+SOLVERS = ("lbfgs", "sgd")

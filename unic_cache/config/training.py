@@ -1,7 +1,7 @@
-"""The settings of stage two."""
+"""The settings of training."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from unic_cache.config.choices import (
     CENTER,
@@ -12,7 +12,7 @@ from unic_cache.config.choices import (
     TRACKERS,
     TRAINED_RECIPES,
 )
-from unic_cache.config.options import CACHE, DEVICE, IMG_SIZE, PATCH_SIZE, SHARDS, TEACHERS, THREADS, described, option
+from unic_cache.config.options import CACHE, IMG_SIZE, PATCH_SIZE, SHARDS, TEACHERS, THREADS, option
 from unic_cache.config.stage import Stage
 from unic_cache.errors import ConfigError
 
@@ -100,29 +100,3 @@ class DistillConfig(Stage):
     def peak_lr(self) -> float:
         """The learning rate after warm-up: UNIC's 3e-4 per 256 images of a batch, unless `lr` is set."""
         return 3e-4 * self.batch_size / 256 if self.lr is None else self.lr
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(Stage):
-    """`unic-cache evaluate`: k-NN of a student, a random student and the cached teachers."""
-
-    encoder: str = field(metadata=described("A run's folder or its encoder.safetensors.", "DIR_OR_FILE"))
-    shards: str | None = option(None, "Labelled tars, evaluated leave-one-out.", "PATTERN")
-    train: str | None = option(None, "Labelled tars: the neighbours.", "PATTERN")
-    test: str | None = option(None, "Labelled tars: the test images.", "PATTERN")
-    cache: str | None = option(None, "A cache with the teachers' center views.", "DIR", unset="no teachers")
-    teachers: tuple[str, ...] = option((), TEACHERS)
-    size: int | None = option(None, "Center-view size in pixels.", unset="the cache's, or the student's input")
-    k: int = option(20, "Neighbours, for the table.")
-    batch_size: int = option(64, "Images per batch.")
-    device: str = option("auto", DEVICE)
-    seed: int = option(0, "Random seed of the random student and of the intervals.")
-    threads: int = option(0, THREADS)
-    neighbours: tuple[int, ...] = (10, 20, 100, 200)
-    temperature: float = 0.07
-    bootstrap: int = 1000  # resamples of the test images
-
-    def __post_init__(self) -> None:
-        if (self.shards is None) == (self.train is None) or (self.train is None) != (self.test is None):
-            raise ConfigError("give --shards PATTERN (leave-one-out), or both --train PATTERN and --test PATTERN")
-        super().__post_init__()
