@@ -56,10 +56,15 @@ json_flag = partial(click.option, "--json", "as_json", is_flag=True)
     unic-cache shard imagenet/val shards-val --prefix val-
     unic-cache shard imagenet/train shards --val-fraction 0.1
     unic-cache shard labels.csv shards --per-shard 500 --seed 1
+    unic-cache shard food-101/images food --list food-101/meta/train.txt
+    unic-cache shard images/training ade --masks annotations/training --mask-offset -1
     """,
 )
 def shard(config: ShardConfig) -> None:
-    """Pack IMAGES (a folder of class folders, or a CSV of path,label) into WebDataset tars in OUT, with an index.
+    """Pack IMAGES into WebDataset tars in OUT, with an index.
+
+    IMAGES is a folder of class folders or of images, a CSV of path,label, or a JSON as iNaturalist's. Masks and depth
+    maps are found by the image's name.
 
     Files are recognized by content, not by name: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, and HEIC with pillow-heif.
     Classes are numbered in the order of their names, or by a classes.json in OUT: copy the training set's there to

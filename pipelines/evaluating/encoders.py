@@ -131,7 +131,7 @@ def from_module(name: str, kind: str, module: torch.nn.Module, spec: EncoderSpec
 def random_ones(students: Sequence[Encoder], seed: int, device: torch.device) -> list[Encoder]:
     """Each architecture among the students untrained; one of them is called `random student`."""
     specs = {one.spec: None for one in students if one.spec is not None}
-    found = []
+    found: list[Encoder] = []
     for spec in dict.fromkeys(dataclasses.replace(spec, drop_path=0.0) for spec in specs):
         name = RANDOM if not found else f"{RANDOM} ({spec.name}, {spec.img_size} px, patch {spec.patch_size})"
         found.append(from_module(name, RANDOM, build_encoder(spec, seed), spec, device))

@@ -65,7 +65,8 @@ class Usable:
     good_N: Flags = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def __post_init__(self) -> None:
-        self.prints_N, self.good_N = (np.zeros(len(self.images.wanted), kind) for kind in (np.uint64, np.bool_))
+        self.prints_N = np.zeros(len(self.images.wanted), np.uint64)
+        self.good_N = np.zeros(len(self.images.wanted), np.bool_)
 
     def add(self, first: int, prints_B: Prints, bad: Mapping[int, str]) -> None:
         """Sort the images from `wanted[first]` on; `bad` were not decoded. CacheError if the cache saw others."""

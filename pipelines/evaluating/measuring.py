@@ -135,6 +135,7 @@ def examples(encoder: Encoder, task: str, kept: KeptFeatures, usable: Usable, ro
     summary_ND = torch.from_numpy(np.asarray(kept.summary_ND[rows], np.float32))
     if task in OF_CLASSES:
         return Examples(summary_ND, usable.images.labels_N[rows])
+    assert kept.patches_NTD is not None, encoder.name
     patches: Any = PickedRows(kept.patches_NTD, rows)
     labels: Any = PickedRows(dense, rows)
     masks = {"masks_NHW": labels} if task == "segmentation" else {"depths_NHW": labels}

@@ -88,7 +88,7 @@ class PickedRows:
         found: Array = self._array[self._rows[first]]
         return found[(slice(None), *rest)] if rest else found
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> Array:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         del copy
         return np.asarray(self._array[self._rows], dtype)
 

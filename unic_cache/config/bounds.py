@@ -61,6 +61,7 @@ RANGES = {
     "ladder_widths": Range(1, 65_536),  # channels
     "log_every": COUNT,  # steps
     "lr": Range(0, 10, above=True),
+    "mask_offset": Range(-254, 254),  # classes
     "min_lr": Range(0, 10),
     "neighbours": Range(1, 1_000_000),
     "num_workers": Range(1, 1_000_000),

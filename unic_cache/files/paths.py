@@ -23,7 +23,7 @@ VARIABLE = re.compile(r"\$(?:\{\w+\}|[A-Za-z_]\w*)")
 # names of fields: `source` is (teacher, text) pairs in one config, and `images` is a number in another
 ANYWHERE = {"cache", "source", "target"}  # a folder: a path or a URL
 TARS = {"shards", "val_shards", "knn_shards", "train", "test"}  # a pattern of tars: paths or URLs
-HERE = {"images", "out", "encoder", "init", "features", "inputs"}  # a local path; `init` may be a model's name instead
+HERE = {"images", "out", "masks", "depths", "lists", "encoder", "init", "features", "inputs"}  # `init` may be a model's name
 ONLY_HERE = "only a local path is accepted here; copy files from or to a store with its own tools"
 SHARD_ONLY_HERE = "`shard` packs local files into a local folder; copy that to the store afterwards"
 
@@ -31,7 +31,8 @@ SHARD_ONLY_HERE = "`shard` packs local files into a local folder; copy that to t
 def check_paths(config: Any) -> None:
     """ConfigError if a config has a path that nobody means."""
     for field in dataclasses.fields(config):
-        flag, value = field.name.replace("_", "-"), getattr(config, field.name)
+        about, value = field.metadata.get("about"), getattr(config, field.name)
+        flag = (about.flag if about else "") or field.name.replace("_", "-")
         if field.name == "weights":
             for _, file in value:
                 check_here(file, flag)

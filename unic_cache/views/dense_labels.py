@@ -25,6 +25,7 @@ Mask = npt.NDArray[np.uint8]
 DepthMap = npt.NDArray[np.float32]
 Size = tuple[int, int]  # width, height
 
+IGNORED = 255  # in a mask
 MILLIMETRES = 1000.0  # per metre
 _BITS_BYTE = 24  # of a PNG: the bits of one number, in its first chunk
 _GREY = {1: "1", 2: "L", 4: "L", 8: "L", 16: "I;16"}  # Pillow's mode by bits

@@ -149,7 +149,8 @@ class OpenShard:
 
     def ends(self) -> bool:
         """Whether the tar ends after its last image or dense label."""
-        columns = [(one.offsets, one.sizes) for one in (self.entry, *self.entry.dense.values())]
+        entry, dense = self.entry, self.entry.dense.values()
+        columns = [(entry.offsets, entry.sizes), *((places.offsets, places.sizes) for places in dense)]
         end = max(max(map(sum, zip(*pair, strict=True))) for pair in columns)
         return not self._range(_padded(end), BLOCK).strip(b"\0")
 
