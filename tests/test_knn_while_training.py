@@ -36,7 +36,7 @@ def test_it_is_what_evaluate_says_of_the_exported_encoder(training, tmp_path, la
     distill.run(config)
     records = knn_of(tmp_path / "run")
     assert [record["step"] for record in records] == [4, 6]
-    result = evaluate.run(EvaluateConfig((config.out,), task=("knn",), shards=labelled, k=20))
+    result = evaluate.run(EvaluateConfig((config.out,), shards=labelled, k=20))
     (student,) = (one for one in result.encoders if one.kind == "student")
     assert records[-1] == {
         "kind": "knn",
@@ -85,7 +85,7 @@ def test_fewer_images_than_neighbours_all_vote(training, tmp_path):
     distill.run(config)
     (record,) = knn_of(tmp_path / "run")
     assert (record["k"], record["images"]) == (6, 7)
-    (*_, student) = evaluate.run(EvaluateConfig((config.out,), task=("knn",), shards=few.pattern)).encoders
+    (*_, student) = evaluate.run(EvaluateConfig((config.out,), shards=few.pattern)).encoders
     assert record["accuracy"] == pytest.approx(student.accuracy[20].mean)
 
 
@@ -118,7 +118,7 @@ def test_it_can_begin_end_and_change_on_resume(training, tmp_path, labelled, mon
 @pytest.mark.parametrize(("label", "said"), [(None, "0 images have a label, of 0"), (1, "4 images have a label, of 1")])
 def test_shards_without_two_classes_are_refused_before_training(training, tmp_path, label, said):
     path = write_tar(tmp_path / "tars/a.tar", [(f"x{n}", png(picture(n)), label) for n in range(4)])
-    with pytest.raises(ShardError, match=rf"--knn-shards.*a\.tar: {said} classes; k-NN needs"):
+    with pytest.raises(ShardError, match=rf"--knn-shards.*a\.tar: {said} classes; k-NN and other"):
         distill.run(training(knn_shards=str(path)))
     assert not (tmp_path / "run/config.json").exists()
 

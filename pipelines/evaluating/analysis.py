@@ -16,11 +16,11 @@ from pipelines.command.progress import say
 from pipelines.evaluating.encoders import STUDENT, Encoder, from_module
 from pipelines.evaluating.features import KeptFeatures
 from pipelines.evaluating.labelled import Usable
-from pipelines.evaluating.measuring import Sides, examples, sides_of
+from pipelines.evaluating.measuring import Sides, examples, settings_of, sides_of
 from pipelines.evaluating.row_files import PickedRows
 from unic_cache.config import EvaluateConfig
 from unic_cache.evaluate.knn import knn_task
-from unic_cache.evaluate.task import Examples, Settings
+from unic_cache.evaluate.task import Examples
 
 SHARES = range(10, 100, 10)  # percent of the weights
 
@@ -79,15 +79,7 @@ class Accuracy:
 
     def __init__(self, config: EvaluateConfig, sets: Sequence[Usable], sides: Sides, device: torch.device) -> None:
         self.sets, self.sides = sets, sides
-        self.settings = Settings(
-            seed=config.seed,
-            device=device,
-            leave_one_out=sides.leave_one_out,
-            twins_P2=sides.twins_P2,
-            neighbours=(config.k,),
-            k=config.k,
-            temperature=config.temperature,
-        )
+        self.settings = dataclasses.replace(settings_of(config, sides, device), neighbours=(config.k,))
 
     def by_components(self, encoder: Encoder, kept: Sequence[KeptFeatures]) -> dict[str, Any]:
         """By number of principal components of the training features: 1, 2, 4, ... and all."""

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from pipelines.command.progress import Progress, say
-from pipelines.evaluating.labelled import Usable, among, check_labels, labelled, prints_of, twins
+from pipelines.evaluating.labelled import LabelledShards, Usable, check_labels, labelled, prints_of, tell_twins, twins
 from unic_cache.ahead import ahead
 from unic_cache.config import CENTER, Views
 from unic_cache.errors import ShardError
@@ -72,49 +72,62 @@ def open_knn_probe(
     ShardError without labels of two classes, or if two folders number their classes differently.
     """
     try:
-        found = labelled(pattern, None)
-        images = found.only(found.classed)
-        check_labels(pattern, images.labels_N.tolist())
+        images = classed(labelled(pattern, None))
     except ShardError as error:
         raise ShardError(f"--knn-shards: {error}") from error
-    check_classes(classes_beside([path for path, _ in images.tars.values()]))
     source = ShardPixels(Views(CENTER, spec.img_size, 0), images.tars, pool)
     usable = Usable(images, {}, source)
     groups = [images.wanted[start : start + BATCH] for start in range(0, len(images.wanted), BATCH)]
     size = len(images.wanted) * spec.img_size**2 * 3
-    kept, seen = [], []
+    kept: list[Image] = []
     with Progress("distill: k-NN images", len(images.wanted), "images") as progress:
         for number, batch in enumerate(_decoded(source, groups)):
             usable.add(number * BATCH, prints_of(batch), batch.bad)
-            rows = np.setdiff1d(np.arange(len(batch.crcs)), list(batch.bad)).astype(np.int64)
-            seen.append((rows, batch.crcs[rows]))
             if size <= IN_MEMORY:
-                kept.append(batch.views_BHWC[rows])
+                kept.append(np.delete(batch.views_BHWC, list(batch.bad), axis=0))
             progress.advance(len(groups[number]))
     usable.finish()
-    good = np.flatnonzero(usable.good_N)
-    labels_N, pairs_P2 = images.labels_N[good], among(twins(usable, usable), good, good)
-    check_labels(pattern, labels_N.tolist())
-    announce(usable, labels_N, size, trained)
+    rows_N = np.flatnonzero(usable.good_N)
+    check_labels(pattern, images.labels_N[rows_N].tolist())
+    pairs_P2 = torch.from_numpy(np.searchsorted(rows_N, twins(usable, usable).numpy()))
+    announce(usable, pairs_P2, size, trained)
 
     def again() -> Iterator[Image]:
-        for (rows, crcs), batch in zip(seen, _decoded(source, groups), strict=True):
-            if (batch.crcs[rows] != crcs).any():
+        for start, batch in zip(range(0, len(images.wanted), BATCH), _decoded(source, groups), strict=True):
+            here = slice(start, start + BATCH)
+            good_B = usable.good_N[here]
+            if (prints_of(batch) != usable.prints_N[here])[good_B].any():
                 raise ShardError(f"{pattern}: images for k-NN changed during training; restore the tars")
-            yield batch.views_BHWC[rows]
+            yield batch.views_BHWC[good_B]
 
-    return KnnProbe(spec, (lambda: iter(kept)) if size <= IN_MEMORY else again, labels_N, pairs_P2)
+    views = (lambda: iter(kept)) if size <= IN_MEMORY else again
+    return KnnProbe(spec, views, images.labels_N[rows_N], pairs_P2)
 
 
-def announce(usable: Usable, labels_N: Tensor, size: int, trained: Mapping[str, Sequence[int]]) -> None:
+def classed(images: LabelledShards) -> LabelledShards:
+    """Only the images with a class. ShardError without two classes, or if folders number their classes differently."""
+    rows = np.flatnonzero(images.classed)
+    check_labels(images.pattern, images.labels_N[rows].tolist())
+    check_classes(classes_beside([path for path, _ in images.tars.values()]))
+    wanted = [images.wanted[row] for row in rows]
+    return LabelledShards(
+        images.pattern, images.tars, wanted, images.labels_N[rows], images.masked_N[rows], images.deep_N[rows]
+    )
+
+
+def announce(usable: Usable, twins_P2: Tensor, size: int, trained: Mapping[str, Sequence[int]]) -> None:
     """Say what k-NN is measured on, what it costs in memory (`size` bytes), and how much of it is trained on."""
-    count, classes, pixels = len(labels_N), len(set(labels_N.tolist())), usable.source.views.size
+    rows_N = np.flatnonzero(usable.good_N)
+    classes, pixels = len(usable.images.labels_N[rows_N].unique()), usable.source.views.size
     where = (
         f"kept in memory ({size / 1e6:,.0f} MB)"
         if size <= IN_MEMORY
         else f"decoded anew each time ({size / 2**30:,.1f} GiB are too many for memory)"
     )
-    say(f"k-NN on {count:,} images of {classes:,} classes at every validation, views of {pixels} px {where}")
+    say(f"k-NN on {len(rows_N):,} images of {classes:,} classes at every validation, views of {pixels} px {where}")
+    twice = tell_twins(usable, usable, twins_P2, rows_N)
+    if twice:
+        say(f"k-NN: {twice}; twins do not vote for each other")
     shared = [entry for _, entry in usable.images.tars.values() if trained.get(entry.name) == entry.keys]
     if shared:
         rows = sum(entry.rows for entry in shared)

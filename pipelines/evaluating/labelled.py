@@ -52,12 +52,6 @@ class LabelledShards:
         """(N,) which images have a class."""
         return np.asarray(self.labels_N.numpy() != NO_LABEL)
 
-    def only(self, kept_N: Flags) -> "LabelledShards":
-        """Some of the images."""
-        wanted = [item for item, kept in zip(self.wanted, kept_N, strict=True) if kept]
-        labels_N, masked_N, deep_N = self.labels_N[torch.from_numpy(kept_N)], self.masked_N[kept_N], self.deep_N[kept_N]
-        return LabelledShards(self.pattern, self.tars, wanted, labels_N, masked_N, deep_N)
-
 
 @dataclass
 class Usable:

@@ -96,17 +96,7 @@ def measure(
     if not fair(task, train, test, sides, task in config.task):
         return None
     check_sides(task, train, test, sides)
-    settings = Settings(
-        seed=config.seed,
-        device=device,
-        leave_one_out=sides.leave_one_out,
-        twins_P2=sides.twins_P2,
-        neighbours=tuple(sorted({*config.neighbours, config.k})),
-        k=config.k,
-        temperature=config.temperature,
-        solver=config.solver or ("lbfgs" if len(sides.train) <= MANY else "sgd"),
-        steps=config.head_steps,
-    )
+    settings = settings_of(config, sides, device)
     found: dict[str, Metrics] = {}
     for one in encoders:
         if task in NEEDS and one.grid is None:
