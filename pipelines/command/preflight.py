@@ -45,7 +45,7 @@ def check_shard(config: ShardConfig) -> None:
     """ConfigError unless the images exist."""
     path = Path(config.images)
     if not path.exists():
-        raise ConfigError(f"no folder or .csv at {config.images}; check the path")
+        raise ConfigError(f"no folder, .csv or .json at {config.images}; check the path")
 
 
 def check_extract(config: ExtractConfig) -> None:

@@ -10,17 +10,17 @@ from unic_cache.views.classes import Names
 from unic_cache.views.csv_labels import Row
 from unic_cache.views.left_out import shown
 
-_LISTS = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id"), "categories": ("id", "name")}
+_LISTS = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id"), "categories": ("id",)}
 
 
 def read_json(file: Path) -> tuple[list[Row], Names]:
     """(a row per image, whose label is its category's number, or "" without one; the categories' names by number).
 
-    Paths are relative to the JSON; a row's line is its place among the images, from 1. The names are empty unless they
-    are all different. ConfigError for another JSON, an image of several categories, and a file that is missing.
+    Paths are relative to the JSON; a row's line is its place among the images, from 1. The names are empty unless every
+    category has one of its own. ConfigError for another JSON, an image of several categories, and a missing file.
     """
     data = _parsed(file)
-    names = {int(one["id"]): str(one["name"]) for one in data["categories"]}
+    names = {int(one["id"]): str(one.get("name", "")) for one in data["categories"]}
     if min(names, default=0) < 0:
         raise ConfigError(f"{shown(str(file))}: category {min(names)} is negative; number categories from 0")
     category_of: dict[Any, int] = {}
@@ -38,7 +38,7 @@ def read_json(file: Path) -> tuple[list[Row], Names]:
     if len(paths) < len(rows):
         twice = next(row for row in rows if paths[row.path] != row.line)
         raise ConfigError(f"{shown(str(file))}: {shown(str(twice.path))} is listed twice; keep one")
-    return rows, names if len(set(names.values())) == len(names) else {}
+    return rows, names if len(set(names.values()) - {""}) == len(names) else {}
 
 
 def _row(file: Path, line: int, image: Mapping[str, Any], category_of: Mapping[Any, int]) -> Row:
