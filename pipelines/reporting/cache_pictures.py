@@ -59,7 +59,7 @@ def token_section(source: Source, wanted: list[Address], batch: Batch) -> Sectio
         f"{', '.join(tokens.name for tokens in found) or 'no teacher'}.",
         f"View {source.views.name(wanted[0].number)}. Components: one basis per teacher; the background, below the "
         "mean of the first component, is left clear, and colours are three components of the rest. Norms of the "
-        f"teacher's values, dark to bright: {'; '.join(spans) or 'none'}. Tokens that are not stored are left clear too."
+        f"teacher's values, dark to bright: {'; '.join(spans) or 'none'}. Tokens that are not stored are clear too."
         + (f" Without patch tokens: {', '.join(without)}." if without else ""),
     )
     return Section("Tokens", listed(source, wanted), [picture])

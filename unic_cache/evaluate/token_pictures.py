@@ -48,10 +48,8 @@ def component_maps(tokens: Tokens) -> Pixels:
     One basis for all images. Foreground is where the first component is above its mean; its sign is chosen so that the
     middle of the images has more of it than their borders. Other signs make the largest loading positive.
     """
-    from sklearn.decomposition import PCA
-
     values_XD = tokens.values_NTD.reshape(-1, tokens.values_NTD.shape[-1]).astype(np.float64)
-    first_X = PCA(1, svd_solver="covariance_eigh").fit_transform(values_XD)[:, 0]
+    first_X = _components(values_XD, 1)[:, 0]
     middle_X = _in_the_middle(tokens).ravel()
     if middle_X.any() and not middle_X.all() and first_X[middle_X].mean() < first_X[~middle_X].mean():
         first_X = -first_X
@@ -60,7 +58,7 @@ def component_maps(tokens: Tokens) -> Pixels:
         front_X = np.ones_like(front_X)
     colours_XC = np.full((len(values_XD), 4), 0.5)
     count = min(3, values_XD.shape[1], int(front_X.sum()))
-    found = PCA(count, svd_solver="covariance_eigh").fit_transform(values_XD[front_X])
+    found = _components(values_XD[front_X], count)
     low, high = np.percentile(found, [TAILS, 100 - TAILS], axis=0)
     colours_XC[front_X, :count] = (found - low) / np.maximum(high - low, 1e-12)
     colours_XC[:, 3] = front_X
@@ -112,6 +110,14 @@ def row_figure(rows: Sequence[Row], name: str, title: str, alt: str, caption: st
     for side in axes.spines.values():
         side.set_visible(False)
     return finish(figure, name, title, alt, caption)
+
+
+def _components(values_XD: Floats, count: int) -> Floats:
+    """(X, count): principal components, the largest loading of each positive; zeros of tokens that are all equal."""
+    from sklearn.decomposition import PCA
+
+    with np.errstate(invalid="ignore"):  # shares of no variance
+        return np.asarray(PCA(count, svd_solver="covariance_eigh").fit_transform(values_XD))
 
 
 def _cell(picture: Pixels) -> Pixels:
