@@ -50,8 +50,8 @@ def run(config: EvaluateConfig) -> Result:
     views = Views("center", view_size(config, cache, encoders), 0)
 
     # Images: the labelled ones of one or two sets of tars
-    patterns = [config.shards] if config.shards is not None else [config.train, config.test]
-    sets = [labelled(str(pattern), cache) for pattern in patterns]
+    one, two = [("--shards", config.shards)], [("--train", config.train), ("--test", config.test)]
+    sets = [labelled(str(pattern), cache, flag) for flag, pattern in (two if config.shards is None else one)]
     check_sets(sets)
     tasks = allowed(config.task, sets)
     announce(config, device, encoders, views.size, sets, tasks)

@@ -23,7 +23,7 @@ from unic_cache.config import (
     ShardConfig,
     VerifyConfig,
 )
-from unic_cache.errors import ConfigError, TeacherError
+from unic_cache.errors import ConfigError, ShardError, TeacherError
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.paths import SCHEME
 from unic_cache.files.schemes import open_location
@@ -91,8 +91,11 @@ def check_evaluate(config: EvaluateConfig) -> None:
                 "makes an encoder, timm:NAME is any timm model, and `unic-cache teachers` lists the others"
             )
     check_teachers(names, dict(config.weights))
-    for pattern in (config.shards, config.train, config.test):
-        check_tars(pattern)
+    for flag in ("shards", "train", "test"):
+        try:
+            check_tars(getattr(config, flag))
+        except ShardError as error:
+            raise ShardError(f"--{flag}: {error}") from error
     if config.cache is not None:
         check_cache(config.cache, config.teachers)
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from unic_cache.evaluate.spectrum import first_components, spectrum
-from unic_cache.student.pruning import pruned
 
 from pipelines.command.progress import say
 from pipelines.evaluating.encoders import STUDENT, Encoder, from_module
@@ -20,7 +18,9 @@ from pipelines.evaluating.measuring import Sides, examples, settings_of, sides_o
 from pipelines.evaluating.row_files import PickedRows
 from unic_cache.config import EvaluateConfig
 from unic_cache.evaluate.knn import knn_task
+from unic_cache.evaluate.spectrum import first_components, spectrum
 from unic_cache.evaluate.task import Examples
+from unic_cache.student.pruning import pruned
 
 SHARES = range(10, 100, 10)  # percent of the weights
 
@@ -30,10 +30,10 @@ def with_pruned(encoders: Sequence[Encoder], device: torch.device) -> list[Encod
     found = list(encoders)
     for one in encoders:
         if one.kind == STUDENT and one.module is not None and one.spec is not None:
-            found += [
-                from_module(pruned_name(one.name, share), STUDENT, pruned(one.module, share / 100), one.spec, device)
-                for share in SHARES
-            ]
+            for share in SHARES:
+                module = pruned(one.module, share / 100)
+                lighter = from_module(pruned_name(one.name, share), STUDENT, module, one.spec, device)
+                found.append(dataclasses.replace(lighter, grid=None))  # its patch tokens are of no use
     return found
 
 

@@ -114,16 +114,25 @@ def best_teacher(main: Mapping[str, Resampled], kinds: Mapping[str, str]) -> str
     return max(teachers, key=lambda name: main[name].value * (1 if main[name].higher_is_better else -1), default=None)
 
 
+def is_untrained(random: Encoder, student: Encoder) -> bool:
+    """Whether `random` has the architecture and sizes of a student."""
+    assert random.spec is not None
+    assert student.spec is not None
+    return random.spec == dataclasses.replace(student.spec, drop_path=0.0)
+
+
 def neighbours(
     measured: Measured, encoders: Sequence[Encoder], dims: Mapping[str, int], k: int, seed: int, resamples: int
 ) -> list[Neighbours]:
-    """k-NN as a list of encoders: accuracy at every k, and what each has over the random student."""
+    """k-NN as a list of encoders: accuracy at every k, and what each has over its random student, or the first one."""
     drawn = resample(
         {(name, metric): one for name, own in measured.metrics.items() for metric, one in own.items()}, seed, resamples
     )
-    random = next((one.name for one in encoders if one.kind == RANDOM), None)
+    untrained = [one for one in encoders if one.kind == RANDOM]
     found = []
     for one in encoders:
+        same = [other.name for other in untrained if one.spec is not None and is_untrained(other, one)]
+        random = next(iter([*same, *(other.name for other in untrained)]), None)
         ks = [int(metric.removesuffix(NEIGHBOURS)) for name, metric in drawn if name == one.name]
         accuracy = {size: interval(drawn[one.name, f"{size}{NEIGHBOURS}"]) for size in sorted(ks)}
         over = None

@@ -110,9 +110,12 @@ def prints_of(batch: ViewBatch) -> Prints:
     return np.array(found, np.uint64)
 
 
-def labelled(pattern: str, cache: Cache | None) -> LabelledShards:
-    """The labelled images of the tars, numbered as in the cache if there is one. ShardError if there are none."""
-    paths, entries = given_shards(pattern, False)
+def labelled(pattern: str, cache: Cache | None, flag: str = "") -> LabelledShards:
+    """The labelled images of the tars, numbered as in the cache if there is one.
+
+    ShardError, beginning with `flag`, if there are none.
+    """
+    paths, entries = given_shards(pattern, False, flag=flag)
     tell_unlabelled(pattern, entries)
     places = [(0, n) if cache is None else cache.place(entry.name, entry.keys) for n, entry in enumerate(entries)]
     rows = [

@@ -117,6 +117,21 @@ def measure(
     return Measured(found, len(sides.test), classes)
 
 
+def settings_of(config: EvaluateConfig, sides: Sides, device: torch.device) -> Settings:
+    """What the tasks are told."""
+    return Settings(
+        seed=config.seed,
+        device=device,
+        leave_one_out=sides.leave_one_out,
+        twins_P2=sides.twins_P2,
+        neighbours=tuple(sorted({*config.neighbours, config.k})),
+        k=config.k,
+        temperature=config.temperature,
+        solver=config.solver or ("lbfgs" if len(sides.train) <= MANY else "sgd"),
+        steps=config.head_steps,
+    )
+
+
 def examples(encoder: Encoder, task: str, kept: KeptFeatures, usable: Usable, rows: Rows, dense: Array) -> Examples:
     """The rows of a set as a task reads them."""
     summary_ND = torch.from_numpy(np.asarray(kept.summary_ND[rows], np.float32))
