@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     HYPERPARAMETERS = 9
     HEAD_ORDER = 10
     PIXELS = 11
+    COMPOSITION = 12
 
 
 def words(purpose: Purpose, seed: int, a: int, b: int, count: int) -> Words:
