@@ -7,6 +7,7 @@ from accelerate.utils import LoggerType
 import cli
 from pipelines.planning.step_costs import AUTOCAST
 from unic_cache import config
+from unic_cache.evaluate import linear, tasks
 from unic_cache.store import standardize, writer
 from unic_cache.store.codecs import codec, pixel_codec
 from unic_cache.student import loss
@@ -19,12 +20,15 @@ from unic_cache.views import augment
     ("choices", "table"),
     [
         (config.RECIPES, augment._RECIPES),
+        (config.RECIPES, augment._FRAMES),
         (config.CODECS, codec.CODECS),
         (config.PIXEL_CODECS, pixel_codec.PIXEL_CODECS),
         (config.STANDARDIZATIONS, standardize.STANDARDIZATIONS),
         (config.NORMALIZATIONS, loss.NORMALIZE),
         (config.PRECISIONS, AUTOCAST),
         (config.DTYPES, writer.ADOPT_DISTANCE),
+        (config.EVALUATION_TASKS, tasks.TASKS),
+        (config.SOLVERS, linear.SOLVERS),
         (spec.SUMMARY_RULES, tokens.SUMMARY_RULES),
         (spec.GRID_RULES, tokens.GRID_RULES),
         (spec.POSITION_RULES, positions.RULES),
@@ -36,7 +40,7 @@ def test_choices_are_the_keys_of_their_table(choices, table):
 
 def test_names_that_libraries_dispatch_on_are_known_to_them():
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in config.DTYPES)
-    assert set(config.TRACKERS) - {"none"} <= {tracker.value for tracker in LoggerType}
+    assert {*config.TRACKERS, "all"} == {tracker.value for tracker in LoggerType} | {"none"}
 
 
 def test_the_help_of_positions_names_every_rule():

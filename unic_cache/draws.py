@@ -27,7 +27,8 @@ class Purpose(IntEnum):
     HYPERPARAMETERS = 9
     HEAD_ORDER = 10
     PIXELS = 11
-    HEAD_INIT = 12
+    COMPOSITION = 12
+    HEAD_INIT = 13
 
 
 def words(purpose: Purpose, seed: int, a: int, b: int, count: int) -> Words:

@@ -15,20 +15,28 @@ from unic_cache.config.options import (
     THREADS,
     WEIGHTS,
     WORKER_INDEX,
+    About,
     described,
     option,
 )
 from unic_cache.config.stage import Stage
 from unic_cache.config.views import Views
 from unic_cache.errors import ConfigError
+from unic_cache.files.paths import check_here
 
 
 @dataclass(frozen=True)
 class ShardConfig(Stage):
-    """`unic-cache shard`: an image folder, or a CSV of path,label, to WebDataset tars."""
+    """`unic-cache shard`: images with their labels to WebDataset tars."""
 
-    images: str  # a folder with one sub-folder per class, or a .csv with the columns path,label
+    images: str  # a folder of images or of class folders, a .csv of path,label, or a .json as iNaturalist's
     out: str
+    lists: tuple[str, ...] = option(
+        (), "A split's list: only the images it names; repeatable. See docs/EVALUATION.md.", "FILE", flag="list"
+    )
+    masks: str | None = option(None, "Folder of masks: PNGs of class numbers, named as the images.", "DIR")
+    mask_offset: int = option(0, "Added to each class in the masks but 255; below 0 becomes 255.", "N")
+    depths: str | None = option(None, "Folder of depth maps: uint16 PNGs in mm, or .npy in metres.", "DIR")
     per_shard: int = option(1000, "Images per tar.")
     prefix: str = option("", "Tar-name prefix; use a different one for each set that shares a cache.")
     seed: int = option(0, "Random seed for the shuffle.")
@@ -39,6 +47,8 @@ class ShardConfig(Stage):
         super().__post_init__()
         if not re.fullmatch(r"[A-Za-z0-9_@+-]*", self.prefix):
             raise ConfigError(f"prefix {self.prefix!r} may only have letters, digits, '_', '@', '+' and '-'")
+        if self.mask_offset and self.masks is None:
+            raise ConfigError("--mask-offset changes the classes in masks: add --masks DIR")
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,22 @@ class InspectConfig(Stage):
 
     cache: str = field(metadata=described(metavar="CACHE_OR_ENCODER"))
     provenance: bool = option(False, "Show weights, sources, licences, preprocessing and versions.")
+    pictures: str | None = option(None, "Draw what it holds into this folder, as a page and PNG files.", "OUT")
+    student: str | None = option(None, "With --pictures: a run; draws the images that it finds hardest.", "RUN")
+    shards: str | None = option(
+        None, About("With --pictures: the tars.", "PATTERN", unset="kept views, else the run's tars", once=True)
+    )
+    threads: int = option(0, THREADS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, path in (("pictures", self.pictures), ("student", self.student)):
+            if path is not None:
+                check_here(path, flag)
+        if self.pictures is None and (self.student is not None or self.shards is not None):
+            raise ConfigError("--student and --shards are for pictures: add --pictures OUT")
+        if self.pictures is not None and self.provenance:
+            raise ConfigError("--provenance and --pictures are two reports; ask for one")
 
 
 @dataclass(frozen=True)
