@@ -12,7 +12,7 @@ Letters: N images, M training images, T tokens, D channels, S rows of a block.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,18 @@ ROUNDING = 1e-12  # a sum of shares may fall short of 1 by so much
 BLOCK = 2**23  # numbers in memory at a time, 64 MiB
 
 
+class Rows(Protocol):
+    """An array, or rows of one that are read when asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, D) or (N, T, D)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[Any]: ...
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """Dimensions that hold shares of the variance."""
@@ -36,8 +48,8 @@ class Spectrum:
     effective_rank: float
 
 
-def spectrum(features: Sequence[npt.NDArray[Any]]) -> Spectrum:
-    """Of one or more arrays of features, (N, D) or (N, T, D), which may be read from files: in blocks of their rows.
+def spectrum(features: Sequence[Rows]) -> Spectrum:
+    """Of one or more arrays of features, (N, D) or (N, T, D), read in blocks of rows.
 
     ConfigError if features are not finite, or all equal.
     """
@@ -66,7 +78,7 @@ def first_components(train_MD: Tensor, test_ND: Tensor) -> tuple[Tensor, Tensor]
     return train, test
 
 
-def _moments(features: Sequence[npt.NDArray[Any]]) -> tuple[Numbers, Numbers]:
+def _moments(features: Sequence[Rows]) -> tuple[Numbers, Numbers]:
     """Mean (D,) and (biased) covariance (D, D) in float64, blocks merged as by Chan et al. 1979."""
     count, mean_D, scatter_DD = 0, np.zeros(0), np.zeros((0, 0))
     for array in features:
