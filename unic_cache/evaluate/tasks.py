@@ -1,4 +1,4 @@
-"""Evaluation tasks by name."""
+"""Evaluation tasks by name, in the order in which they are measured and shown."""
 
 from collections.abc import Mapping
 
