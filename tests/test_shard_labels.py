@@ -126,6 +126,13 @@ def test_what_the_labels_hold_is_said(photos: Path, capsys: pytest.CaptureFixtur
     assert "depths: 0.25 to 63.75 m" in said
 
 
+def test_depths_that_must_be_millimetres_are_refused(photos: Path) -> None:
+    for path in (photos / "depths").rglob("*.npy"):
+        save(path, np.load(path) * 10_000)
+    with pytest.raises(ImageError, match=r"depths are \d,\d\d\d m on average: they look like millimetres; divide them"):
+        pack(photos, depths="depths")
+
+
 def test_masks_of_one_class_are_refused_with_the_likely_reason(photos: Path) -> None:
     for path in (photos / "masks").rglob("*.png"):
         save(path, np.where(np.asarray(Image.open(path)) > 1, 255, 0).astype(np.uint8))

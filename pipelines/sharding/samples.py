@@ -22,6 +22,7 @@ from unic_cache.views.listing import Sample
 # errors of a single file; any other (too many open files, no memory) is not about the image
 ITS_OWN = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
 IMAGES_AHEAD = 64  # decoded before the tar asks for them
+FARTHEST = 1000  # metres: the largest mean depth that is believed
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Pixels:
         self.metres += other.metres
 
     def remarks(self) -> list[str]:
-        """What tells people a wrong offset or unit. ImageError if all masks together show one class or none."""
+        """What tells people a wrong offset or unit. ImageError if masks show one class or none, or depths are in mm."""
         lines = []
         total, used = int(self.classes.sum()), np.flatnonzero(self.classes[:IGNORED])
         if total and len(used) < 2:
@@ -72,6 +73,10 @@ class Pixels:
         if self.known + self.unknown:
             missing = self.unknown / (self.known + self.unknown)
             mean = self.metres / max(self.known, 1)
+            if mean > FARTHEST:
+                raise ImageError(
+                    f"depths are {mean:,.0f} m on average: they look like millimetres; divide them by 1000"
+                )
             depths = f"{self.least:.2f} to {self.most:.2f} m, {mean:.2f} m on average" if self.known else "none"
             lines.append(f"depths: {depths}; {missing:.1%} of the pixels are unknown")
         return lines
