@@ -13,7 +13,7 @@ CACHE := $(DEMO)/cache
 TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
 EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --calibration-images 512
 
-.PHONY: setup demo test test-slow test-s3 bench gpu-check lint clean
+.PHONY: setup demo test test-slow test-s3 test-web bench gpu-check lint clean
 
 setup: $(READY)
 
@@ -48,6 +48,11 @@ test-s3: $(READY)
 	command -v radosgw ceph-osd ceph-mon >/dev/null || (apt-get update -q && \
 		apt-get install -q -y --no-install-recommends radosgw ceph-osd ceph-mon)
 	$(BIN)/python -m pytest -m s3 tests/s3
+
+# The pages that `report` and `inspect --pictures` write, in a headless Chromium, Debian's.
+test-web: $(READY)
+	command -v chromium >/dev/null || (apt-get update -q && apt-get install -q -y --no-install-recommends chromium)
+	$(BIN)/python -m pytest -m web tests/web
 
 # Ratios measured in one run; JSON, one line each.
 bench: $(READY)

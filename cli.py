@@ -26,6 +26,7 @@ from unic_cache.config import (
     PlanConfig,
     RecodeConfig,
     RepairConfig,
+    ReportConfig,
     ShardConfig,
     VerifyConfig,
 )
@@ -162,12 +163,18 @@ def distill(config: DistillConfig) -> None:
     EvaluateConfig,
     examples="""
     unic-cache evaluate --encoder runs/student --train 'train/*.tar' --test 'val/*.tar' --cache cache
-    unic-cache evaluate --encoder runs/student --shards 'shards/*.tar' --json
+    unic-cache evaluate --encoder runs/a --encoder runs/b --encoder timm:resnet50 --shards 'shards/*.tar' --json
+    unic-cache evaluate --encoder runs/student --train 'ade/train/*.tar' --test 'ade/val/*.tar' --task segmentation
+    unic-cache evaluate --cache cache --shards 'shards/*.tar' --features features --out teachers.json
     """,
 )
-@json_flag(help="Print JSON instead of the table.")
+@json_flag(help="Print JSON instead of the tables.")
 def evaluate(config: EvaluateConfig, as_json: bool) -> None:
-    """Compare frozen features by weighted k-NN: the student, a random student, and each teacher in the cache."""
+    """Compare encoders on every task that the labels allow: students, a random one, cached teachers, timm models.
+
+    Tasks: knn, linear and retrieval by `.cls` labels, segmentation by `.mask.png`, depth by `.depth.png` or
+    `.depth.npy`. Every number has a 95% bootstrap interval over the test images. See docs/EVALUATION.md.
+    """
     from pipelines import evaluate as pipeline
 
     result = pipeline.run(config)
@@ -175,6 +182,25 @@ def evaluate(config: EvaluateConfig, as_json: bool) -> None:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:
         pipeline.show(result)
+
+
+@command(
+    ReportConfig,
+    examples="""
+    unic-cache report report runs/student results.json
+    unic-cache report report runs/dropping runs/no-dropping --pictures 0
+    unic-cache report report runs/student results.json --cache cache --shards 'val/*.tar' --pictures 8
+    """,
+)
+def report(config: ReportConfig) -> None:
+    """Draw runs of `distill` and results of `evaluate --json` as one page, OUT/index.html, and OUT/figures/.
+
+    Gains over the best teacher, losses and coefficients per teacher, task against task, patch tokens, costs: each
+    figure whose data is there, as SVG and PNG too. The page needs no network.
+    """
+    from pipelines import report as pipeline
+
+    click.echo(f"The report is {pipeline.run(config)}")
 
 
 @command(
@@ -199,23 +225,26 @@ def recode(config: RecodeConfig) -> None:
     unic-cache inspect cache
     unic-cache inspect cache --json | jq .teachers
     unic-cache inspect runs/student --provenance
+    unic-cache inspect cache --pictures pictures --student runs/student
     """,
 )
 @json_flag(help="Print JSON instead of tables.")
 def inspect(config: InspectConfig, as_json: bool) -> None:
     """Show what a cache holds: teachers, views, shards done and missing, bytes, codec, calibration.
 
-    With --provenance, show what a cache or an exported student was made from.
+    With --provenance, show what a cache or an exported student was made from. With --pictures, draw images, tokens and
+    the codec's losses, and with --student the images that it finds hardest.
     """
     from pipelines import inspect as contents
     from pipelines import provenance as origins
 
-    pipeline = origins if config.provenance or origins.is_student(config.cache) else contents
-    report = pipeline.run(config)
+    student = origins.is_student(config.cache) and config.pictures is None
+    pipeline = origins if config.provenance or student else contents
+    found = pipeline.run(config)
     if as_json:
-        click.echo(json.dumps(report, indent=1))
+        click.echo(json.dumps(found, indent=1))
     else:
-        pipeline.show(report)
+        pipeline.show(found)
 
 
 @command(

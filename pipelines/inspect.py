@@ -1,17 +1,36 @@
-"""Report what a cache holds, from its index, specs, calibrations and commit records, without reading features."""
+"""Report what a cache holds, from its index, specs, calibrations and commit records, without reading features.
+
+With --pictures, features and pixels of a few images are read too, and drawn as a page.
+"""
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
 from pipelines.command.caches import opened
+from pipelines.command.preflight import DEFAULT_SHARDS
 from pipelines.command.printing import print_table, results
+from pipelines.command.progress import begins
+from pipelines.reporting.cache_pictures import IMAGES, codec_section, token_section, view_section
+from pipelines.reporting.folder import check_free, write_page
+from pipelines.reporting.hardest import hardest_section
+from pipelines.reporting.holdings import sizes_of, views_of
+from pipelines.reporting.images import Tars, evenly, given_tars, open_source, readable, shared_views
+from pipelines.reporting.inputs import run_settings
+from pipelines.training.finished_run import open_finished
+from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
-from unic_cache.config import InspectConfig
+from unic_cache.config import CENTER, DistillConfig, InspectConfig
+from unic_cache.errors import CacheError
+from unic_cache.evaluate.page import Page, Section
 from unic_cache.store.layout import VIEWS_MEMBER
-from unic_cache.store.member import Member
 from unic_cache.stream.held_out import held_out
+
+MEASURED, AT_ONCE = 1000, 32  # images whose loss is measured: at most, and together
 
 
 def run(config: InspectConfig) -> dict[str, Any]:
@@ -43,53 +62,74 @@ def run(config: InspectConfig) -> dict[str, Any]:
         report["left_alone"] = cache.guests
     if cache.pixels is not None:
         report["kept_views"] = {**sizes_of(cache.pixels, views := views_of(cache, cache.pixels)), "views": views}
+    if config.pictures is not None:
+        report["pictures"] = str(draw(config, cache))
     return report
 
 
-def views_of(cache: Cache, member: Member) -> dict[str, Any]:
-    """For each view of a member: shards done and missing over all segments, images, bad images, bytes kept."""
-    committed = {(views.name(number), segment): tars for views, number, segment, tars in cache.committed(member)}
-    found: dict[str, Any] = {}
-    for view in sorted({view for view, _ in committed}):
-        state: dict[str, Any] = {
-            "done": 0,
-            "missing": [],
-            "images": 0,
-            "bad": 0,
-            "clipped": 0,
-            "bytes": 0,
-            "arrays": {},
-        }
-        for name, (segment, shard) in cache.shards().items():
-            unit = cache.unit(segment, shard, view)
-            record = member.record(unit) if shard in committed.get((view, segment), ()) else None
-            if record is None:
-                state["missing"].append(name)
-                continue
-            state["done"] += 1
-            state["images"] += unit.rows
-            state["bad"] += len(record.bad)
-            state["clipped"] += record.clipped
-            state["bytes"] += record.bytes_kept
-            for file, size in record.sizes.items():
-                array = file.split("/")[-2]
-                state["arrays"][array] = state["arrays"].get(array, 0) + size
-        found[view] = state
+def draw(config: InspectConfig, cache: Cache) -> Path:
+    """Draw the cache, and what a student finds hardest in it, into the folder --pictures; return the page's path."""
+    out = str(config.pictures)
+    check_free(out)
+    teachers = readable(cache)
+    run = None if config.student is None else run_settings(Path(config.student))
+    tars = tars_of(config, run, cache)
+    begins("inspect", f"pictures of {config.cache}", f"into {out}")
+    with thread_pool(config.threads) as pool:
+        sources = [open_source(cache, teachers, views, tars, pool) for views in shared_views(cache, teachers)]
+        trained = [source for source in sources if source.views.recipe != CENTER][-1:]
+        centered = [source for source in sources if source.views.recipe == CENTER][-1:]
+
+        # Views and tokens: of images whose pixels are there
+        sections = [section for source in trained or centered if (section := view_section(source)) is not None]
+        chosen = next(((s, wanted) for s in centered + trained if (wanted := s.spread(0, IMAGES))), None)
+        if chosen is None:
+            raise CacheError(
+                f"{config.cache}: no image to draw: it keeps no views that all its teachers have, and no tar was given "
+                "that they saw; name its tars with --shards"
+            )
+        source, wanted = chosen
+        batch = source.batch(wanted)
+        sections += [token_section(source, wanted, batch), codec_section(source, batch)]
+
+        # Hardest images: by the student's loss
+        if run is not None:
+            sections.append(hardest(Path(str(config.student)), run, cache, tars, pool))
+    title = f"What {config.cache} holds"
+    return write_page(out, Page(title, "Made by unic-cache inspect --pictures.", sections))
+
+
+def tars_of(config: InspectConfig, run: DistillConfig | None, cache: Cache) -> Tars:
+    """The tars given; or none, if the cache keeps its views; or the run's; or else shards/*.tar."""
+    if config.shards is not None:
+        return given_tars(cache, config.shards)
+    if cache.pixels is not None:
+        return {}
+    named = () if run is None else (run.shards, run.val_shards)
+    found: Tars = {}
+    for pattern in [name for name in named if name] or [DEFAULT_SHARDS]:
+        found = {**found, **given_tars(cache, pattern)}
     return found
 
 
-def sizes_of(member: Member, views: Mapping[str, Any]) -> dict[str, Any]:
-    """Stored bytes per image, measured over all committed units: in total, and per token of each array."""
-    images = sum(state["images"] for state in views.values())
-    each = {
-        array.name: sum(state["arrays"].get(array.name, 0) for state in views.values()) / max(images, 1)
-        for array in member.arrays
-    }
-    tokens = 1 if member.features is None else member.features.tokens
-    kinds = {} if member.features is None else member.features.kinds
-    summary = {name for name, kind in kinds.items() if kind.grid is None}
-    per_token = {name: size if name in summary else size / tokens for name, size in each.items()}
-    return {"bytes_per_image": round(sum(each.values())), "bytes_per_token": per_token}
+def hardest(folder: Path, settings: DistillConfig, cache: Cache, tars: Tars, pool: ThreadPoolExecutor) -> Section:
+    """The student's loss on held-out images, or without any on those it trained on: at most MEASURED of them."""
+    student = open_finished(folder, settings, cache)
+    source = open_source(cache, student.teachers, student.snapshot.views, tars, pool)
+    number, rows = student.snapshot.numbers[0], student.rows(cache)
+    there = {cache.shards()[name] for name in source.tars(number)}
+    every = [rows.address(place, number) for place in range(len(rows))]
+    wanted = evenly([item for item in every if (item.segment, item.shard) in there], MEASURED)
+    if not wanted:
+        raise CacheError(f"{folder}: none of its images' pixels can be had; name their tars with --shards")
+    groups = [wanted[start : start + AT_ONCE] for start in range(0, len(wanted), AT_ONCE)]
+    losses_nN = np.concatenate([student.losses(source.batch(group)).numpy() for group in groups], axis=1)
+    side = "held out of training" if student.held_out else "that it was trained on, as the run held none out"
+    about = (
+        f"{folder} after {student.steps:,} steps, on {len(wanted):,} of {len(rows):,} images {side}, under view "
+        f"{student.snapshot.views.name(number)}: the loss that training minimizes, with no teacher dropped."
+    )
+    return hardest_section(source, wanted, losses_nN, about)
 
 
 def show(report: Mapping[str, Any]) -> None:
@@ -116,6 +156,8 @@ def show(report: Mapping[str, Any]) -> None:
         console.print(f"\n{VIEWS_MEMBER}", style="bold", end="")
         console.print(f"  pixels, {report['kept_views']['bytes_per_image']:,} bytes per image")
         print_table(console, view_table(report["kept_views"]["views"]))
+    if "pictures" in report:
+        console.print(f"\nThe pictures are {report['pictures']}")
 
 
 def view_table(views: Mapping[str, Any]) -> Table:

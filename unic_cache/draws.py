@@ -23,6 +23,11 @@ class Purpose(IntEnum):
     SHARD = 5
     BOOTSTRAP = 6
     TOKENS = 7
+    SPLIT = 8
+    HYPERPARAMETERS = 9
+    HEAD_ORDER = 10
+    PIXELS = 11
+    COMPOSITION = 12
 
 
 def words(purpose: Purpose, seed: int, a: int, b: int, count: int) -> Words:

@@ -24,7 +24,8 @@ def parameters(config: type, without: tuple[str, ...] = ()) -> Iterator[Decorato
         if about.help and field.name not in without:
             yield flag(field, about)
         elif field.default is dataclasses.MISSING:
-            yield click.argument(field.name, metavar=about.metavar)
+            several = field.type == tuple[str, ...]
+            yield click.argument(field.name, metavar=about.metavar, nargs=-1 if several else 1, required=True)
 
 
 def flag(field: dataclasses.Field[Any], about: About) -> Decorator:

@@ -6,6 +6,7 @@ what is behind a URL is left to the stage.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ from unic_cache.config import (
     PlanConfig,
     RecodeConfig,
     RepairConfig,
+    ReportConfig,
     ShardConfig,
     VerifyConfig,
 )
-from unic_cache.errors import ConfigError, TeacherError
+from unic_cache.errors import ConfigError, ShardError, TeacherError
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.paths import SCHEME
 from unic_cache.files.schemes import open_location
 from unic_cache.store.layout import teacher_folder
-from unic_cache.teachers.catalog import no_weights, resolve
+from unic_cache.teachers.catalog import CATALOG, no_weights, resolve
 from unic_cache.views.index import no_cache, no_teacher, segment_names
 from unic_cache.views.shards import expand
 from unic_cache.weights.timm_names import close_names
@@ -66,18 +68,59 @@ def check_distill(config: DistillConfig) -> None:
     else:
         check_cache(config.cache, config.teachers)
     check_tars(config.shards, config.out if config.online else config.cache)
+    check_tars(config.knn_shards)
+    if config.tracker != "none" and find_spec(config.tracker) is None:
+        raise no_tracker(config.tracker)
+
+
+def no_tracker(name: str) -> ConfigError:
+    """The error for a tracker whose package, which has its name, accelerate does not find."""
+    return ConfigError(
+        f"--tracker {name}: its package is missing or of a version that accelerate does not take; install it with "
+        f"`pip install {name}`, or choose another tracker or none"
+    )
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
-    """Check the encoder, the labelled tars and the cache."""
-    if not Path(config.encoder).exists():
-        raise ConfigError(
-            f"{config.encoder}: there is no such file or folder; `unic-cache distill --out DIR` makes an encoder"
-        )
-    for pattern in (config.shards, config.train, config.test):
-        check_tars(pattern)
+    """Check the encoders, the labelled tars and the cache."""
+    names = [text for text in config.encoder if not Path(text).exists()]
+    for text in names:
+        if not text.startswith("timm:") and text.partition("@")[0] not in CATALOG:
+            raise ConfigError(
+                f"{text}: there is no such file or folder, nor a teacher of that name; `unic-cache distill --out DIR` "
+                "makes an encoder, timm:NAME is any timm model, and `unic-cache teachers` lists the others"
+            )
+    check_teachers(names, dict(config.weights))
+    for flag in ("shards", "train", "test"):
+        try:
+            check_tars(getattr(config, flag))
+        except ShardError as error:
+            raise ShardError(f"--{flag}: {error}") from error
     if config.cache is not None:
         check_cache(config.cache, config.teachers)
+
+
+def check_inspect(config: InspectConfig) -> None:
+    """Check the cache's folder, and for pictures the run and the tars."""
+    check_folder(config.cache)
+    if config.student is not None:
+        check_there(config.student)
+    check_tars(config.shards)
+
+
+def check_report(config: ReportConfig) -> None:
+    """Check that the inputs exist, and the cache and the tars."""
+    for path in config.inputs:
+        check_there(path)
+    if config.cache is not None:
+        check_cache(config.cache)
+    check_tars(config.shards)
+
+
+def check_there(path: str) -> None:
+    """ConfigError unless there is such a file or folder."""
+    if not Path(path).exists():
+        raise ConfigError(f"{path}: there is no such file or folder; check the path")
 
 
 def check_verify(config: VerifyConfig) -> None:
@@ -154,6 +197,7 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     EvaluateConfig: check_evaluate,
     RecodeConfig: lambda config: check_cache(config.source, config.teachers),
     VerifyConfig: check_verify,
-    InspectConfig: lambda config: check_folder(config.cache),
+    InspectConfig: check_inspect,
     RepairConfig: lambda config: check_folder(config.cache),
+    ReportConfig: check_report,
 }

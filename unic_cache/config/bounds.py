@@ -54,6 +54,7 @@ RANGES = {
     "drop_teacher": SHARE,
     "epochs": Range(0, 1_000_000, above=True),
     "eval_every": COUNT,  # steps
+    "head_steps": COUNT,
     "images": Range(10, 1_000_000),  # of a trial
     "img_size": PIXELS,
     "k": Range(1, 1_000_000),
@@ -65,6 +66,7 @@ RANGES = {
     "neighbours": Range(1, 1_000_000),
     "num_workers": Range(1, 1_000_000),
     "patch_size": PIXELS,
+    "pictures": Range(0, 64),  # images
     "per_shard": COUNT,  # images
     "pixel_check": COUNT,  # views
     "pixel_tolerance": Range(0, 255),  # levels

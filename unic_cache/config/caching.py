@@ -15,12 +15,14 @@ from unic_cache.config.options import (
     THREADS,
     WEIGHTS,
     WORKER_INDEX,
+    About,
     described,
     option,
 )
 from unic_cache.config.stage import Stage
 from unic_cache.config.views import Views
 from unic_cache.errors import ConfigError
+from unic_cache.files.paths import check_here
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,22 @@ class InspectConfig(Stage):
 
     cache: str = field(metadata=described(metavar="CACHE_OR_ENCODER"))
     provenance: bool = option(False, "Show weights, sources, licences, preprocessing and versions.")
+    pictures: str | None = option(None, "Draw what it holds into this folder, as a page and PNG files.", "OUT")
+    student: str | None = option(None, "With --pictures: a run; draws the images that it finds hardest.", "RUN")
+    shards: str | None = option(
+        None, About("With --pictures: the tars.", "PATTERN", unset="kept views, else the run's tars", once=True)
+    )
+    threads: int = option(0, THREADS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, path in (("pictures", self.pictures), ("student", self.student)):
+            if path is not None:
+                check_here(path, flag)
+        if self.pictures is None and (self.student is not None or self.shards is not None):
+            raise ConfigError("--student and --shards are for pictures: add --pictures OUT")
+        if self.pictures is not None and self.provenance:
+            raise ConfigError("--provenance and --pictures are two reports; ask for one")
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,13 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError(f"{what} cannot be decoded: {reason}") from error
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of `decode(data)`, from the header alone. ImageError if that cannot be read."""
+    image = open_image(data)
+    width, height = image.size
+    return (height, width) if orientation(image) >= 5 else (width, height)
+
+
 def upright_file(data: bytes) -> tuple[str, bytes]:
     """A file with the pixels of `decode(data)`, as (extension, bytes).
 

@@ -1,0 +1,107 @@
+"""Figures of `evaluate --analysis`: dimensions that features span, and how much of weights and features is used."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from unic_cache.evaluate.comparisons import named
+from unic_cache.evaluate.drawing import COLOURS, Picture, finish, label, legend, panels, style
+from unic_cache.evaluate.results import Analysis, Curve, Evaluation, Use
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FEATURES = {"summary": "summary (CLS)", "patches": "patch tokens"}
+
+
+def analysed(evaluations: Sequence[Evaluation]) -> dict[str, Analysis]:
+    """Every encoder's analysis, by its name in figures; one that several files have alike, once."""
+    found: dict[str, Analysis] = {}
+    for one in evaluations:
+        for encoder, analysis in one.analysis.items():
+            if encoder not in found or found[encoder] != analysis:
+                found[encoder if encoder not in found else named(one, encoder, evaluations)] = analysis
+    return found
+
+
+@style()
+def dimension_figure(evaluations: Sequence[Evaluation]) -> Picture | None:
+    """Principal dimensions that hold 90, 95 and 99 % of the variance, a panel per feature; None without analysis."""
+    found = {
+        key: {name: use for name, one in analysed(evaluations).items() if (use := getattr(one, key)) is not None}
+        for key in FEATURES
+    }
+    found = {key: uses for key, uses in found.items() if uses}
+    if not found:
+        return None
+    figure, axes = panels(len(found), 1.2 + 0.36 * max(map(len, found.values())), most=1)
+    for own, (key, uses) in zip(axes, found.items(), strict=True):
+        _bars(own, uses)
+        own.set(title=FEATURES[key], xlabel="principal dimensions")
+    legend(figure, axes)
+    listed = "; ".join(
+        f"{name} {FEATURES[key]}: effective rank {use.effective_rank:.1f} of {use.channels} channels"
+        for key, uses in found.items()
+        for name, use in uses.items()
+    )
+    return finish(
+        figure,
+        "principal-dimensions",
+        "Dimensions that the features span",
+        f"Bars of the principal dimensions that hold 90, 95 and 99 % of the variance. {listed}.",
+        "Of each encoder's features of the test images. Beside each name: the effective rank of all channels.",
+    )
+
+
+@style()
+def curve_figure(evaluations: Sequence[Evaluation]) -> Picture | None:
+    """Accuracy after pruning and with few principal components, a panel each; None without such analysis."""
+    panelled = {
+        "pruning": "smallest weights set to zero, %",
+        "components": "principal components kept",
+    }
+    found = {
+        key: {name: curve for name, one in analysed(evaluations).items() if (curve := getattr(one, key)) is not None}
+        for key in panelled
+    }
+    found = {key: curves for key, curves in found.items() if curves}
+    if not found:
+        return None
+    figure, axes = panels(len(found), 2.8)
+    names = list(dict.fromkeys(name for curves in found.values() for name in curves))
+    for own, (key, curves) in zip(axes, found.items(), strict=True):
+        for name, curve in curves.items():
+            colour = COLOURS[names.index(name) % len(COLOURS)]
+            heights = [100 * value for value in curve.points.values()]
+            own.plot(list(curve.points), heights, "o-", color=colour, label=label(name), markersize=3.5, linewidth=1.2)
+        if key == "components":
+            _powers_of_two(own, curves)
+        metrics = ", ".join(sorted({curve.metric for curve in curves.values()}))
+        own.set(xlabel=panelled[key], ylabel=f"{metrics}, %")
+    legend(figure, axes)
+    return finish(
+        figure,
+        "weight-and-feature-use",
+        "Use of weights and of features",
+        f"Accuracy over {' and over '.join(panelled[key] for key in found)}, for {', '.join(names)}.",
+        "How far accuracy falls tells how much of the encoder is used: weights by magnitude, features by variance.",
+    )
+
+
+def _bars(axes: "Axes", uses: Mapping[str, Use]) -> None:
+    for place, use in enumerate(uses.values()):
+        for percent, number in sorted(use.dimensions.items(), reverse=True):
+            shade = COLOURS[sorted(use.dimensions).index(percent) % len(COLOURS)]
+            axes.barh(place, number, 0.7, color=shade, label=f"{percent} % of the variance")
+            axes.text(number, place, f" {number}", va="center", fontsize=7)
+    axes.set_yticks(
+        range(len(uses)),
+        [label(f"{name}, rank {use.effective_rank:.1f} of {use.channels}", 24) for name, use in uses.items()],
+    )
+    axes.invert_yaxis()
+
+
+def _powers_of_two(axes: "Axes", curves: Mapping[str, Curve]) -> None:
+    ticks = sorted({number for curve in curves.values() for number in curve.points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(number) for number in ticks], rotation=45)
+    axes.minorticks_off()
