@@ -202,9 +202,8 @@ def test_a_label_at_the_first_byte_is_refused_when_it_is_read(tar: Path) -> None
 
 def test_a_caches_own_index_is_the_same_with_and_without_labels(tar: Path, tmp_path: Path) -> None:
     images = [member for member in MEMBERS[:9] if not re.search(r"mask|depth", member[0], re.IGNORECASE)]
-    bare = scan(
-        str(write_members(tmp_path / "bare" / "t.tar", *images) if (tmp_path / "bare").mkdir() is None else tar)
-    )
+    (tmp_path / "bare").mkdir()
+    bare = scan(str(write_members(tmp_path / "bare" / "t.tar", *images)))
     cache = LocalFolder(tmp_path / "cache")
     (segment,) = extend_index(cache, [scan(str(tar))])
     assert b"dense" not in (cache.read("index/000000.json") or b"dense")
