@@ -138,7 +138,7 @@ def test_it_learns_ramps_from_windows_far_better_than_the_mean(monkeypatch: pyte
     assert test.depths_NHW is not None
     average = train.depths_NHW[train.depths_NHW > 0].mean()
     errors = [math.sqrt(np.mean((t[t > 0] - average) ** 2)) for t in test.depths_NHW]
-    assert found["RMSE"] < np.mean(errors) / 4
+    assert found["RMSE"] < np.mean(errors) / 3
     assert found["delta 1"] > 0.9
 
 
