@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     HEAD_ORDER = 10
     PIXELS = 11
     COMPOSITION = 12
+    HEAD_INIT = 13
 
 
 def words(purpose: Purpose, seed: int, a: int, b: int, count: int) -> Words:

@@ -46,7 +46,9 @@ class EvaluateConfig(Stage):
         choices=SOLVERS,
         unset="lbfgs, sgd above 50,000 training images",
     )
-    head_steps: int = option(2000, "Training steps of a segmentation or depth head.")
+    head_steps: int | None = option(
+        None, "Training steps of a segmentation or depth head.", unset="1,000, or 10 epochs in batches of 8 if more"
+    )
     batch_size: int = option(64, "Images per batch.")
     device: str = option("auto", DEVICE)
     seed: int = option(0, "Random seed of the random student, splits, heads and intervals.")

@@ -19,10 +19,11 @@ from torch.nn.functional import interpolate
 
 from unic_cache import draws
 from unic_cache.errors import ConfigError
-from unic_cache.evaluate.task import Examples
+from unic_cache.evaluate.task import Examples, Settings
 from unic_cache.token_kinds import Grid
 
 BATCH = 8  # images of a step, as UNIC's segmentation
+FEWEST, EPOCHS = 1000, 10  # steps by default
 EPSILON = 1e-5  # batch norm's
 ROWS = 64  # images of a block that is only read
 
@@ -92,6 +93,11 @@ def standardizer(patches_NTD: Patches, device: torch.device) -> Standardizer:
     mean_D = sums_D / count
     variance_D = (squares_D / count - mean_D.square()).clamp(min=0)
     return Standardizer(mean_D.float().to(device), (variance_D + EPSILON).rsqrt().float().to(device))
+
+
+def steps(images: int, settings: Settings) -> int:
+    """The settings' steps of a head; by default 1,000, or 10 epochs if these are more."""
+    return max(FEWEST, EPOCHS * images // BATCH) if settings.steps is None else settings.steps
 
 
 def batches(count: int, steps: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -46,7 +46,7 @@ class Settings:
     k: int = 20
     temperature: float = 0.07
     solver: str = "lbfgs"
-    steps: int = 2000  # of a dense head
+    steps: int | None = None  # of a dense head; by default 1,000, or 10 epochs in batches of 8 if these are more
 
 
 @dataclass(frozen=True)
