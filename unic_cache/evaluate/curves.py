@@ -45,7 +45,7 @@ class Training:
     def points(self, kind: str, values: Callable[[Record], Mapping[str, float]], name: str) -> Points:
         """(step, value) of the records of one kind whose values have the name; of many, the means of MOST spans."""
         found = [(int(record["step"]), values(record)) for record in self.records if record["kind"] == kind]
-        points = [(step, own[name]) for step, own in found if name in own]
+        points = [(float(step), own[name]) for step, own in found if name in own]
         return points if len(points) <= MOST else [_mean(span) for span in np.array_split(np.array(points), MOST)]
 
 
