@@ -10,6 +10,7 @@ UNIC := $(BIN)/unic-cache
 SETS := tests/data/noto-emoji
 DEMO := demo
 CACHE := $(DEMO)/cache
+COMPOSED := $(DEMO)/composed
 TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
 EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --calibration-images 512
 
@@ -25,14 +26,16 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	rm -rf $(DEMO)
+	$(BIN)/python -m examples.composed $(COMPOSED) --images 300
 	$(EXTRACT) --shards '$(SETS)/train/*.tar' --views 4
 	$(EXTRACT) --shards '$(SETS)/test/*.tar' --views 1
-	$(EXTRACT) --shards '$(SETS)/*/*.tar' --views 1 --recipe center
+	$(EXTRACT) --shards '{$(SETS),$(COMPOSED)}/*/*.tar' --views 1 --recipe center
 	$(UNIC) inspect $(CACHE)
 	$(UNIC) distill --cache $(CACHE) --shards '$(SETS)/train/*.tar' --val-shards '$(SETS)/test/*.tar' --out $(DEMO)/student \
 		--student vit_tiny_patch16_224 --img-size 64 --patch-size 8 --batch-size 16 --steps 400 --lr 1e-3 --eval-every 200
-	@echo "loss curve: $(DEMO)/student/loss.png"
-	$(UNIC) evaluate --encoder $(DEMO)/student --train '$(SETS)/train/*.tar' --test '$(SETS)/test/*.tar' --cache $(CACHE)
+	$(UNIC) evaluate --encoder $(DEMO)/student --cache $(CACHE) --task knn --task segmentation --out $(DEMO)/results.json \
+		--train '{$(SETS),$(COMPOSED)}/train/*.tar' --test '{$(SETS),$(COMPOSED)}/test/*.tar'
+	$(UNIC) report $(DEMO)/report $(DEMO)/student $(DEMO)/results.json
 
 # One process a core, at most four; a file's tests share their fixtures, so they stay in one process.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4

@@ -56,10 +56,15 @@ json_flag = partial(click.option, "--json", "as_json", is_flag=True)
     unic-cache shard imagenet/val shards-val --prefix val-
     unic-cache shard imagenet/train shards --val-fraction 0.1
     unic-cache shard labels.csv shards --per-shard 500 --seed 1
+    unic-cache shard food-101/images food --list food-101/meta/train.txt
+    unic-cache shard images/training ade --masks annotations/training --mask-offset -1
     """,
 )
 def shard(config: ShardConfig) -> None:
-    """Pack IMAGES (a folder of class folders, or a CSV of path,label) into WebDataset tars in OUT, with an index.
+    """Pack IMAGES into WebDataset tars in OUT, with an index.
+
+    IMAGES is a folder of class folders or of images, a CSV of path,label, or a JSON as iNaturalist's. Masks and depth
+    maps are found by the image's name.
 
     Files are recognized by content, not by name: JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF, and HEIC with pillow-heif.
     Classes are numbered in the order of their names, or by a classes.json in OUT: copy the training set's there to
@@ -158,12 +163,18 @@ def distill(config: DistillConfig) -> None:
     EvaluateConfig,
     examples="""
     unic-cache evaluate --encoder runs/student --train 'train/*.tar' --test 'val/*.tar' --cache cache
-    unic-cache evaluate --encoder runs/student --shards 'shards/*.tar' --json
+    unic-cache evaluate --encoder runs/a --encoder runs/b --encoder timm:resnet50 --shards 'shards/*.tar' --json
+    unic-cache evaluate --encoder runs/student --train 'ade/train/*.tar' --test 'ade/val/*.tar' --task segmentation
+    unic-cache evaluate --cache cache --shards 'shards/*.tar' --features features --out teachers.json
     """,
 )
-@json_flag(help="Print JSON instead of the table.")
+@json_flag(help="Print JSON instead of the tables.")
 def evaluate(config: EvaluateConfig, as_json: bool) -> None:
-    """Compare frozen features by weighted k-NN: the student, a random student, and each teacher in the cache."""
+    """Compare encoders on every task that the labels allow: students, a random one, cached teachers, timm models.
+
+    Tasks: knn, linear and retrieval by `.cls` labels, segmentation by `.mask.png`, depth by `.depth.png` or
+    `.depth.npy`. Every number has a 95% bootstrap interval over the test images. See docs/EVALUATION.md.
+    """
     from pipelines import evaluate as pipeline
 
     result = pipeline.run(config)

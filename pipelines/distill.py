@@ -8,11 +8,10 @@ drawn from integers. A run that was stopped and resumed therefore equals one tha
 Letters: B images, H and W pixels.
 """
 
-import dataclasses
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +23,33 @@ from pipelines.command.device import device_words
 from pipelines.command.environment import say_surroundings
 from pipelines.command.failures import reason
 from pipelines.command.progress import Progress, begins, say
-from pipelines.command.run_folder import FREE_ON_RESUME, check_run
+from pipelines.command.run_folder import check_run
 from pipelines.command.signals import StopRequest, stop_on_signal
-from pipelines.extracting.specs import versions
+from pipelines.evaluating.knn_probe import KnnProbe, open_knn_probe
 from pipelines.training.learner import Learner, finite
 from pipelines.training.online import open_live_set
-from pipelines.training.processes import begin_tracking, make_accelerator, run_claimed
-from pipelines.training.run_state import RunState
+from pipelines.training.processes import make_accelerator, on_main, run_claimed, stop_agreed
+from pipelines.training.run_state import RunState, describe, restore, save_settings
 from pipelines.training.runlog import Clock, RunLog
 from pipelines.training.targets import Cached, Source, Targets
+from pipelines.training.tracking import begin_tracking
 from pipelines.training.training_set import Snapshot, TrainingSet, open_training_set
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.curves import plot_losses
-from unic_cache.files.local import LocalFolder
-from unic_cache.stream.batches import Stream
+from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.order import Order
 from unic_cache.student.backbone import EncoderSpec, build_encoder, encoder_spec
 from unic_cache.student.checkpoint import load_checkpoint
 from unic_cache.student.export import timm_line
 from unic_cache.student.ladder import Ladder, Student
-from unic_cache.student.run_files import CHECKPOINT, CONFIG, CURVE, ENCODER, LOG
+from unic_cache.student.run_files import CURVE, ENCODER, LOG
 from unic_cache.student.schedule import learning_rate, optimizer
 from unic_cache.tf32 import float32_products
+
+Check = Callable[[RunLog, int], None]  # logs what is measured after a number of steps
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def run(config: DistillConfig) -> Trained:
         cache, data, source = open_source(config, snapshot, pool, accelerator)
         total = config.steps or max(1, round(config.epochs * len(data.train) / config.batch_size))
         announce(config, spec, data, total, accelerator)
+        probe = open_probe(config, spec, cache, data, pool, accelerator)
 
         # Model: encoder, ladder and AdamW, as the checkpoint has them when resuming
         encoder = build_encoder(spec, config.seed, config.init, sizes_given(config))
@@ -97,8 +99,11 @@ def run(config: DistillConfig) -> Trained:
         learner = Learner(model, spec, data.teachers, targets, config, accelerator)
         stream = open_stream(config, cache, data, pool, accelerator.device)
         state = RunState(out, student, adamw, accelerator, spec, describe(config, data, tf32), start)
+        steps, order = range(start, total), Order(data.train, data.snapshot.numbers, config.seed)
+        batches = stream.batches(learner.batches(order, steps))
+        check = partial(validate, data, stream, learner, probe, encoder)
         with float32_products(tf32):
-            loss, broken = train(data, stream, learner, adamw, state, range(start, total), stop)
+            loss, broken = train(batches, learner, check, state, steps, stop)
     if accelerator.is_main_process:
         draw_losses(out)
     licences = {teacher.name: str(teacher.spec["provenance"]["licence"]) for teacher in data.teachers}
@@ -107,11 +112,10 @@ def run(config: DistillConfig) -> Trained:
 
 
 def train(
-    data: TrainingSet, stream: Stream, learner: Learner, adamw: Any, state: RunState, steps: range, stop: StopRequest
+    batches: Iterator[Batch], learner: Learner, check: Check, state: RunState, steps: range, stop: StopRequest
 ) -> tuple[float, int]:
     """Do `steps`; return the loss of the last logged ones, and how often an image was skipped as broken."""
-    config, accelerator, total = learner.config, learner.accelerator, steps.stop
-    batches = stream.batches(learner.batches(Order(data.train, data.snapshot.numbers, config.seed), steps))
+    config, accelerator, adamw, total = learner.config, learner.accelerator, state.adamw, steps.stop
     size = config.batch_size
     log, meter, clock = RunLog(state.out, accelerator, steps.start), learner.meter(), Clock(size)
     with Progress("distill", total * size, "images", steps.start * size, not accelerator.is_main_process) as bar:
@@ -132,14 +136,15 @@ def train(
             stopping = stop_agreed(accelerator, stop.made, done % config.log_every == 0)
             if done % config.log_every == 0 or last:
                 values = meter.read()
-                bar.note(f"loss {finite(values['loss'], done):.4f}")
+                finite(values["loss"], done)
                 with state.saved_on_error(done):
                     log.write("train", done, {"lr": rate, **values, **clock.read()})
 
             # Validate
-            if len(data.val) and (done % config.eval_every == 0 or last):
+            if done % config.eval_every == 0 or last:
                 with state.saved_on_error(done):
-                    log.write("val", done, learner.validate(stream, data.val, data.snapshot.numbers[0]))
+                    check(log, done)
+            bar.note(log.note)
 
             # Save, stop
             if done % config.save_every == 0 or last or stopping:
@@ -151,6 +156,28 @@ def train(
         state.save(total)  # an earlier run may have stopped between its last checkpoint and its encoder
     log.close()
     return log.last_loss, meter.broken
+
+
+def validate(
+    data: TrainingSet, stream: Stream, learner: Learner, probe: KnnProbe | None, encoder: Any, log: RunLog, done: int
+) -> None:
+    """Log the loss on held-out images, if there are any, and k-NN, in the process that has the labelled images."""
+    if len(data.val):
+        log.write("val", done, learner.validate(stream, data.val, data.snapshot.numbers[0]))
+    if probe is not None:
+        log.write("knn", done, probe.measure(encoder))
+
+
+def open_probe(
+    config: DistillConfig, spec: EncoderSpec, cache: Cache, data: TrainingSet, pool: ThreadPoolExecutor, on: Accelerator
+) -> KnnProbe | None:
+    """The images of --knn-shards, in the main process alone: the others wait for it at their next meeting."""
+    pattern = config.knn_shards
+    if pattern is None:
+        return None
+    shards = cache.shards()
+    trained = {name: cache.entry(*shards[name]).keys for name in data.snapshot.train}
+    return on_main(on, lambda: open_knn_probe(pattern, spec, pool, trained))
 
 
 def open_source(
@@ -222,61 +249,9 @@ def uses_tf32(config: DistillConfig, accelerator: Accelerator) -> bool:
     return used
 
 
-def stop_agreed(accelerator: Accelerator, asked: bool, meeting: bool) -> bool:
-    """Whether to stop now. Several processes stop together, at a meeting: one alone would leave the others waiting."""
-    if accelerator.num_processes == 1:
-        return asked
-    if not meeting:
-        return False
-    flag = torch.tensor([float(asked)], device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum").item())
-
-
 def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:
     """Set the learning rate of step `step` in every parameter group, and return it."""
     rate = learning_rate(step, total, round(config.warmup * total), config.peak_lr(), config.min_lr)
     for group in adamw.param_groups:
         group["lr"] = rate
     return rate
-
-
-def restore(accelerator: Accelerator, header: Mapping[str, Any]) -> None:
-    """Restore the fp16 scaler's state. ConfigError if the run began with another number of processes."""
-    before = header.get("processes", accelerator.num_processes)
-    if before != accelerator.num_processes:
-        raise ConfigError(
-            f"the run began with {before} processes, not {accelerator.num_processes}; resume with as many, since each "
-            "process draws for itself"
-        )
-    if accelerator.scaler is not None and header.get("scaler") is not None:
-        accelerator.scaler.load_state_dict(header["scaler"])
-
-
-def save_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerator: Accelerator) -> None:
-    """Write OUT's config and snapshot when the run begins."""
-    if accelerator.is_main_process and not (out / CHECKPOINT).exists():
-        settings = config.to_json()
-        if data.difference is not None:
-            settings["pixel_difference"] = dataclasses.asdict(data.difference)
-        LocalFolder(out).replace(CONFIG, (json.dumps(settings, sort_keys=True, indent=1) + "\n").encode())
-        data.snapshot.save(out)
-
-
-def describe(config: DistillConfig, data: TrainingSet, tf32: bool) -> dict[str, Any]:
-    """The student's provenance, for the exported encoder."""
-    return {
-        "method": "UNIC, arXiv 2408.05088",
-        "teachers": {
-            teacher.name: {
-                "weights_sha256": teacher.spec["teacher"]["weights_sha256"],
-                "codec": teacher.spec["codec"],
-                **teacher.spec["provenance"],
-            }
-            for teacher in data.teachers
-        },
-        "views": {**dataclasses.asdict(data.snapshot.views), "numbers": list(data.snapshot.numbers)},
-        "images": len(data.train),
-        "config": {key: value for key, value in config.to_json().items() if key not in FREE_ON_RESUME},
-        "float32_products": "tf32" if tf32 else "float32",
-        "versions": versions(),
-    }

@@ -1,131 +1,165 @@
-"""What the features are worth: weighted k-NN of the student, the same network untrained, and the cached teachers.
+"""What encoders are worth: cached teachers, networks that run here, students, and the same networks untrained.
 
-Every image is seen once, under the `center` view. Teachers do not run: their first summary token is read from the cache
-and de-standardized, since their users compare features in the teacher's own space.
+    images -> center views -> features, once per encoder -> tasks -> intervals, gains over the best teacher
 
-Letters: N images, D channels, B images of a batch, P pairs.
+Every image is seen once, under the `center` view. Cached teachers do not run: their tokens are read from the cache and
+de-standardized, since their users compare features in the teacher's own space.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import contextlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipelines.command.caches import opened
 from pipelines.command.device import device_words, pick_device
 from pipelines.command.environment import say_surroundings
 from pipelines.command.printing import print_table, results
-from pipelines.command.progress import Progress, begins, say
+from pipelines.command.progress import begins, say
+from pipelines.evaluating.analysis import analysed, with_pruned
+from pipelines.evaluating.comparison import Result, compare, neighbours
+from pipelines.evaluating.encoders import TEACHER, Encoder, compared, view_size
+from pipelines.evaluating.features import KeptFeatures, features, set_name
 from pipelines.evaluating.labelled import LabelledShards, Usable, check_apart, labelled, twins
+from pipelines.evaluating.measuring import NEEDS, DenseLabels, Measured, allowed, measure
 from pipelines.training.training_set import Snapshot
-from unic_cache.ahead import ahead, thread_pool
-from unic_cache.cache import Cache, CachedTeacher
+from unic_cache.ahead import thread_pool
+from unic_cache.cache import Cache
 from unic_cache.config import EvaluateConfig, Views
-from unic_cache.errors import CacheError
-from unic_cache.evaluate.knn import bootstrap, knn, knn_leave_one_out, paired_difference
-from unic_cache.evaluate.report import Encoder, result_table
+from unic_cache.evaluate.tables import gain_table, score_table
+from unic_cache.files.local import LocalFolder
 from unic_cache.store.commit import CommitRecord
-from unic_cache.stream.address import Address
 from unic_cache.stream.decoder_probe import check_pixels
 from unic_cache.stream.pixels import ShardPixels
 from unic_cache.stream.rows import committed_record
-from unic_cache.student.backbone import EncoderSpec, build_encoder, embed, prepare
-from unic_cache.student.export import load_encoder
 from unic_cache.student.run_files import SNAPSHOT
 from unic_cache.views.classes import check_classes, classes_beside
-
-DECODED_AHEAD = 3  # batches
-ROWS_AT_ONCE = 64  # of a teacher's tokens in memory
-RANDOM, STUDENT = "random student", "student"
-
-
-@dataclass(frozen=True)
-class Result:
-    """All encoders on the same test images: teachers first, the student last."""
-
-    k: int
-    images: int  # tested
-    classes: int
-    encoders: Sequence[Encoder]
-    left_out: int = 0  # labelled images of all sets that cannot be used
-    twins: int = 0  # pairs of images with equal pixels, which never vote for each other
-    trained_on: int = 0  # test images that the student was trained on, as far as its run and the cache tell
-
-    def to_json(self) -> dict[str, Any]:
-        """The result as JSON-ready data."""
-        return dataclasses.asdict(self)
-
-    def notes(self) -> list[str]:
-        """What the table does not say."""
-        if not self.trained_on:
-            return []
-        return [
-            f"the student was trained on views of {self.trained_on} of these test images, without labels; images held "
-            "out of training (--val-shards) tell more about new images"
-        ]
-
-
-def show(result: Result) -> None:
-    """Print the table of one k, for people."""
-    title = f"weighted {result.k}-NN, {result.images} test images, {result.classes} classes"
-    print_table(results(), result_table(result.encoders, result.k, title))
-    for note in result.notes():
-        say(note)
+from unic_cache.views.index import NO_LABEL
 
 
 def run(config: EvaluateConfig) -> Result:
-    """Features of every encoder for the labelled images, then k-NN: test against train, or leave-one-out."""
-    # Encoders: the cached teachers, the student's network untrained, and the student
+    """Features of every encoder for the labelled images, then each task: test against train, or within one set."""
+    # Encoders: the cached teachers, networks, untrained students, and the students
     device = pick_device(config.device)
-    encoder, spec, _ = load_encoder(config.encoder)
     cache = None if config.cache is None else opened(config.cache)
-    teachers = [] if cache is None else centered(cache, config.teachers)
-    untrained = build_encoder(dataclasses.replace(spec, drop_path=0.0), config.seed).eval()
-    models = {RANDOM: untrained.to(device), STUDENT: encoder.to(device)}
-    features: dict[str, list[Tensor]] = {name: [] for name in (*(t.name for t in teachers), *models)}
+    encoders = compared(config, cache, device)
+    views = Views("center", view_size(config, cache, encoders), 0)
 
     # Images: the labelled ones of one or two sets of tars
-    views = Views("center", config.size or cached_size(cache, teachers) or spec.img_size, 0)
-    patterns = [config.shards] if config.shards is not None else [config.train, config.test]
-    sets = [labelled(str(pattern), cache) for pattern in patterns]
+    one, two = [("--shards", config.shards)], [("--train", config.train), ("--test", config.test)]
+    sets = [labelled(str(pattern), cache, flag) for flag, pattern in (two if config.shards is None else one)]
     check_sets(sets)
-    announce(config, device, len(teachers), views.size, sets)
+    tasks = allowed(config.task, sets)
+    announce(config, device, encoders, views.size, sets, tasks)
 
-    # Features: of the same images for every encoder
-    found: list[Usable] = []
-    with thread_pool(config.threads) as pool:
-        for images in sets:
-            source, records = ShardPixels(views, images.tars, pool), records_of(cache, teachers, views, images)
-            if cache is not None:
-                check_pixels(cache.location, source, 0)
-            models = {"random student": untrained.to(device), "student": encoder.to(device)}
-            found.append(Usable(images, records, source))
-            for name, values_ND in embeddings(models, spec, found[-1], config.batch_size).items():
-                features[name].append(values_ND)
-            found[-1].finish()
-            for teacher in teachers:
-                assert cache is not None
-                features[teacher.name].append(cached_features(cache, teacher, views, found[-1].wanted))
-        pairs_P2 = twins(found)
+    with thread_pool(config.threads) as pool, feature_folder(config) as folder:
+        # Features: of the same images for every encoder, and for students without their smallest weights
+        everyone = with_pruned(encoders, device) if config.analysis else encoders
+        usable = [
+            Usable(images, records_of(cache, encoders, views, images), ShardPixels(views, images.tars, pool))
+            for images in sets
+        ]
+        dense = any(task in NEEDS for task in tasks) or config.analysis
+        kept = [features_of(config, cache, one, everyone, folder, dense, pool, device) for one in usable]
+        own = {one.name: [found[one.name] for found in kept] for one in everyone}
 
-    # k-NN: every encoder on the same test images
-    features = {name: [part.to(device) for part in parts] for name, parts in features.items()}
-    encoders = classified(config, features, [usable.labels for usable in found], pairs_P2)
-    labels, left_out = found[-1].labels.tolist(), sum(len(usable.left_out) for usable in found)
-    seen = trained_on(config.encoder, cache, sets[-1])
-    return Result(config.k, len(labels), len(set(labels)), encoders, left_out, len(pairs_P2), seen)
+        # Tasks: every encoder on the same test images
+        labels = DenseLabels(folder / "labels", pool)
+        found = {task: measure(task, config, usable, own, encoders, labels, device) for task in tasks}
+        measured = {task: one for task, one in found.items() if one is not None}
+        analysis = analysed(config, usable, own, encoders, device) if config.analysis else {}
+    result = gathered(config, cache, encoders, own, usable, measured, analysis)
+    if config.out is not None:
+        write_json(config.out, result)
+    return result
+
+
+def gathered(
+    config: EvaluateConfig,
+    cache: Cache | None,
+    encoders: Sequence[Encoder],
+    features: Mapping[str, Sequence[KeptFeatures]],
+    usable: Sequence[Usable],
+    measured: Mapping[str, Measured],
+    analysis: Mapping[str, Mapping[str, object]],
+) -> Result:
+    """Everything that was found, with intervals."""
+    dims = {name: int(found[-1].summary_ND.shape[1]) for name, found in features.items()}
+    how = config.seed, config.bootstrap
+    first = measured.get("knn") or next(iter(measured.values()))
+    return Result(
+        k=config.k,
+        images=first.images,
+        classes=first.classes,
+        encoders=neighbours(measured["knn"], encoders, dims, config.k, *how) if "knn" in measured else (),
+        left_out=sum(len(one.left_out) for one in usable),
+        twins=len(twins(usable[0], usable[-1])),
+        trained_on=max((trained_on(run, cache, usable[-1].images) for run in config.encoder), default=0),
+        rows=[(one.name, one.kind, one.made_of, dims[one.name]) for one in encoders],
+        tasks={task: compare(one, encoders, *how) for task, one in measured.items()},
+        analysis=analysis,
+        remarks=fidelities(encoders),
+    )
+
+
+def show(result: Result) -> None:
+    """Print the tables, for people."""
+    counts = ", ".join(f"{task} {one.images} test images" for task, one in result.tasks.items())
+    title = f"{counts}; k-NN of {result.k} neighbours" if "knn" in result.tasks else counts
+    print_table(results(), score_table(result.rows, result.tasks, result.encoders, title))
+    gains = gain_table(result.rows, result.tasks)
+    if gains is not None:
+        print_table(results(), gains)
+    for line in result.notes():
+        say(line)
+
+
+def write_json(path: str, result: Result) -> None:
+    """Write what `--json` prints."""
+    target = Path(path)
+    LocalFolder(target.parent).replace(target.name, (json.dumps(result.to_json(), indent=1) + "\n").encode())
+
+
+@contextlib.contextmanager
+def feature_folder(config: EvaluateConfig) -> Iterator[Path]:
+    """Where features are kept: as asked, or a folder that goes with the run."""
+    if config.features is not None:
+        yield Path(config.features)
+        return
+    with tempfile.TemporaryDirectory(prefix="unic-cache-features-") as folder:
+        yield Path(folder)
+
+
+def features_of(
+    config: EvaluateConfig,
+    cache: Cache | None,
+    usable: Usable,
+    encoders: Sequence[Encoder],
+    folder: Path,
+    dense: bool,
+    pool: ThreadPoolExecutor,
+    device: torch.device,
+) -> dict[str, KeptFeatures]:
+    """Every encoder's features of a set, whose name is needed only where they outlive the run."""
+    if cache is not None:
+        check_pixels(cache.location, usable.source, 0)
+    wanted = usable.images.wanted
+    name = f"set-{id(usable)}" if config.features is None else set_name(usable.source, wanted, pool)
+    return features(usable, encoders, folder / name, dense, config.batch_size, device)
 
 
 def check_sets(sets: Sequence[LabelledShards]) -> None:
     """ShardError if a tar is in both sets, or if two folders number their classes differently."""
     if len(sets) == 2:
         check_apart(*sets)
-    numbered = classes_beside([path for images in sets for path, _ in images.tars.values()])
+    labelled_tars = [
+        path for images in sets for path, entry in images.tars.values() if any(one != NO_LABEL for one in entry.labels)
+    ]
+    numbered = classes_beside(labelled_tars)
     check_classes(numbered)
     trusted = sorted(folder or "." for folder, names in numbered.items() if names is None)
     if trusted:
@@ -133,27 +167,33 @@ def check_sets(sets: Sequence[LabelledShards]) -> None:
 
 
 def announce(
-    config: EvaluateConfig, device: torch.device, teachers: int, size: int, sets: Sequence[LabelledShards]
+    config: EvaluateConfig,
+    device: torch.device,
+    encoders: Sequence[Encoder],
+    size: int,
+    sets: Sequence[LabelledShards],
+    tasks: Sequence[str],
 ) -> None:
     """Say what is about to be done; `size` is the views', in pixels."""
     begins(
         "evaluate",
-        f"student, random student and {teachers} cached teachers on {device_words(device)}",
+        f"{', '.join(tasks)} of {', '.join(one.name for one in encoders)} on {device_words(device)}",
         f"{' + '.join(f'{len(images.wanted):,}' for images in sets)} images, center views of {size} px",
         f"batch {config.batch_size}",
     )
     say_surroundings()
-    neighbours = len(sets[0].wanted) - (len(sets) == 1)
-    if config.k > neighbours:
-        say(f"k is {config.k}, but there are only {neighbours} neighbours: all of them vote")
+    candidates = int(sets[0].classed.sum()) - (len(sets) == 1)
+    if "knn" in tasks and config.k > candidates:
+        say(f"k is {config.k}, but there are only {candidates} neighbours: all of them vote")
 
 
 def records_of(
-    cache: Cache | None, teachers: Sequence[CachedTeacher], views: Views, images: LabelledShards
+    cache: Cache | None, encoders: Sequence[Encoder], views: Views, images: LabelledShards
 ) -> dict[tuple[int, int], list[CommitRecord]]:
-    """Each tar's commit records under the center view, one per teacher."""
+    """Each tar's commit records under the center view, one per cached teacher."""
     if cache is None:
         return {}
+    teachers = [one.cached for one in encoders if one.cached is not None]
     return {
         place: [committed_record(teacher, cache.unit(*place, views)) for teacher in teachers] for place in images.tars
     }
@@ -162,7 +202,7 @@ def records_of(
 def trained_on(encoder: str, cache: Cache | None, test: LabelledShards) -> int:
     """How many test images the student was trained on, as far as its run's snapshot and the cache tell."""
     run = Path(encoder) if Path(encoder).is_dir() else Path(encoder).parent
-    if cache is None or not (run / SNAPSHOT).is_file():
+    if cache is None or not Path(encoder).exists() or not (run / SNAPSHOT).is_file():
         return 0
     snapshot = Snapshot.load(run)
     names = {entry.name for _, entry in test.tars.values()} & set(snapshot.train)
@@ -176,95 +216,11 @@ def trained_on(encoder: str, cache: Cache | None, test: LabelledShards) -> int:
     return sum(test.tars[item.segment, item.shard][1].name in names for item in test.wanted)
 
 
-def centered(cache: Cache, names: Sequence[str]) -> list[CachedTeacher]:
-    """The teachers named, or else all that have a center view; the others are reported."""
-    if names:
-        return [cache.teacher(name) for name in dict.fromkeys(names)]
-    has = {
-        name: any(views.recipe == "center" and tars for views, *_, tars in cache.committed(teacher.member))
-        for name, teacher in cache.teachers.items()
-    }
-    without = [name for name, found in has.items() if not found]
-    if without and any(has.values()):
-        say(f"left out, having no center view: {', '.join(without)}")
-    return [teacher for name, teacher in cache.teachers.items() if has[name] or not any(has.values())]
-
-
-def cached_size(cache: Cache | None, teachers: Sequence[CachedTeacher]) -> int | None:
-    """The size (pixels) of the cache's center views, None without a cache. CacheError unless there is one size."""
-    if cache is None:
-        return None
-    found = {
-        views.size
-        for teacher in teachers
-        for views, number, _, tars in cache.committed(teacher.member)
-        if tars and views.recipe == "center" and views.seed == 0 and number == 0
-    }
-    if len(found) != 1:
-        listed = ", ".join(f"{size} px" for size in sorted(found)) or "none"
-        raise CacheError(
-            f"{cache.location.url} has center views of these sizes: {listed}; one is needed. Run `unic-cache extract "
-            "--recipe center --views 1` with the labelled shards, or choose a size with --size"
-        )
-    return found.pop()
-
-
-@torch.inference_mode()
-def embeddings(
-    models: Mapping[str, torch.nn.Module], spec: EncoderSpec, usable: Usable, size: int
-) -> dict[str, Tensor]:
-    """Each model's feature (N, D) of every usable image; CacheError if the pixels differ from those the cache has seen.
-
-    The images are embedded in batches of `size`; `usable` is told which ones are good.
-    """
-    wanted, source = usable.images.wanted, usable.source
-    starts = range(0, len(wanted), size)
-    batches = [wanted[start : start + size] for start in starts]
-    found: dict[str, list[Tensor]] = {name: [] for name in models}
-    with Progress("evaluate", total=len(wanted), unit="images") as progress:
-        made = ahead(batches, lambda group: source.start(group, len(group)), DECODED_AHEAD)
-        for start, group, batch in zip(starts, batches, made, strict=True):
-            good = usable.add(start, group, batch)
-            for name, model in models.items() if len(good) else ():
-                device = next(model.parameters()).device
-                images_BCHW = prepare(torch.from_numpy(batch.views_BHWC[good]).to(device), spec)
-                found[name].append(embed(model, images_BCHW).cpu())
-            progress.advance(len(group))
-    return {name: torch.cat(values) if values else torch.zeros(0, 1) for name, values in found.items()}
-
-
-def cached_features(cache: Cache, teacher: CachedTeacher, views: Views, wanted: Sequence[Address]) -> Tensor:
-    """A teacher's de-standardized features (N, D): its first summary token, or else the mean of its grid tokens."""
-    found = []
-    kind, tokens = next(iter(teacher.kinds.items()))
-    for (segment, shard), items in groupby(wanted, lambda item: (item.segment, item.shard)):
-        record = committed_record(teacher, cache.unit(segment, shard, views))
-        rows = [item.row for item in items]
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            stored = teacher.features(record, rows[start : start + ROWS_AT_ONCE], [kind])
-            own = teacher.calibration.destandardize(stored)[kind]
-            found.append(own if tokens.grid is None else own.mean(dim=1))
-    return torch.cat(found)
-
-
-def classified(
-    config: EvaluateConfig, features: Mapping[str, Sequence[Tensor]], labels: Sequence[Tensor], twins_P2: Tensor
-) -> list[Encoder]:
-    """Accuracies with bootstrap intervals over the test images; one set is classified leave-one-out."""
-    how = (tuple(sorted({*config.neighbours, config.k})), config.temperature, twins_P2)
-    correct = {
-        name: knn_leave_one_out(parts[0], labels[0], *how)
-        if len(labels) == 1
-        else knn(parts[0], labels[0], parts[1], labels[1], *how)
-        for name, parts in features.items()
-    }
-    encoders = []
-    for name, by_k in correct.items():
-        accuracy = {k: bootstrap(right, config.seed, config.bootstrap) for k, right in by_k.items()}
-        over_random = None
-        if name != RANDOM:
-            pair = by_k[config.k], correct[RANDOM][config.k]
-            over_random = paired_difference(*pair, config.seed, config.bootstrap)
-        kind = name if name in {RANDOM, STUDENT} else "teacher"
-        encoders.append(Encoder(name, kind, features[name][0].shape[1], accuracy, over_random))
-    return encoders
+def fidelities(encoders: Sequence[Encoder]) -> list[str]:
+    """How near the cached features are to what the teachers said."""
+    lines = []
+    for one in encoders:
+        if one.kind == TEACHER and one.cached is not None and one.cached.calibration.fidelity:
+            parts = (f"{kind} {cosine:.4f}" for kind, cosine in one.cached.calibration.fidelity.items())
+            lines.append(f"{one.name} is read from the cache: mean cosine to its own features {', '.join(parts)}")
+    return lines

@@ -1,11 +1,11 @@
-"""Before stage one: pack an image folder, or a CSV of path,label, into WebDataset tars with an index.
+"""Before stage one: pack images, their classes, masks and depth maps into WebDataset tars with an index.
 
-    list -> shuffle by seed -> hold out -> decode, and keep the file or its RGB -> tar -> index.json
+    list -> find masks and depth maps -> shuffle by seed -> hold out -> decode, and keep the file or its RGB -> tar
+    -> index.json
 
 Two runs on the same files write the same bytes.
 """
 
-import errno
 import os
 import tarfile
 from collections import Counter
@@ -17,24 +17,21 @@ from pathlib import Path
 from webdataset import TarWriter
 
 from pipelines.command.progress import Progress, begins, say
+from pipelines.sharding.samples import Packed, Pixels, counted, good_samples, pack
 from pipelines.sharding.unfinished import HELD, given_classes, packing
-from unic_cache.ahead import ahead, thread_pool
+from unic_cache.ahead import thread_pool
 from unic_cache.config import ShardConfig
 from unic_cache.draws import Purpose, permutation, words
 from unic_cache.errors import ConfigError, ImageError
 from unic_cache.files.schemes import open_location
 from unic_cache.views.classes import CLASSES_FILE, classes_json
-from unic_cache.views.decode import upright_file
 from unic_cache.views.index import Segment, ShardEntry
+from unic_cache.views.label_files import with_dense_labels
 from unic_cache.views.left_out import LeftOut, listed, shown
 from unic_cache.views.listing import Listing, Sample, list_images
 from unic_cache.views.shards import scan
 from unic_cache.views.split import held_out
 from unic_cache.views.tars import HELD_OUT
-
-# errors of a single file; any other (too many open files, no memory) is not about the image
-ITS_OWN = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
-IMAGES_AHEAD = 64  # decoded before the tar asks for them
 
 
 @dataclass(frozen=True)
@@ -72,16 +69,6 @@ class Sharded:
         return text
 
 
-@dataclass(frozen=True)
-class Packed:
-    """One sample, ready for a tar."""
-
-    key: str
-    extension: str
-    image: bytes
-    label: int | None
-
-
 def run(config: ShardConfig) -> Sharded:
     """Write OUT/[PREFIX]000000.tar, ..., [PREFIX]val-000000.tar, ... and, last, OUT/index.json.
 
@@ -90,7 +77,8 @@ def run(config: ShardConfig) -> Sharded:
     out = Path(config.out)
     check_apart(config, out)
     numbered = given_classes(out, config)
-    listing = list_images(config.images, numbered)
+    listing = list_images(config.images, numbered, config.lists)
+    listing = with_dense_labels(listing, config.masks, config.depths)
     for line in listing.remarks:
         say(line)
     if listing.left_out:
@@ -99,14 +87,17 @@ def run(config: ShardConfig) -> Sharded:
     held = split_off(listing.samples, config)
     bad: dict[str, str] = {}
     entries: list[ShardEntry] = []
+    pixels = Pixels()
     with packing(out, config, numbered is not None):
         begins("shard", *facts(config, listing, len(held)))
         with Progress("shards", len(order), "images") as progress:
             for held_out in (False, True):
                 samples = [listing.samples[at] for at in order if (at in held) == held_out]
-                packed = _packed(samples, config.strict, bad, progress)
+                packed = counted(good_samples(samples, config.mask_offset, config.strict, bad, progress), pixels)
                 entries += _write_tars(out, config.prefix + HELD * held_out, packed, config.per_shard, held_out)
         check_classes(config, listing, entries, bad)
+        for line in pixels.remarks():
+            say(line)
         location = open_location(out)
         if listing.names:
             location.replace(CLASSES_FILE, classes_json(listing.names))
@@ -144,7 +135,7 @@ def split_off(samples: Sequence[Sample], config: ShardConfig) -> frozenset[int]:
     with thread_pool(0) as pool:
 
         def good(places: Sequence[int]) -> Iterator[bool]:
-            return pool.map(lambda at: isinstance(_pack(samples[at]), Packed), places)
+            return pool.map(lambda at: isinstance(pack(samples[at], config.mask_offset), Packed), places)
 
         held = held_out(samples, config.val_fraction, config.seed, good)
     if not held:
@@ -176,35 +167,6 @@ def check_classes(config: ShardConfig, listing: Listing, entries: Sequence[Shard
         say(f"{len(untrained)} classes keep only held-out images, as no other decodes, such as {untrained[0]}")
 
 
-def _packed(samples: list[Sample], strict: bool, bad: dict[str, str], progress: Progress) -> Iterator[Packed]:
-    """The good samples in order, decoded on all cores; the others go into `bad`, or raise ImageError if strict."""
-    with thread_pool(0) as pool:
-        results = ahead(samples, lambda sample: pool.submit(_pack, sample).result, IMAGES_AHEAD)
-        for sample, result in zip(samples, results, strict=True):
-            progress.advance(1)
-            name = str(sample.path)
-            if isinstance(result, Packed):
-                yield result
-            elif strict:
-                raise ImageError(f"{shown(name)}: {result}; repair or remove the file, or leave --strict out")
-            else:
-                bad[name] = result
-                say(f"skipped {shown(name)}: {result}")
-
-
-def _pack(sample: Sample) -> Packed | str:
-    """The sample with its file's bytes, or a PNG if those are not upright 8-bit RGB; or why it cannot be decoded."""
-    try:
-        extension, image = upright_file(sample.path.read_bytes())
-    except ImageError as error:
-        return str(error)
-    except OSError as error:
-        if error.errno not in ITS_OWN:
-            raise
-        return error.strerror or str(error)
-    return Packed(sample.key, extension, image, sample.label)
-
-
 def _write_tars(out: Path, prefix: str, packed: Iterator[Packed], per_shard: int, held: bool) -> Iterator[ShardEntry]:
     """Write tars of `per_shard` images, named by the prefix and a number; yield their index entries."""
     for number, first in enumerate(packed):
@@ -215,7 +177,8 @@ def _write_tars(out: Path, prefix: str, packed: Iterator[Packed], per_shard: int
 def _write_tar(path: Path, batch: Iterable[Packed], held: bool) -> ShardEntry:
     """Write a tar under a hidden name, sync and rename it; a scan of it gives its index entry.
 
-    A held-out tar has a member that says so and that WebDataset skips, so a copy of it stays held out.
+    Masks and depth maps precede the class and the image, since readers check the class right before the image. A
+    held-out tar has a member that says so and that WebDataset skips, so a copy of it stays held out.
     """
     temporary = path.with_name(f".tmp-{path.name}")
     with open(temporary, "wb") as file:
@@ -223,6 +186,8 @@ def _write_tar(path: Path, batch: Iterable[Packed], held: bool) -> ShardEntry:
             if held:
                 tar.tarstream.addfile(tarfile.TarInfo(HELD_OUT))
             for one in batch:
+                for kind, data in one.dense.items():
+                    tar.write({"__key__": one.key, kind: data})
                 label = {} if one.label is None else {"cls": str(one.label).encode()}
                 tar.write({"__key__": one.key, one.extension: one.image, **label})
         file.flush()

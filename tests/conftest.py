@@ -28,6 +28,7 @@ from unic_cache.config import DistillConfig, ExtractConfig, Views
 from unic_cache.views import shards as tar_files
 from unic_cache.views.augment import make_view
 from unic_cache.views.decode import decode
+from unic_cache.views.tar_location import folder_at
 
 torch.set_num_threads(1)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -110,7 +111,7 @@ def views_of(shards, shard: int, number: int) -> np.ndarray:
 def fresh_process():
     """Reset the state that accelerate keeps per process and shards keep per folder."""
     yield
-    tar_files._folder.cache_clear()
+    folder_at.cache_clear()
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -68,9 +68,9 @@ def test_fields_without_a_flag_are_checked_too(size):
     with pytest.raises(ConfigError, match="size"):
         Views("unic", size)
     with pytest.raises(ConfigError, match="neighbours"):
-        EvaluateConfig("x", shards="x", neighbours=(10, 0))
+        EvaluateConfig(("x",), shards="x", neighbours=(10, 0))
     with pytest.raises(ConfigError, match="temperature nan"):
-        EvaluateConfig("x", shards="x", temperature=math.nan)
+        EvaluateConfig(("x",), shards="x", temperature=math.nan)
 
 
 def test_the_rate_never_rises_to_its_end():

@@ -19,6 +19,7 @@ from unic_cache.views import augment
     ("choices", "table"),
     [
         (config.RECIPES, augment._RECIPES),
+        (config.RECIPES, augment._FRAMES),
         (config.CODECS, codec.CODECS),
         (config.PIXEL_CODECS, pixel_codec.PIXEL_CODECS),
         (config.STANDARDIZATIONS, standardize.STANDARDIZATIONS),
@@ -36,7 +37,7 @@ def test_choices_are_the_keys_of_their_table(choices, table):
 
 def test_names_that_libraries_dispatch_on_are_known_to_them():
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in config.DTYPES)
-    assert set(config.TRACKERS) - {"none"} <= {tracker.value for tracker in LoggerType}
+    assert {*config.TRACKERS, "all"} == {tracker.value for tracker in LoggerType} | {"none"}
 
 
 def test_the_help_of_positions_names_every_rule():

@@ -39,7 +39,9 @@ def centered(paths: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_leave_one_out_equals_features_taken_directly(cache_folder, shards, encoder_file, weights):
-    result = evaluate.run(EvaluateConfig(str(encoder_file), shards=shards.pattern, cache=str(cache_folder), k=5))
+    result = evaluate.run(
+        EvaluateConfig((str(encoder_file),), task=("knn",), shards=shards.pattern, cache=str(cache_folder), k=5)
+    )
     views_BHWC, labels = centered(sorted(str(path) for path in shards.folder.glob("*.tar")))
     direct = {}
     for name in (VIT, CNN):
@@ -62,7 +64,7 @@ def test_leave_one_out_equals_features_taken_directly(cache_folder, shards, enco
 
 def test_test_images_are_asked_and_train_images_answer(cache_folder, shards, encoder_file):
     first, second = (str(shards.folder / name) for name in ("000000.tar", "000001.tar"))
-    result = evaluate.run(EvaluateConfig(str(encoder_file), train=first, test=second, k=3))
+    result = evaluate.run(EvaluateConfig((str(encoder_file),), task=("knn",), train=first, test=second, k=3))
     assert result.images == 40
     (train, train_labels), (test, test_labels) = centered([first]), centered([second])
     spec = encoder_spec("test_vit", 32, 16)
@@ -79,22 +81,30 @@ def test_a_cache_without_a_center_view_is_told(tmp_path, settings, shards, encod
         CacheError,
         match=r"has center views of these sizes: none; one is needed.*extract --recipe center --views 1",
     ):
-        evaluate.run(EvaluateConfig(str(encoder_file), shards=shards.pattern, cache=str(tmp_path / "cache")))
+        evaluate.run(
+            EvaluateConfig((str(encoder_file),), task=("knn",), shards=shards.pattern, cache=str(tmp_path / "cache"))
+        )
 
 
 def test_teachers_without_a_center_view_are_left_out(tmp_path, settings, cache_folder, shards, encoder_file, weights):
     folder = tmp_path / "cache"
     extract.run(settings(folder, views=1))
     extract.run(settings(folder, teachers=(VIT,), weights=((VIT, str(weights[VIT])),), recipe="center", views=1))
-    result = evaluate.run(EvaluateConfig(str(encoder_file), shards=shards.pattern, cache=str(folder)))
+    result = evaluate.run(EvaluateConfig((str(encoder_file),), task=("knn",), shards=shards.pattern, cache=str(folder)))
     assert [encoder.name for encoder in result.encoders] == [VIT, "random student", "student"]
-    both = EvaluateConfig(str(encoder_file), shards=shards.pattern, cache=str(cache_folder), teachers=(CNN,))
+    both = EvaluateConfig(
+        (str(encoder_file),), task=("knn",), shards=shards.pattern, cache=str(cache_folder), teachers=(CNN,)
+    )
     assert [encoder.name for encoder in evaluate.run(both).encoders] == [CNN, "random student", "student"]
 
 
 def test_images_that_would_find_themselves_are_refused(shards, encoder_file):
     with pytest.raises(ShardError, match=r"its images are in --train too and would find themselves; use --shards"):
-        evaluate.run(EvaluateConfig(str(encoder_file), train=shards.pattern, test=str(shards.folder / "000001.tar")))
+        evaluate.run(
+            EvaluateConfig(
+                (str(encoder_file),), task=("knn",), train=shards.pattern, test=str(shards.folder / "000001.tar")
+            )
+        )
 
 
 def test_folders_that_number_their_classes_differently_are_refused(tmp_path, encoder_file):
@@ -102,13 +112,17 @@ def test_folders_that_number_their_classes_differently_are_refused(tmp_path, enc
         make_shards(tmp_path / name, (9,), first=0 if name == "train" else 50)
         (tmp_path / name / "classes.json").write_text(classes)
     with pytest.raises(ShardError, match=r"train and .*val number their classes differently"):
-        evaluate.run(EvaluateConfig(str(encoder_file), train=f"{tmp_path}/train/*.tar", test=f"{tmp_path}/val/*.tar"))
+        evaluate.run(
+            EvaluateConfig(
+                (str(encoder_file),), task=("knn",), train=f"{tmp_path}/train/*.tar", test=f"{tmp_path}/val/*.tar"
+            )
+        )
 
 
 def test_shards_without_labels_are_told(tmp_path, encoder_file):
     write_tar(tmp_path / "tars/000000.tar", [(f"image{n}", png(picture(n)), None) for n in range(3)])
     with pytest.raises(ShardError, match=r"0 images have a label.*`\.cls` members of at least two classes"):
-        evaluate.run(EvaluateConfig(str(encoder_file), shards=str(tmp_path / "tars/*.tar")))
+        evaluate.run(EvaluateConfig((str(encoder_file),), task=("knn",), shards=str(tmp_path / "tars/*.tar")))
 
 
 def test_a_bad_image_is_left_out_counted_and_named(tmp_path, settings, encoder_file, capsys):
@@ -117,18 +131,23 @@ def test_a_bad_image_is_left_out_counted_and_named(tmp_path, settings, encoder_f
     path = write_tar(tmp_path / "tars/000000.tar", samples)
     extract.run(settings(tmp_path / "cache", shards=str(path), recipe="center", views=1, calibration_images=10))
     capsys.readouterr()
-    result = evaluate.run(EvaluateConfig(str(encoder_file), shards=str(path), cache=str(tmp_path / "cache"), k=3))
+    result = evaluate.run(
+        EvaluateConfig((str(encoder_file),), task=("knn",), shards=str(path), cache=str(tmp_path / "cache"), k=3)
+    )
     assert (result.images, result.left_out, len(result.encoders)) == (8, 1, 4)
     assert f"1 of 9 images: {path}, row 4 (broken.png): " in capsys.readouterr().err
     good = write_tar(tmp_path / "good/000000.tar", [sample for sample in samples if sample[0] != "broken"])
-    assert evaluate.run(EvaluateConfig(str(encoder_file), shards=str(good), k=3)).encoders[-1] == result.encoders[-1]
+    assert (
+        evaluate.run(EvaluateConfig((str(encoder_file),), task=("knn",), shards=str(good), k=3)).encoders[-1]
+        == result.encoders[-1]
+    )
 
 
 def test_what_cannot_be_judged_without_bad_images_is_told(tmp_path, encoder_file):
     samples = [(f"image{n}", png(picture(n)), 0) for n in range(4)] + [("broken", b"nothing", 1)]
     path = write_tar(tmp_path / "tars/000000.tar", samples)
     with pytest.raises(ShardError, match="4 images have a label, of 1 classes"):
-        evaluate.run(EvaluateConfig(str(encoder_file), shards=str(path)))
+        evaluate.run(EvaluateConfig((str(encoder_file),), task=("knn",), shards=str(path)))
 
 
 class TestWhatVouchesForAnImageIsTheImage:
@@ -141,7 +160,7 @@ class TestWhatVouchesForAnImageIsTheImage:
 
         cache = tmp_path / "cache"
         extract.run(settings(cache, shards=str(pack("old")), recipe="center", views=1, calibration_images=10))
-        again = EvaluateConfig(str(encoder_file), shards=str(pack("new", 17)), cache=str(cache), k=3)
+        again = EvaluateConfig((str(encoder_file),), task=("knn",), shards=str(pack("new", 17)), cache=str(cache), k=3)
         with pytest.raises(CacheError, match=r"new/a.tar, row 17 \(k17.png\): 1 of 30 pictures are not those"):
             evaluate.run(again)
         many = dataclasses.replace(again, shards=str(pack("many", *range(1, 15))))
@@ -151,7 +170,9 @@ class TestWhatVouchesForAnImageIsTheImage:
     def test_two_sets_that_number_their_files_alike_are_two_sets(self, tmp_path, encoder_file, capsys):
         train, test = (make_shards(tmp_path / name, (9,), first=first) for name, first in (("a", 0), ("b", 0)))
         write_tar(tmp_path / "b/000000.tar", [(f"image{n:05d}", png(picture(n + 70)), n % 3) for n in range(9)])
-        result = evaluate.run(EvaluateConfig(str(encoder_file), train=train.pattern, test=test.pattern, k=3))
+        result = evaluate.run(
+            EvaluateConfig((str(encoder_file),), task=("knn",), train=train.pattern, test=test.pattern, k=3)
+        )
         assert result.images == 9
         assert "pixel for pixel" not in capsys.readouterr().err
 
@@ -161,7 +182,9 @@ class TestWhatVouchesForAnImageIsTheImage:
         write_tar(tmp_path / "train/000000.tar", [*pictures, ("twin", png(picture(50)), 2)])
         write_tar(tmp_path / "alone/000000.tar", pictures)
         test = write_tar(tmp_path / "test/000000.tar", [("x", png(picture(50)), 2), ("y", png(picture(51)), 0)])
-        config = EvaluateConfig(str(encoder_file), train=f"{tmp_path}/train/*.tar", test=str(test), k=1)
+        config = EvaluateConfig(
+            (str(encoder_file),), task=("knn",), train=f"{tmp_path}/train/*.tar", test=str(test), k=1
+        )
         twins = evaluate.run(config)
         told = capsys.readouterr().err
         assert (
@@ -174,19 +197,21 @@ class TestWhatVouchesForAnImageIsTheImage:
     def test_twins_within_a_set_do_not_find_each_other(self, tmp_path, encoder_file, capsys):
         samples = [(f"image{n:05d}", png(picture(n)), n % 2) for n in range(8)]
         path = write_tar(tmp_path / "tars/a.tar", [*samples, ("again", png(picture(3)), 1)])
-        evaluate.run(EvaluateConfig(str(encoder_file), shards=str(path), k=3))
+        evaluate.run(EvaluateConfig((str(encoder_file),), task=("knn",), shards=str(path), k=3))
         assert "2 of 9 test images are there more than once, pixel for pixel" in capsys.readouterr().err
 
     def test_a_copied_tar_under_other_keys_is_found_by_its_pixels(self, tmp_path, encoder_file):
         make_shards(tmp_path / "train", (9, 9))
         write_tar(tmp_path / "test/copy.tar", [(f"other{n}", png(picture(n)), n % 3) for n in range(9, 18)])
-        config = EvaluateConfig(str(encoder_file), train=f"{tmp_path}/train/*.tar", test=f"{tmp_path}/test/*.tar")
+        config = EvaluateConfig(
+            (str(encoder_file),), task=("knn",), train=f"{tmp_path}/train/*.tar", test=f"{tmp_path}/test/*.tar"
+        )
         with pytest.raises(ShardError, match=r"copy.tar: its images are in --train too and would find themselves"):
             evaluate.run(config)
 
     def test_what_the_student_was_trained_on_is_said(self, shards, cache_folder, training):
         distill.run(training(steps=1, val_shards=None))
-        config = EvaluateConfig(training().out, shards=shards.pattern, cache=str(cache_folder), k=3)
+        config = EvaluateConfig((training().out,), task=("knn",), shards=shards.pattern, cache=str(cache_folder), k=3)
         result = evaluate.run(config)
         assert result.trained_on == 82
         assert "was trained on views of 82 of these test images, without labels" in result.notes()[0]
@@ -195,10 +220,10 @@ class TestWhatVouchesForAnImageIsTheImage:
 def test_shards_that_the_cache_does_not_know_are_told(tmp_path, cache_folder, encoder_file):
     other = make_shards(tmp_path / "other", (9,), name="new-{:d}")
     with pytest.raises(CacheError, match="was not made with shard new-0"):
-        evaluate.run(EvaluateConfig(str(encoder_file), shards=other.pattern, cache=str(cache_folder)))
+        evaluate.run(EvaluateConfig((str(encoder_file),), task=("knn",), shards=other.pattern, cache=str(cache_folder)))
 
 
 @pytest.mark.parametrize("sets", [{}, {"shards": "a", "train": "b", "test": "c"}, {"train": "b"}])
 def test_one_set_or_two_must_be_said(sets):
     with pytest.raises(ConfigError, match="leave-one-out"):
-        EvaluateConfig("run", **sets)
+        EvaluateConfig(("run",), **sets)

@@ -25,7 +25,7 @@ MISTAKES = {
     "timm knows no model 'vit_tinny": ["distill", "--student", "vit_tinny_patch16_224", "--cache", "none"],
     "there is no run to resume here": ["distill", "--resume"],
     "there is no such file or folder": ["evaluate", "--encoder", "none", "--shards", "a.tar"],
-    "no folder or .csv at none": ["shard", "none", "out"],
+    "no folder, .csv or .json at none": ["shard", "none", "out"],
     "s3://bucket": ["inspect", "s3:/bucket"],
     "threads -1": ["verify", "none", "--threads", "-1"],
     "No such command 'extrakt'": ["extrakt"],

@@ -10,20 +10,22 @@ from rich.console import Console
 
 import cli
 from pipelines.command.printing import print_in_any_encoding, print_table, results
-from unic_cache.evaluate.knn import Interval
-from unic_cache.evaluate.report import Encoder, result_table
+from unic_cache.evaluate.bootstrap import Interval
+from unic_cache.evaluate.tables import Neighbours, Score, TaskResult, score_table
 
 WHOLE = Interval(1.0, 1.0, 1.0)
 NAME = "timm:vit_large_patch14_dinov2.lvd142m-with-registers@518"
-TABLE = result_table(
-    [
-        Encoder(NAME, "teacher", 1024, {20: WHOLE}, WHOLE),
-        Encoder("student", "student", 192, {20: WHOLE}, WHOLE),
-    ],
-    20,
+KINDS = {NAME: "teacher", "student": "student"}
+TASK = TaskResult(
+    "20-NN", "%", True, 9, 3, {name: Score(kind, {"20-NN": WHOLE}) for name, kind in KINDS.items()}, {}, NAME, {}
+)
+TABLE = score_table(
+    [(name, kind, "cache", 1024) for name, kind in KINDS.items()],
+    {"knn": TASK},
+    [Neighbours(name, kind, 1024, {20: WHOLE}, WHOLE) for name, kind in KINDS.items()],
     "a title",
 )
-NUMBERS = "1024   100.0 (100.0..100.0)   +100.0 (100.0..100.0)"
+NUMBERS = "cache   1024   100.0 (100.0..100.0)   +100.0 (100.0..100.0)"
 
 
 @pytest.mark.parametrize("columns", ["20", "80", None])
@@ -34,7 +36,7 @@ def test_a_pipe_gets_the_whole_table_whatever_columns_says(capsys, monkeypatch, 
     print_table(results(), TABLE)
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert f"teacher {NAME}   {NUMBERS}" in lines
-    assert len(lines) == 5
+    assert len(lines) == 6
 
 
 @pytest.mark.parametrize("width", [40, 80, 100])

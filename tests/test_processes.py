@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from pipelines import distill
 from pipelines.command.device import pick_device
-from pipelines.training.processes import LAUNCHED, MPI_RANK, MPI_SIZE, make_accelerator
+from pipelines.training.processes import LAUNCHED, MPI_RANK, MPI_SIZE, make_accelerator, on_main
 from tests.conftest import log_of
 from unic_cache.config import DistillConfig
-from unic_cache.errors import ConfigError
+from unic_cache.errors import ConfigError, ShardError
 
 NAMES = ["RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", *LAUNCHED, *MPI_RANK, *MPI_SIZE]
 
@@ -114,10 +114,27 @@ def test_the_gradients_do_not_depend_on_accelerates_settings(training, tmp_path,
     assert plain.encoder.read_bytes() == other.encoder.read_bytes()
 
 
+def test_what_the_main_process_alone_finds_wrong_stops_the_others_too(tmp_path, monkeypatch):
+    accelerator = made(tmp_path)
+    with pytest.raises(ShardError, match="no labels"):
+        on_main(accelerator, lambda: refuse(ShardError("no labels")))
+    monkeypatch.setattr(type(accelerator), "is_main_process", False)
+    monkeypatch.setattr(type(accelerator), "num_processes", 2)
+    monkeypatch.setattr(accelerator, "reduce", lambda flag, how: flag + 1)  # the main process's
+    with pytest.raises(ConfigError, match="the main process could not go on; its message says why"):
+        on_main(accelerator, lambda: refuse(AssertionError("not mine to do")))
+    monkeypatch.setattr(accelerator, "reduce", lambda flag, how: flag)
+    assert on_main(accelerator, lambda: 7) is None
+
+
+def refuse(error: Exception) -> None:
+    raise error
+
+
 def test_ranks_of_torchrun_train_together_and_only_the_first_claims(training, tmp_path, shards):
     """Two processes on CPUs, started by torchrun, see the very samples and views of one world batch."""
     common = {"steps": 4, "log_every": 4, "drop_path": 0.0, "drop_teacher": 0.0, "threads": 1}
-    common |= {"val_shards": str(shards.folder / "000002.tar")}
+    common |= {"val_shards": str(shards.folder / "000002.tar"), "knn_shards": str(shards.folder / "000001.tar")}
     config = training(out=str(tmp_path / "two"), **common)
     flags = []
     for field in dataclasses.fields(DistillConfig):
@@ -131,8 +148,14 @@ def test_ranks_of_torchrun_train_together_and_only_the_first_claims(training, tm
     assert "2 processes, precision no" in done.stderr
     distill.run(training(out=str(tmp_path / "one"), **common))
 
+    assert done.stderr.count("k-NN on 40 images of 3 classes") == 1
     for two, one in zip(log_of(tmp_path / "two"), log_of(tmp_path / "one"), strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)
+        assert (two["kind"], two["step"]) == (one["kind"], one["step"])
+        if two["kind"] == "knn":
+            assert two["accuracy"] == pytest.approx(one["accuracy"], abs=2.01 / 40)  # rounding may turn two images
+        else:
+            assert two["loss"] == pytest.approx(one["loss"], abs=2e-5)
+    assert [record["kind"] for record in log_of(tmp_path / "two")] == ["train", "val", "knn"]
     tensors, others = (load_file(tmp_path / name / "encoder.safetensors") for name in ("one", "two"))
     # AdamW moves a weight whose gradient is all rounding by its sign, so single ones differ by up to the rates' sum
     apart = torch.cat([(tensors[name] - others[name]).abs().flatten() for name in tensors])

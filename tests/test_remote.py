@@ -57,7 +57,7 @@ def test_both_stages_give_the_same_bytes_as_on_a_disk(server, settings, cache_fo
         )  # fmt: skip
     here, there = (run.encoder.read_bytes() for run in runs.values())
     assert here == there
-    result = evaluate.run(EvaluateConfig(str(tmp_path / "0"), shards=tars, cache="s3://bucket/cache"))
+    result = evaluate.run(EvaluateConfig((str(tmp_path / "0"),), shards=tars, cache="s3://bucket/cache"))
     assert result.images == 82
     report = inspect.run(InspectConfig("s3://bucket/cache"))
     assert report["teachers"][VIT]["views"]["unic-32-0-001"]["done"] == 3

@@ -193,7 +193,7 @@ def test_missing_and_empty_inputs_say_so(tmp_path: Path) -> None:
     (tmp_path / "gone.csv").write_text("path,label\nfile.txt,1\ngone.png,2\n")
     (tmp_path / "odd.csv").write_text("file.txt,1\nfile.txt\n")
     for source, message in [
-        ("nowhere", "no folder or .csv at .*nowhere; check the path"),
+        ("nowhere", "no folder, .csv or .json at .*nowhere; check the path"),
         ("file.txt", "file.txt is neither a folder nor a .csv of path,label"),
         ("empty", "no images in .*empty; an image's name ends in jpg"),
         ("mixed", "has class folders and images beside them, such as loose.png"),

@@ -23,6 +23,12 @@ class Purpose(IntEnum):
     SHARD = 5
     BOOTSTRAP = 6
     TOKENS = 7
+    SPLIT = 8
+    HYPERPARAMETERS = 9
+    HEAD_ORDER = 10
+    PIXELS = 11
+    COMPOSITION = 12
+    HEAD_INIT = 13
 
 
 def words(purpose: Purpose, seed: int, a: int, b: int, count: int) -> Words:

@@ -6,6 +6,7 @@ what is behind a URL is left to the stage.
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from unic_cache.config import (
     ShardConfig,
     VerifyConfig,
 )
-from unic_cache.errors import ConfigError, TeacherError
+from unic_cache.errors import ConfigError, ShardError, TeacherError
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.paths import SCHEME
 from unic_cache.files.schemes import open_location
 from unic_cache.store.layout import teacher_folder
-from unic_cache.teachers.catalog import no_weights, resolve
+from unic_cache.teachers.catalog import CATALOG, no_weights, resolve
 from unic_cache.views.index import no_cache, no_teacher, segment_names
 from unic_cache.views.shards import expand
 from unic_cache.weights.timm_names import close_names
@@ -44,7 +45,7 @@ def check_shard(config: ShardConfig) -> None:
     """ConfigError unless the images exist."""
     path = Path(config.images)
     if not path.exists():
-        raise ConfigError(f"no folder or .csv at {config.images}; check the path")
+        raise ConfigError(f"no folder, .csv or .json at {config.images}; check the path")
 
 
 def check_extract(config: ExtractConfig) -> None:
@@ -67,16 +68,34 @@ def check_distill(config: DistillConfig) -> None:
     else:
         check_cache(config.cache, config.teachers)
     check_tars(config.shards, config.out if config.online else config.cache)
+    check_tars(config.knn_shards)
+    if config.tracker != "none" and find_spec(config.tracker) is None:
+        raise no_tracker(config.tracker)
+
+
+def no_tracker(name: str) -> ConfigError:
+    """The error for a tracker whose package, which has its name, accelerate does not find."""
+    return ConfigError(
+        f"--tracker {name}: its package is missing or of a version that accelerate does not take; install it with "
+        f"`pip install {name}`, or choose another tracker or none"
+    )
 
 
 def check_evaluate(config: EvaluateConfig) -> None:
-    """Check the encoder, the labelled tars and the cache."""
-    if not Path(config.encoder).exists():
-        raise ConfigError(
-            f"{config.encoder}: there is no such file or folder; `unic-cache distill --out DIR` makes an encoder"
-        )
-    for pattern in (config.shards, config.train, config.test):
-        check_tars(pattern)
+    """Check the encoders, the labelled tars and the cache."""
+    names = [text for text in config.encoder if not Path(text).exists()]
+    for text in names:
+        if not text.startswith("timm:") and text.partition("@")[0] not in CATALOG:
+            raise ConfigError(
+                f"{text}: there is no such file or folder, nor a teacher of that name; `unic-cache distill --out DIR` "
+                "makes an encoder, timm:NAME is any timm model, and `unic-cache teachers` lists the others"
+            )
+    check_teachers(names, dict(config.weights))
+    for flag in ("shards", "train", "test"):
+        try:
+            check_tars(getattr(config, flag))
+        except ShardError as error:
+            raise ShardError(f"--{flag}: {error}") from error
     if config.cache is not None:
         check_cache(config.cache, config.teachers)
 

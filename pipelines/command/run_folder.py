@@ -9,7 +9,19 @@ from unic_cache.errors import ConfigError
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, SNAPSHOT
 
 FREE_ON_RESUME = frozenset(
-    {"cache", "shards", "out", "resume", "threads", "log_every", "save_every", "tracker", "skip_broken"}
+    {
+        "cache",
+        "shards",
+        "knn_shards",
+        "out",
+        "resume",
+        "threads",
+        "log_every",
+        "save_every",
+        "tracker",
+        "project",
+        "skip_broken",
+    }
 )
 
 

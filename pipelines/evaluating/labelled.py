@@ -3,12 +3,12 @@
 An image is identified by its pixels. Those of every center view are compared with the checksums of what the cached
 teachers saw, and two views with equal pixels are twins, whatever their keys and tars are called.
 
-Letters: N images, P pairs.
+Letters: N images, B images of a batch, P pairs.
 """
 
 import zlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,22 +24,33 @@ from unic_cache.errors import CacheError, ShardError
 from unic_cache.store.commit import CommitRecord
 from unic_cache.stream.address import Address
 from unic_cache.stream.pixels import ShardPixels, ViewBatch
+from unic_cache.views.dense_places import DEPTH_KINDS, MASK
 from unic_cache.views.index import NO_LABEL, ShardEntry
 from unic_cache.views.left_out import UNREAD_LABEL, merged
 
 NAMED = 5  # images in a message
 
 Place = tuple[int, int]
+Flags = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]  # positions in `wanted`
+Prints = npt.NDArray[np.uint64]  # of an image's view: its crc32c, then its crc32
 
 
 @dataclass(frozen=True)
 class LabelledShards:
-    """The tars of one set, the images that count, and their labels."""
+    """The tars of one set, the images that have a label of any sort, and these labels."""
 
     pattern: str
     tars: Mapping[Place, tuple[str, ShardEntry]]
     wanted: Sequence[Address]
-    labels_N: Tensor
+    labels_N: Tensor  # NO_LABEL where there is none
+    masked_N: Flags
+    deep_N: Flags  # has a depth map
+
+    @property
+    def classed(self) -> Flags:
+        """(N,) which images have a class."""
+        return np.asarray(self.labels_N.numpy() != NO_LABEL)
 
 
 @dataclass
@@ -49,74 +60,82 @@ class Usable:
     images: LabelledShards
     records: Mapping[Place, Sequence[CommitRecord]]  # of the cached teachers
     source: ShardPixels
-    good: list[int] = field(default_factory=list)  # places in `wanted`
-    prints: list[int] = field(default_factory=list)  # of the good ones: 64 bits of their pixels
     left_out: dict[Address, str] = field(default_factory=dict)
+    undecodable: dict[int, str] = field(default_factory=dict)  # place in `wanted` -> why
+    prints_N: Prints = field(default_factory=lambda: np.zeros(0, np.uint64))
+    good_N: Flags = field(default_factory=lambda: np.zeros(0, np.bool_))
 
-    @property
-    def wanted(self) -> list[Address]:
-        """The good images."""
-        return [self.images.wanted[place] for place in self.good]
+    def __post_init__(self) -> None:
+        self.prints_N = np.zeros(len(self.images.wanted), np.uint64)
+        self.good_N = np.zeros(len(self.images.wanted), np.bool_)
 
-    @property
-    def labels(self) -> Tensor:
-        """(N,) of the good images."""
-        return self.images.labels_N[self.good]
-
-    def add(self, first: int, group: Sequence[Address], batch: ViewBatch) -> npt.NDArray[np.int64]:
-        """Indices of the good views of a batch that begins at `wanted[first]`. CacheError on other pictures."""
-        good, others = [], []
+    def add(self, first: int, prints_B: Prints, bad: Mapping[int, str]) -> None:
+        """Sort the images from `wanted[first]` on; `bad` were not decoded. CacheError if the cache saw others."""
+        group, others = self.images.wanted[first : first + len(prints_B)], []
+        good_B = np.ones(len(group), np.bool_)
         for place, item in enumerate(group):
             records = self.records.get((item.segment, item.shard), ())
-            bad = next((record.bad[item.row] for record in records if item.row in record.bad), batch.bad.get(place))
-            if bad is not None:
-                self.left_out[item] = bad
-            elif any(record.pixels[item.row] != batch.crcs[place] for record in records):
+            why = next((record.bad[item.row] for record in records if item.row in record.bad), bad.get(place))
+            if why is not None:
+                self.left_out[item], good_B[place] = why, False
+            elif any(record.pixels[item.row] != int(prints_B[place]) >> 32 for record in records):
                 others.append(item)
-            else:
-                good.append(place)
-                self.prints.append(int(batch.crcs[place]) << 32 ^ zlib.crc32(batch.views_BHWC[place].data))
         if others:
             raise CacheError(
                 f"{self._named(others)}: {len(others)} of {len(group)} pictures are not those whose features the cache "
                 "has under these tars' names. Give the tars that it was made with, extract these under other names "
                 "(`shard --prefix`) or into another --cache, or leave --cache out"
             )
-        self.good += [first + place for place in good]
-        return np.array(good, np.int64)
+        here = slice(first, first + len(group))
+        self.good_N[here], self.prints_N[here] = good_B, prints_B
+        self.undecodable |= {first + place: why for place, why in bad.items()}
 
     def finish(self) -> None:
-        """Say what was left out. ShardError if too little is left."""
+        """Say what was left out."""
         if self.left_out:
             reasons = "; ".join(
                 f"{self.source.where(item)}: {why}" for item, why in list(self.left_out.items())[:NAMED]
             )
             more = f"; and {len(self.left_out) - NAMED} more" if len(self.left_out) > NAMED else ""
             say(f"left out, being unusable, {len(self.left_out)} of {len(self.images.wanted)} images: {reasons}{more}")
-        check_labels(self.images.pattern, self.labels.tolist())
 
     def _named(self, items: Sequence[Address]) -> str:
         more = [f"and {len(items) - NAMED} more"] if len(items) > NAMED else []
         return ", ".join([*(self.source.where(item) for item in items[:NAMED]), *more])
 
 
-def labelled(pattern: str, cache: Cache | None) -> LabelledShards:
-    """The labelled images of the tars, numbered as in the cache if there is one. ShardError without two classes."""
-    paths, entries = given_shards(pattern, False)
+def prints_of(batch: ViewBatch) -> Prints:
+    """(B,) 64 bits of each view's pixels: checksums by two polynomials."""
+    found = [int(crc) << 32 | zlib.crc32(view.data) for crc, view in zip(batch.crcs, batch.views_BHWC, strict=True)]
+    return np.array(found, np.uint64)
+
+
+def labelled(pattern: str, cache: Cache | None, flag: str = "") -> LabelledShards:
+    """The labelled images of the tars, numbered as in the cache if there is one.
+
+    ShardError, beginning with `flag`, if there are none.
+    """
+    paths, entries = given_shards(pattern, False, flag=flag)
     tell_unlabelled(pattern, entries)
     places = [(0, n) if cache is None else cache.place(entry.name, entry.keys) for n, entry in enumerate(entries)]
-    wanted = [
-        Address(*place, row, 0)
+    rows = [
+        (Address(*place, row, 0), entry.labels[row], has(entry, (MASK,), row), has(entry, DEPTH_KINDS, row))
         for place, entry in zip(places, entries, strict=True)
-        for row, label in enumerate(entry.labels)
-        if label != NO_LABEL
+        for row in range(entry.rows)
     ]
-    labels = [label for entry in entries for label in entry.labels if label != NO_LABEL]
-    check_labels(pattern, labels)
+    rows = [row for row in rows if row[1] != NO_LABEL or row[2] or row[3]]
     tars = {place: (path, entry) for place, path, entry in zip(places, paths, entries, strict=True)}
     if len(tars) < len(paths):
         raise ShardError(f"{pattern}: two tars have the same name, by which the cache knows them; rename one")
-    return LabelledShards(pattern, tars, wanted, torch.tensor(labels))
+    if not rows:
+        check_labels(pattern, [])
+    wanted, labels, masked, deep = zip(*rows, strict=True)
+    return LabelledShards(pattern, tars, wanted, torch.tensor(labels), np.array(masked), np.array(deep))
+
+
+def has(entry: ShardEntry, kinds: Sequence[str], row: int) -> bool:
+    """Whether a sample has a dense label of one of the kinds."""
+    return any(kind in entry.dense and entry.dense[kind].has(row) for kind in kinds)
 
 
 def tell_unlabelled(pattern: str, entries: Sequence[ShardEntry]) -> None:
@@ -131,12 +150,12 @@ def tell_unlabelled(pattern: str, entries: Sequence[ShardEntry]) -> None:
         say(f"not evaluated of the {images:,} images of {pattern}: {', and '.join(parts)}")
 
 
-def check_labels(pattern: str, labels: Sequence[int]) -> None:
+def check_labels(pattern: str, labels: Collection[int]) -> None:
     """ShardError unless there are at least two classes."""
     if len(set(labels)) < 2:
         raise ShardError(
             f"{pattern}: {len(labels)} images have a label, of {len(set(labels))} classes; k-NN needs `.cls` members "
-            "of at least two classes. Make labelled shards with `unic-cache shard`"
+            "of at least two classes, as linear and retrieval do. Make labelled shards with `unic-cache shard`"
         )
 
 
@@ -148,36 +167,45 @@ def check_apart(train: LabelledShards, test: LabelledShards) -> None:
             raise _find_themselves(path)
 
 
-def twins(sets: Sequence[Usable]) -> Tensor:
-    """(P, 2): pairs (test image, training image) with equal pixels; in a single set, of different images. Says so.
+def twins(train: Usable, test: Usable) -> Tensor:
+    """(P, 2): positions (test image, training image) of good images with equal pixels; in one set, of different images.
 
-    ShardError if all images of a test tar are in --train.
+    ShardError if all images of a test tar are among the training images of another set.
     """
-    train, test = sets[0], sets[-1]
     places = defaultdict(list)
-    for place, one in enumerate(train.prints):
-        places[one].append(place)
+    for place in np.flatnonzero(train.good_N).tolist():
+        places[int(train.prints_N[place])].append(place)
     pairs = [
         (asked, answer)
-        for asked, one in enumerate(test.prints)
-        for answer in places.get(one, ())
-        if len(sets) == 2 or asked != answer
+        for asked in np.flatnonzero(test.good_N).tolist()
+        for answer in places.get(int(test.prints_N[asked]), ())
+        if train is not test or asked != answer
     ]
-    asked = {pair[0] for pair in pairs}
-    if len(sets) == 2:
-        tars = [(item.segment, item.shard) for item in test.wanted]
-        own = {tar for place, tar in enumerate(tars) if place not in asked}
-        copied = next((tar for tar in tars if tar not in own), None)
+    if train is not test:
+        twice = {pair[0] for pair in pairs}
+        tars = {place: test.images.wanted[place][:2] for place in np.flatnonzero(test.good_N).tolist()}
+        own = {tar for place, tar in tars.items() if place not in twice}
+        copied = next((tar for tar in tars.values() if tar not in own), None)
         if copied is not None:
             raise _find_themselves(test.images.tars[copied][0])
-    if asked:
-        where = "in --train too" if len(sets) == 2 else "there more than once"
-        first = test.source.where(test.wanted[min(asked)])
-        say(
-            f"{len(asked)} of {len(test.good)} test images are {where}, pixel for pixel, the first of them {first}; "
-            "twins do not vote for each other"
-        )
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+
+
+def among(pairs_P2: Tensor, asked: Rows, own: Rows) -> Tensor:
+    """The pairs whose images are among the rows, as positions in them."""
+    tests, trains = ({row: place for place, row in enumerate(rows.tolist())} for rows in (asked, own))
+    kept = [(tests[a], trains[b]) for a, b in pairs_P2.tolist() if a in tests and b in trains]
+    return torch.tensor(kept, dtype=torch.int64).reshape(-1, 2)
+
+
+def tell_twins(train: Usable, test: Usable, twins_P2: Tensor, rows: Rows) -> str:
+    """How many of the test images `rows` have a twin, with the first; "" if none has. Pairs are positions in `rows`."""
+    asked = sorted(set(twins_P2[:, 0].tolist()))
+    if not asked:
+        return ""
+    where = "there more than once" if train is test else "in --train too"
+    first = test.source.where(test.images.wanted[int(rows[asked[0]])])
+    return f"{len(asked)} of {len(rows)} test images are {where}, pixel for pixel, the first of them {first}"
 
 
 def _find_themselves(path: str) -> ShardError:

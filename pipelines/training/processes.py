@@ -5,19 +5,24 @@ that would change the student are overridden here, or refused: a run follows its
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
 from pipelines.command.claim import claimed
+from pipelines.command.preflight import no_tracker
 from pipelines.command.progress import say
 from pipelines.command.shares import rank_share
 from unic_cache.config import DistillConfig
-from unic_cache.errors import ConfigError
+from unic_cache.errors import ConfigError, UnicCacheError
+
+T = TypeVar("T")
 
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -39,6 +44,8 @@ TRUE = {"1", "true", "yes", "on"}
 def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
     """Accelerate, with its device, precision and processes. ConfigError if the environment asks for anything else."""
     check_settings(config)
+    if config.tracker not in {"none", *map(str, get_available_trackers())}:
+        raise no_tracker(config.tracker)
     world = world_size()
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE
     if world > 1 and on_cpu:
@@ -73,24 +80,28 @@ def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
     return accelerator
 
 
-def begin_tracking(config: DistillConfig, accelerator: Accelerator) -> None:
-    """Give the tracker the run's settings."""
-    plain = {key: value for key, value in config.to_json().items() if isinstance(value, int | float | str | bool)}
-    accelerator.init_trackers("tensorboard", config=plain)
-
-
 @contextmanager
 def run_claimed(out: Path, accelerator: Accelerator) -> Iterator[None]:
     """Claim OUT from the main process. ConfigError in all processes if another run holds it."""
     with ExitStack() as stack:
-        refusal: ConfigError | OSError | None = None
-        if accelerator.is_main_process:
-            try:
-                stack.enter_context(claimed(out))
-            except (ConfigError, OSError) as error:
-                refusal = error
-        refuse_together(accelerator, refusal)
+        on_main(accelerator, lambda: stack.enter_context(claimed(out)))
         yield
+
+
+def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
+    """The result of `work`, done by the main process while the others wait; None in those.
+
+    If it fails with an error that users can fix, all processes stop: the others with a ConfigError.
+    """
+    refusal: UnicCacheError | OSError | None = None
+    found = None
+    if accelerator.is_main_process:
+        try:
+            found = work()
+        except (UnicCacheError, OSError) as error:
+            refusal = error
+    refuse_together(accelerator, refusal)
+    return found
 
 
 def world_size() -> int:
@@ -143,11 +154,21 @@ def check_settings(config: DistillConfig) -> None:
         say("one process: on CPUs `accelerate launch` needs MPI to start more; `torchrun --nproc_per_node N` does not")
 
 
-def refuse_together(accelerator: Accelerator, refusal: ConfigError | OSError | None) -> None:
+def refuse_together(accelerator: Accelerator, refusal: UnicCacheError | OSError | None) -> None:
     """Raise the main process's refusal there, and a ConfigError in all other processes."""
     flag = torch.tensor([float(refusal is not None)], device=accelerator.device)
     refused = accelerator.num_processes > 1 and bool(accelerator.reduce(flag, "sum").item())
     if refusal is not None:
         raise refusal
     if refused:
-        raise ConfigError("the main process could not claim OUT; its message says why")
+        raise ConfigError("the main process could not go on; its message says why")
+
+
+def stop_agreed(accelerator: Accelerator, asked: bool, meeting: bool) -> bool:
+    """Whether to stop now. Several processes stop together, at a meeting: one alone would leave the others waiting."""
+    if accelerator.num_processes == 1:
+        return asked
+    if not meeting:
+        return False
+    flag = torch.tensor([float(asked)], device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum").item())

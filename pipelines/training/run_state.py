@@ -1,6 +1,8 @@
-"""A run's checkpoint and its exported encoder, written together, also when an error ends the run."""
+"""A run's files: settings, and checkpoint and exported encoder, which are written together, also on an error."""
 
 import contextlib
+import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +11,17 @@ from typing import Any
 from accelerate import Accelerator
 
 from pipelines.command.failures import ADVICE_HERE
-from unic_cache.errors import UnicCacheError
+from pipelines.command.run_folder import FREE_ON_RESUME
+from pipelines.extracting.specs import versions
+from pipelines.training.training_set import TrainingSet
+from unic_cache.config import DistillConfig
+from unic_cache.errors import ConfigError, UnicCacheError
+from unic_cache.files.local import LocalFolder
 from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.checkpoint import save_checkpoint
 from unic_cache.student.export import save_encoder
 from unic_cache.student.ladder import Student
-from unic_cache.student.run_files import ENCODER
+from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER
 
 
 @dataclass
@@ -67,3 +74,45 @@ class RunState:
                 else f"{self.out} has no checkpoint yet; {ADVICE_HERE} and run the same command again"
             )
             raise
+
+
+def restore(accelerator: Accelerator, header: Mapping[str, Any]) -> None:
+    """Restore the fp16 scaler's state. ConfigError if the run began with another number of processes."""
+    before = header.get("processes", accelerator.num_processes)
+    if before != accelerator.num_processes:
+        raise ConfigError(
+            f"the run began with {before} processes, not {accelerator.num_processes}; resume with as many, since each "
+            "process draws for itself"
+        )
+    if accelerator.scaler is not None and header.get("scaler") is not None:
+        accelerator.scaler.load_state_dict(header["scaler"])
+
+
+def save_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerator: Accelerator) -> None:
+    """Write OUT's config and snapshot when the run begins."""
+    if accelerator.is_main_process and not (out / CHECKPOINT).exists():
+        settings = config.to_json()
+        if data.difference is not None:
+            settings["pixel_difference"] = dataclasses.asdict(data.difference)
+        LocalFolder(out).replace(CONFIG, (json.dumps(settings, sort_keys=True, indent=1) + "\n").encode())
+        data.snapshot.save(out)
+
+
+def describe(config: DistillConfig, data: TrainingSet, tf32: bool) -> dict[str, Any]:
+    """The student's provenance, for the exported encoder."""
+    return {
+        "method": "UNIC, arXiv 2408.05088",
+        "teachers": {
+            teacher.name: {
+                "weights_sha256": teacher.spec["teacher"]["weights_sha256"],
+                "codec": teacher.spec["codec"],
+                **teacher.spec["provenance"],
+            }
+            for teacher in data.teachers
+        },
+        "views": {**dataclasses.asdict(data.snapshot.views), "numbers": list(data.snapshot.numbers)},
+        "images": len(data.train),
+        "config": {key: value for key, value in config.to_json().items() if key not in FREE_ON_RESUME},
+        "float32_products": "tf32" if tf32 else "float32",
+        "versions": versions(),
+    }

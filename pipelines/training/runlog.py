@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipelines.command.failures import reason
 from pipelines.command.progress import say
+from pipelines.training.tracking import tracked_values
 from unic_cache.files.durable import naming
 from unic_cache.files.schemes import open_location
 from unic_cache.student.loss import LossTerms
@@ -90,6 +91,7 @@ class RunLog:
         self._path = out / LOG
         self._accelerator = accelerator
         self.last_loss = math.nan  # of the last training line
+        self._note = {"train": "", "knn": ""}
         if accelerator.is_main_process:
             text = self._path.read_text(errors="replace") if self._path.exists() else ""
             kept = [(line, found) for line in text.splitlines(keepends=True) if (found := _record(line, steps_done))]
@@ -97,27 +99,39 @@ class RunLog:
             losses = [found.get("loss") for _, found in kept if found.get("kind") == "train"]
             self.last_loss = next((loss for loss in reversed(losses) if isinstance(loss, float)), math.nan)
 
+    @property
+    def note(self) -> str:
+        """The latest numbers in a few words, for the progress line."""
+        return ", ".join(text for text in self._note.values() if text)
+
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Append {"kind", "step", ...} to the log, and give the tracker the numbers."""
         if kind == "train":
             self.last_loss = values["loss"]
+            self._note[kind] = f"loss {self.last_loss:.4f}"
+        if kind == "knn":
+            self._note[kind] = f"{values['k']}-NN {values['accuracy']:.1%} at step {step:,}"
         if self._accelerator.is_main_process:
             with naming(self._path), open(self._path, "a") as file:
                 file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         with self._tracking():
-            self._accelerator.log({f"{kind}/{name}": value for name, value in _flat(values).items()}, step=step)
+            self._accelerator.log(tracked_values(kind, values), step=step)
 
     def close(self) -> None:
         """End the tracker and accelerate's processes."""
-        with self._tracking():
-            self._accelerator.end_training()
+        if self._accelerator.is_main_process:
+            with self._tracking():
+                for tracker in self._accelerator.trackers:
+                    tracker.finish()
+        self._accelerator.trackers.clear()
+        self._accelerator.end_training()
 
     @contextmanager
     def _tracking(self) -> Iterator[None]:
-        """Drop a tracker that cannot write: the log has the same numbers."""
+        """Drop a tracker that fails, whatever its vendor's error: the log has the same numbers."""
         try:
             yield
-        except OSError as error:
+        except Exception as error:
             self._accelerator.trackers.clear()
             say(f"the tracker cannot write ({reason(error)}); training goes on without it, and {self._path} has all")
 
@@ -129,10 +143,3 @@ def _record(line: str, steps_done: int) -> dict[str, Any] | None:
         return record if int(record["step"]) <= steps_done else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat

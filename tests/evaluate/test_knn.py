@@ -1,15 +1,15 @@
-"""k-NN against plain loops, and the bootstrap's properties."""
+"""k-NN against plain loops."""
 
 import math
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
 
 from unic_cache.errors import ConfigError
-from unic_cache.evaluate.knn import Interval, bootstrap, knn, knn_leave_one_out, paired_difference
+from unic_cache.evaluate.knn import knn, knn_leave_one_out, knn_task
+from unic_cache.evaluate.task import Examples, Settings
 
 KS = (1, 3, 10, 200)
 
@@ -96,39 +96,33 @@ def test_broken_input_is_refused() -> None:
         knn_leave_one_out(features[:1], labels[:1], (1,))
 
 
-def coins(count: int, chance: float, seed: int) -> npt.NDArray[np.bool_]:
-    return np.asarray(torch.rand(count, generator=torch.Generator().manual_seed(seed)).numpy() < chance)
+def test_the_task_reports_the_chosen_k_first_and_equals_knn() -> None:
+    train, test = (Examples(*clouds(count, seed)) for count, seed in ((60, 1), (25, 2)))
+    assert train.labels_N is not None
+    assert test.labels_N is not None
+    metrics = knn_task(train, test, Settings(k=3, neighbours=(1, 3, 10)))
+    assert list(metrics) == ["3-NN", "1-NN", "10-NN"]
+    expected = knn(train.summary_ND, train.labels_N, test.summary_ND, test.labels_N, (10,))[10]
+    assert metrics["10-NN"].statistic(np.asarray(metrics["10-NN"].sums_NF)).tolist() == expected.tolist()
 
 
-def test_interval_agrees_with_the_normal_approximation() -> None:
-    correct = coins(400, 0.7, 1)
-    mean = float(correct.mean())
-    interval = bootstrap(correct, seed=0)
-    width = 1.96 * math.sqrt(mean * (1 - mean) / 400)
-    assert interval.mean == pytest.approx(mean)
-    assert interval.low == pytest.approx(mean - width, abs=0.008)
-    assert interval.high == pytest.approx(mean + width, abs=0.008)
+def test_the_task_leaves_each_image_and_its_twins_out() -> None:
+    same = Examples(*clouds(50, 3))
+    assert same.labels_N is not None
+    twins = torch.tensor([[0, 1], [1, 0]])
+    metrics = knn_task(same, same, Settings(leave_one_out=True, twins_P2=twins, k=1))
+    expected = knn_leave_one_out(same.summary_ND, same.labels_N, (1,), twins_P2=twins)[1]
+    assert metrics["1-NN"].sums_NF[:, 0].tolist() == expected.tolist()
 
 
-def test_interval_is_a_function_of_the_seed() -> None:
-    correct = coins(50, 0.5, 1)
-    assert bootstrap(correct, seed=1, resamples=100) == bootstrap(correct, seed=1, resamples=100)
-    assert bootstrap(correct, seed=1, resamples=100) != bootstrap(correct, seed=2, resamples=100)
-
-
-def test_paired_difference_sees_what_separate_intervals_hide() -> None:
-    one = coins(300, 0.6, 1)
-    other = one.copy()
-    other[np.flatnonzero(one)[:12]] = False  # never better, twelve times worse
-    difference = paired_difference(one, other, seed=0)
-    assert difference.mean == pytest.approx(12 / 300)
-    assert difference.low > 0
-    assert bootstrap(one, 0).low < bootstrap(other, 0).high
-    assert paired_difference(one, one, seed=0) == Interval(0, 0, 0)
-
-
-def test_resampling_nothing_or_unpaired_images_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no test images"):
-        bootstrap(np.zeros(0, np.bool_), seed=0)
-    with pytest.raises(ConfigError, match="needs the same test images, not 3 and 4"):
-        paired_difference(np.zeros(3, np.bool_), np.zeros(4, np.bool_), seed=0)
+def test_the_task_refuses_one_class_and_a_class_that_training_lacks() -> None:
+    features, labels = clouds(30, 1)
+    train = Examples(features, labels)
+    with pytest.raises(ConfigError, match="all 30 training images are of class 7; use at least 2 classes"):
+        knn_task(Examples(features, torch.full((30,), 7)), train, Settings())
+    with pytest.raises(ConfigError, match=r"2 of 4 classes of the test images have no training images: 98, 99; number"):
+        knn_task(train, Examples(features[:4], torch.tensor([-3, 4, 99, 98])), Settings())
+    with pytest.raises(ConfigError, match="training features have 6 channels and test features 5"):
+        knn_task(train, Examples(features[:, :5], labels), Settings())
+    with pytest.raises(ConfigError, match="do not go with 0 labels"):
+        knn_task(train, Examples(features), Settings())

@@ -87,5 +87,5 @@ def test_distillation_outlives_the_gateway_and_trains_the_same_student(
     assert outage.count == 1
     here = distill.run(config(str(cache_folder), shards.pattern, "here"))
     assert there.encoder.read_bytes() == here.encoder.read_bytes()
-    result = evaluate.run(EvaluateConfig(str(tmp_path / "there"), shards=tars, cache=f"{bucket}/cache"))
+    result = evaluate.run(EvaluateConfig((str(tmp_path / "there"),), shards=tars, cache=f"{bucket}/cache"))
     assert result.images == 82

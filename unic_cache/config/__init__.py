@@ -17,27 +17,32 @@ from unic_cache.config.choices import (
     CENTER,
     CODECS,
     DTYPES,
+    EVALUATION_TASKS,
     FITTED,
     NORMALIZATIONS,
     PIXEL_CODECS,
     PRECISIONS,
     RECIPES,
+    SOLVERS,
     STANDARDIZATIONS,
     TRACKERS,
 )
+from unic_cache.config.evaluating import EvaluateConfig
 from unic_cache.config.reporting import ReportConfig
-from unic_cache.config.training import DistillConfig, EvaluateConfig
+from unic_cache.config.training import DistillConfig
 from unic_cache.config.views import Views
 
 __all__ = [
     "CENTER",
     "CODECS",
     "DTYPES",
+    "EVALUATION_TASKS",
     "FITTED",
     "NORMALIZATIONS",
     "PIXEL_CODECS",
     "PRECISIONS",
     "RECIPES",
+    "SOLVERS",
     "STANDARDIZATIONS",
     "TRACKERS",
     "DistillConfig",

@@ -54,12 +54,14 @@ RANGES = {
     "drop_teacher": SHARE,
     "epochs": Range(0, 1_000_000, above=True),
     "eval_every": COUNT,  # steps
+    "head_steps": COUNT,
     "images": Range(10, 1_000_000),  # of a trial
     "img_size": PIXELS,
     "k": Range(1, 1_000_000),
     "ladder_widths": Range(1, 65_536),  # channels
     "log_every": COUNT,  # steps
     "lr": Range(0, 10, above=True),
+    "mask_offset": Range(-254, 254),  # classes
     "min_lr": Range(0, 10),
     "neighbours": Range(1, 1_000_000),
     "num_workers": Range(1, 1_000_000),

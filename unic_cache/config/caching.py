@@ -27,10 +27,16 @@ from unic_cache.files.paths import check_here
 
 @dataclass(frozen=True)
 class ShardConfig(Stage):
-    """`unic-cache shard`: an image folder, or a CSV of path,label, to WebDataset tars."""
+    """`unic-cache shard`: images with their labels to WebDataset tars."""
 
-    images: str  # a folder with one sub-folder per class, or a .csv with the columns path,label
+    images: str  # a folder of images or of class folders, a .csv of path,label, or a .json as iNaturalist's
     out: str
+    lists: tuple[str, ...] = option(
+        (), "A split's list: only the images it names; repeatable. See docs/EVALUATION.md.", "FILE", flag="list"
+    )
+    masks: str | None = option(None, "Folder of masks: PNGs of class numbers, named as the images.", "DIR")
+    mask_offset: int = option(0, "Added to each class in the masks but 255; below 0 becomes 255.", "N")
+    depths: str | None = option(None, "Folder of depth maps: uint16 PNGs in mm, or .npy in metres.", "DIR")
     per_shard: int = option(1000, "Images per tar.")
     prefix: str = option("", "Tar-name prefix; use a different one for each set that shares a cache.")
     seed: int = option(0, "Random seed for the shuffle.")
@@ -41,6 +47,8 @@ class ShardConfig(Stage):
         super().__post_init__()
         if not re.fullmatch(r"[A-Za-z0-9_@+-]*", self.prefix):
             raise ConfigError(f"prefix {self.prefix!r} may only have letters, digits, '_', '@', '+' and '-'")
+        if self.mask_offset and self.masks is None:
+            raise ConfigError("--mask-offset changes the classes in masks: add --masks DIR")
 
 
 @dataclass(frozen=True)

@@ -13,4 +13,17 @@ DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("no", "bf16", "fp16")
 NORMALIZATIONS = ("batch", "image")
 STANDARDIZATIONS = ("channel", "phi-s", "none")
-TRACKERS = ("tensorboard", "none")
+EVALUATION_TASKS = ("knn", "linear", "retrieval", "segmentation", "depth")
+SOLVERS = ("lbfgs", "sgd")
+TRACKERS = (  # accelerate's
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "comet_ml",
+    "aim",
+    "clearml",
+    "dvclive",
+    "swanlab",
+    "trackio",
+    "none",
+)

@@ -24,7 +24,8 @@ class Stage:
         for field in dataclasses.fields(self):
             value, about = getattr(self, field.name), field.metadata.get("about")
             if about and about.choices and value is not None:
-                check_choice(field.name.replace("_", "-"), value, about.choices)
+                for one in value if isinstance(value, tuple) else (value,):
+                    check_choice(field.name.replace("_", "-"), one, about.choices)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dict; `from_json` returns an equal config."""

@@ -1,6 +1,7 @@
-"""The settings of stage two."""
+"""The settings of training."""
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 
 from unic_cache.config.choices import (
     CENTER,
@@ -11,7 +12,7 @@ from unic_cache.config.choices import (
     TRACKERS,
     TRAINED_RECIPES,
 )
-from unic_cache.config.options import CACHE, DEVICE, IMG_SIZE, PATCH_SIZE, SHARDS, TEACHERS, THREADS, described, option
+from unic_cache.config.options import CACHE, IMG_SIZE, PATCH_SIZE, SHARDS, TEACHERS, THREADS, option
 from unic_cache.config.stage import Stage
 from unic_cache.errors import ConfigError
 
@@ -67,10 +68,14 @@ class DistillConfig(Stage):
         None, "Tars (or, without tars, names in the cache) held out for validation.", "PATTERN"
     )
     use_held_out: bool = option(False, "Also train on tars that earlier runs held out.")
+    knn_shards: str | None = option(
+        None, "Labelled tars: log the student's leave-one-out k-NN on them at every validation.", "PATTERN"
+    )
     eval_every: int = option(1000, "Steps between validations.")
     log_every: int = option(10, "Steps between log lines.")
     save_every: int = option(1000, "Steps between checkpoints.")
     tracker: str = option("tensorboard", "Experiment tracker.", choices=TRACKERS)
+    project: str = option("unic-cache", "Project in the tracker; the run is named after --out.", "NAME")
     pixel_tolerance: int = option(0, "Largest accepted difference from the teachers' pixels, in levels of 255.")
     skip_broken: bool = option(False, "Skip and count rows that are not as committed, instead of stopping.")
     threads: int = option(0, THREADS)
@@ -79,6 +84,11 @@ class DistillConfig(Stage):
         if self.recipe == CENTER:
             raise ConfigError(f"recipe {CENTER!r} is for evaluation only; train on unic or light")
         super().__post_init__()
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,99}", self.project):
+            raise ConfigError(
+                f"project {self.project!r} is no name that every tracker takes; use up to 100 letters, digits, ' ', "
+                "'_', '.' and '-', beginning with a letter or digit"
+            )
         if self.weights and not self.online:
             raise ConfigError("--weights are of teachers that --online runs; a cache needs none")
         if self.min_lr > self.peak_lr():
@@ -90,29 +100,3 @@ class DistillConfig(Stage):
     def peak_lr(self) -> float:
         """The learning rate after warm-up: UNIC's 3e-4 per 256 images of a batch, unless `lr` is set."""
         return 3e-4 * self.batch_size / 256 if self.lr is None else self.lr
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(Stage):
-    """`unic-cache evaluate`: k-NN of a student, a random student and the cached teachers."""
-
-    encoder: str = field(metadata=described("A run's folder or its encoder.safetensors.", "DIR_OR_FILE"))
-    shards: str | None = option(None, "Labelled tars, evaluated leave-one-out.", "PATTERN")
-    train: str | None = option(None, "Labelled tars: the neighbours.", "PATTERN")
-    test: str | None = option(None, "Labelled tars: the test images.", "PATTERN")
-    cache: str | None = option(None, "A cache with the teachers' center views.", "DIR", unset="no teachers")
-    teachers: tuple[str, ...] = option((), TEACHERS)
-    size: int | None = option(None, "Center-view size in pixels.", unset="the cache's, or the student's input")
-    k: int = option(20, "Neighbours, for the table.")
-    batch_size: int = option(64, "Images per batch.")
-    device: str = option("auto", DEVICE)
-    seed: int = option(0, "Random seed of the random student and of the intervals.")
-    threads: int = option(0, THREADS)
-    neighbours: tuple[int, ...] = (10, 20, 100, 200)
-    temperature: float = 0.07
-    bootstrap: int = 1000  # resamples of the test images
-
-    def __post_init__(self) -> None:
-        if (self.shards is None) == (self.train is None) or (self.train is None) != (self.test is None):
-            raise ConfigError("give --shards PATTERN (leave-one-out), or both --train PATTERN and --test PATTERN")
-        super().__post_init__()

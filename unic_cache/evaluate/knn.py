@@ -1,14 +1,12 @@
 """Weighted k-nearest neighbours: how good frozen features are, without training anything.
 
 With the cosine similarity s of L2-normalised features, each of the k most similar training images votes for its class
-with weight exp(s / temperature), temperature 0.07 (as UNIC and DINO evaluate). Intervals come from resampling test
-images.
+with weight exp(s / temperature), temperature 0.07 (as UNIC and DINO evaluate).
 
 Letters: N test images, M training images, D channels, K classes, P pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,22 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unic_cache import draws
 from unic_cache.errors import ConfigError
+from unic_cache.evaluate.checks import check_labelled, class_labels
+from unic_cache.evaluate.task import Examples, Metric, Metrics, Settings, mean, per_image
 
 BLOCK = 512  # test images at a time
-LEVEL = 0.95  # of the intervals
 
 Correct = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over images and the bounds that hold 95% of its bootstrap resamples."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def knn(
@@ -87,39 +76,20 @@ def knn_leave_one_out(
     return knn(features_ND, labels, features_ND, labels, neighbours, temperature, pairs_P2)
 
 
-def bootstrap(values: npt.NDArray[np.generic], seed: int, resamples: int = 1000) -> Interval:
-    """The mean of one value per image, and its 95% percentile interval over N images drawn with replacement.
-
-    `knn`'s correctness gives an accuracy; the difference of two encoders' correctness (as numbers) gives a paired
-    comparison. The draws depend on (seed, N) alone, so encoders see the same images. ConfigError without images.
-    """
-    numbers = values.astype(np.float64)
-    count = len(numbers)
-    if count == 0:
-        raise ConfigError("no test images to resample")
-    means = np.empty(resamples)
-    for resample in range(resamples):
-        raw = draws.words(draws.Purpose.BOOTSTRAP, seed, resample, 0, count)
-        means[resample] = numbers[(draws.uniforms(raw) * count).astype(np.int64)].mean()
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(numbers.mean()), float(low), float(high))
-
-
-def paired_difference(one: Correct, other: Correct, seed: int, resamples: int = 1000) -> Interval:
-    """How much more often `one` is right than `other` on the same test images."""
-    if one.shape != other.shape:
-        raise ConfigError(f"a paired difference needs the same test images, not {len(one)} and {len(other)}")
-    return bootstrap(one.astype(np.float64) - other, seed, resamples)
+def knn_task(train: Examples, test: Examples, settings: Settings) -> Metrics:
+    """The share of test images classified correctly, "20-NN" for the settings' k first, then the other `neighbours`."""
+    train_labels, test_labels = class_labels(train, test)
+    neighbours = tuple(dict.fromkeys((settings.k, *settings.neighbours)))
+    how = neighbours, settings.temperature, settings.twins_P2
+    train_MD, test_ND = train.summary_ND.to(settings.device), test.summary_ND.to(settings.device)
+    if settings.leave_one_out:
+        correct = knn_leave_one_out(test_ND, test_labels, *how)
+    else:
+        correct = knn(train_MD, train_labels, test_ND, test_labels, *how)
+    return {f"{k}-NN": Metric(per_image(correct[k]), mean) for k in neighbours}
 
 
 def _unit(features_ND: Tensor, labels: Tensor) -> Tensor:
     """L2-normalised float32 features."""
-    if features_ND.ndim != 2 or len(features_ND) != len(labels) or len(labels) == 0:
-        raise ConfigError(f"features of shape {tuple(features_ND.shape)} do not go with {len(labels)} labels")
-    broken = (~features_ND.isfinite().all(dim=1)).nonzero()
-    if len(broken):
-        raise ConfigError(
-            f"features of {len(broken)} of {len(labels)} images are not finite (the first in row {int(broken[0])}); "
-            f"the encoder has diverged or its input is broken"
-        )
+    check_labelled(features_ND, labels)
     return normalize(features_ND.float(), dim=1)

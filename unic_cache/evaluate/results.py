@@ -14,8 +14,8 @@ from typing import Any
 from unic_cache.errors import ConfigError
 
 LIMIT_BYTES = 2**28
-STUDENT, TEACHER, RANDOM, TIMM = "student", "teacher", "random student", "timm"
-KINDS = (TEACHER, STUDENT, RANDOM, TIMM)
+STUDENT, TEACHER, RANDOM, NETWORK = "student", "teacher", "random student", "network"
+KINDS = (TEACHER, STUDENT, RANDOM, NETWORK)
 
 
 @dataclass(frozen=True)

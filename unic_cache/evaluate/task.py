@@ -13,11 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from unic_cache.token_kinds import Grid
 
 Numbers: TypeAlias = npt.NDArray[np.float64]
+Sums: TypeAlias = Numbers | sparse.csr_array  # sparse where most sums are 0, such as the hits of each of 1,000 classes
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,15 @@ class Settings:
     k: int = 20
     temperature: float = 0.07
     solver: str = "lbfgs"
-    steps: int = 2000  # of a dense head
+    steps: int | None = None  # of a dense head; by default 1,000, or 10 epochs in batches of 8 if these are more
 
 
 @dataclass(frozen=True)
 class Metric:
     """One metric of one encoder on the test images."""
 
-    sums_NF: Numbers  # one row per test image; or a scipy.sparse matrix of that shape
-    statistic: Callable[[Numbers], Numbers]  # sums (..., F) -> values (...)
+    sums_NF: Sums  # one row per test image
+    statistic: Callable[[Numbers], Numbers]  # sums (..., F) -> values (...), NaN where 0/0
     unit: str = "%"  # "%" for shares of 1, which are shown times 100; else "m" or ""
     higher_is_better: bool = True
     per_class: Mapping[int, float] | None = None
@@ -65,29 +67,34 @@ IGNORED = 255  # in a mask
 
 
 def mean(sums: Numbers) -> Numbers:
-    """The mean over images of a value per image: F = 2, the value and 1."""
-    return sums[..., 0] / sums[..., 1]
+    """The mean over images of a value per image: F = 2, the value and 1, or both 0 for an image that does not count."""
+    return _ratio(sums[..., 0], sums[..., 1])
 
 
 def mean_recall(sums: Numbers) -> Numbers:
-    """The mean over classes of hits / images: F = 2K, hits of each class and then its images. Empty classes are left out."""
+    """The mean over classes of hits / images: F = 2K, hits of each class, then images; empty classes do not count."""
     hits, images = np.split(sums, 2, axis=-1)
     return _nanmean(hits, images)
 
 
 def mean_iou(sums: Numbers) -> Numbers:
-    """The mean over classes of intersection / union: F = 2K, pixels. Classes without any union are left out."""
+    """The mean over classes of intersection / union: F = 2K, pixels; classes without any union do not count."""
     intersections, unions = np.split(sums, 2, axis=-1)
     return _nanmean(intersections, unions)
 
 
-def per_image(values_N: npt.NDArray[Any]) -> Numbers:
-    """(N, 2): the sums whose `mean` is the mean of one value per image."""
+def per_image(values_N: npt.NDArray[Any], counts_N: npt.NDArray[np.bool_] | None = None) -> Numbers:
+    """(N, 2): the sums whose `mean` is the mean of one value per image, over those that count (by default all)."""
     values = np.asarray(values_N, np.float64)
-    return np.stack([values, np.ones_like(values)], axis=1)
+    counts = np.ones(len(values), np.bool_) if counts_N is None else counts_N
+    return np.stack([np.where(counts, values, 0.0), counts.astype(np.float64)], axis=1)
 
 
 def _nanmean(parts: Numbers, wholes: Numbers) -> Numbers:
     there = wholes > 0
     shares = np.divide(parts, wholes, out=np.zeros_like(parts), where=there)
-    return shares.sum(axis=-1) / there.sum(axis=-1)
+    return _ratio(shares.sum(axis=-1), there.sum(axis=-1))
+
+
+def _ratio(parts: Numbers, wholes: Numbers) -> Numbers:
+    return np.divide(parts, wholes, out=np.full(np.shape(parts), np.nan), where=wholes != 0)

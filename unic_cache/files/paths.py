@@ -22,8 +22,9 @@ VARIABLE = re.compile(r"\$(?:\{\w+\}|[A-Za-z_]\w*)")
 
 # names of fields: `source` is (teacher, text) pairs in one config, and `images` is a number in another
 ANYWHERE = {"cache", "source", "target"}  # a folder: a path or a URL
-TARS = {"shards", "val_shards", "train", "test"}  # a pattern of tars: paths or URLs
-HERE = {"images", "out", "encoder", "init", "inputs"}  # a local path; `init` may be a model's name instead
+TARS = {"shards", "val_shards", "knn_shards", "train", "test"}  # a pattern of tars: paths or URLs
+# a local path; `init` may be a model's name instead
+HERE = {"images", "out", "masks", "depths", "lists", "encoder", "init", "features", "inputs"}
 ONLY_HERE = "only a local path is accepted here; copy files from or to a store with its own tools"
 SHARD_ONLY_HERE = "`shard` packs local files into a local folder; copy that to the store afterwards"
 
@@ -31,21 +32,21 @@ SHARD_ONLY_HERE = "`shard` packs local files into a local folder; copy that to t
 def check_paths(config: Any) -> None:
     """ConfigError if a config has a path that nobody means."""
     for field in dataclasses.fields(config):
-        flag, value = field.name.replace("_", "-"), getattr(config, field.name)
+        about, value = field.metadata.get("about"), getattr(config, field.name)
+        flag = (about.flag if about else "") or field.name.replace("_", "-")
         if field.name == "weights":
             for _, file in value:
                 check_here(file, flag)
-        elif field.name == "inputs":
-            for path in value:
-                check_here(path)
-        elif not isinstance(value, str):
             continue
-        elif field.name in ANYWHERE:
-            check_path(value, flag)
-        elif field.name in TARS:
-            check_pattern(value, flag)
-        elif field.name in HERE:
-            check_here(value, flag, SHARD_ONLY_HERE if config.stage == "shard" else ONLY_HERE)
+        for text in value if isinstance(value, tuple) else (value,):
+            if not isinstance(text, str):
+                continue
+            if field.name in ANYWHERE:
+                check_path(text, flag)
+            elif field.name in TARS:
+                check_pattern(text, flag)
+            elif field.name in HERE:
+                check_here(text, flag, SHARD_ONLY_HERE if config.stage == "shard" else ONLY_HERE)
 
 
 def check_path(text: str, flag: str = "") -> str:

@@ -109,7 +109,7 @@ class ShardPixels:
     def _fill(self, wanted: Address, out: Image) -> int | str:
         """Write one view into `out`; return its crc32c, or why there is none."""
         place, where = (wanted.segment, wanted.shard), partial(self.where, wanted)
-        data = self._shard(place).read(wanted.row)
+        data = self.data(wanted)
         try:
             image = decode(data)
             make_view(image, self.views, self.tars[place][1].keys[wanted.row], wanted.number, out)
@@ -120,6 +120,14 @@ class ShardPixels:
         if self.seen is not None:
             self.seen.check(place, wanted.row, image, where)
         return pixel_crc(out)
+
+    def data(self, wanted: Address) -> bytes:
+        """The image's bytes."""
+        return self._shard((wanted.segment, wanted.shard)).read(wanted.row)
+
+    def label(self, wanted: Address, kind: str) -> bytes | None:
+        """The bytes of the image's label of that kind, such as "mask.png"; None if it has none."""
+        return self._shard((wanted.segment, wanted.shard)).read_label(wanted.row, kind)
 
     def where(self, wanted: Address) -> str:
         """The row for messages: its tar, its number and its name in the tar."""

@@ -125,6 +125,12 @@ def embed(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     return feature_BD
 
 
+def tokens(encoder: VisionTransformer, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """`embed`'s feature (B, D) and the patch tokens after the final norm (B, T, D), in one forward pass."""
+    features_BND = encoder.forward_features(images_BCHW)
+    return encoder.forward_head(features_BND), features_BND[:, encoder.num_prefix_tokens :]
+
+
 def prepare(views_BHWC: Tensor, spec: EncoderSpec) -> Tensor:
     """uint8 views of any size as the encoder's input, contiguous float32 (B, C, H, W) on the views' device."""
     return network_input(views_BHWC, spec.img_size, spec.mean, spec.std).contiguous()

@@ -54,6 +54,19 @@ class Parameters:
     solarize: bool
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What a view shows of its image: a box, and whether it is mirrored. Colours aside, it is all of the view."""
+
+    box: tuple[float, float, float, float]  # left, top, right, bottom, pixels of the image; multiples of 1/2
+    flip: bool
+
+
+def frame_of(size: tuple[int, int], views: Views, key: int, number: int) -> Frame:
+    """The frame of view `number` of an upright image of `size` (width, height)."""
+    return _FRAMES[views.recipe](size, views.seed, key, number)
+
+
 def parameters(size: tuple[int, int], seed: int, key: int, number: int) -> Parameters:
     """Draws for view `number` of an image of `size` (width, height); `key` is the sample key's crc32.
 
@@ -133,16 +146,32 @@ def _light(image: Image.Image, views: Views, key: int, number: int, out: View) -
 
 def _center(image: Image.Image, views: Views, key: int, number: int, out: View) -> None:
     """Resize the shorter side to `size` and crop the centre, in one step: a long strip is never resized whole."""
-    del key, number
-    width, height = image.size
+    box = _central(image.size, views.seed, key, number).box
+    out[:] = np.asarray(image.resize((views.size, views.size), Image.Resampling.BICUBIC, box=box))
+
+
+def _central(size: tuple[int, int], seed: int, key: int, number: int) -> Frame:
+    """The largest central square: the same for all views."""
+    del seed, key, number
+    width, height = size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    out[:] = np.asarray(image.resize((views.size, views.size), Image.Resampling.BICUBIC, box=box))
+    return Frame((left, top, left + side, top + side), False)
+
+
+def _drawn(size: tuple[int, int], seed: int, key: int, number: int) -> Frame:
+    drawn = parameters(size, seed, key, number)
+    return Frame(drawn.crop, drawn.flip)
 
 
 _RECIPES: dict[str, Callable[[Image.Image, Views, int, int, View], None]] = {
     "unic": _unic,
     "light": _light,
     "center": _center,
+}
+
+_FRAMES: dict[str, Callable[[tuple[int, int], int, int, int], Frame]] = {
+    "unic": _drawn,
+    "light": _drawn,
+    "center": _central,
 }

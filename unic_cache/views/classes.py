@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from unic_cache.errors import ShardError
-from unic_cache.views.shards import beside
+from unic_cache.views.tar_location import beside
 
 CLASSES_FILE = "classes.json"
 

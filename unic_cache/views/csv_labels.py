@@ -17,11 +17,13 @@ _LABELS = {"label", "labels", "class", "class_id", "target", "category", "y"}
 
 @dataclass(frozen=True)
 class Row:
-    """One image: the CSV's line, the file, and the label as written, "" if there is none."""
+    """One image: where it is listed, its file, and its label as written, "" if there is none."""
 
+    file: Path  # the list
     line: int
     path: Path
     label: str
+    beside: str = ""  # path of its mask or depth map, as written
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -54,22 +56,20 @@ def read_rows(file: Path) -> list[Row]:
         before = lines.setdefault(os.path.normpath(path), line)
         if before != line:
             raise ConfigError(f"{file}, line {line}: {name} is already on line {before}; keep one row per image")
-        found.append(Row(line, path, label))
+        found.append(Row(file, line, path, label))
     return found
 
 
-def labels_of(
-    rows: Sequence[Row], file: Path, numbered: Names | None
-) -> tuple[list[int | None], Names, tuple[str, ...]]:
+def labels_of(rows: Sequence[Row], numbered: Names | None) -> tuple[list[int | None], Names, tuple[str, ...]]:
     """(each row's class number or None, the classes' names by number, remarks for the user).
 
     Labels are either all class numbers, which are kept, or all names, which are numbered in sorted order or as in
     `numbered`. "" and -1 mean no label. ConfigError, with the line, for anything else.
     """
     given = [row for row in rows if _parsed(row.label) is not None]
-    names, remarks = _classes(given, file, numbered)
+    names, remarks = _classes(given, numbered)
     number_of = {name: number for number, name in names.items()}
-    labels = [None if _parsed(row.label) is None else _number(row, file, names, number_of) for row in rows]
+    labels = [None if _parsed(row.label) is None else _number(row, names, number_of) for row in rows]
     if given and len(given) < len(rows):
         first = next(row.line for row in rows if _parsed(row.label) is None)
         remarks.append(f"{len(rows) - len(given):,} of {len(rows):,} images have no label (line {first})")
@@ -78,7 +78,7 @@ def labels_of(
     return labels, names, tuple(remarks)
 
 
-def _classes(given: Sequence[Row], file: Path, numbered: Names | None) -> tuple[Names, list[str]]:
+def _classes(given: Sequence[Row], numbered: Names | None) -> tuple[Names, list[str]]:
     """(the classes by number, empty if labels are numbers; remarks). ConfigError if names and numbers are mixed."""
     if numbered is not None:
         return numbered, [f"the {len(numbered)} classes are numbered as in {CLASSES_FILE} in OUT"] if given else []
@@ -86,8 +86,8 @@ def _classes(given: Sequence[Row], file: Path, numbered: Names | None) -> tuple[
     plain = [row for row in given if is_number(row.label)]
     if named and plain:
         raise ConfigError(
-            f"{file}, line {named[0].line}: the label {named[0].label!r} is a name, but {plain[0].label!r} on line "
-            f"{plain[0].line} is a number; write all labels as names or all as numbers"
+            f"{named[0].file}, line {named[0].line}: the label {named[0].label!r} is a name, but {plain[0].label!r} on "
+            f"line {plain[0].line} is a number; write all labels as names or all as numbers"
         )
     names = sorted({row.label for row in named})
     alike = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
@@ -95,12 +95,12 @@ def _classes(given: Sequence[Row], file: Path, numbered: Names | None) -> tuple[
     return dict(enumerate(names)), remarks
 
 
-def _number(row: Row, file: Path, names: Names, number_of: dict[str, int]) -> int:
+def _number(row: Row, names: Names, number_of: dict[str, int]) -> int:
     number = number_of.get(row.label, _parsed(row.label))
     if not isinstance(number, int) or (names and number not in names):
         known = f"is not among the {len(names)} classes in {CLASSES_FILE}" if names else "is not a class number"
         raise ConfigError(
-            f"{file}, line {row.line}: the label {row.label!r} {known}; correct it, or leave it empty for no label"
+            f"{row.file}, line {row.line}: the label {row.label!r} {known}; correct it, or leave it empty for no label"
         )
     return number
 

@@ -75,7 +75,7 @@ def decode(data: bytes) -> Image.Image:
     ImageError for an unknown format, more than `MAX_PIXELS` pixels (by the header, before decoding), and damaged or
     truncated data (with the decoder's reason).
     """
-    image = _open(data)
+    image = open_image(data)
     try:
         depth = depth_of(image)
         return _to_rgb(_upright(image), depth)
@@ -87,16 +87,23 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError(f"{what} cannot be decoded: {reason}") from error
 
 
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of `decode(data)`, from the header alone. ImageError if that cannot be read."""
+    image = open_image(data)
+    width, height = image.size
+    return (height, width) if orientation(image) >= 5 else (width, height)
+
+
 def upright_file(data: bytes) -> tuple[str, bytes]:
     """A file with the pixels of `decode(data)`, as (extension, bytes).
 
     `data` itself if it is an upright 8-bit RGB JPEG, PNG or WebP; else a lossless PNG.
     """
-    image = _open(data)
+    image = open_image(data)
     extension = _KEPT_EXTENSIONS.get(str(image.format))
     narrow = depth_of(image).bits == 8
     pixels = decode(data)
-    if extension and image.mode == "RGB" and narrow and not image.has_transparency_data and _orientation(image) == 1:
+    if extension and image.mode == "RGB" and narrow and not image.has_transparency_data and orientation(image) == 1:
         return extension, data
     buffer = io.BytesIO()
     pixels.save(buffer, "PNG", optimize=True)
@@ -153,7 +160,7 @@ def _reader(data: bytes) -> Reader:
     )
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
+def open_image(data: bytes) -> ImageFile.ImageFile:
     """The image with its header read and its size checked, but no pixels decoded."""
     reader = _reader(data)
     try:
@@ -170,7 +177,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 if there is none or it cannot be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -181,7 +188,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
-    method = _UPRIGHT.get(_orientation(image))
+    method = _UPRIGHT.get(orientation(image))
     return image if method is None else image.transpose(method)
 
 

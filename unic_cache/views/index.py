@@ -13,6 +13,7 @@ appended later form the next segment. `unic-cache shard` writes the same JSON (a
 | `shards[].offsets`, `sizes` | byte offset and size of each sample's image in the tar |
 | `shards[].labels` | each sample's class number, or null |
 | `shards[].held_out` | true for tars held out of training, else absent |
+| `shards[].dense` | `offsets` and `sizes` of masks and depth maps by kind, null where there is none; never in a cache |
 | `self` | crc32c of the rest; only in a cache, so that the file beside the tars can be edited |
 """
 
@@ -20,8 +21,8 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,8 @@ from crc32c import crc32c
 
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.files.location import Location
+from unic_cache.views.dense_places import Places, dense_from_json, dense_json
+from unic_cache.views.index_fields import checked, fields_of, is_natural
 from unic_cache.views.left_out import LeftOut
 
 FORMAT = 1
@@ -52,6 +55,7 @@ class ShardEntry:
     sizes: "array[int]"
     labels: "array[int]"  # NO_LABEL if there is none
     held_out: bool = False  # by `shard --val-fraction`
+    dense: Mapping[str, Places] = field(default_factory=dict)  # masks and depth maps by kind; those kinds that occur
     # Known after a scan only: crc32c of the header before each image, and the files left out.
     headers: "array[int] | None" = field(default=None, compare=False, repr=False)
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False)
@@ -73,32 +77,35 @@ class ShardEntry:
         headers: Iterable[int] | None = None,
         left_out: tuple[LeftOut, ...] = (),
         held_out: bool = False,
+        dense: Mapping[str, Places] | None = None,
     ) -> Self:
         """An entry from plain numbers."""
         given = array("q", [NO_LABEL if label is None else label for label in labels])
         columns = array("I", keys), array("q", offsets), array("q", sizes), given
-        return cls(name, size, *columns, held_out, None if headers is None else array("I", headers), left_out)
+        crcs = None if headers is None else array("I", headers)
+        return cls(name, size, *columns, held_out, dense or {}, crcs, left_out)
 
     def to_json(self) -> dict[str, Any]:
         """A shard of the table above."""
         labels = [None if label == NO_LABEL else label for label in self.labels]
         columns = {"keys": list(self.keys), "offsets": list(self.offsets), "sizes": list(self.sizes), "labels": labels}
-        return {"name": self.name, "size": self.size, **columns, **({"held_out": True} if self.held_out else {})}
+        optional = {**({"held_out": True} if self.held_out else {}), **dense_json(self.dense)}
+        return {"name": self.name, "size": self.size, **columns, **optional}
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Self:
         """The inverse of `to_json`. CacheError, naming `where`, for an impossible entry."""
-        fields = _fields(data, ("name", "size", "keys", "offsets", "sizes", "labels"), where)
+        fields = fields_of(data, ("name", "size", "keys", "offsets", "sizes", "labels"), where)
         name, size = fields["name"], fields["size"]
         if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
             raise CacheError(f"{where}: name {str(name)[:80]!r} is not a shard's name")
-        if not _natural(size):
+        if not is_natural(size):
             raise CacheError(f"{where}: size {str(size)[:80]} is not a number of bytes")
         columns = {
-            "keys": _checked(fields["keys"], "keys", 2**32, where),
-            "offsets": _checked(fields["offsets"], "offsets", 2**63, where),
-            "sizes": _checked(fields["sizes"], "sizes", 2**63, where),
-            "labels": _checked(fields["labels"], "labels", 2**63, where, may_lack=True),
+            "keys": checked(fields["keys"], "keys", 2**32, where),
+            "offsets": checked(fields["offsets"], "offsets", 2**63, where),
+            "sizes": checked(fields["sizes"], "sizes", 2**63, where),
+            "labels": checked(fields["labels"], "labels", 2**63, where, may_lack=True),
         }
         lengths = {column: len(values) for column, values in columns.items()}
         if len(set(lengths.values())) != 1 or not lengths["keys"]:
@@ -109,7 +116,8 @@ class ShardEntry:
         held_out = data.get("held_out", False)
         if not isinstance(held_out, bool):
             raise CacheError(f"{where}: held_out is {str(held_out)[:80]!r}, not true or false")
-        return cls.of(name, size, **columns, held_out=held_out)
+        dense = dense_from_json(data["dense"], lengths["keys"], size, where) if "dense" in data else {}
+        return cls.of(name, size, **columns, held_out=held_out, dense=dense)
 
 
 @dataclass(frozen=True)
@@ -149,8 +157,8 @@ class Segment:
             raise CacheError(
                 f"{where} has format {parsed.get('format')!r}, this release reads {FORMAT}; upgrade unic-cache"
             )
-        fields = _fields(parsed, ("number", "shards"), where)
-        if not _natural(fields["number"]) or not isinstance(fields["shards"], list) or not fields["shards"]:
+        fields = fields_of(parsed, ("number", "shards"), where)
+        if not is_natural(fields["number"]) or not isinstance(fields["shards"], list) or not fields["shards"]:
             raise CacheError(f"{where}: a segment needs a number and a list of shards")
         shards = tuple(ShardEntry.from_json(one, f"{where}, shard {at}") for at, one in enumerate(fields["shards"]))
         repeated = _repeated(shards)
@@ -214,7 +222,7 @@ def extend_index(cache: Location, entries: Sequence[ShardEntry]) -> tuple[Segmen
 
     New shards become one segment, created once: a slower writer finds the file taken, reads it and retries with the
     rest. A known shard must hold the same keys in the same order; its size and offsets may differ (a repacked tar), so
-    read tars by the entries of `describe`, not the cache's.
+    read tars by the entries of `describe`, not the cache's, which have no dense labels either.
 
     ShardError if two entries share a name, CacheError if the cache was made with other shards.
     """
@@ -227,7 +235,7 @@ def extend_index(cache: Location, entries: Sequence[ShardEntry]) -> tuple[Segmen
         for entry in entries:
             if entry.name in known:
                 _check_same(cache, known[entry.name], entry)
-        unknown = tuple(entry for entry in entries if entry.name not in known)
+        unknown = tuple(replace(entry, dense={}) for entry in entries if entry.name not in known)
         if not unknown:
             return segments
         segment = Segment(len(segments), unknown)
@@ -264,26 +272,3 @@ def _json(data: dict[str, Any]) -> bytes:
 
 def _repeated(shards: Sequence[ShardEntry]) -> list[str]:
     return [name for name, count in Counter(shard.name for shard in shards).items() if count > 1]
-
-
-def _natural(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _fields(data: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
-    missing = [name for name in names if not isinstance(data, dict) or name not in data]
-    if missing:
-        raise CacheError(f"{where}: {', '.join(missing)} missing")
-    return {name: data[name] for name in names}
-
-
-def _checked(values: Any, name: str, limit: int, where: str, may_lack: bool = False) -> Any:
-    """`values`, if it is a list of integers in [0, limit), with null if `may_lack`; CacheError otherwise."""
-    if not isinstance(values, list):
-        raise CacheError(f"{where}: {name} is not a list")
-    there = [value for value in values if value is not None] if may_lack else values
-    if set(map(type, there)) <= {int} and (not there or (min(there) >= 0 and max(there) < limit)):
-        return values
-    wrong = next(value for value in there if type(value) is not int or not 0 <= value < limit)
-    row = next(row for row, value in enumerate(values) if value is wrong)
-    raise CacheError(f"{where}: {name}[{row}] is {str(wrong)[:80]!r}, which is out of bounds")

@@ -25,6 +25,7 @@ METADATA = Reason("file of WebDataset's metadata", "files of WebDataset's metada
 NO_SAMPLE = Reason("file outside of all samples", "files outside of all samples")
 NO_IMAGE = Reason("sample without image", "samples without image")
 UNREAD_LABEL = Reason("label that cannot be read", "labels that cannot be read")
+SEVERAL_DENSE = Reason("mask or depth map of a sample with several", "masks or depth maps of samples with several")
 NO_PICTURE = Reason("file that is not an image", "files that are not images")
 LOOP = Reason("link to a folder already taken", "links to folders already taken")
 

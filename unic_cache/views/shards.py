@@ -1,26 +1,22 @@
 """WebDataset shards on disk or behind a URL: expand patterns, describe tars, read images by row."""
 
 import glob
-import io
 import os
-import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO, Self, cast
+from typing import Self
 
 from crc32c import crc32c
 
 from unic_cache.errors import CacheError, EmptyShardError, ShardError
-from unic_cache.files.location import Location
 from unic_cache.files.paths import braced, check_pattern
-from unic_cache.files.schemes import open_location
+from unic_cache.views.dense_places import Places
 from unic_cache.views.index import KIND, NO_LABEL, SHARD_NAME, Segment, ShardEntry
 from unic_cache.views.members import BLOCK, shard_error
-from unic_cache.views.remote_tar import READ_AHEAD, RemoteTar
-from unic_cache.views.tars import image_header, label_before, member_name, scan_tar
+from unic_cache.views.tar_location import folder_at, is_remote, opened, parent, ranges_of, tar_size
+from unic_cache.views.tars import dense_header, image_header, label_before, member_name, scan_tar
 
 UNFINISHED = ".unfinished"  # marks the tars of an unfinished `shard`
 CHECKED = 3 * BLOCK  # bytes before an image: its header and, if `shard` packed it, its label's header and text
@@ -32,7 +28,7 @@ def expand(pattern: str) -> tuple[str, ...]:
     In a URL only the last part may be a glob.
     """
     pattern = check_pattern(pattern).removeprefix("file://")
-    if not _is_remote(pattern):
+    if not is_remote(pattern):
         if Path(pattern).is_dir():
             raise ShardError(f"{pattern} is a folder; write '{pattern.rstrip('/')}/*.tar'")
         if Path(pattern).is_file():
@@ -82,21 +78,8 @@ def scan(path: str) -> ShardEntry:
     size = tar_size(path)
     if size is None:
         raise ShardError(f"no shard at {path}; check the path")
-    with _opened(path, size) as file:
+    with opened(path, size) as file:
         return scan_tar(file, size, path, shard_name(path))
-
-
-def beside(path: str, name: str) -> bytes | None:
-    """The file `name` in a tar's folder, or None if there is none."""
-    return _folder(_parent(path) or ".").read(name)
-
-
-def tar_size(path: str) -> int | None:
-    """A tar's size in bytes, or None if there is none."""
-    if _is_remote(path):
-        folder, name = _split(path)
-        return folder.size(name)
-    return Path(path).stat().st_size if Path(path).is_file() else None
 
 
 class OpenShard:
@@ -106,14 +89,9 @@ class OpenShard:
         self.path = path
         self.entry = entry
         self._close: Callable[[], object] = lambda: None
-        self._range: Callable[[int, int], bytes]
-        if _is_remote(path):
-            folder, name = _split(path)
-            self._range = partial(folder.read_range, name)
-        else:
-            descriptor = os.open(path.removeprefix("file://"), os.O_RDONLY)
+        self._range, descriptor = ranges_of(path)
+        if descriptor is not None:
             self._close = weakref.finalize(self, os.close, descriptor)
-            self._range = partial(_pread, descriptor)
 
     def read(self, row: int) -> bytes:
         """The image bytes of sample `row`.
@@ -129,22 +107,52 @@ class OpenShard:
         self._check(row, data[:before])
         return data[before:]
 
+    def read_label(self, row: int, kind: str) -> bytes | None:
+        """The bytes of the row's dense label of this kind (see `dense_places`); None if it has none.
+
+        ShardError if the tar ends before them, or the header before them is another member's.
+        """
+        places = self.entry.dense.get(kind)
+        if places is None or not places.has(row):
+            return None
+        offset, size = places.offsets[row], places.sizes[row]
+        before = min(offset, BLOCK)
+        data = self._range(offset - before, before + size)
+        if len(data) < before + size:
+            raise shard_error(self.path, offset - before + len(data), "it ends early", "copy it again")
+        self._check_label(row, kind, places, data[:before])
+        return data[before:]
+
     def check(self, row: int) -> None:
-        """ShardError if the header of the row's image is not where the entry says."""
+        """ShardError if the header of the row's image, or of a dense label, is not where the entry says."""
         offset = self.entry.offsets[row]
         before = min(offset, CHECKED)
         self._check(row, self._range(offset - before, before))
+        for kind, places in self.entry.dense.items():
+            if places.has(row):
+                start = max(places.offsets[row] - BLOCK, 0)
+                self._check_label(row, kind, places, self._range(start, places.offsets[row] - start))
 
-    def labelled_before(self, row: int) -> bool:
-        """Whether the row has no label, or has it right before its image, where `read` checks it."""
+    def as_packed(self, row: int) -> bool:
+        """Whether the row's labels lie right before its image, its class last, and nothing else, as `shard` packs them.
+
+        `read` checks the class there.
+        """
         offset, entry = self.entry.offsets[row], self.entry
         blocks = self._range(offset - CHECKED, CHECKED - BLOCK) if offset >= CHECKED else b""
-        return entry.labels[row] in {NO_LABEL, label_before(blocks, entry.keys[row])}
+        start = _padded(entry.offsets[row - 1] + entry.sizes[row - 1]) if row else BLOCK * entry.held_out
+        sizes = [places.sizes[row] for places in entry.dense.values() if places.has(row)]
+        sizes += [1] if entry.labels[row] != NO_LABEL else []
+        explained = sum(BLOCK + _padded(size) for size in sizes) + BLOCK
+        labelled = entry.labels[row] in {NO_LABEL, label_before(blocks, entry.keys[row])}
+        return labelled and offset - start == explained
 
     def ends(self) -> bool:
-        """Whether the tar ends after its last image."""
-        end = max(map(sum, zip(self.entry.offsets, self.entry.sizes, strict=True)))
-        return not self._range(-(-end // BLOCK) * BLOCK, BLOCK).strip(b"\0")
+        """Whether the tar ends after its last image or dense label."""
+        entry, dense = self.entry, self.entry.dense.values()
+        columns = [(entry.offsets, entry.sizes), *((places.offsets, places.sizes) for places in dense)]
+        end = max(max(map(sum, zip(*pair, strict=True))) for pair in columns)
+        return not self._range(_padded(end), BLOCK).strip(b"\0")
 
     def _check(self, row: int, before: bytes) -> None:
         entry, header = self.entry, before[-BLOCK:]
@@ -160,6 +168,16 @@ class OpenShard:
         if label is not None and label != entry.labels[row]:
             here, indexed = ("none" if one == NO_LABEL else one for one in (label, entry.labels[row]))
             raise _not_indexed(self.path, f"the label of row {row} is {here}, but {indexed} in index.json")
+
+    def _check_label(self, row: int, kind: str, places: Places, header: bytes) -> None:
+        if places.headers is not None:
+            if crc32c(header) != places.headers[row]:
+                what = f"the {kind} of row {row} is not the one found when the tar was scanned"
+                raise shard_error(self.path, places.offsets[row], what, "the tar has changed since; start again")
+            return
+        key, named, size = dense_header(header) or (None, None, -1)
+        if size != places.sizes[row] or (key, named) not in {(None, None), (self.entry.keys[row], kind)}:
+            raise _not_indexed(self.path, f"the {kind} of row {row} is not the one that index.json describes")
 
     def name(self, row: int) -> str:
         """The name of a row's image in the tar, or its key's checksum if the header has no room for the name."""
@@ -178,59 +196,27 @@ class OpenShard:
         self.close()
 
 
-def _opened(path: str, size: int) -> BinaryIO:
-    if not _is_remote(path):
-        return open(path, "rb")
-    folder, name = _split(path)
-    return cast("BinaryIO", io.BufferedReader(RemoteTar(folder, name, size), READ_AHEAD))
-
-
-def _is_remote(path: str) -> bool:
-    return re.match(r"[a-z0-9]+://", path) is not None and not path.startswith("file://")
-
-
-def _split(path: str) -> tuple[Location, str]:
-    folder, _, name = path.rpartition("/")
-    return _folder(folder), name
-
-
-@lru_cache(maxsize=64)
-def _folder(url: str) -> Location:
-    """A folder's `Location`, shared by all its tars."""
-    return open_location(url)
+def _padded(size: int) -> int:
+    """Bytes up to the next whole block of a tar."""
+    return -(-size // BLOCK) * BLOCK
 
 
 def _globbed(pattern: str) -> list[str]:
     """Sorted matches without hidden files, since tars being written have hidden names."""
-    if not _is_remote(pattern):
+    if not is_remote(pattern):
         return sorted(glob.glob(pattern))  # noqa: PTH207 (Path.glob finds hidden files)
     folder, _, name = pattern.rpartition("/")
     if glob.has_magic(folder):
         raise ShardError(f"{pattern}: in a URL only the last part may be a glob; use braces for folders")
-    names = [found for found in _folder(folder).names() if "/" not in found and not found.startswith(".")]
+    names = [found for found in folder_at(folder).names() if "/" not in found and not found.startswith(".")]
     return [f"{folder}/{found}" for found in names if fnmatch(found, name)]
-
-
-def _pread(descriptor: int, offset: int, size: int) -> bytes:
-    data = os.pread(descriptor, size, offset)
-    while len(data) < size:
-        more = os.pread(descriptor, size - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
-    return data
-
-
-def _parent(path: str) -> str:
-    """The folder of a path or URL; "" for a bare name."""
-    return path[: path.rfind("/")] or "/" if "/" in path else ""
 
 
 def _each(paths: Sequence[str], empty: list[EmptyShardError] | None = None) -> Iterator[tuple[str, ShardEntry]]:
     """(path, entry) of every tar; adds errors of tars without an image to `empty`, or raises them if that is None."""
-    folders = {_parent(path) for path in paths}
+    folders = {parent(path) for path in paths}
     for folder in sorted(folders):
-        if _folder(folder or ".").size(UNFINISHED) is not None:
+        if folder_at(folder or ".").size(UNFINISHED) is not None:
             raise ShardError(
                 f"{folder or '.'} holds the tars of an unfinished `shard`; run the same `shard` again to finish it, or "
                 f"delete {UNFINISHED} there if these tars are what you want"
@@ -238,7 +224,7 @@ def _each(paths: Sequence[str], empty: list[EmptyShardError] | None = None) -> I
     indexes = {folder: _index_beside(folder) for folder in folders}
     for path in paths:
         try:
-            yield path, _described(path, indexes[_parent(path)])
+            yield path, _described(path, indexes[parent(path)])
         except EmptyShardError as error:
             if empty is None:
                 raise
@@ -259,7 +245,7 @@ def _described(path: str, index: dict[str, ShardEntry]) -> ShardEntry:
     with OpenShard(path, entry) as tar:
         for row in rows:
             tar.check(row)
-        if tar.ends() and all(tar.labelled_before(row) for row in rows):
+        if tar.ends() and all(tar.as_packed(row) for row in rows):
             return entry
     found = scan(path)  # not packed by `shard`, so rows cannot be checked one by one
     if found != entry:
@@ -277,7 +263,7 @@ def _not_indexed(path: str, what: str) -> ShardError:
 def _index_beside(folder: str) -> dict[str, ShardEntry]:
     """The shards in a folder's index.json; none if `unic-cache shard` did not write it."""
     where = f"{folder}/index.json" if folder else "index.json"
-    data = _folder(folder or ".").read("index.json")
+    data = folder_at(folder or ".").read("index.json")
     if data is None or f'"{KIND}"'.encode() not in data:
         return {}
     try:

@@ -11,9 +11,19 @@ from typing import BinaryIO
 
 from unic_cache.errors import EmptyShardError
 from unic_cache.views.decode import HEAD, image_kind
+from unic_cache.views.dense_places import DENSE_KINDS, DEPTH_KINDS, Places, dense_kind
 from unic_cache.views.index import NO_LABEL, ShardEntry
 from unic_cache.views.labels import class_number, label_text
-from unic_cache.views.left_out import DOCUMENT, METADATA, NO_IMAGE, NO_SAMPLE, UNREAD_LABEL, is_document, listed
+from unic_cache.views.left_out import (
+    DOCUMENT,
+    METADATA,
+    NO_IMAGE,
+    NO_SAMPLE,
+    SEVERAL_DENSE,
+    UNREAD_LABEL,
+    is_document,
+    listed,
+)
 from unic_cache.views.members import BLOCK, Member, Members
 
 # The first one present is a sample's image.
@@ -31,11 +41,12 @@ def scan_tar(file: BinaryIO, size: int, path: str, name: str) -> ShardEntry:
 
     A sample is a run of members with one key, by WebDataset's rule: the name up to the base name's first dot. Its image
     is the member whose whole extension is the first present of `IMAGE_EXTENSIONS`; else the only one whose name ends in
-    one of them (`input.jpg`); else the only one that starts like an image. Its label is its `.cls` member. A link to a
-    file of the tar counts as that file. Samples without image, and members outside of samples, are counted as left out.
+    one of them (`input.jpg`); else the only one that starts like an image. Its label is its `.cls` member; members of
+    `dense_places` are its dense labels and never its image. A link to a file of the tar counts as that file. Samples
+    without image, and members outside of samples, are counted as left out.
 
-    ShardError, with the byte, for a repeated key, several images under one key, and a tar that is compressed, damaged
-    or ends early: within a member or before an end mark. EmptyShardError if there is no image.
+    ShardError, with the byte, for a repeated key, several images or kinds of depth map under one key, and a tar that is
+    compressed, damaged or ends early: within a member or before an end mark. EmptyShardError if there is no image.
     """
     members = Members(file, path, size)
     found = _Scan(members)
@@ -47,7 +58,8 @@ def scan_tar(file: BinaryIO, size: int, path: str, name: str) -> ShardEntry:
         named = f"an image's name ends in {', '.join(IMAGE_EXTENSIONS)}, or its first bytes are an image's"
         raise EmptyShardError(f"{path}, byte 0: no images; {named}{inside}", path, members.held)
     keys, offsets, sizes, labels, crcs = zip(*found.rows, strict=True)
-    return ShardEntry.of(name, size, keys, offsets, sizes, labels, crcs, left_out, found.held_out)
+    dense = {kind: Places.of(len(keys), found.dense[kind]) for kind in DENSE_KINDS if found.dense[kind]}
+    return ShardEntry.of(name, size, keys, offsets, sizes, labels, crcs, left_out, found.held_out, dense)
 
 
 def key_crc(key: str) -> int:
@@ -60,6 +72,7 @@ class _Scan:
 
     def __init__(self, members: Members) -> None:
         self.rows: list[tuple[int, int, int, int | None, int]] = []
+        self.dense: dict[str, dict[int, tuple[int, int, int]]] = {kind: {} for kind in DENSE_KINDS}  # row -> the place
         self.held_out = False
         self._members = members
         self._labels: dict[str, bytes] = {}  # of the current sample, by extension
@@ -71,6 +84,8 @@ class _Scan:
             seen.add(key)
             image = self._image(key, parts)
             if image is not None:
+                for kind, label in self._dense(key, parts).items():
+                    self.dense[kind][len(self.rows)] = label.offset, label.size, label.crc
                 self.rows.append((key_crc(key), image.offset, image.size, self._label(key), image.crc))
             elif is_document(key):
                 members.left_out.add(DOCUMENT, first.name)
@@ -111,8 +126,9 @@ class _Scan:
         for extension in IMAGE_EXTENSIONS:
             if extension in parts:
                 return parts[extension]
-        found = [extension for extension in parts if extension.rpartition(".")[2] in IMAGE_EXTENSIONS] or [
-            extension for extension, member in parts.items() if image_kind(self._members.read(member, HEAD))
+        others = [extension for extension in parts if not dense_kind(extension)]
+        found = [extension for extension in others if extension.rpartition(".")[2] in IMAGE_EXTENSIONS] or [
+            extension for extension in others if image_kind(self._members.read(parts[extension], HEAD))
         ]
         if len(found) > 1:
             more = f" and {len(found) - 2} more" if len(found) > 2 else ""
@@ -122,6 +138,20 @@ class _Scan:
                 "give each image a key of its own, or keep one image per sample",
             )
         return parts[found[0]] if found else None
+
+    def _dense(self, key: str, parts: dict[str, Member]) -> dict[str, Member]:
+        """The sample's dense labels by kind; several of one kind are counted. ShardError for two depth maps."""
+        found: dict[str, Member] = {}
+        for kind in DENSE_KINDS:
+            own = [kind] if kind in parts else [extension for extension in parts if dense_kind(extension) == kind]
+            if len(own) > 1:
+                self._members.left_out.add(SEVERAL_DENSE, f"{key}: {', '.join(own)}", len(own))
+            elif own:
+                found[kind] = parts[own[0]]
+        if all(kind in found for kind in DEPTH_KINDS):
+            what = f"the key {key!r} has two depth maps, {' and '.join(DEPTH_KINDS)}"
+            raise self._members.error(found[DEPTH_KINDS[0]].header, what, "keep one of them per sample")
+        return found
 
     def _label(self, key: str) -> int | None:
         """The number in the sample's `cls`, or in its only member ending in it; unreadable labels are counted."""
@@ -148,8 +178,16 @@ def image_header(block: bytes) -> tuple[int | None, int] | None:
     if found is None:
         return None
     name, size = found
-    whole = b"\0" in block[:100] and "?" not in name
-    return key_crc(base_plus_ext(name)[0] or name) if whole else None, size
+    return key_crc(base_plus_ext(name)[0] or name) if _is_whole(name, block) else None, size
+
+
+def dense_header(block: bytes) -> tuple[int | None, str | None, int] | None:
+    """(crc32 of the key, kind of dense label, size in bytes), as `image_header`; the kind is None if the key is."""
+    found, named = image_header(block), _name_and_size(block)
+    if found is None or named is None:
+        return None
+    key, size = found
+    return key, None if key is None else dense_kind(base_plus_ext(named[0])[1].lower()), size
 
 
 def member_name(block: bytes) -> tuple[int, str] | None:
@@ -189,6 +227,10 @@ def _name_and_size(block: bytes) -> tuple[str, int] | None:
     if not name or len(block) < BLOCK:
         return None
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape"), size
+
+
+def _is_whole(name: str, block: bytes) -> bool:
+    return b"\0" in block[:100] and "?" not in name
 
 
 def base_plus_ext(name: str) -> tuple[str | None, str]:

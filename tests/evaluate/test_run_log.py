@@ -1,4 +1,4 @@
-"""The table and the picture."""
+"""The log and its picture."""
 
 import json
 import subprocess
@@ -8,12 +8,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.curves import plot_losses
-from unic_cache.evaluate.knn import Interval
-from unic_cache.evaluate.report import Encoder, result_table
 from unic_cache.evaluate.run_log import read_log
 
 
@@ -28,24 +25,6 @@ def record(kind: str, step: int, loss: float) -> dict[str, Any]:
 def write(path: Path, records: list[dict[str, Any]], tail: str = "") -> Path:
     path.write_text("".join(json.dumps(item) + "\n" for item in records) + tail)
     return path
-
-
-def test_table_shows_each_encoder_with_its_accuracy_gain_and_intervals_in_80_columns() -> None:
-    encoders = [
-        Encoder(
-            "efficientnet-lite0@128", "teacher", 1280, {20: Interval(0.8125, 0.75, 0.87)}, Interval(0.3125, 0.2, 0.4)
-        ),
-        Encoder("random student", "random student", 192, {20: Interval(0.5, 0.45, 0.55)}, None),
-        Encoder("student", "student", 192, {20: Interval(0.6, 0.55, 0.651)}, Interval(-0.1, -0.2, 0.051)),
-    ]
-    console = Console(width=80, no_color=True)
-    with console.capture() as capture:
-        console.print(result_table(encoders, 20, "k-NN, k = 20, 300 test images"))
-    lines = [" ".join(line.split()) for line in capture.get().splitlines()]
-    assert lines[0] == "k-NN, k = 20, 300 test images"
-    assert "teacher efficientnet-lite0@128 1280 81.2 (75.0..87.0) +31.2 (20.0..40.0)" in lines
-    assert "random student 192 50.0 (45.0..55.0)" in lines
-    assert "student 192 60.0 (55.0..65.1) -10.0 (-20.0..5.1)" in lines
 
 
 def test_plot_draws_every_teacher_type_and_validation_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
