@@ -109,7 +109,8 @@ def score_tables(one: Evaluation) -> Iterator[Grid]:
         for name in encoders
     ]
     head = ["encoder", *(_heading(task, result) for task, result in one.tasks.items())]
-    yield Grid(f"{one.label}: {one.images:,} test images, with 95 % intervals", head, rows)
+    images = ", ".join(f"{title(task)} {result.images:,}" for task, result in one.tasks.items())
+    yield Grid(f"{one.label}, with 95 % intervals; test images: {images}", head, rows)
     for task, result in one.tasks.items():
         metrics = list(dict.fromkeys(name for score in result.scores.values() for name in score.metrics))
         if len(metrics) > 1:
