@@ -30,6 +30,7 @@ from unic_cache.errors import BrokenError, CacheError, ConfigError
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
+from unic_cache.store.calibrate import to_teacher
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.foreign_folders import sort_folders
 from unic_cache.store.member import Member
@@ -111,7 +112,9 @@ def run(config: RecodeConfig) -> Summary:
             summary.views, there = copy_views(config, source, target, source.pixels, pool)
             summary.skipped += there
     summary.fidelity = {coder.source.name: dict(coder.calibration.fidelity) for coder in coders}
-    summary.to_teacher = {coder.source.name: to_teacher(coder) for coder in coders}
+    summary.to_teacher = {
+        coder.source.name: to_teacher(coder.calibration.fidelity, coder.target.spec["provenance"]) for coder in coders
+    }
     return summary
 
 
@@ -207,13 +210,3 @@ def check_same_pixels(source: Cache, target: Cache, unit: Unit, records: Mapping
                 f"{unit}: {first} and {place} saw different pixels, and one cache cannot hold both; choose another "
                 "DST, or one teacher by --teacher"
             )
-
-
-def to_teacher(coder: Transcoder) -> dict[str, float]:
-    """Estimated cosine to the teacher: the product over all recodings, as if their errors were independent."""
-    found = dict(coder.calibration.fidelity)
-    came = coder.target.spec["provenance"].get("recoded_from")
-    while came:
-        found = {kind: value * came["fidelity"].get(kind, 1.0) for kind, value in found.items()}
-        came = came.get("recoded_from")
-    return found

@@ -13,9 +13,10 @@ from unic_cache.stream.batches import Batch
 
 IMAGES, VIEWS = 6, 4  # drawn, at most
 ABOUT_CODEC = (
-    "The mean cosine compares tokens with their decoded codes on views that calibration held out; the relative error "
-    "is the distance that it stands for, sqrt(2 - 2 cosine). Nothing in a cache tells the error of one token under "
-    "klt; `unic-cache verify --teacher-check N` runs the teacher again."
+    "The mean cosine compares tokens with their decoded codes on views that calibration held out (of a recoded cache, "
+    "the product over all recodings); the relative error is the distance that it stands for, sqrt(2 - 2 cosine). "
+    "Nothing in a cache tells the error of one token under klt; `unic-cache verify --teacher-check N` runs the teacher "
+    "again."
 )
 
 
@@ -102,7 +103,7 @@ def _error_picture(source: Source, batch: Batch) -> list[Picture]:
         "Estimated error of each token",
         f"Images, and below each the estimated rounding error of every token: {'; '.join(spans)}.",
         "Root mean square of the rounding error over that of the standardized token, from the distance of the codes, "
-        f"dark to bright: {'; '.join(spans)}.",
+        f"dark to bright: {'; '.join(spans)}. Of this codec alone: a recoded cache has its source's error too.",
     )
     return [found]
 

@@ -22,6 +22,7 @@ from pipelines.reporting.holdings import views_of
 from pipelines.reporting.images import grid_kind
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.evaluate.page import Grid
+from unic_cache.store.calibrate import to_teacher
 from unic_cache.store.codecs.klt import LARGEST, Klt, band_tokens, unprefixed
 
 Floats = npt.NDArray[np.float64]
@@ -29,13 +30,17 @@ Arrays = Mapping[str, Tensor]
 
 
 def fidelity_table(cache: Cache) -> Grid:
-    """Per teacher and token kind: codec, quality asked, mean cosine, and the relative error that it stands for."""
+    """Per teacher and token kind: codec, quality asked, mean cosine to the teacher, and the relative error of that.
+
+    Of a recoded cache the cosine is estimated, over all its recodings.
+    """
     rows = []
     for name, teacher in cache.teachers.items():
         views = views_of(cache, teacher.member).values()
         images, clipped = (sum(view[key] for view in views) for key in ("images", "clipped"))
+        cosines = to_teacher(teacher.calibration.fidelity, teacher.spec["provenance"])
         for kind, tokens in teacher.kinds.items():
-            cosine = teacher.calibration.fidelity.get(kind)
+            cosine = cosines.get(kind)
             stored = 1 if tokens.grid is None else teacher.codec.features.tokens
             share = f"{1e6 * clipped / (images * stored * tokens.channels):.2f}" if tokens.grid and images else ""
             rows.append(
@@ -48,7 +53,14 @@ def fidelity_table(cache: Cache) -> Grid:
                     share,
                 ]
             )
-    head = ["teacher, tokens", "codec", "quality asked", "mean cosine", "relative error %", "clipped per million"]
+    head = [
+        "teacher, tokens",
+        "codec",
+        "quality asked",
+        "cosine to the teacher",
+        "relative error %",
+        "clipped per million",
+    ]
     return Grid("Fidelity on held-out views, and values clipped", head, rows)
 
 

@@ -6,10 +6,11 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from pipelines import distill, extract, inspect
+from pipelines import distill, extract, inspect, recode
+from pipelines.reporting.codec_losses import fidelity_table
 from tests.conftest import log_of, tree
 from unic_cache.cache import open_cache
-from unic_cache.config import InspectConfig
+from unic_cache.config import InspectConfig, RecodeConfig
 from unic_cache.errors import CacheError, ConfigError
 
 
@@ -32,6 +33,17 @@ def test_kept_views_need_no_tars(tmp_path, settings, shards):
     page = drawn(tmp_path / "cache", tmp_path / "out")
     assert 'id="views"' in page
     assert 'id="token-errors"' not in page  # klt does not tell
+
+
+def test_a_recoded_cache_tells_the_cosine_to_the_teacher_and_not_to_its_source(tmp_path, settings):
+    extract.run(settings(tmp_path / "cache", codec="int4", views=1))
+    recode.run(RecodeConfig(str(tmp_path / "cache"), str(tmp_path / "recoded"), codec="int4", device="cpu"))
+    first, second = (open_cache(tmp_path / name) for name in ("cache", "recoded"))
+    for name, row in zip(
+        second.teachers, [row for row in fidelity_table(second).rows if "patch" in row[0]], strict=True
+    ):
+        steps = [cache.teachers[name].calibration.fidelity["patch"] for cache in (first, second)]
+        assert row[3] == f"{steps[0] * steps[1]:.5f}"
 
 
 def test_klt_draws_its_bits(tmp_path, settings, shards):

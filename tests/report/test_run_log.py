@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.report.made_up import write_run
+from unic_cache.evaluate.curves import Training
 from unic_cache.evaluate.run_log import cost, read_log, read_records, teacher_losses, teacher_shares
 
 
@@ -53,6 +54,16 @@ def test_hours_are_images_over_rates_and_waiting_is_weighed_by_time():
     assert found.hours == pytest.approx(seconds / 3600)
     assert found.images_per_second == pytest.approx(4000 / seconds)
     assert found.waiting == pytest.approx((20 * 0.5 + 40 * 0.1) / seconds)
+
+
+def test_a_long_log_is_drawn_as_means_of_spans():
+    records = [{"kind": "train", "step": n, "teachers": {"dino": {"cls": float(n % 7)}}} for n in range(1000)]
+    points = Training("run", records, 0.5).points("train", teacher_losses, "dino")
+    assert len(points) == 400
+    assert points[0] == (1.0, 1.0)  # of steps 0, 1 and 2
+    assert sum(step for step, _ in points[:200]) / 200 == pytest.approx(299.5)  # three steps each, then two
+    assert points[-1] == (998.5, (998 % 7 + 999 % 7) / 2)
+    assert Training("run", records[:400], 0.5).points("train", teacher_losses, "dino")[9] == (9, 2.0)
 
 
 def test_a_log_without_rates_has_no_cost():

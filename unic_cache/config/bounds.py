@@ -66,7 +66,7 @@ RANGES = {
     "neighbours": Range(1, 1_000_000),
     "num_workers": Range(1, 1_000_000),
     "patch_size": PIXELS,
-    "pictures": Range(0, 64),  # images
+    "pictures": Range(0, 16),  # images
     "per_shard": COUNT,  # images
     "pixel_check": COUNT,  # views
     "pixel_tolerance": Range(0, 255),  # levels

@@ -32,7 +32,8 @@ def gain_figure(evaluations: Sequence[Evaluation]) -> Picture | None:
     ]
     if not gains:
         return None
-    tasks, names = (list(dict.fromkeys(gain[part] for gain in gains)) for part in (0, 1))
+    tasks = list(dict.fromkeys(task for task, _, _ in gains))
+    names = list(dict.fromkeys(name for _, name, _ in gains))
     figure, (axes,) = panels(1, 1.2 + 0.28 * len(tasks) * max(len(names), 2))
     height = 0.8 / len(names)
     for number, name in enumerate(names):
@@ -54,7 +55,7 @@ def gain_figure(evaluations: Sequence[Evaluation]) -> Picture | None:
         "Gain over the best teacher of each task",
         f"Bars of the relative gain over the best teacher: {listed}.",
         "Relative to the best teacher of each task, positive is better also where a lower value is (UNIC's Figure 2); "
-        "lines: 95 % bootstrap intervals over test images.",
+        f"lines: 95 % bootstrap intervals over test images. Best teachers: {_best_teachers(evaluations, tasks)}.",
     )
 
 
@@ -108,7 +109,8 @@ def score_tables(one: Evaluation) -> Iterator[Grid]:
         for name in encoders
     ]
     head = ["encoder", *(_heading(task, result) for task, result in one.tasks.items())]
-    yield Grid(f"{one.label}: {one.images:,} test images, with 95 % intervals", head, rows)
+    images = ", ".join(f"{title(task)} {result.images:,}" for task, result in one.tasks.items())
+    yield Grid(f"{one.label}, with 95 % intervals; test images: {images}", head, rows)
     for task, result in one.tasks.items():
         metrics = list(dict.fromkeys(name for score in result.scores.values() for name in score.metrics))
         if len(metrics) > 1:
@@ -118,6 +120,16 @@ def score_tables(one: Evaluation) -> Iterator[Grid]:
             ]
             yield Grid(f"{one.label}: all metrics of {title(task)}", ["encoder", *metrics], rows, folded=True)
         yield from _class_table(one, task, result)
+
+
+def _best_teachers(evaluations: Sequence[Evaluation], tasks: Sequence[str]) -> str:
+    best = {
+        task: dict.fromkeys(
+            over for one in evaluations if task in one.tasks for over, _ in one.tasks[task].gains.values()
+        )
+        for task in tasks
+    }
+    return "; ".join(f"{title(task)}: {', '.join(names)}" for task, names in best.items())
 
 
 def title(task: str) -> str:

@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from unic_cache.evaluate.drawing import COLOURS, HALF, Picture, finish, label, legend, panels, style
 from unic_cache.evaluate.run_log import (
     KNN,
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LINES = {TRAIN: "-", VAL: "o"}
-Points = list[tuple[int, float]]  # (step, value)
+MOST = 400  # points of a line: a long run's log would make a page of megabytes
+Points = list[tuple[float, float]]  # (step, value)
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,10 @@ class Training:
     drop: float  # probability of dropping a teacher
 
     def points(self, kind: str, values: Callable[[Record], Mapping[str, float]], name: str) -> Points:
-        """(step, value) of the records of one kind whose values have the name."""
+        """(step, value) of the records of one kind whose values have the name; of many, the means of MOST spans."""
         found = [(int(record["step"]), values(record)) for record in self.records if record["kind"] == kind]
-        return [(step, own[name]) for step, own in found if name in own]
+        points = [(float(step), own[name]) for step, own in found if name in own]
+        return points if len(points) <= MOST else [_mean(span) for span in np.array_split(np.array(points), MOST)]
 
 
 @style()
@@ -66,8 +71,9 @@ def loss_figure(runs: Sequence[Training]) -> Picture | None:
         "loss-per-teacher",
         "Loss per teacher",
         f"Training and held-out loss by step for the teachers {', '.join(names)}, one panel each; runs: {listed}.",
-        "The mean over a teacher's token kinds, before dropping. Lines: training; points: held-out images, no teacher "
-        "dropped. Runs with and without teacher dropping compare on one axis (UNIC's Figure 4).",
+        "The mean over a teacher's token kinds, before dropping. Lines: training, of a long log as means over spans "
+        "of steps; points: held-out images, no teacher dropped. Runs with and without dropping compare on one axis "
+        "(UNIC's Figure 4).",
     )
 
 
@@ -138,6 +144,11 @@ def plot_losses(log: str | os.PathLike[str], out: str | os.PathLike[str]) -> Non
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110, facecolor="white", metadata={"Software": None})
     LocalFolder(Path(out).parent).replace(Path(out).name, drawn.getvalue())
+
+
+def _mean(span: npt.NDArray[np.float64]) -> tuple[float, float]:
+    step, value = span.mean(axis=0).tolist()
+    return step, value
 
 
 def _teachers(runs: Sequence[Training]) -> list[str]:

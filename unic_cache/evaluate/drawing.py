@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ INK = "#1c1c21"  # also stands for currentColor in a page
 WIDTH = 6.6  # inches: of a figure in the page's column
 LINE, HALF = 90, 38  # letters across a figure, and across one of two panels
 DPI = 150  # of PNG files
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": INK,
@@ -54,6 +54,7 @@ STYLE = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # a name may hold dollar signs
 }
+WHITE = '<rect width="100%" height="100%" fill="white"/>'
 OWN_IDS = re.compile(r' id="[A-Za-z0-9]+_\d+"')  # of groups, equal in all figures
 
 
@@ -105,9 +106,12 @@ def finish(figure: "Figure", name: str, title: str, alt: str, caption: str) -> P
     """The figure as files and for a page."""
     import matplotlib
 
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout is found once, for all files
     with matplotlib.rc_context({"svg.hashsalt": f"unic-cache {name}"}):
-        clear = _svg(figure, "none").decode()
-        return Picture(name, title, alt, caption, _inline(clear, alt), _svg(figure, "white"), _png(figure))
+        svg = _svg(figure)
+    on_white = re.sub(r"(<svg [^>]*>)", rf"\1{WHITE}", svg, count=1)
+    return Picture(name, title, alt, caption, _inline(svg, alt), on_white.encode(), _png(figure))
 
 
 def legend(figure: "Figure", axes: "Sequence[Axes]") -> None:
@@ -123,10 +127,11 @@ def label(text: str, letters: int = LINE - 8) -> str:
     return textwrap.fill(f" {text}" if text.startswith("_") else text, letters)
 
 
-def _svg(figure: "Figure", background: str) -> bytes:
+def _svg(figure: "Figure") -> str:
+    """The figure without background."""
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="svg", facecolor=background, metadata={"Date": None, "Creator": None})
-    return drawn.getvalue()
+    figure.savefig(drawn, format="svg", facecolor="none", metadata={"Date": None, "Creator": None})
+    return drawn.getvalue().decode()
 
 
 def _png(figure: "Figure") -> bytes:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from unic_cache.errors import ConfigError
 
@@ -98,5 +98,5 @@ def cost(records: Sequence[Record], batch_size: int) -> Cost | None:
     return Cost(images, seconds / 3600, images / seconds, waited / seconds) if seconds else None
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,6 +107,16 @@ class Calibration:
     @cached_property
     def _made(self) -> dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, Tensor]]:
         return {}
+
+
+def to_teacher(fidelity: Mapping[str, float], provenance: Mapping[str, Any]) -> dict[str, float]:
+    """Estimated cosine to the teacher: the product over all recodings, as if their errors were independent."""
+    found = dict(fidelity)
+    came = provenance.get("recoded_from")
+    while came:
+        found = {kind: value * came["fidelity"].get(kind, 1.0) for kind, value in found.items()}
+        came = came.get("recoded_from")
+    return found
 
 
 class CodecSample:
