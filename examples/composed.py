@@ -30,6 +30,7 @@ from PIL import Image
 from pipelines.command.failures import clear_errors
 from pipelines.shard import run as shard
 from unic_cache.config import ShardConfig
+from unic_cache.config.bounds import SEEDS
 from unic_cache.draws import Purpose, uniforms, words
 from unic_cache.errors import ConfigError
 from unic_cache.files.local import LocalFolder
@@ -194,7 +195,7 @@ def write(out: Path, images: int, size: int, seed: int) -> list[str]:
                 ):
                     Image.fromarray(pixels).save(folder / f"{split}-{number:06d}.png")
             packed = ShardConfig(
-                str(folders[0]), str(out / split), masks=str(folders[1]), prefix=f"{split}-", per_shard=250
+                str(folders[0]), str(out / split), masks=str(folders[1]), prefix=f"composed-{split}-", per_shard=250
             )
             lines.append(str(shard(packed)))
     LocalFolder(out).replace("mask-classes.json", (json.dumps(mask_names(), indent=1) + "\n").encode())
@@ -224,7 +225,7 @@ def _pictures(split: str) -> dict[str, tuple[Image.Image, int]]:
     "--images", default=900, show_default=True, type=click.IntRange(40, 999_999), help="A quarter is for testing."
 )
 @click.option("--size", default=128, show_default=True, type=click.IntRange(32, 1024), help="Pixels of a side.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Random seed of all images.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0, SEEDS), help="Random seed of all images.")
 def main(out: Path, images: int, size: int, seed: int) -> None:
     """Make OUT/train and OUT/test: tars of emoji on photographs, with exact masks."""
     with clear_errors():

@@ -113,6 +113,8 @@ def facts(config: ShardConfig, listing: Listing, held: int) -> list[str]:
     return [
         f"{len(listing.samples):,} images{classes} in {shown(config.images)}",
         f"{shards:,} tars in {shown(config.out)}",
+        f"masks in {shown(config.masks)}" if config.masks else "",
+        f"depth maps in {shown(config.depths)}" if config.depths else "",
         f"{held:,} images held out" if held else "",
     ]
 

@@ -7,6 +7,7 @@ from accelerate.utils import LoggerType
 import cli
 from pipelines.planning.step_costs import AUTOCAST
 from unic_cache import config
+from unic_cache.evaluate import linear, tasks
 from unic_cache.store import standardize, writer
 from unic_cache.store.codecs import codec, pixel_codec
 from unic_cache.student import loss
@@ -26,6 +27,8 @@ from unic_cache.views import augment
         (config.NORMALIZATIONS, loss.NORMALIZE),
         (config.PRECISIONS, AUTOCAST),
         (config.DTYPES, writer.ADOPT_DISTANCE),
+        (config.EVALUATION_TASKS, tasks.TASKS),
+        (config.SOLVERS, linear.SOLVERS),
         (spec.SUMMARY_RULES, tokens.SUMMARY_RULES),
         (spec.GRID_RULES, tokens.GRID_RULES),
         (spec.POSITION_RULES, positions.RULES),

@@ -113,6 +113,8 @@ def test_the_tars_have_the_images_and_masks_and_no_labels(made):
             assert np.array_equal(np.asarray(Image.open(io.BytesIO(found[f"{key}.mask.png"]))), mask)
             classes |= set(np.unique(mask).tolist())
         assert classes == set(range(10))
+    tars = {path.name for folder in (made, composed.EMOJI) for path in folder.glob("t*/*.tar")}
+    assert len(tars) == 2 + 9, "one cache can hold the emoji and these"
     names = json.loads((made / "mask-classes.json").read_text())
     assert list(names) == [str(number) for number in range(10)]
     assert (names["0"], names["4"]) == ("background", "food-drink")

@@ -90,7 +90,7 @@ def test_braces_are_those_of_webdataset_and_need_no_environment(monkeypatch):
 
 
 OPTIONS = {
-    "shard": ["IMAGES", "OUT"],
+    "shard": ["IMAGES", "OUT", "--list", "--masks", "--depths"],
     "plan": ["--shards", "--cache", "--weights"],
     "extract": ["--shards", "--cache", "--weights"],
     "distill": ["--cache", "--shards", "--out", "--init", "--val-shards", "--weights"],

@@ -126,6 +126,13 @@ def test_what_the_labels_hold_is_said(photos: Path, capsys: pytest.CaptureFixtur
     assert "depths: 0.25 to 63.75 m" in said
 
 
+def test_depths_that_must_be_millimetres_are_refused(photos: Path) -> None:
+    for path in (photos / "depths").rglob("*.npy"):
+        save(path, np.load(path) * 10_000)
+    with pytest.raises(ImageError, match=r"depths are \d,\d\d\d m on average: they look like millimetres; divide them"):
+        pack(photos, depths="depths")
+
+
 def test_masks_of_one_class_are_refused_with_the_likely_reason(photos: Path) -> None:
     for path in (photos / "masks").rglob("*.png"):
         save(path, np.where(np.asarray(Image.open(path)) > 1, 255, 0).astype(np.uint8))
@@ -134,6 +141,22 @@ def test_masks_of_one_class_are_refused_with_the_likely_reason(photos: Path) -> 
     ):
         pack(photos, masks="masks")
     assert not (photos / "out" / "index.json").exists()
+
+
+def test_palette_masks_whose_indices_are_not_the_same_classes_are_refused(photos: Path) -> None:
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+    for number, path in enumerate(sorted((photos / "masks").rglob("*.png"))):
+        classes = Image.fromarray(mask_of(0))
+        classes.putpalette(colours.ravel().tolist() + [number] * 756)  # the rest is not used
+        save(path, classes)
+    pack(photos, masks="masks")
+    swapped = Image.fromarray(mask_of(0))
+    swapped.putpalette(colours[[0, 1, 3, 2]].ravel().tolist())
+    save(photos / "masks" / "b" / "image 5.png", swapped)
+    with pytest.raises(
+        ImageError, match=r"index 2 has one colour in some palette masks and another in others, so the ind"
+    ):
+        pack(photos, "two", masks="masks")
 
 
 def test_an_image_without_a_mask_is_named(photos: Path) -> None:

@@ -101,11 +101,20 @@ def test_a_tracker_that_fails_later_costs_one_line_and_no_step(training, tmp_pat
     assert re.match(rf"the tracker cannot write \(.*{error}\); training goes on without it, and .*log.jsonl", said[0])
 
 
-def test_a_tracker_that_cannot_start_stops_the_run_before_it_begins(training, tmp_path, vendor):
-    vendor("wandb").fails["init"] = KeyError("api_key not configured")
-    with pytest.raises(ConfigError, match=r"wandb cannot start: KeyError: 'api_key not configured'\. Set it up"):
+@pytest.mark.parametrize(
+    "error", [KeyError("api_key not set"), ConnectionRefusedError(111, "refused"), OSError("proxy")]
+)
+def test_a_tracker_that_cannot_start_stops_the_run_before_it_begins(training, tmp_path, vendor, error):
+    vendor("wandb").fails["init"] = error
+    with pytest.raises(ConfigError, match=r"the tracker wandb cannot start: .*(api_key|refused|proxy).*\. Set it up"):
         distill.run(training(tracker="wandb"))
     assert not (tmp_path / "run/config.json").exists()
+
+
+def test_a_full_disk_at_the_trackers_start_is_told_as_such(training, vendor):
+    vendor("wandb").fails["init"] = OSError(28, "No space left on device", "run/wandb")
+    with pytest.raises(OSError, match="No space left"):
+        distill.run(training(tracker="wandb"))
 
 
 @pytest.mark.parametrize("name", [name for name in TRACKERS if name not in {"tensorboard", "none"}])

@@ -108,8 +108,8 @@ def classed(images: LabelledShards) -> LabelledShards:
     """Only the images with a class. ShardError without two classes, or if folders number their classes differently."""
     rows = np.flatnonzero(images.classed)
     check_labels(images.pattern, images.labels_N[rows].tolist())
-    check_classes(classes_beside([path for path, _ in images.tars.values()]))
-    wanted = [images.wanted[row] for row in rows]
+    wanted = [images.wanted[row] for row in rows.tolist()]
+    check_classes(classes_beside([images.tars[place][0] for place in dict.fromkeys(item[:2] for item in wanted)]))
     return LabelledShards(
         images.pattern, images.tars, wanted, images.labels_N[rows], images.masked_N[rows], images.deep_N[rows]
     )
@@ -118,7 +118,7 @@ def classed(images: LabelledShards) -> LabelledShards:
 def announce(usable: Usable, twins_P2: Tensor, size: int, trained: Mapping[str, Sequence[int]]) -> None:
     """Say what k-NN is measured on, what it costs in memory (`size` bytes), and how much of it is trained on."""
     rows_N = np.flatnonzero(usable.good_N)
-    classes, pixels = len(usable.images.labels_N[rows_N].unique()), usable.source.views.size
+    classes, pixels = len(set(usable.images.labels_N[rows_N].tolist())), usable.source.views.size
     where = (
         f"kept in memory ({size / 1e6:,.0f} MB)"
         if size <= IN_MEMORY
@@ -128,9 +128,9 @@ def announce(usable: Usable, twins_P2: Tensor, size: int, trained: Mapping[str, 
     twice = tell_twins(usable, usable, twins_P2, rows_N)
     if twice:
         say(f"k-NN: {twice}; twins do not vote for each other")
-    shared = [entry for _, entry in usable.images.tars.values() if trained.get(entry.name) == entry.keys]
-    if shared:
-        rows = sum(entry.rows for entry in shared)
+    shared = {place for place, (_, entry) in usable.images.tars.items() if trained.get(entry.name) == entry.keys}
+    rows = sum(usable.images.wanted[row][:2] in shared for row in rows_N.tolist())
+    if rows:
         say(f"k-NN: {rows:,} of these images are in tars that are trained on, without their labels")
 
 

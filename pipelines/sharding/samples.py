@@ -14,7 +14,7 @@ from pipelines.command.progress import Progress, say
 from unic_cache.ahead import ahead, thread_pool
 from unic_cache.errors import ImageError
 from unic_cache.views.decode import open_image, upright_file
-from unic_cache.views.dense_labels import IGNORED, Size, decode_depth, decode_mask
+from unic_cache.views.dense_labels import IGNORED, Size, decode_depth, decode_mask, palette_of
 from unic_cache.views.dense_places import MASK
 from unic_cache.views.left_out import shown
 from unic_cache.views.listing import Sample
@@ -22,6 +22,7 @@ from unic_cache.views.listing import Sample
 # errors of a single file; any other (too many open files, no memory) is not about the image
 ITS_OWN = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
 IMAGES_AHEAD = 64  # decoded before the tar asks for them
+FARTHEST = 1000  # metres: the largest mean depth that is believed
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Pixels:
     """What masks and depth maps hold: pixels per class, and depths."""
 
     classes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    colours: dict[int, bytes] = field(default_factory=dict)  # of indices in palette masks, before the offset
+    recoloured: set[int] = field(default_factory=set)  # indices whose colour is not the same in all masks
     known: int = 0  # pixels with a depth
     unknown: int = 0
     least: float = float("inf")  # metres
@@ -50,13 +53,24 @@ class Pixels:
     def add(self, other: "Pixels") -> None:
         """Count the pixels of another sample."""
         self.classes = self.classes + other.classes
+        for index, colour in other.colours.items():
+            if self.colours.setdefault(index, colour) != colour:
+                self.recoloured.add(index)
         self.known, self.unknown = self.known + other.known, self.unknown + other.unknown
         self.least, self.most = min(self.least, other.least), max(self.most, other.most)
         self.metres += other.metres
 
     def remarks(self) -> list[str]:
-        """What tells people a wrong offset or unit. ImageError if all masks together show one class or none."""
+        """What tells people a wrong offset or unit.
+
+        ImageError if indices are no classes, masks show one class or none, or depths are millimetres.
+        """
         lines = []
+        if self.recoloured:
+            raise ImageError(
+                f"index {min(self.recoloured)} has one colour in some palette masks and another in others, so the "
+                "indices are not class numbers; write the class of each pixel as 8-bit grey"
+            )
         total, used = int(self.classes.sum()), np.flatnonzero(self.classes[:IGNORED])
         if total and len(used) < 2:
             only = f"only the class {used[0]}" if len(used) else "no class"
@@ -72,6 +86,10 @@ class Pixels:
         if self.known + self.unknown:
             missing = self.unknown / (self.known + self.unknown)
             mean = self.metres / max(self.known, 1)
+            if mean > FARTHEST:
+                raise ImageError(
+                    f"depths are {mean:,.0f} m on average: they look like millimetres; divide them by 1000"
+                )
             depths = f"{self.least:.2f} to {self.most:.2f} m, {mean:.2f} m on average" if self.known else "none"
             lines.append(f"depths: {depths}; {missing:.1%} of the pixels are unknown")
         return lines
@@ -135,7 +153,11 @@ def _dense(data: bytes, kind: str, size: Size, offset: int, pixels: Pixels) -> b
         unknown = depth_HW.size - there.size
         pixels.add(Pixels(known=there.size, unknown=unknown, least=least, most=most, metres=float(there.sum())))
         return data
-    mask_HW = shifted(decode_mask(data, size), offset)
+    read_HW = decode_mask(data, size)
+    palette = palette_of(data)
+    used = np.unique(read_HW).tolist() if palette else []
+    pixels.colours = {index: palette[3 * index : 3 * index + 3] for index in used if index != IGNORED}
+    mask_HW = shifted(read_HW, offset)
     pixels.classes = np.bincount(mask_HW.ravel(), minlength=256)
     buffer = io.BytesIO()
     Image.fromarray(mask_HW).save(buffer, "PNG", optimize=True)

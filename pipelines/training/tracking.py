@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from pipelines.command.failures import reason
 from pipelines.training.processes import on_main
 from unic_cache.config import DistillConfig
-from unic_cache.errors import ConfigError, UnicCacheError
+from unic_cache.errors import ConfigError
 
 NOT_IN_NAMES = re.compile(r"[^-/\w.]", re.ASCII)  # MLflow refuses "@", as in a teacher's timm:NAME@SIZE
 
@@ -26,9 +26,9 @@ def begin_tracking(config: DistillConfig, accelerator: Accelerator) -> None:
         name, options = tracker_names(config.tracker, config.project, Path(config.out).resolve())
         try:
             accelerator.init_trackers(name, tracked_settings(config), {config.tracker: options})
-        except (OSError, UnicCacheError):
-            raise
-        except Exception as error:  # each vendor has its own errors
+        except Exception as error:  # each vendor has its own
+            if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
+                raise  # a disk's, whose advice is better
             raise ConfigError(
                 f"the tracker {config.tracker} cannot start: {reason(error)}. Set it up as its documentation says, or "
                 "choose another --tracker"

@@ -133,7 +133,7 @@ def test_it_learns_ramps_from_windows_far_better_than_the_mean(monkeypatch: pyte
     monkeypatch.setattr(module, "RATE", 0.02)  # 15 inputs are few: their weights have far to go
     monkeypatch.setattr(module, "WINDOW", 0.5)
     train, test = ramps(60, 1), ramps(20, 2)
-    found = values(depth(train, test, Settings(steps=60)))
+    found = values(depth(train, test, Settings(steps=120)))
     assert train.depths_NHW is not None
     assert test.depths_NHW is not None
     average = train.depths_NHW[train.depths_NHW > 0].mean()

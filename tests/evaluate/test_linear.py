@@ -60,6 +60,38 @@ def test_lbfgs_predicts_what_scikit_learn_does_with_the_c_it_chooses(monkeypatch
     assert 0.3 < expected.mean() < 1
 
 
+def test_the_search_passes_a_lucky_small_c_and_ends_after_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {-5: 6, -4: 5, -3: 5, -2: 5, -1: 5, 0: 8, 1: 9, 2: 8, 3: 8, 4: 8, 5: 8, 6: 8}  # of ten images, by log10 C
+    sure = {exponent: 0.7 + 0.04 * exponent for exponent in range(-5, 2)}  # rises up to C = 10
+
+    class Told(LogisticRegression):
+        def fit(self, features, labels):
+            self.classes_ = np.unique(labels)
+            return self
+
+        def predict_proba(self, features):
+            exponent = round(math.log10(self.C))
+            own, wrong = sure.get(exponent, 0.5), np.arange(10) >= right[exponent]
+            chances = np.full((10, 3), (1 - own) / 2)
+            chances[:, 1] = own
+            chances[wrong, 2], chances[wrong, 1] = own + 0.1, own - 0.1
+            return chances
+
+    monkeypatch.setattr(module, "LogisticRegression", Told)
+    nothing = np.zeros((10, 2))
+    found = module._scores(module.DECADES, nothing, np.arange(10) % 3, nothing, np.ones(10, np.int64))
+    assert list(found) == [-5, -4, -3, -2, -1, 0, 1, 2, 3, 4]
+    assert max(found, key=found.__getitem__) == 1
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30])
+def test_the_search_reaches_the_c_that_fits_the_features_scale(scale: float) -> None:
+    train, test = clouds(120, 1), clouds(80, 2)
+    scaled = [Examples(side.summary_ND * scale, labels_of(side)) for side in (train, test)]
+    right = np.mean(hits(linear(scaled[0], scaled[1], Settings(seed=3))))
+    assert right == pytest.approx(np.mean(hits(linear(train, test, Settings(seed=3)))), abs=0.04)
+
+
 def test_recalls_are_means_over_classes() -> None:
     train, test = clouds(120, 1), clouds(30, 2)
     metrics = linear(train, test, Settings())

@@ -16,7 +16,7 @@ from tests.conftest import png
 from unic_cache.config import RECIPES, Views
 from unic_cache.errors import ImageError
 from unic_cache.views.augment import make_view, parameters
-from unic_cache.views.dense_labels import decode_depth, decode_mask, depth_view, mask_view
+from unic_cache.views.dense_labels import decode_depth, decode_mask, depth_view, mask_view, palette_of
 
 SIZES = [(37, 23), (23, 37), (16, 16), (5, 90)]  # width, height
 
@@ -109,6 +109,8 @@ def test_each_way_of_writing_class_numbers_gives_them() -> None:
     palette = Image.fromarray(numbers).convert("L")
     palette.putpalette([7, 99, 3] * 256)  # VOC's: many indices, arbitrary colours
     assert palette.mode == "P"
+    assert palette_of(png(palette))[:6] == bytes([7, 99, 3] * 2)
+    assert palette_of(grey(numbers)) == b""
     for data in (grey(numbers), png(palette), bits(palette, 4), grey(numbers, np.uint16), low_grey(numbers, 4)):
         assert np.array_equal(decode_mask(data), numbers)
     assert np.array_equal(decode_mask(low_grey(numbers % 4, 2)), numbers % 4)
@@ -198,3 +200,22 @@ def test_a_header_that_claims_a_huge_array_allocates_nothing() -> None:
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["mask.png", "depth.png", "depth.npy"])
+def test_damaged_bytes_are_read_or_refused_and_never_anything_else(kind: str) -> None:
+    values = np.random.default_rng(1).integers(0, 9, (9, 7))
+    whole = {"mask.png": grey(values), "depth.png": grey(values, np.uint16), "depth.npy": npy(values)}[kind]
+    draw, refused = np.random.default_rng(2), 0
+    for _ in range(400):
+        damaged = bytearray(whole[: draw.integers(1, len(whole) + 1)] if draw.random() < 0.2 else whole)
+        for place in draw.integers(0, len(damaged), draw.integers(1, 4)):
+            damaged[place] = draw.integers(0, 256)
+        try:
+            found = decode_mask(bytes(damaged)) if kind == "mask.png" else decode_depth(bytes(damaged), kind)
+        except ImageError:
+            refused += 1
+        else:
+            assert found.ndim == 2
+            assert kind != "mask.png" or palette_of(bytes(damaged)) is not None
+    assert 100 < refused <= 400

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,18 @@ def test_of_several_masks_the_exact_name_counts_or_none(tmp_path: Path) -> None:
     with OpenShard(str(path), entry) as opened:
         assert [opened.read_label(row, "mask.png") for row in range(2)] == [b"", None]
     assert listed(entry.left_out) == "2 masks or depth maps of samples with several (f: 0.mask.png, 1.mask.png, ...)"
+
+
+def test_two_samples_may_share_a_mask_by_a_link(tmp_path: Path) -> None:
+    path = write_members(
+        tmp_path / "t.tar",
+        ("a.png", PICTURES[0]),
+        ("a.mask.png", b"shared"),
+        ("b.mask.png", b"", tarfile.LNKTYPE, "a.mask.png"),
+        ("b.png", PICTURES[1]),
+    )
+    with OpenShard(str(path), scan(str(path))) as opened:
+        assert [opened.read_label(row, "mask.png") for row in range(2)] == [b"shared"] * 2
 
 
 def test_two_kinds_of_depth_map_in_a_sample_are_refused(tmp_path: Path) -> None:
@@ -189,9 +202,8 @@ def test_a_label_at_the_first_byte_is_refused_when_it_is_read(tar: Path) -> None
 
 def test_a_caches_own_index_is_the_same_with_and_without_labels(tar: Path, tmp_path: Path) -> None:
     images = [member for member in MEMBERS[:9] if not re.search(r"mask|depth", member[0], re.IGNORECASE)]
-    bare = scan(
-        str(write_members(tmp_path / "bare" / "t.tar", *images) if (tmp_path / "bare").mkdir() is None else tar)
-    )
+    (tmp_path / "bare").mkdir()
+    bare = scan(str(write_members(tmp_path / "bare" / "t.tar", *images)))
     cache = LocalFolder(tmp_path / "cache")
     (segment,) = extend_index(cache, [scan(str(tar))])
     assert b"dense" not in (cache.read("index/000000.json") or b"dense")

@@ -56,6 +56,11 @@ def test_names_are_found_with_and_without_folders_and_extension(root: Path, text
     assert [sample.key for sample in listing.samples] == ["a-abbey_sun_1", "a-apse-indoor_sun_3", "b_two-words"]
 
 
+def test_an_image_whose_name_looks_like_a_comment_is_kept(root: Path) -> None:
+    (root / "b" / "#1.png").write_bytes(b"any")
+    assert found(read(root, "# a comment\n#1.png\n"), root) == [("b/#1.png", 0)]
+
+
 def test_several_lists_are_one_split(root: Path) -> None:
     assert found(read(root, "sun_1\n", "abbey/sun_2\n"), root) == [("a/abbey/sun_1.jpg", 0), ("a/abbey/sun_2.jpg", 0)]
 

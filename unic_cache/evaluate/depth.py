@@ -80,11 +80,12 @@ class Head:
         summary_EK = self.summaries.folded(torch.cat([self.weights_EK[tokens_BTD.shape[2] : -1], no_bias_1K]))
         shared_BK = summaries_BS @ summary_EK[:-1] + summary_EK[-1] + token_EK[-1]
         logits_BTK = tokens_BTD @ token_EK[:-1] + shared_BK[:, None]
-        raised_BKPQ = (up_hP.T @ logits_BTK.transpose(1, 2).unflatten(2, self.grid).contiguous() @ up_wQ).relu()
+        logits_BKhw = logits_BTK.transpose(1, 2).reshape(len(tokens_BTD), BINS, *self.grid)
+        raised_BKPQ = (up_hP.T @ logits_BKhw @ up_wQ).relu()
         bins_K = torch.linspace(NEAREST, FARTHEST, BINS, device=raised_BKPQ.device)
         weighed = torch.stack([bins_K, torch.ones_like(bins_K)]) @ raised_BKPQ.flatten(2)  # (B, 2, P * Q)
         metres = (weighed[:, 0] + FLOOR * bins_K.sum()) / (weighed[:, 1] + FLOOR * BINS)
-        return metres.unflatten(1, raised_BKPQ.shape[2:])
+        return metres.view(-1, *raised_BKPQ.shape[2:])
 
 
 def _check_depths(name: str, depths_NHW: npt.NDArray[np.float32] | None) -> None:
@@ -93,8 +94,8 @@ def _check_depths(name: str, depths_NHW: npt.NDArray[np.float32] | None) -> None
     for row, depths_HW in enumerate(depths_NHW):
         if not np.isfinite(depths_HW).all() or (depths_HW < 0).any():
             raise ConfigError(f"a depth of the {name} image in row {row} is negative or not finite; 0 is unknown")
-        known += np.count_nonzero(depths_HW)
-        far += np.count_nonzero(depths_HW > FARTHEST)
+        known += int(np.count_nonzero(depths_HW))
+        far += int(np.count_nonzero(depths_HW > FARTHEST))
     if not known:
         raise ConfigError(f"no pixel of the {name} images has a known depth (they are all 0)")
     if far > known / 2:

@@ -4,10 +4,11 @@ Both solvers follow UNIC's protocol: 20 % of each class (at least one image) cho
 classifier is fitted again to all training images. A class with one image stays in training, since it cannot be in both.
 
 `lbfgs` is scikit-learn's logistic regression, an L2 penalty and at most 2,000 iterations, on features as they are. UNIC
-draws 40 values of C in [1e-5, 1e6] by TPE. Here decades from below, until three in a row are no better than the best,
-and then quarters of a decade around it look at the same range: validation accuracy is a smooth function of log C with
-one rise and one fall, flat within a quarter of a decade, and fits take longest where C is far too large. Each fit
-starts from the one before. A fit that has not converged after its iterations counts as it is, as theirs does.
+draws 40 values of C in [1e-5, 1e6] by TPE. Here decades from below and then quarters of a decade around the best look
+at the same range: validation accuracy is a smooth function of log C, flat within a quarter of a decade. The decades end
+once neither accuracy nor log loss has improved for three of them, since fits take longest where C is far too large;
+both, because accuracy alone can stand still where C is too small for the features' scale. Each fit starts from the one
+before. A fit that has not converged after its iterations counts as it is, as theirs does.
 
 `sgd`, for sets too large for it, is in `sgd.py`.
 
@@ -34,7 +35,7 @@ from unic_cache.evaluate.task import Examples, Metric, Metrics, Settings, mean, 
 
 VALIDATION = 0.2  # of each class
 DECADES = tuple(range(-5, 7))  # exponents of C
-PATIENCE = 3  # decades in a row that are no better than the best
+PATIENCE = 3  # decades without a better accuracy or log loss
 QUARTERS = tuple(quarter / 4 for quarter in (-3, -2, -1, 1, 2, 3))  # around the best decade
 ITERATIONS = 2000
 
@@ -106,7 +107,8 @@ def _scores(
         own = chances[np.arange(len(labels)), np.searchsorted(classes, labels)]
         accuracy = float((classes[chances.argmax(axis=1)] == labels).mean())
         found[float(exponent)] = accuracy, float(np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean())
-        if exponent - max(found, key=found.__getitem__) >= PATIENCE:
+        likeliest = max(found, key=lambda tried: found[tried][1])
+        if exponent - max(likeliest, max(found, key=found.__getitem__)) >= PATIENCE:
             break
     return found
 

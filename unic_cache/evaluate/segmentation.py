@@ -74,7 +74,7 @@ class Head:
         """(B, K, h, w)."""
         folded_EK = self.standardize.folded(self.weights_EK)
         logits_BTK = tokens_BTD @ folded_EK[:-1] + folded_EK[-1]
-        return logits_BTK.transpose(1, 2).unflatten(2, self.grid)
+        return logits_BTK.transpose(1, 2).reshape(len(tokens_BTD), -1, *self.grid)
 
 
 def _classes(train: Examples, test: Examples) -> Classes:

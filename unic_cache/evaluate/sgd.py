@@ -78,9 +78,9 @@ def train(train_MD: Tensor, targets_M: Tensor, classes: int, tried: Sequence[Tri
     for epoch in range(EPOCHS):
         order_M = torch.from_numpy(draws.permutation(draws.words(draws.Purpose.HEAD_ORDER, seed, 0, epoch, count)))
         annealed_T1 = rates_T1 * ((1 + math.cos(math.pi * epoch / EPOCHS)) / 2)
-        for rows_B in order_M.to(train_MD.device).split(BATCH):
+        for rows_B in torch.split(order_M.to(train_MD.device), BATCH):
             batch_BD = train_MD[rows_B]
-            logits_BTK = (batch_BD @ weights_DTK.flatten(1)).unflatten(1, weights_DTK.shape[1:])
+            logits_BTK = (batch_BD @ weights_DTK.flatten(1)).view(-1, len(tried), classes)
             errors_BTK = logits_BTK.softmax(dim=2)  # the gradient of cross entropy: chances minus the truth
             errors_BTK[torch.arange(len(rows_B), device=rows_B.device), :, targets_M[rows_B]] -= 1
             gradient_DTK = (batch_BD.T @ errors_BTK.flatten(1)).view_as(weights_DTK) / len(rows_B)

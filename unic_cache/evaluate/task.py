@@ -97,4 +97,5 @@ def _nanmean(parts: Numbers, wholes: Numbers) -> Numbers:
 
 
 def _ratio(parts: Numbers, wholes: Numbers) -> Numbers:
-    return np.divide(parts, wholes, out=np.full(np.shape(parts), np.nan), where=wholes != 0)
+    ratios: Numbers = np.divide(parts, wholes, out=np.full(np.shape(parts), np.nan), where=wholes != 0)
+    return ratios

@@ -66,6 +66,12 @@ def decode_mask(data: bytes, image_size: Size | None = None) -> Mask:
     return mask // np.uint8(255 // (2**bits - 1)) if image.mode == "L" else mask
 
 
+def palette_of(data: bytes) -> bytes:
+    """The colours of a palette PNG, three bytes per index; empty without a palette."""
+    image = open_image(data)
+    return bytes(image.palette.palette) if image.mode == "P" and image.palette is not None else b""
+
+
 def decode_depth(data: bytes, kind: str, image_size: Size | None = None) -> DepthMap:
     """(H, W) float32 metres, 0 unknown, of a 16-bit PNG of millimetres or an .npy of metres.
 

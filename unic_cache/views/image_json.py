@@ -67,4 +67,4 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{shown(str(file))}: a category's id is not a whole number")
     if not all(isinstance(one["image_id"], int | str) for one in data["annotations"]):
         raise ConfigError(f"{shown(str(file))}: an annotation's image_id is neither a number nor a text")
-    return data
+    return dict(data)

@@ -7,8 +7,8 @@
 | `NAME CLASS N N` | the same, if the class decides the other numbers | Pets: class, species, breed |
 | `NAME FILE.png [NUMBER]` | an image and its mask or depth map | NYUd, lists of VOC for training |
 
-A space or a tab ends NAME; a tab if there is one. All lines of all lists have one form. Empty lines and those that
-start with '#' are skipped.
+A space or a tab ends NAME; a tab if there is one. All lines of all lists have one form. Empty lines and comments
+(#) are skipped.
 """
 
 import re
@@ -42,7 +42,8 @@ def read_lists(files: Sequence[str], images: ImageNames) -> Lists:
     ConfigError, with the line, for a name that is not exactly one image, an image named twice, a line that can be read
     in two ways or in another way than the first one, and labels that are not one class per image.
     """
-    read = [_row(file, line, text, images) for file in map(Path, files) for line, text in _lines(file)]
+    lines = [(file, line, text) for file in map(Path, files) for line, text in _lines(file)]
+    read = [_row(file, line, text, images) for file, line, text in lines if not _is_comment(text, images)]
     if not read:
         raise ConfigError(f"{', '.join(map(shown, files))}: the list is empty")
     first, form = read[0]
@@ -63,7 +64,12 @@ def _lines(file: Path) -> list[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{shown(str(file))} is not a list in UTF-8 ({error}); save it as one") from error
     stripped = [(number, text.strip()) for number, text in enumerate(lines, 1)]
-    return [(number, text) for number, text in stripped if text and not text.startswith("#")]
+    return [(number, text) for number, text in stripped if text]
+
+
+def _is_comment(text: str, images: ImageNames) -> bool:
+    """Whether a line begins with '#' and is not about an image whose name does."""
+    return text.startswith("#") and not any(images.find(name) for name in (text, text.split(maxsplit=1)[0]))
 
 
 def _row(file: Path, line: int, text: str, images: ImageNames) -> tuple[Row, str]:
