@@ -112,9 +112,7 @@ def run(config: RecodeConfig) -> Summary:
             summary.views, there = copy_views(config, source, target, source.pixels, pool)
             summary.skipped += there
     summary.fidelity = {coder.source.name: dict(coder.calibration.fidelity) for coder in coders}
-    summary.to_teacher = {
-        coder.source.name: to_teacher(coder.calibration.fidelity, coder.target.spec["provenance"]) for coder in coders
-    }
+    summary.to_teacher = {one.source.name: to_teacher(one.calibration.fidelity, one.target.spec) for one in coders}
     return summary
 
 

@@ -38,7 +38,7 @@ def fidelity_table(cache: Cache) -> Grid:
     for name, teacher in cache.teachers.items():
         views = views_of(cache, teacher.member).values()
         images, clipped = (sum(view[key] for view in views) for key in ("images", "clipped"))
-        cosines = to_teacher(teacher.calibration.fidelity, teacher.spec["provenance"])
+        cosines = to_teacher(teacher.calibration.fidelity, teacher.spec)
         for kind, tokens in teacher.kinds.items():
             cosine = cosines.get(kind)
             stored = 1 if tokens.grid is None else teacher.codec.features.tokens

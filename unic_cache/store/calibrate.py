@@ -109,10 +109,10 @@ class Calibration:
         return {}
 
 
-def to_teacher(fidelity: Mapping[str, float], provenance: Mapping[str, Any]) -> dict[str, float]:
-    """Estimated cosine to the teacher: the product over all recodings, as if their errors were independent."""
+def to_teacher(fidelity: Mapping[str, float], spec: Mapping[str, Any]) -> dict[str, float]:
+    """Estimated cosine to the teacher: the product over all recodings of a member, as if errors were independent."""
     found = dict(fidelity)
-    came = provenance.get("recoded_from")
+    came = spec["provenance"].get("recoded_from")
     while came:
         found = {kind: value * came["fidelity"].get(kind, 1.0) for kind, value in found.items()}
         came = came.get("recoded_from")
