@@ -24,7 +24,7 @@ from unic_cache.errors import CacheError, ShardError
 from unic_cache.store.commit import CommitRecord
 from unic_cache.stream.address import Address
 from unic_cache.stream.pixels import ShardPixels, ViewBatch
-from unic_cache.views.dense_places import DEPTH_KINDS, MASK
+from unic_cache.views.dense_places import DENSE_KINDS, DEPTH_KINDS, MASK
 from unic_cache.views.index import NO_LABEL, ShardEntry
 from unic_cache.views.left_out import UNREAD_LABEL, merged
 
@@ -140,7 +140,11 @@ def has(entry: ShardEntry, kinds: Sequence[str], row: int) -> bool:
 
 def tell_unlabelled(pattern: str, entries: Sequence[ShardEntry]) -> None:
     """Say how many images have no label, or an unreadable one."""
-    none = sum(label == NO_LABEL for entry in entries for label in entry.labels)
+    none = sum(
+        entry.labels[row] == NO_LABEL and not has(entry, DENSE_KINDS, row)
+        for entry in entries
+        for row in range(entry.rows)
+    )
     unread = merged(one for entry in entries for one in entry.left_out if one.reason == UNREAD_LABEL)
     broken = sum(one.count for one in unread)
     parts = [f"{none - broken:,} have no label"] if none > broken else []
