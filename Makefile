@@ -68,6 +68,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.distilling
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.busy
+	$(BIN)/python -m benchmarks.evaluating
 
 # For whoever has a GPU: CUDA against the CPU (codecs, ladder, loss, distillation, resume), then the benchmarks on it.
 gpu-check: $(READY)

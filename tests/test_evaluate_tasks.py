@@ -305,30 +305,31 @@ def test_a_split_keeps_twins_together_and_every_class_in_training(student, tmp_p
     assert result.tasks["linear"].images % 2 == 0
 
 
-class TestAnalysis:
-    @pytest.fixture(scope="class")
-    def result(self, student, sets):
-        return evaluate.run(config(student, sets, task=("knn",), analysis=True))
+@pytest.fixture(scope="module")
+def analysis(student, sets):
+    return evaluate.run(config(student, sets, task=("knn",), analysis=True))
 
-    def test_pruning_begins_at_the_student_and_components_end_at_it(self, result):
-        found = result.analysis["student"]
-        accuracy = result.encoders[-1].accuracy[3].mean
+
+class TestAnalysis:
+    def test_pruning_begins_at_the_student_and_components_end_at_it(self, analysis):
+        found = analysis.analysis["student"]
+        accuracy = analysis.encoders[-1].accuracy[3].mean
         assert list(found["pruning"]) == ["metric", *map(str, range(0, 100, 10))]
         assert found["pruning"]["0"] == pytest.approx(accuracy)
-        assert found["components"][str(result.encoders[-1].dim)] == pytest.approx(accuracy)
-        assert "pruning" not in result.analysis["random student"]
+        assert found["components"][str(analysis.encoders[-1].dim)] == pytest.approx(accuracy)
+        assert "pruning" not in analysis.analysis["random student"]
 
-    def test_dimensions_rise_with_the_variance_they_hold(self, result):
+    def test_dimensions_rise_with_the_variance_they_hold(self, analysis):
         for name in ("student", "random student"):
             for kind in ("summary", "patches"):
-                own = result.analysis[name][kind]
+                own = analysis.analysis[name][kind]
                 counts = list(own["dimensions"].values())
                 assert counts == sorted(counts)
                 assert 1 <= own["effective_rank"] <= own["channels"]
 
-    def test_pruned_students_are_no_encoders_of_the_table(self, result):
-        assert [row[0] for row in result.rows] == ["random student", "student"]
-        assert json.dumps(result.to_json()["analysis"])
+    def test_pruned_students_are_no_encoders_of_the_table(self, analysis):
+        assert [row[0] for row in analysis.rows] == ["random student", "student"]
+        assert json.dumps(analysis.to_json()["analysis"])
 
 
 def test_classes_need_names_only_where_images_have_classes(student, tmp_path):

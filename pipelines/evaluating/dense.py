@@ -7,8 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from unic_cache.views.dense_labels import depth_view, mask_view
-from unic_cache.views.dense_places import DEPTH_KINDS, MASK
 
 from pipelines.evaluating.labelled import Flags, Usable
 from pipelines.evaluating.row_files import Array, RowFile, kept_rows
@@ -17,6 +15,8 @@ from unic_cache.errors import ImageError, ShardError
 from unic_cache.stream.address import Address
 from unic_cache.stream.pixels import ShardPixels
 from unic_cache.views.decode import upright_size
+from unic_cache.views.dense_labels import depth_view, mask_view
+from unic_cache.views.dense_places import DEPTH_KINDS, MASK
 
 READ_AHEAD = 32  # images
 

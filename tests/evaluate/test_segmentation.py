@@ -1,6 +1,7 @@
 """Segmentation against torch's own batch norm, convolution, up-sampling and loss, and counts against sets of pixels."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +104,19 @@ def test_a_lattice_of_pixels_learns_what_all_pixels_teach() -> None:
     assert lattice["mIoU"] == pytest.approx(everything["mIoU"], abs=0.02)
     assert sparse["mIoU"] == pytest.approx(everything["mIoU"], abs=0.04)
     assert everything["mIoU"] > 0.7
+
+
+def test_tokens_and_masks_may_be_mapped_from_files(tmp_path: Path) -> None:
+    sides = segmented(20, 1), segmented(10, 2)
+    mapped = []
+    for number, side in enumerate(sides):
+        arrays = {"patches_NTD": side.patches_NTD, "masks_NHW": side.masks_NHW}
+        for name, array in arrays.items():
+            np.save(tmp_path / f"{name}{number}.npy", array)
+        own = {name: np.load(tmp_path / f"{name}{number}.npy", mmap_mode="r") for name in arrays}
+        mapped.append(dataclasses.replace(side, **own))
+    one, other = (segmentation(*pair, Settings(steps=20))["mIoU"].sums_NF for pair in (sides, mapped))
+    assert np.array_equal(np.asarray(one), np.asarray(other))
 
 
 def test_it_is_a_function_of_the_seed() -> None:

@@ -66,8 +66,8 @@ def check_sides(train: Examples, test: Examples, labels: str) -> Grid:
 
 
 def read(patches_NTD: Patches, rows: slice | npt.NDArray[np.int64], device: torch.device) -> Tensor:
-    """Tokens of some images as float32."""
-    return torch.from_numpy(np.asarray(patches_NTD[rows])).to(device).float()
+    """Tokens of some images as float32; a copy, since torch cannot hold the pages of a file opened for reading."""
+    return torch.from_numpy(np.array(patches_NTD[rows])).to(device).float()
 
 
 def in_order(patches_NTD: Patches, device: torch.device, rows: int = ROWS) -> Iterator[tuple[slice, Tensor]]:
@@ -101,7 +101,7 @@ def steps(images: int, settings: Settings) -> int:
 
 
 def batches(count: int, steps: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """The images of each step: epoch after epoch in another order, cut into eights, an eight may span two epochs."""
+    """The 8 images of each step: epoch after epoch in a new order, cut into eights. One may span two epochs."""
     waiting: npt.NDArray[np.int64] = np.empty(0, np.int64)
     epoch = 0
     for _ in range(steps):
@@ -120,7 +120,7 @@ def upsampling(size: int, larger: int) -> Tensor:
 def descend(
     weights: Tensor, losses: Iterable[Callable[[Tensor], Tensor]], rates: Sequence[float], decay: float
 ) -> Tensor:
-    """The weights after AdamW: a learning rate and a loss of the weights for each step."""
+    """The weights after AdamW, which has one learning rate and one loss, a function of the weights, for each step."""
     weights = weights.clone().requires_grad_()
     optimizer = torch.optim.AdamW([weights], weight_decay=decay)
     for rate, loss in zip(rates, losses, strict=True):
