@@ -69,6 +69,9 @@ def test_every_run_and_every_teacher_has_its_lines(runs):
     assert {"dino", "lite", "with (dropping 0.5)", "with, held out", "_without (dropping 0)"} <= set(found)
     found = words(coefficient_figure(runs))
     assert {"with: counts in the loss", "with: highest loss", "dino", "lite"} <= set(found)
+    held_out = [Training(run.label, [one for one in run.records if one["kind"] == "val"], run.drop) for run in runs]
+    assert loss_figure(held_out) is not None
+    assert coefficient_figure(held_out) is None  # validation drops no teacher
     picture = knn_figure(runs)
     assert picture is not None
     assert "at the end: with 30.0 %, _without 30.0 %" in picture.alt
