@@ -80,7 +80,8 @@ def loss_figure(runs: Sequence[Training]) -> Picture | None:
 @style()
 def coefficient_figure(runs: Sequence[Training]) -> Picture | None:
     """How often each teacher counts, and how often its loss is the highest (UNIC's Figure 5); None without records."""
-    drawn = [run for run in runs if any(teacher_shares(record, "coefficient") for record in run.records)]
+    shared = partial(teacher_shares, share="coefficient")
+    drawn = [run for run in runs if any(run.points(TRAIN, shared, name) for name in _teachers([run]))]
     if not drawn:
         return None
     names = _teachers(drawn)

@@ -93,15 +93,14 @@ def _bars(axes: "Axes", uses: Mapping[str, Use]) -> None:
             shade = COLOURS[sorted(use.dimensions).index(percent) % len(COLOURS)]
             axes.barh(place, number, 0.7, color=shade, label=f"{percent} % of the variance")
             axes.text(number, place, f" {number}", va="center", fontsize=7)
-    axes.set_yticks(
-        range(len(uses)),
-        [label(f"{name}, rank {use.effective_rank:.1f} of {use.channels}", 24) for name, use in uses.items()],
-    )
+    named = [f"{label(name, 24)}\nrank {use.effective_rank:.1f} of {use.channels}" for name, use in uses.items()]
+    axes.set_yticks(range(len(uses)), named)
     axes.invert_yaxis()
 
 
 def _powers_of_two(axes: "Axes", curves: Mapping[str, Curve]) -> None:
-    ticks = sorted({number for curve in curves.values() for number in curve.points})
+    """A logarithmic axis with the powers of two as ticks; an encoder's own width lies between two of them."""
+    ticks = sorted({number for curve in curves.values() for number in curve.points if number & (number - 1) == 0})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(number) for number in ticks], rotation=45)
     axes.minorticks_off()
