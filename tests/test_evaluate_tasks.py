@@ -116,6 +116,22 @@ def test_every_task_equals_its_function_on_features_taken_directly(student, sets
             assert result.tasks[name].encoders["student"].metrics[metric].mean == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_run_that_is_called_like_a_teacher_goes_by_its_path(student, sets, tmp_path, settings):
+    pattern = "::".join(sets)
+    extract.run(settings(tmp_path / "cache", shards=pattern, recipe="center", views=1, calibration_images=20))
+    spec = encoder_spec("test_vit", 32, 16)
+    for seed, name in enumerate((VIT, "random student"), 7):
+        (tmp_path / name).mkdir()
+        save_encoder(tmp_path / name / "encoder.safetensors", build_encoder(spec, seed), spec, {})
+    runs = (student, str(tmp_path / VIT), str(tmp_path / "random student"))
+    both = dataclasses.replace(config(student, sets, task=("retrieval",)), encoder=runs, cache=str(tmp_path / "cache"))
+    together = evaluate.run(both)
+    assert [row[0] for row in together.rows if row[1] == "student"] == ["run", *runs[1:]]
+    apart = evaluate.run(dataclasses.replace(both, encoder=(student,)))
+    for name in (VIT, "random student"):
+        assert together.tasks["retrieval"].encoders[name] == apart.tasks["retrieval"].encoders[name]
+
+
 def test_one_set_is_asked_leave_one_out_or_split_by_class(student, tmp_path):
     path = pack(tmp_path / "one.tar", range(30), depths=False)
     one = EvaluateConfig((student,), shards=str(path), k=3, head_steps=STEPS)
