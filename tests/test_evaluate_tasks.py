@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -240,6 +241,21 @@ class TestFeaturesAreKept:
         evaluate.run(dataclasses.replace(once, task=("segmentation",)))
         assert sum(ran) == 80
         assert len(list((tmp_path / "kept").rglob("patches.npy"))) == 4
+
+    def test_an_encoder_beside_another_or_twice_is_not_computed_again(self, student, sets, tmp_path, ran):
+        once = config(student, sets, features=str(tmp_path / "kept"), task=("knn",))
+        evaluate.run(once)
+        ran.clear()
+        copies = []
+        for name in ("1", "2"):
+            folder = tmp_path / ("long" * 20) / name
+            folder.mkdir(parents=True)
+            copies.append(str(shutil.copy(f"{student}/encoder.safetensors", folder / "copy.safetensors")))
+        for features in (once.features, None):
+            both = evaluate.run(dataclasses.replace(once, encoder=tuple(copies), features=features))
+            scores = both.tasks["knn"].encoders
+            assert scores[copies[0]] == scores[copies[1]]
+            assert sum(ran) == (0 if features else 80)
 
     def test_other_pictures_under_the_same_names_are_computed(self, student, sets, tmp_path, ran):
         one = pack(tmp_path / "a/one.tar", range(12), masks=False, depths=False)
