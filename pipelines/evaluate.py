@@ -30,6 +30,7 @@ from pipelines.training.training_set import Snapshot
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import EvaluateConfig, Views
+from unic_cache.errors import ShardError
 from unic_cache.evaluate.tables import gain_table, score_table
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.commit import CommitRecord
@@ -71,6 +72,8 @@ def run(config: EvaluateConfig) -> Result:
         labels = DenseLabels(folder / "labels", pool)
         found = {task: measure(task, config, usable, own, encoders, labels, device) for task in tasks}
         measured = {task: one for task, one in found.items() if one is not None}
+        if not measured:
+            raise ShardError(f"{sets[-1].pattern}: nothing can be measured: {', '.join(tasks)} had to be left out")
         analysis = analysed(config, usable, own, encoders, device) if config.analysis else {}
     result = gathered(config, cache, encoders, own, usable, measured, analysis)
     if config.out is not None:

@@ -314,6 +314,22 @@ class TestWhatIsRefused:
             with pytest.raises(ShardError, match=rf"{task}: 1 of 7 test images are in --train too.*b.tar, row 0"):
                 evaluate.run(dataclasses.replace(pair, task=(task,)))
 
+    def test_what_leaves_no_task(self, student, tmp_path, settings):
+        train = str(pack(tmp_path / "a.tar", range(12), cls=False, depths=False))
+        test = str(pack(tmp_path / "b.tar", range(11, 18), cls=False, depths=False))
+        with pytest.raises(ShardError, match=r"b.tar: nothing can be measured: segmentation had to be left out"):
+            evaluate.run(EvaluateConfig((student,), train=train, test=test))
+        one = settings(
+            tmp_path / "cache", shards=train, recipe="center", views=1, calibration_images=12, tokens=2,
+            teachers=(VIT,), weights=settings(tmp_path).weights[:1],
+        )  # fmt: skip
+        extract.run(one)
+        asked = EvaluateConfig(shards=train, cache=one.cache)
+        with pytest.raises(ShardError, match="nothing can be measured"):
+            evaluate.run(asked)
+        with pytest.raises(ConfigError, match="segmentation: no encoder has a whole grid of patch tokens"):
+            evaluate.run(dataclasses.replace(asked, task=("segmentation",)))
+
     def test_a_class_in_test_that_train_lacks(self, student, tmp_path):
         train = str(pack(tmp_path / "a.tar", [0, 1, 3, 4, 6, 7]))
         test = str(pack(tmp_path / "b.tar", [9, 10, 11]))

@@ -86,9 +86,9 @@ def measure(
     labels: "DenseLabels",
     device: torch.device,
 ) -> Measured | None:
-    """One task on every encoder that can take part; None if it was not asked for by name and would leak.
+    """One task on every encoder that can take part; None if it was not asked for by name, and would leak or none can.
 
-    ShardError for sets that cannot be measured so.
+    ShardError for sets that cannot be measured so; ConfigError if it was asked for and no encoder can take part.
     """
     train, test = sets[0], sets[-1]
     dense_train, dense_test = labels.of(task, train), labels.of(task, test)
@@ -110,6 +110,10 @@ def measure(
             found[one.name] = TASKS[task](own, asked, settings)
         except ConfigError as error:
             raise ConfigError(f"{task} of {one.name}: {error}") from error
+    if not found and task in config.task:
+        raise ConfigError(f"{task}: no encoder has a whole grid of patch tokens; add an --encoder that has one")
+    if not found:
+        return None
     if task in OF_CLASSES:
         classes = len(set(test.images.labels_N[sides.test].tolist()))
     else:
