@@ -12,7 +12,7 @@ from PIL import Image
 from webdataset import TarWriter
 
 from pipelines import evaluate, extract
-from pipelines.evaluating import encoders
+from pipelines.evaluating import encoders, measuring
 from tests.conftest import VIT, picture, png
 from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import ConfigError, ShardError
@@ -351,6 +351,23 @@ def test_a_split_keeps_twins_together_and_every_class_in_training(student, tmp_p
     path = str(pack(tmp_path / "a.tar", range(20), depths=False, masks=False, changed=changed))
     result = evaluate.run(EvaluateConfig((student,), shards=path, task=("linear",)))
     assert result.tasks["linear"].images % 2 == 0
+
+
+def test_an_image_that_training_needs_takes_its_twins_with_it(student, tmp_path, monkeypatch):
+    """Each class but 0 is in one picture only, which is there twice."""
+    sides: list[measuring.Sides] = []
+    chosen = measuring.sides_of
+    monkeypatch.setattr(measuring, "sides_of", lambda *args: sides.append(chosen(*args)) or sides[-1])
+    changed = {}
+    for n in range(20):
+        mask = np.zeros((40, 32), np.uint8)
+        mask[10:30, 5:25] = n % 10 if n % 10 < 5 else 0
+        changed[n] = {"png": png(picture(n % 10)), "mask.png": grey(mask)}
+    for seed in range(3):
+        path = str(pack(tmp_path / "a.tar", range(20), cls=False, depths=False, changed=changed))
+        evaluate.run(EvaluateConfig((student,), shards=path, task=("segmentation",), head_steps=STEPS, seed=seed))
+        train, test = ({row % 10 for row in rows.tolist()} for rows in (sides[-1].train, sides[-1].test))
+        assert not train & test
 
 
 @pytest.fixture(scope="module")

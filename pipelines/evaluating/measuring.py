@@ -157,6 +157,8 @@ def sides_of(task: str, train: Usable, test: Usable, seed: int, dense: Array) ->
         tested = split(train, own, pairs_P2, seed)
         if task == "segmentation":
             tested &= ~needed_to_train(own, tested, dense)
+            together_P2 = among(pairs_P2, own, own)
+            tested[[one for one, other in together_P2.tolist() if not tested[other]]] = False
         own, asked = own[~tested], own[tested]
         pairs_P2 = pairs_P2[:0]
     return Sides(own, asked, leave_one_out, among(pairs_P2, asked, own))
