@@ -8,6 +8,7 @@ de-standardized, since their users compare features in the teacher's own space.
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,8 +70,9 @@ def run(config: EvaluateConfig) -> Result:
         own = {one.name: [found[one.name] for found in kept] for one in everyone}
 
         # Tasks: every encoder on the same test images
-        labels = DenseLabels(folder / "labels", pool)
-        found = {task: measure(task, config, usable, own, encoders, labels, device) for task in tasks}
+        with label_folder(folder) as place:
+            labels = DenseLabels(place, pool)
+            found = {task: measure(task, config, usable, own, encoders, labels, device) for task in tasks}
         measured = {task: one for task, one in found.items() if one is not None}
         if not measured:
             raise ShardError(f"{sets[-1].pattern}: nothing can be measured: {', '.join(tasks)} had to be left out")
@@ -134,6 +136,14 @@ def feature_folder(config: EvaluateConfig) -> Iterator[Path]:
         yield Path(config.features)
         return
     with tempfile.TemporaryDirectory(prefix="unic-cache-features-") as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def label_folder(features: Path) -> Iterator[Path]:
+    """A folder of this run's own for masks and depth maps, beside the features unless nothing can be written there."""
+    beside = features if os.access(features, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="unic-cache-labels-", dir=beside) as folder:
         yield Path(folder)
 
 

@@ -257,6 +257,21 @@ class TestFeaturesAreKept:
             assert scores[copies[0]] == scores[copies[1]]
             assert sum(ran) == (0 if features else 80)
 
+    @pytest.mark.parametrize("start", [b"", b"PK\x03\x04", b"\x80\x04", b"\x93NUMPY\x01\x00v\x00" + 40 * b"{"])
+    def test_a_damaged_file_is_computed_again(self, student, sets, tmp_path, ran, start):
+        once = config(student, sets, features=str(tmp_path / "kept"), task=("knn",))
+        first = evaluate.run(once)
+        ran.clear()
+        for path in (tmp_path / "kept").rglob("summary.npy"):
+            path.write_bytes(start + path.read_bytes()[len(start) :] if start else b"")
+        assert evaluate.run(once).to_json() == first.to_json()
+        assert sum(ran) == 80
+
+    def test_masks_are_not_kept(self, student, sets, tmp_path):
+        evaluate.run(config(student, sets, features=str(tmp_path / "kept"), task=("segmentation",)))
+        names = {path.name for path in (tmp_path / "kept").rglob("*") if path.is_file()}
+        assert names == {"pixels.npz", "summary.npy", "patches.npy"}
+
     def test_other_pictures_under_the_same_names_are_computed(self, student, sets, tmp_path, ran):
         one = pack(tmp_path / "a/one.tar", range(12), masks=False, depths=False)
         once = EvaluateConfig((student,), shards=str(one), features=str(tmp_path / "kept"), task=("knn",), k=3)
