@@ -31,7 +31,7 @@ from pipelines.training.training_set import Snapshot
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import EvaluateConfig, Views
-from unic_cache.errors import ShardError
+from unic_cache.errors import ConfigError, ShardError
 from unic_cache.evaluate.tables import gain_table, score_table
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.commit import CommitRecord
@@ -45,6 +45,9 @@ from unic_cache.views.index import NO_LABEL
 
 def run(config: EvaluateConfig) -> Result:
     """Features of every encoder for the labelled images, then each task: test against train, or within one set."""
+    if config.out is not None and Path(config.out).is_dir():
+        raise ConfigError(f"--out {config.out} is a folder; name the file to write")
+
     # Encoders: the cached teachers, networks, untrained students, and the students
     device = pick_device(config.device)
     cache = None if config.cache is None else opened(config.cache)

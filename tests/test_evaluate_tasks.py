@@ -361,6 +361,13 @@ class TestWhatIsRefused:
             EvaluateConfig((), shards="x")
 
 
+def test_what_would_be_in_vain_is_told_at_once(student, sets, tmp_path):
+    with pytest.raises(ConfigError, match="--teacher chooses among a cache's teachers: add --cache"):
+        config(student, sets, teachers=("dino",))
+    with pytest.raises(ConfigError, match="is a folder; name the file to write"):
+        evaluate.run(config(student, sets, out=str(tmp_path)))
+
+
 def test_a_split_keeps_twins_together_and_every_class_in_training(student, tmp_path):
     changed = {n: {"png": png(picture(n % 10))} for n in range(10, 20)}  # 0 to 9 again
     path = str(pack(tmp_path / "a.tar", range(20), depths=False, masks=False, changed=changed))
