@@ -419,6 +419,14 @@ class TestAnalysis:
         assert json.dumps(analysis.to_json()["analysis"])
 
 
+def test_analysis_of_images_of_one_class_has_no_accuracies(student, tmp_path, capsys):
+    path = str(pack(tmp_path / "a.tar", range(12), depths=False, changed={n: {"cls": b"0"} for n in range(12)}))
+    result = evaluate.run(EvaluateConfig((student,), shards=path, analysis=True, head_steps=STEPS))
+    assert list(result.tasks) == ["segmentation"]
+    assert set(result.analysis["student"]) == {"kind", "summary", "patches"}
+    assert "analysis: no accuracies, since" in capsys.readouterr().err
+
+
 def test_classes_need_names_only_where_images_have_classes(student, tmp_path):
     pack(tmp_path / "named/a.tar", range(12), masks=False, depths=False)
     (tmp_path / "named/classes.json").write_text('{"0": "a", "1": "b", "2": "c"}')
