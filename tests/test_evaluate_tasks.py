@@ -361,6 +361,15 @@ class TestWhatIsRefused:
             EvaluateConfig((), shards="x")
 
 
+def test_a_metric_without_an_interval_is_told_with_its_task(student, sets, tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((40, 32), np.float32))
+    unknown = {n: {"depth.npy": buffer.getvalue()} for n in range(32, 40)}
+    test = str(pack(tmp_path / "test.tar", range(30, 40), masks=False, changed=unknown))
+    with pytest.raises(ConfigError, match=r"depth: the metric is undefined in .*name the other tasks with --task"):
+        evaluate.run(config(student, (sets[0], test)))
+
+
 def test_what_would_be_in_vain_is_told_at_once(student, sets, tmp_path):
     with pytest.raises(ConfigError, match="--teacher chooses among a cache's teachers: add --cache"):
         config(student, sets, teachers=("dino",))
