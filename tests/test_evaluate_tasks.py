@@ -267,6 +267,18 @@ class TestFeaturesAreKept:
         assert evaluate.run(once).to_json() == first.to_json()
         assert sum(ran) == 80
 
+    @pytest.mark.parametrize("whole", [0, 50, 200])
+    def test_damaged_checksums_of_pixels_are_made_again(self, student, sets, tmp_path, ran, whole):
+        once = config(student, sets, features=str(tmp_path / "kept"), task=("knn",))
+        first = evaluate.run(once)
+        ran.clear()
+        kept = {path: path.read_bytes() for path in (tmp_path / "kept").rglob("pixels.npz")}
+        for path, data in kept.items():
+            path.write_bytes(data[:whole])
+        assert evaluate.run(once).to_json() == first.to_json()
+        assert ran == []
+        assert {path: path.read_bytes() for path in kept} == kept
+
     def test_masks_are_not_kept(self, student, sets, tmp_path):
         evaluate.run(config(student, sets, features=str(tmp_path / "kept"), task=("segmentation",)))
         names = {path.name for path in (tmp_path / "kept").rglob("*") if path.is_file()}

@@ -29,7 +29,7 @@ from pipelines.evaluating.labelled import Usable, prints_of
 from pipelines.evaluating.row_files import Array, RowFile, kept_rows
 from unic_cache.ahead import ahead
 from unic_cache.config import Views
-from unic_cache.errors import ConfigError
+from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.local import LocalFolder
 from unic_cache.inputs import RULE
 from unic_cache.store.npz import load_npz, save_npz
@@ -179,13 +179,19 @@ def read_cached(usable: Usable, encoder: Encoder, files: EncoderFiles) -> None:
 
 
 def recall(usable: Usable, folder: Path) -> bool:
-    """Fill in `usable` from an earlier run, if one has seen these images."""
+    """Fill in `usable` from an earlier run, if one has seen these images and its file is whole."""
     data = LocalFolder(folder).read(PIXELS)
     if data is None:
         return False
-    found = load_npz(data, f"{folder}/{PIXELS}")
-    bad = json.loads(np.asarray(found["bad"], np.uint8).tobytes())
-    usable.add(0, np.asarray(found["prints"], np.uint64), {int(place): why for place, why in bad.items()})
+    try:
+        found = load_npz(data, f"{folder}/{PIXELS}")
+        prints_N = np.asarray(found["prints"], np.uint64)
+        bad = {int(place): why for place, why in json.loads(np.asarray(found["bad"], np.uint8).tobytes()).items()}
+    except (CacheError, KeyError, ValueError, AttributeError):
+        return False
+    if len(prints_N) != len(usable.images.wanted):
+        return False
+    usable.add(0, prints_N, bad)
     return True
 
 
