@@ -341,6 +341,10 @@ class TestWhatIsRefused:
             with pytest.raises(ShardError, match=rf"{task}: 1 of 7 test images are in --train too.*b.tar, row 0"):
                 evaluate.run(dataclasses.replace(pair, task=(task,)))
 
+    def test_a_tar_that_is_named_twice(self, student, sets):
+        with pytest.raises(ShardError, match="a tar is named twice"):
+            evaluate.run(EvaluateConfig((student,), shards=f"{sets[0]}::{sets[0]}"))
+
     def test_what_leaves_no_task(self, student, tmp_path, settings):
         train = str(pack(tmp_path / "a.tar", range(12), cls=False, depths=False))
         test = str(pack(tmp_path / "b.tar", range(11, 18), cls=False, depths=False))

@@ -125,6 +125,9 @@ def labelled(pattern: str, cache: Cache | None, flag: str = "") -> LabelledShard
     ]
     rows = [row for row in rows if row[1] != NO_LABEL or row[2] or row[3]]
     tars = {place: (path, entry) for place, path, entry in zip(places, paths, entries, strict=True)}
+    own = [Path(path).resolve() for path in paths if Path(path).exists()]
+    if len(set(own)) < len(own) or len(set(paths)) < len(paths):
+        raise ShardError(f"{pattern}: a tar is named twice, so its images would count twice; name each once")
     if len(tars) < len(paths):
         raise ShardError(f"{pattern}: two tars have the same name, by which the cache knows them; rename one")
     if not rows:
