@@ -19,7 +19,7 @@ from pipelines.command.caches import opened
 from pipelines.command.device import device_words, pick_device
 from pipelines.command.environment import say_surroundings
 from pipelines.command.printing import print_table, results
-from pipelines.command.progress import begins, say
+from pipelines.command.progress import Progress, begins, say
 from pipelines.evaluating.analysis import analysed, with_pruned
 from pipelines.evaluating.comparison import Result, compare, neighbours
 from pipelines.evaluating.encoders import TEACHER, Encoder, compared, view_size
@@ -30,6 +30,7 @@ from pipelines.training.training_set import Snapshot
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import EvaluateConfig, Views
+from unic_cache.errors import ShardError
 from unic_cache.evaluate.tables import gain_table, score_table
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.commit import CommitRecord
@@ -69,8 +70,11 @@ def run(config: EvaluateConfig) -> Result:
 
         # Tasks: every encoder on the same test images
         labels = DenseLabels(folder / "labels", pool)
-        found = {task: measure(task, config, usable, own, encoders, labels, device) for task in tasks}
+        with Progress("measure", len(tasks) * len(encoders), "results") as bar:
+            found = {task: measure(task, config, usable, own, encoders, labels, device, bar) for task in tasks}
         measured = {task: one for task, one in found.items() if one is not None}
+        if not measured:
+            raise ShardError("nothing to measure: every task was left out, as said above")
         analysis = analysed(config, usable, own, encoders, device) if config.analysis else {}
     result = gathered(config, cache, encoders, own, usable, measured, analysis)
     if config.out is not None:
