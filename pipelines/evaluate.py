@@ -8,6 +8,7 @@ de-standardized, since their users compare features in the teacher's own space.
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from pipelines.training.training_set import Snapshot
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import EvaluateConfig, Views
-from unic_cache.errors import ShardError
+from unic_cache.errors import ConfigError, ShardError
 from unic_cache.evaluate.tables import gain_table, score_table
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.commit import CommitRecord
@@ -44,6 +45,9 @@ from unic_cache.views.index import NO_LABEL
 
 def run(config: EvaluateConfig) -> Result:
     """Features of every encoder for the labelled images, then each task: test against train, or within one set."""
+    if config.out is not None and Path(config.out).is_dir():
+        raise ConfigError(f"--out {config.out} is a folder; name the file to write")
+
     # Encoders: the cached teachers, networks, untrained students, and the students
     device = pick_device(config.device)
     cache = None if config.cache is None else opened(config.cache)
@@ -69,12 +73,13 @@ def run(config: EvaluateConfig) -> Result:
         own = {one.name: [found[one.name] for found in kept] for one in everyone}
 
         # Tasks: every encoder on the same test images
-        labels = DenseLabels(folder / "labels", pool)
-        with Progress("measure", len(tasks) * len(encoders), "results") as bar:
+        bar = Progress("measure", len(tasks) * len(encoders), "results")
+        with label_folder(folder) as place, bar:
+            labels = DenseLabels(place, pool)
             found = {task: measure(task, config, usable, own, encoders, labels, device, bar) for task in tasks}
         measured = {task: one for task, one in found.items() if one is not None}
         if not measured:
-            raise ShardError("nothing to measure: every task was left out, as said above")
+            raise ShardError(f"{sets[-1].pattern}: nothing can be measured: {', '.join(tasks)} had to be left out")
         analysis = analysed(config, usable, own, encoders, device) if config.analysis else {}
     result = gathered(config, cache, encoders, own, usable, measured, analysis)
     if config.out is not None:
@@ -135,6 +140,14 @@ def feature_folder(config: EvaluateConfig) -> Iterator[Path]:
         yield Path(config.features)
         return
     with tempfile.TemporaryDirectory(prefix="unic-cache-features-") as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def label_folder(features: Path) -> Iterator[Path]:
+    """A folder of this run's own for masks and depth maps, beside the features unless nothing can be written there."""
+    beside = features if os.access(features, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="unic-cache-labels-", dir=beside) as folder:
         yield Path(folder)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from webdataset import TarWriter
 
 from pipelines import evaluate, extract
-from pipelines.evaluating import encoders
+from pipelines.evaluating import encoders, measuring
 from tests.conftest import VIT, picture, png
 from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import ConfigError, ShardError
@@ -114,6 +115,22 @@ def test_every_task_equals_its_function_on_features_taken_directly(student, sets
         for metric, one in task(train, test, Settings(k=3, steps=STEPS)).items():
             expected = float(one.statistic(np.asarray(one.sums_NF.sum(axis=0)).reshape(-1)))
             assert result.tasks[name].encoders["student"].metrics[metric].mean == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_run_that_is_called_like_a_teacher_goes_by_its_path(student, sets, tmp_path, settings):
+    pattern = "::".join(sets)
+    extract.run(settings(tmp_path / "cache", shards=pattern, recipe="center", views=1, calibration_images=20))
+    spec = encoder_spec("test_vit", 32, 16)
+    for seed, name in enumerate((VIT, "random student"), 7):
+        (tmp_path / name).mkdir()
+        save_encoder(tmp_path / name / "encoder.safetensors", build_encoder(spec, seed), spec, {})
+    runs = (student, str(tmp_path / VIT), str(tmp_path / "random student"))
+    both = dataclasses.replace(config(student, sets, task=("retrieval",)), encoder=runs, cache=str(tmp_path / "cache"))
+    together = evaluate.run(both)
+    assert [row[0] for row in together.rows if row[1] == "student"] == ["run", *runs[1:]]
+    apart = evaluate.run(dataclasses.replace(both, encoder=(student,)))
+    for name in (VIT, "random student"):
+        assert together.tasks["retrieval"].encoders[name] == apart.tasks["retrieval"].encoders[name]
 
 
 def test_one_set_is_asked_leave_one_out_or_split_by_class(student, tmp_path):
@@ -225,6 +242,36 @@ class TestFeaturesAreKept:
         assert sum(ran) == 80
         assert len(list((tmp_path / "kept").rglob("patches.npy"))) == 4
 
+    def test_an_encoder_beside_another_or_twice_is_not_computed_again(self, student, sets, tmp_path, ran):
+        once = config(student, sets, features=str(tmp_path / "kept"), task=("knn",))
+        evaluate.run(once)
+        ran.clear()
+        copies = []
+        for name in ("1", "2"):
+            folder = tmp_path / ("long" * 20) / name
+            folder.mkdir(parents=True)
+            copies.append(str(shutil.copy(f"{student}/encoder.safetensors", folder / "copy.safetensors")))
+        for features in (once.features, None):
+            both = evaluate.run(dataclasses.replace(once, encoder=tuple(copies), features=features))
+            scores = both.tasks["knn"].encoders
+            assert scores[copies[0]] == scores[copies[1]]
+            assert sum(ran) == (0 if features else 80)
+
+    @pytest.mark.parametrize("start", [b"", b"PK\x03\x04", b"\x80\x04", b"\x93NUMPY\x01\x00v\x00" + 40 * b"{"])
+    def test_a_damaged_file_is_computed_again(self, student, sets, tmp_path, ran, start):
+        once = config(student, sets, features=str(tmp_path / "kept"), task=("knn",))
+        first = evaluate.run(once)
+        ran.clear()
+        for path in (tmp_path / "kept").rglob("summary.npy"):
+            path.write_bytes(start + path.read_bytes()[len(start) :] if start else b"")
+        assert evaluate.run(once).to_json() == first.to_json()
+        assert sum(ran) == 80
+
+    def test_masks_are_not_kept(self, student, sets, tmp_path):
+        evaluate.run(config(student, sets, features=str(tmp_path / "kept"), task=("segmentation",)))
+        names = {path.name for path in (tmp_path / "kept").rglob("*") if path.is_file()}
+        assert names == {"pixels.npz", "summary.npy", "patches.npy"}
+
     def test_other_pictures_under_the_same_names_are_computed(self, student, sets, tmp_path, ran):
         one = pack(tmp_path / "a/one.tar", range(12), masks=False, depths=False)
         once = EvaluateConfig((student,), shards=str(one), features=str(tmp_path / "kept"), task=("knn",), k=3)
@@ -282,6 +329,22 @@ class TestWhatIsRefused:
             with pytest.raises(ShardError, match=rf"{task}: 1 of 7 test images are in --train too.*b.tar, row 0"):
                 evaluate.run(dataclasses.replace(pair, task=(task,)))
 
+    def test_what_leaves_no_task(self, student, tmp_path, settings):
+        train = str(pack(tmp_path / "a.tar", range(12), cls=False, depths=False))
+        test = str(pack(tmp_path / "b.tar", range(11, 18), cls=False, depths=False))
+        with pytest.raises(ShardError, match=r"b.tar: nothing can be measured: segmentation had to be left out"):
+            evaluate.run(EvaluateConfig((student,), train=train, test=test))
+        one = settings(
+            tmp_path / "cache", shards=train, recipe="center", views=1, calibration_images=12, tokens=2,
+            teachers=(VIT,), weights=settings(tmp_path).weights[:1],
+        )  # fmt: skip
+        extract.run(one)
+        asked = EvaluateConfig(shards=train, cache=one.cache)
+        with pytest.raises(ShardError, match="nothing can be measured"):
+            evaluate.run(asked)
+        with pytest.raises(ConfigError, match="segmentation: no encoder has a whole grid of patch tokens"):
+            evaluate.run(dataclasses.replace(asked, task=("segmentation",)))
+
     def test_a_class_in_test_that_train_lacks(self, student, tmp_path):
         train = str(pack(tmp_path / "a.tar", [0, 1, 3, 4, 6, 7]))
         test = str(pack(tmp_path / "b.tar", [9, 10, 11]))
@@ -298,11 +361,35 @@ class TestWhatIsRefused:
             EvaluateConfig((), shards="x")
 
 
+def test_what_would_be_in_vain_is_told_at_once(student, sets, tmp_path):
+    with pytest.raises(ConfigError, match="--teacher chooses among a cache's teachers: add --cache"):
+        config(student, sets, teachers=("dino",))
+    with pytest.raises(ConfigError, match="is a folder; name the file to write"):
+        evaluate.run(config(student, sets, out=str(tmp_path)))
+
+
 def test_a_split_keeps_twins_together_and_every_class_in_training(student, tmp_path):
     changed = {n: {"png": png(picture(n % 10))} for n in range(10, 20)}  # 0 to 9 again
     path = str(pack(tmp_path / "a.tar", range(20), depths=False, masks=False, changed=changed))
     result = evaluate.run(EvaluateConfig((student,), shards=path, task=("linear",)))
     assert result.tasks["linear"].images % 2 == 0
+
+
+def test_an_image_that_training_needs_takes_its_twins_with_it(student, tmp_path, monkeypatch):
+    """Each class but 0 is in one picture only, which is there twice."""
+    sides: list[measuring.Sides] = []
+    chosen = measuring.sides_of
+    monkeypatch.setattr(measuring, "sides_of", lambda *args: sides.append(chosen(*args)) or sides[-1])
+    changed = {}
+    for n in range(20):
+        mask = np.zeros((40, 32), np.uint8)
+        mask[10:30, 5:25] = n % 10 if n % 10 < 5 else 0
+        changed[n] = {"png": png(picture(n % 10)), "mask.png": grey(mask)}
+    for seed in range(3):
+        path = str(pack(tmp_path / "a.tar", range(20), cls=False, depths=False, changed=changed))
+        evaluate.run(EvaluateConfig((student,), shards=path, task=("segmentation",), head_steps=STEPS, seed=seed))
+        train, test = ({row % 10 for row in rows.tolist()} for rows in (sides[-1].train, sides[-1].test))
+        assert not train & test
 
 
 @pytest.fixture(scope="module")

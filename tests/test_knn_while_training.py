@@ -11,6 +11,8 @@ from tests.conftest import log_of, make_shards, picture, png, write_tar
 from unic_cache.ahead import thread_pool
 from unic_cache.config import EvaluateConfig
 from unic_cache.errors import ConfigError, ShardError
+from unic_cache.evaluate.curves import Training, knn_figure
+from unic_cache.evaluate.run_log import read_records
 from unic_cache.student.backbone import build_encoder, encoder_spec
 from unic_cache.student.run_files import CHECKPOINT
 
@@ -42,9 +44,12 @@ def test_it_is_what_evaluate_says_of_the_exported_encoder(training, tmp_path, la
         "kind": "knn",
         "step": 6,
         "accuracy": pytest.approx(student.accuracy[20].mean, abs=1e-12),
+        "low": pytest.approx(student.accuracy[20].low, abs=1e-12),
+        "high": pytest.approx(student.accuracy[20].high, abs=1e-12),
         "k": 20,
         "images": result.images,
     }
+    assert knn_figure([Training("run", read_records(tmp_path / "run/log.jsonl"), config.drop_teacher)]) is not None
     assert result.images == 68
     assert 0.2 < student.accuracy[20].mean < 1
 

@@ -8,7 +8,7 @@ Letters: B images, H and W pixels, T tokens, D channels.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,16 +63,27 @@ def compared(config: EvaluateConfig, cache: Cache | None, device: torch.device) 
         raise ConfigError("--weights are of an --encoder that is a network's name, and there is none")
     taken = {teacher.name for teacher in teachers}
     live = [from_network(f"{name} (run here)" if name in taken else name, one) for name, one in networks.items()]
-    students = [from_run(name, text, device) for name, text in zip(run_names(runs), runs, strict=True)]
-    return [*teachers, *live, *random_ones(students, config.seed, device), *students]
+    names_of_runs = run_names(runs, {one.name for one in (*teachers, *live)})
+    students = [from_run(name, text, device) for name, text in zip(names_of_runs, runs, strict=True)]
+    found = [*teachers, *live, *random_ones(students, config.seed, device), *students]
+    twice = next((name for name, count in Counter(one.name for one in found).items() if count > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f"two encoders would be called {twice!r}; give one of them by another path, or evaluate apart"
+        )
+    return found
 
 
-def run_names(runs: Sequence[str]) -> list[str]:
-    """`student` for a single run; else the folders' (or files') names, or the whole paths where those repeat."""
+def run_names(runs: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """`student` for a single run; else the folders' (or files') names, or the whole paths where those repeat.
+
+    Whole paths too where a name is `taken`, or is that of a random student.
+    """
     if len(runs) == 1:
         return [STUDENT]
     short = [path.parent.name if path.stem == "encoder" else path.stem for path in map(_resolved, runs)]
-    return [text if Counter(short)[name] > 1 else name for name, text in zip(short, runs, strict=True)]
+    unclear = {name for name, count in Counter(short).items() if count > 1 or name in taken or name.startswith(RANDOM)}
+    return [text if name in unclear else name for name, text in zip(short, runs, strict=True)]
 
 
 def _resolved(text: str) -> Path:

@@ -12,7 +12,6 @@ Letters: N images, B images of a batch, H and W pixels, T tokens, D channels.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -69,7 +68,7 @@ def features(
         one.name: EncoderFiles(folder / file_name(one, usable), count, dense and one.grid is not None)
         for one in encoders
     }
-    lacking = [one for one in encoders if one.run is not None and not files[one.name].whole()]
+    lacking = [one for one in once(encoders, files) if one.run is not None and not files[one.name].whole()]
     if lacking or not recall(usable, folder):
         run_networks(usable, [(one, files[one.name]) for one in lacking], batch_size, device)
         remember(usable, folder)
@@ -78,6 +77,13 @@ def features(
         if one.cached is not None and not files[one.name].whole():
             read_cached(usable, one, files[one.name])
     return {name: own.mapped() for name, own in files.items()}
+
+
+def once(encoders: Sequence[Encoder], files: Mapping[str, "EncoderFiles"]) -> list[Encoder]:
+    """The first encoder of each folder, with patch tokens if one of them has them: equal weights share their files."""
+    ranked = sorted(encoders, key=lambda one: not files[one.name].dense)
+    first = {files[one.name].folder: one for one in reversed(ranked)}
+    return [one for one in encoders if first[files[one.name].folder] is one]
 
 
 class EncoderFiles:
@@ -202,11 +208,11 @@ def set_name(source: ShardPixels, wanted: Sequence[Address], pool: ThreadPoolExe
 
 
 def file_name(encoder: Encoder, usable: Usable) -> str:
-    """The encoder's folder in a set's: its name, and a digest of what decides its features."""
+    """The encoder's folder in a set's: its kind and a digest of what decides its features, whatever it is called."""
     identity: dict[str, Any] = dict(encoder.identity)
     if encoder.cached is not None:
         prefix = f"{encoder.cached.member.folder}/"
         records = [one for own in usable.records.values() for one in own if one.name.startswith(prefix)]
         identity["records"] = {record.name: record.checksum for record in records}
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return f"{re.sub(r'[^A-Za-z0-9@._-]+', '-', encoder.name)[:60]}-{digest}"
+    return f"{encoder.kind.replace(' ', '-')}-{digest}"

@@ -22,6 +22,7 @@ from pipelines.evaluating.labelled import LabelledShards, Usable, check_labels, 
 from unic_cache.ahead import ahead
 from unic_cache.config import CENTER, Views
 from unic_cache.errors import ShardError
+from unic_cache.evaluate.bootstrap import bootstrap
 from unic_cache.evaluate.knn import knn_leave_one_out
 from unic_cache.stream.address import Address
 from unic_cache.stream.pixels import ShardPixels, ViewBatch
@@ -33,6 +34,7 @@ BATCH = 64  # images, as in `evaluate`
 DECODED_AHEAD = 3  # batches
 IN_MEMORY = 2 * 2**30  # bytes of views; 14,266 images of 224 px
 NEIGHBOURS = 20
+SEED = 0  # of the interval, as `evaluate`'s by default
 
 Image = npt.NDArray[np.uint8]
 
@@ -48,7 +50,7 @@ class KnnProbe:
 
     @torch.no_grad()
     def measure(self, encoder: VisionTransformer) -> dict[str, Any]:
-        """{"accuracy", "k", "images"}: the share of the images that the others classify correctly.
+        """{"accuracy", "low", "high", "k", "images"}: the share of images that the others classify, with its interval.
 
         The encoder runs in float32 and in evaluation mode, on its own device, and draws no random number; it is left in
         the mode that it was in. ConfigError if its features are not finite.
@@ -60,7 +62,8 @@ class KnnProbe:
             k = min(NEIGHBOURS, len(self.labels_N) - 1)
             right = knn_leave_one_out(torch.cat(parts), self.labels_N, [k], twins_P2=self.twins_P2)[k]
         encoder.train(training)
-        return {"accuracy": float(right.mean()), "k": k, "images": len(right)}
+        found = bootstrap(right, SEED)
+        return {"accuracy": found.mean, "low": found.low, "high": found.high, "k": k, "images": len(right)}
 
 
 def open_knn_probe(

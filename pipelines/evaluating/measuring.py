@@ -89,7 +89,7 @@ def measure(
 ) -> Measured | None:
     """One task on every encoder that can take part; None if none can, or if a head would train on test images.
 
-    ShardError for sets that cannot be measured so.
+    ShardError for sets that cannot be measured so; ConfigError if it was asked for and no encoder can take part.
     """
     train, test = sets[0], sets[-1]
     dense_train, dense_test = labels.of(task, train), labels.of(task, test)
@@ -168,6 +168,8 @@ def sides_of(task: str, train: Usable, test: Usable, seed: int, dense: Array) ->
         tested = split(train, own, pairs_P2, seed)
         if task == "segmentation":
             tested &= ~needed_to_train(own, tested, dense)
+            together_P2 = among(pairs_P2, own, own)
+            tested[[one for one, other in together_P2.tolist() if not tested[other]]] = False
         own, asked = own[~tested], own[tested]
         pairs_P2 = pairs_P2[:0]
     return Sides(own, asked, leave_one_out, among(pairs_P2, asked, own))

@@ -63,5 +63,7 @@ class EvaluateConfig(Stage):
         super().__post_init__()
         if not self.encoder and self.cache is None:
             raise ConfigError("nothing to evaluate: give --encoder, or --cache for its teachers")
+        if self.teachers and self.cache is None:
+            raise ConfigError("--teacher chooses among a cache's teachers: add --cache, or name it with --encoder")
         if len(set(self.encoder)) < len(self.encoder):
             raise ConfigError("an --encoder is given twice; give each once")
