@@ -32,7 +32,7 @@ from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import ConfigError, ShardError
-from unic_cache.evaluate.tables import gain_table, score_table
+from unic_cache.evaluate.tables import TaskResult, gain_table, score_table
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.commit import CommitRecord
 from unic_cache.stream.decoder_probe import check_pixels
@@ -109,10 +109,18 @@ def gathered(
         twins=len(twins(usable[0], usable[-1])),
         trained_on=max((trained_on(run, cache, usable[-1].images) for run in config.encoder), default=0),
         rows=[(one.name, one.kind, one.made_of, dims[one.name]) for one in encoders],
-        tasks={task: compare(one, encoders, *how) for task, one in measured.items()},
+        tasks={task: compared_in(task, one, encoders, *how) for task, one in measured.items()},
         analysis=analysis,
         remarks=fidelities(encoders),
     )
+
+
+def compared_in(task: str, measured: Measured, encoders: Sequence[Encoder], seed: int, resamples: int) -> TaskResult:
+    """As `compare`; a ConfigError names the task."""
+    try:
+        return compare(measured, encoders, seed, resamples)
+    except ConfigError as error:
+        raise ConfigError(f"{task}: {error}, or name the other tasks with --task") from error
 
 
 def show(result: Result) -> None:

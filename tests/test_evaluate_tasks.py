@@ -361,6 +361,15 @@ class TestWhatIsRefused:
             EvaluateConfig((), shards="x")
 
 
+def test_a_metric_without_an_interval_is_told_with_its_task(student, sets, tmp_path):
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((40, 32), np.float32))
+    unknown = {n: {"depth.npy": buffer.getvalue()} for n in range(32, 40)}
+    test = str(pack(tmp_path / "test.tar", range(30, 40), masks=False, changed=unknown))
+    with pytest.raises(ConfigError, match=r"depth: the metric is undefined in .*name the other tasks with --task"):
+        evaluate.run(config(student, (sets[0], test)))
+
+
 def test_what_would_be_in_vain_is_told_at_once(student, sets, tmp_path):
     with pytest.raises(ConfigError, match="--teacher chooses among a cache's teachers: add --cache"):
         config(student, sets, teachers=("dino",))
@@ -417,6 +426,14 @@ class TestAnalysis:
     def test_pruned_students_are_no_encoders_of_the_table(self, analysis):
         assert [row[0] for row in analysis.rows] == ["random student", "student"]
         assert json.dumps(analysis.to_json()["analysis"])
+
+
+def test_analysis_of_images_of_one_class_has_no_accuracies(student, tmp_path, capsys):
+    path = str(pack(tmp_path / "a.tar", range(12), depths=False, changed={n: {"cls": b"0"} for n in range(12)}))
+    result = evaluate.run(EvaluateConfig((student,), shards=path, analysis=True, head_steps=STEPS))
+    assert list(result.tasks) == ["segmentation"]
+    assert set(result.analysis["student"]) == {"kind", "summary", "patches"}
+    assert "analysis: no accuracies, since" in capsys.readouterr().err
 
 
 def test_classes_need_names_only_where_images_have_classes(student, tmp_path):

@@ -52,9 +52,10 @@ def analysed(
     """By encoder: the spectrum of its features, and k-NN on the first components and without the smallest weights."""
     train, test = sets[0], sets[-1]
     sides = sides_of("knn", train, test, config.seed, np.zeros((0, 0, 0)))
-    labelled = len(sides.train) > 1 and len(sides.test) > 0
+    known, asked = (set(one.images.labels_N[r].tolist()) for one, r in ((train, sides.train), (test, sides.test)))
+    labelled = len(known) > 1 and bool(asked) and asked <= known
     if not labelled:
-        say("analysis: no accuracies, since no image has a class")
+        say("analysis: no accuracies, since the images have no two classes, or training lacks one of the test images'")
     found: dict[str, dict[str, Any]] = {}
     for one in encoders:
         kept, own = features[one.name], {}

@@ -48,7 +48,7 @@ def dimension_figure(evaluations: Sequence[Evaluation]) -> Picture | None:
         "principal-dimensions",
         "Dimensions that the features span",
         f"Bars of the principal dimensions that hold 90, 95 and 99 % of the variance. {listed}.",
-        "Of each encoder's features of the test images. Beside each name: the effective rank of all channels.",
+        "Of the features of all images, training and test. Beside each name: the effective rank of all channels.",
     )
 
 
