@@ -26,13 +26,13 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	rm -rf $(DEMO)
-	$(BIN)/python -m examples.composed $(COMPOSED) --images 300
-	$(EXTRACT) --shards '$(SETS)/train/*.tar' --views 4
+	$(BIN)/python -m examples.composed $(COMPOSED) --images 240
+	$(EXTRACT) --shards '$(SETS)/train/*.tar' --views 2
 	$(EXTRACT) --shards '$(SETS)/test/*.tar' --views 1
 	$(EXTRACT) --shards '{$(SETS),$(COMPOSED)}/*/*.tar' --views 1 --recipe center
 	$(UNIC) inspect $(CACHE)
 	$(UNIC) distill --cache $(CACHE) --shards '$(SETS)/train/*.tar' --val-shards '$(SETS)/test/*.tar' --out $(DEMO)/student \
-		--student vit_tiny_patch16_224 --img-size 64 --patch-size 8 --batch-size 16 --steps 400 --lr 1e-3 --eval-every 200
+		--student vit_tiny_patch16_224 --img-size 64 --patch-size 8 --batch-size 16 --steps 300 --lr 1e-3 --eval-every 150
 	$(UNIC) evaluate --encoder $(DEMO)/student --cache $(CACHE) --task knn --task segmentation --out $(DEMO)/results.json \
 		--train '{$(SETS),$(COMPOSED)}/train/*.tar' --test '{$(SETS),$(COMPOSED)}/test/*.tar'
 	$(UNIC) report $(DEMO)/report $(DEMO)/student $(DEMO)/results.json

@@ -20,7 +20,7 @@ from pipelines.command.caches import opened
 from pipelines.command.device import device_words, pick_device
 from pipelines.command.environment import say_surroundings
 from pipelines.command.printing import print_table, results
-from pipelines.command.progress import begins, say
+from pipelines.command.progress import Progress, begins, say
 from pipelines.evaluating.analysis import analysed, with_pruned
 from pipelines.evaluating.comparison import Result, compare, neighbours
 from pipelines.evaluating.encoders import TEACHER, Encoder, compared, view_size
@@ -73,9 +73,10 @@ def run(config: EvaluateConfig) -> Result:
         own = {one.name: [found[one.name] for found in kept] for one in everyone}
 
         # Tasks: every encoder on the same test images
-        with label_folder(folder) as place:
+        bar = Progress("measure", len(tasks) * len(encoders), "results")
+        with label_folder(folder) as place, bar:
             labels = DenseLabels(place, pool)
-            found = {task: measure(task, config, usable, own, encoders, labels, device) for task in tasks}
+            found = {task: measure(task, config, usable, own, encoders, labels, device, bar) for task in tasks}
         measured = {task: one for task, one in found.items() if one is not None}
         if not measured:
             raise ShardError(f"{sets[-1].pattern}: nothing can be measured: {', '.join(tasks)} had to be left out")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.command.progress import say
+from pipelines.command.progress import Progress, say
 from pipelines.evaluating.dense import depths_of, masks_of
 from pipelines.evaluating.encoders import Encoder
 from pipelines.evaluating.features import KeptFeatures
@@ -85,8 +85,9 @@ def measure(
     encoders: Sequence[Encoder],
     labels: "DenseLabels",
     device: torch.device,
+    bar: Progress,
 ) -> Measured | None:
-    """One task on every encoder that can take part; None if it was not asked for by name, and would leak or none can.
+    """One task on every encoder that can take part; None if none can, or if a head would train on test images.
 
     ShardError for sets that cannot be measured so; ConfigError if it was asked for and no encoder can take part.
     """
@@ -98,10 +99,10 @@ def measure(
     check_sides(task, train, test, sides)
     settings = settings_of(config, sides, device)
     found: dict[str, Metrics] = {}
-    for one in encoders:
-        if task in NEEDS and one.grid is None:
-            say(f"{task}: left out {one.name}, which has no whole grid of patch tokens")
-            continue
+    able = able_ones(task, encoders, task in config.task)
+    for one in able:
+        bar.note(f"{task} of {one.name}")
+        bar.watch()
         pair = features[one.name]
         args = (one, task)
         own = examples(*args, pair[0], train, sides.train, dense_train)
@@ -110,15 +111,25 @@ def measure(
             found[one.name] = TASKS[task](own, asked, settings)
         except ConfigError as error:
             raise ConfigError(f"{task} of {one.name}: {error}") from error
-    if not found and task in config.task:
-        raise ConfigError(f"{task}: no encoder has a whole grid of patch tokens; add an --encoder that has one")
-    if not found:
+        bar.advance(1)
+    if not able:
         return None
     if task in OF_CLASSES:
         classes = len(set(test.images.labels_N[sides.test].tolist()))
     else:
         classes = len(np.setdiff1d(np.unique(dense_test[sides.test]), [IGNORED])) if task == "segmentation" else 0
     return Measured(found, len(sides.test), classes)
+
+
+def able_ones(task: str, encoders: Sequence[Encoder], asked: bool) -> list[Encoder]:
+    """The encoders that have what a task reads; says which have not. ConfigError if none has and it was `asked` for."""
+    able = [one for one in encoders if task not in NEEDS or one.grid is not None]
+    without = [one.name for one in encoders if one not in able]
+    if without:
+        say(f"{task}: left out {', '.join(without)}, without a whole grid of patch tokens")
+    if asked and not able:
+        raise ConfigError(f"{task}: no encoder has a whole grid of patch tokens; name another with --encoder")
+    return able
 
 
 def settings_of(config: EvaluateConfig, sides: Sides, device: torch.device) -> Settings:
