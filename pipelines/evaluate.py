@@ -31,13 +31,12 @@ from pipelines.training.training_set import Snapshot
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import EvaluateConfig, Views
-from unic_cache.errors import ConfigError, ShardError
+from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.evaluate.tables import TaskResult, gain_table, score_table
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.commit import CommitRecord
 from unic_cache.stream.decoder_probe import check_pixels
 from unic_cache.stream.pixels import ShardPixels
-from unic_cache.stream.rows import committed_record
 from unic_cache.student.run_files import SNAPSHOT
 from unic_cache.views.classes import check_classes, classes_beside
 from unic_cache.views.index import NO_LABEL
@@ -207,6 +206,9 @@ def announce(
         f"batch {config.batch_size}",
     )
     say_surroundings()
+    resized = [f"{one.name} ({one.input_size} px)" for one in encoders if one.input_size not in {None, size}]
+    if resized:
+        say(f"views of {size} px are resized to the input of {', '.join(resized)}; --size sets the views' size")
     candidates = int(sets[0].classed.sum()) - (len(sets) == 1)
     if "knn" in tasks and config.k > candidates:
         say(f"k is {config.k}, but there are only {candidates} neighbours: all of them vote")
@@ -219,9 +221,16 @@ def records_of(
     if cache is None:
         return {}
     teachers = [one.cached for one in encoders if one.cached is not None]
-    return {
-        place: [committed_record(teacher, cache.unit(*place, views)) for teacher in teachers] for place in images.tars
-    }
+    found = {place: [teacher.record(cache.unit(*place, views)) for teacher in teachers] for place in images.tars}
+    for place, records in found.items():
+        for teacher, record in zip(teachers, records, strict=True):
+            if record is None:
+                raise CacheError(
+                    f"{cache.location.url}: {teacher.name} has no center view of {views.size} px of "
+                    f"{images.tars[place][0]}; run `unic-cache extract --recipe center --views 1 --size {views.size}` "
+                    "with these tars, or leave --size out"
+                )
+    return {place: [record for record in records if record is not None] for place, records in found.items()}
 
 
 def trained_on(encoder: str, cache: Cache | None, test: LabelledShards) -> int:

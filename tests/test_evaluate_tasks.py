@@ -464,3 +464,19 @@ def test_classes_need_names_only_where_images_have_classes(student, tmp_path):
 def test_results_are_written_as_printed(student, sets, tmp_path):
     result = evaluate.run(config(student, sets, task=("knn",), out=str(tmp_path / "found.json")))
     assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(result.to_json()))
+
+
+def test_a_damaged_number_in_a_kept_file_is_computed_again(student, sets, tmp_path):
+    once = config(student, sets, task=("segmentation",), features=str(tmp_path / "kept"))
+    first = evaluate.run(once).to_json()
+    for path in (tmp_path / "kept").rglob("*.npy"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0x40
+        path.write_bytes(data)
+    assert evaluate.run(once).to_json() == first
+
+
+def test_views_that_are_resized_for_an_encoder_are_told(student, sets, capsys):
+    evaluate.run(config(student, sets, task=("knn",), size=48))
+    told = capsys.readouterr().err
+    assert "views of 48 px are resized to the input of random student (32 px), student (32 px)" in told

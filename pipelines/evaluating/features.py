@@ -91,17 +91,25 @@ class EncoderFiles:
 
     def __init__(self, folder: Path, count: int, dense: bool) -> None:
         self.folder, self.count, self.dense = folder, count, dense
+        self._found: dict[str, Array] = {}  # each file is checked once
 
     def whole(self) -> bool:
         """Whether all that is needed is there."""
-        names = [SUMMARY, PATCHES] if self.dense else [SUMMARY]
-        return all(kept_rows(self.folder / name, self.count) is not None for name in names)
+        return all(self._kept(name) is not None for name in ([SUMMARY, PATCHES] if self.dense else [SUMMARY]))
 
     def mapped(self) -> KeptFeatures:
         """The features, for reading."""
-        summary_ND = kept_rows(self.folder / SUMMARY, self.count)
+        summary_ND = self._kept(SUMMARY)
         assert summary_ND is not None, self.folder
-        return KeptFeatures(summary_ND, kept_rows(self.folder / PATCHES, self.count) if self.dense else None)
+        return KeptFeatures(summary_ND, self._kept(PATCHES) if self.dense else None)
+
+    def _kept(self, name: str) -> Array | None:
+        found = self._found.get(name)
+        if found is None:
+            found = kept_rows(self.folder / name, self.count)
+        if found is not None:
+            self._found[name] = found
+        return found
 
     def writers(self) -> dict[str, RowFile]:
         """Files to fill, batch after batch."""

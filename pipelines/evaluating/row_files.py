@@ -1,16 +1,24 @@
-"""A .npy file that is filled batch after batch under a temporary name, and mapped once it is whole."""
+"""A .npy file that is filled batch after batch under a temporary name, and mapped once it is whole.
 
+Four bytes follow the array, which NumPy ignores: the crc32c of all before them, so that no damaged number is used.
+"""
+
+import io
 import math
 import os
+import secrets
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from crc32c import crc32c
 
 from unic_cache.files.durable import naming
 
 Array: TypeAlias = npt.NDArray[Any]
+CRC_BYTES = 4
+READ_AT_ONCE = 2**24  # bytes
 
 
 class RowFile:
@@ -18,10 +26,11 @@ class RowFile:
 
     def __init__(self, path: Path, count: int, dtype: npt.DTypeLike) -> None:
         self.path, self.count, self.dtype = path, count, np.dtype(dtype)
-        self._temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+        self._temporary = path.with_name(f".tmp-{secrets.token_hex(8)}-{path.name}")
         self._file: BinaryIO | None = None
         self._shape: tuple[int, ...] = ()
         self._waiting = 0  # rows of zeros before the shape is known
+        self._crc = 0
 
     def append(self, rows: Array | None, good_B: npt.NDArray[np.bool_]) -> None:
         """Add len(good_B) rows: `rows` where good, zeros elsewhere."""
@@ -35,8 +44,7 @@ class RowFile:
             if not good_B.all():
                 block = np.zeros((len(good_B), *self._shape), self.dtype)
                 block[good_B] = rows
-            assert self._file is not None
-            self._file.write(np.ascontiguousarray(block).data)
+            self._write(np.ascontiguousarray(block).tobytes())
 
     def finish(self) -> None:
         """Give the file its name. A set without any good image gives rows without channels."""
@@ -44,6 +52,7 @@ class RowFile:
             if self._file is None:
                 self._begin((0,))
             assert self._file is not None
+            self._file.write(self._crc.to_bytes(CRC_BYTES, "little"))
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -63,14 +72,21 @@ class RowFile:
             "fortran_order": False,
             "shape": (self.count, *shape),
         }
-        np.lib.format.write_array_header_2_0(self._file, header)
+        text = io.BytesIO()
+        np.lib.format.write_array_header_2_0(text, header)
+        self._write(text.getvalue())
         self._zeros(self._waiting)
 
     def _zeros(self, rows: int) -> None:
         if self._file is None:
             self._waiting += rows
         else:
-            self._file.write(bytes(rows * math.prod(self._shape) * self.dtype.itemsize))
+            self._write(bytes(rows * math.prod(self._shape) * self.dtype.itemsize))
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None
+        self._file.write(data)
+        self._crc = crc32c(data, self._crc)
 
 
 class PickedRows:
@@ -94,7 +110,7 @@ class PickedRows:
 
 
 def kept_rows(path: Path, count: int) -> Array | None:
-    """The file's rows, mapped for reading; None if there is no whole file of `count` rows."""
+    """The file's rows, mapped for reading; None if there is no whole and intact file of `count` rows."""
     try:
         found: Array = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
@@ -103,4 +119,16 @@ def kept_rows(path: Path, count: int) -> Array | None:
         raise
     except Exception:  # the header is a Python literal: damaged, it makes NumPy raise anything
         return None
-    return found if found.ndim > 1 and len(found) == count else None
+    return found if found.ndim > 1 and len(found) == count and _is_intact(path) else None
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether the bytes are those that were written."""
+    crc, left = 0, path.stat().st_size - CRC_BYTES
+    with naming(path), open(path, "rb") as file:
+        while left > 0:
+            data = file.read(min(left, READ_AT_ONCE))
+            if not data:
+                return False
+            crc, left = crc32c(data, crc), left - len(data)
+        return file.read() == crc.to_bytes(CRC_BYTES, "little")

@@ -126,3 +126,10 @@ def test_the_task_refuses_one_class_and_a_class_that_training_lacks() -> None:
         knn_task(train, Examples(features[:, :5], labels), Settings())
     with pytest.raises(ConfigError, match="do not go with 0 labels"):
         knn_task(train, Examples(features), Settings())
+
+
+def test_without_any_vote_no_class_is_right() -> None:
+    features = torch.eye(3)
+    labels = torch.zeros(3, dtype=torch.int64)
+    twins = torch.tensor([(one, other) for one in range(3) for other in range(3) if one != other])
+    assert not knn_leave_one_out(features, labels, [2], twins_P2=twins)[2].any()

@@ -57,7 +57,8 @@ def knn(
         for k in neighbours:
             votes_BK = weights.new_zeros(len(block_BD), len(classes_K))
             votes_BK.scatter_add_(1, voters[:, :k], weights[:, :k])
-            found[k].append(classes_K[votes_BK.argmax(dim=1)] == truth)
+            most = votes_BK.max(dim=1)  # without any vote, if all neighbours are twins, no class is right
+            found[k].append((classes_K[most.indices] == truth) & (most.values > 0))
     return {k: torch.cat(blocks).cpu().numpy() for k, blocks in found.items()}
 
 
