@@ -49,7 +49,11 @@ class FailingDisk:
         """A call is about to be made."""
         if not path.startswith(self.root):
             return
-        kind = re.sub(r"(?<=-plan-)\w{8}|[0-9a-f]{16}|\d+", "#", path.removeprefix(self.root))
+        kind = re.sub(
+            r"(?<=-plan-)\w{8}|(?<=-features-)\w{8}|(?<=-labels-)\w{8}|[0-9a-f]{16}|\d+",
+            "#",
+            path.removeprefix(self.root),
+        )
         site = Site(call, kind)
         self.sites[site] += 1
         if self._failing and self._failing[:2] == (site, self.sites[site] - 1):
