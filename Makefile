@@ -32,8 +32,8 @@ demo: $(READY)
 	$(EXTRACT) --shards '{$(SETS),$(COMPOSED)}/*/*.tar' --views 1 --recipe center
 	$(UNIC) inspect $(CACHE)
 	$(UNIC) distill --cache $(CACHE) --shards '$(SETS)/train/*.tar' --val-shards '$(SETS)/test/*.tar' --out $(DEMO)/student \
-		--student vit_tiny_patch16_224 --img-size 64 --patch-size 8 --batch-size 16 --steps 300 --lr 1e-3 --eval-every 150
-	$(UNIC) evaluate --encoder $(DEMO)/student --cache $(CACHE) --task knn --task segmentation --out $(DEMO)/results.json \
+		--student vit_tiny_patch16_224 --img-size 64 --patch-size 8 --batch-size 16 --steps 240 --lr 1e-3 --eval-every 120
+	$(UNIC) evaluate --encoder $(DEMO)/student --cache $(CACHE) --task knn --task segmentation --head-steps 500 --out $(DEMO)/results.json \
 		--train '{$(SETS),$(COMPOSED)}/train/*.tar' --test '{$(SETS),$(COMPOSED)}/test/*.tar'
 	$(UNIC) report $(DEMO)/report $(DEMO)/student $(DEMO)/results.json
 
