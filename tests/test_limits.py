@@ -40,6 +40,7 @@ def run(tmp_path, weights):
     return stages
 
 
+@pytest.mark.slow
 def test_64_open_files_are_enough_for_40_tars_and_their_objects(run):
     for line in run("RLIMIT_NOFILE=64"):
         assert line.split(maxsplit=2)[1] == "0", line

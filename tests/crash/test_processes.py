@@ -65,6 +65,7 @@ def test_four_processes_at_once_end_as_one_would_though_some_are_killed(act, sam
     assert act("crowd", workers=4, kills=3, same_units=same_units)["kills"] >= 3
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_sigterm_stop_it_soon_and_cleanly_whatever_it_does(act):
     assert act("interrupt", stops=6, sync_seconds=0.01)["slowest"] < 10
 
