@@ -10,7 +10,7 @@ from scipy import sparse
 
 from unic_cache import draws
 from unic_cache.errors import ConfigError
-from unic_cache.evaluate.bootstrap import Interval, bootstrap, difference, gain, interval, paired_difference, resample
+from unic_cache.evaluate.bootstrap import Interval, bootstrap, difference, gain, interval, resample
 from unic_cache.evaluate.task import Metric, Numbers, mean, mean_recall, per_image
 
 SEED, RESAMPLES = 5, 60
@@ -114,13 +114,19 @@ def test_interval_is_a_function_of_the_seed() -> None:
     assert bootstrap(correct, seed=1, resamples=100) != bootstrap(correct, seed=2, resamples=100)
 
 
+def paired_difference(one: np.ndarray, other: np.ndarray, seed: int) -> Interval:
+    metrics = {key: Metric(per_image(values), mean) for key, values in (("one", one), ("other", other))}
+    found = resample(metrics, seed)
+    return difference(found["one"], found["other"])
+
+
 def test_paired_difference_sees_what_separate_intervals_hide() -> None:
     one = coins(300, 0.6, 1)
     other = one.copy()
     other[np.flatnonzero(one)[:12]] = False  # never better, twelve times worse
-    difference = paired_difference(one, other, seed=0)
-    assert difference.mean == pytest.approx(12 / 300)
-    assert difference.low > 0
+    found = paired_difference(one, other, seed=0)
+    assert found.mean == pytest.approx(12 / 300)
+    assert found.low > 0
     assert bootstrap(one, 0).low < bootstrap(other, 0).high
     assert paired_difference(one, one, seed=0) == Interval(0, 0, 0)
 

@@ -78,7 +78,7 @@ def test_estimated_errors_are_those_of_encoding(codec, within):
     arrays = teacher.codec.encode({"patch": tokens}).arrays
     decoded = teacher.codec.decode(arrays)["patch"]
     real = (decoded - tokens).double().square().mean(-1).sqrt() / tokens.double().square().mean(-1).sqrt()
-    found = token_errors(teacher, arrays)  # type: ignore[arg-type]
+    found = token_errors(teacher, arrays)
     assert found.shape == (16, 64)
     assert found.mean() == pytest.approx(real.mean().item(), rel=within)
 
@@ -102,4 +102,4 @@ def test_klt_tells_no_token_error_but_its_bits(tmp_path, settings):
 
 
 def test_f16_has_no_bits_by_frequency():
-    assert frequency_bits(Teacher("f16")) is None  # type: ignore[arg-type]
+    assert frequency_bits(Teacher("f16")) is None

@@ -104,13 +104,6 @@ def bootstrap(values: npt.NDArray[Any], seed: int, resamples: int = 1000) -> Int
     return interval(resample({"": Metric(per_image(values), mean)}, seed, resamples)[""])
 
 
-def paired_difference(one: npt.NDArray[Any], other: npt.NDArray[Any], seed: int, resamples: int = 1000) -> Interval:
-    """How much larger the mean of `one` is than that of `other`, both with a value for each of the same images."""
-    metrics = {key: Metric(per_image(values), mean) for key, values in (("one", one), ("other", other))}
-    found = resample(metrics, seed, resamples)
-    return difference(found["one"], found["other"])
-
-
 def _drawn(seed: int, count: int, resamples: int) -> Iterator[Numbers]:
     """How often each resample draws each of the `count` images, (B, N), block by block."""
     rows = max(1, BLOCK // count)
