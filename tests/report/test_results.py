@@ -6,7 +6,8 @@ import pytest
 
 from tests.report.made_up import evaluation, write_evaluation
 from unic_cache.errors import ConfigError
-from unic_cache.evaluate.results import Estimate, read_evaluation, shown
+from unic_cache.evaluate.bootstrap import Interval
+from unic_cache.evaluate.results import read_evaluation, shown
 
 
 def test_an_evaluation_is_read_whole(tmp_path):
@@ -15,9 +16,9 @@ def test_an_evaluation_is_read_whole(tmp_path):
     assert (found.label, found.images, list(found.tasks)) == ("a", 300, ["knn", "segmentation", "depth"])
     depth = found.tasks["depth"]
     assert (depth.metric, depth.unit, depth.higher_is_better, depth.classes) == ("RMSE", "m", False, 9)
-    assert depth.scores["student"].estimate == Estimate(0.4, 0.38, 0.42000000000000004)
+    assert depth.scores["student"].estimate == Interval(0.4, 0.38, 0.42000000000000004)
     over, gain = depth.gains["student"]
-    assert (over, round(gain.value, 6)) == ("dino", 20.0)
+    assert (over, round(gain.mean, 6)) == ("dino", 20.0)
     assert found.tasks["segmentation"].scores["student"].per_class == {0: 0.9, 7: 0.123}
     student = found.analysis["student"]
     assert student.summary is not None

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from unic_cache.evaluate.bootstrap import Interval
 from unic_cache.evaluate.drawing import COLOURS, HALF, INK, Picture, finish, label, legend, panels, style
 from unic_cache.evaluate.page import Grid
-from unic_cache.evaluate.results import RANDOM, STUDENT, TEACHER, Estimate, Evaluation, TaskResult
+from unic_cache.evaluate.results import RANDOM, STUDENT, TEACHER, Evaluation, TaskResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def gain_figure(evaluations: Sequence[Evaluation]) -> Picture | None:
         own = [(tasks.index(task), gain) for task, encoder, gain in gains if encoder == name]
         places = [place - 0.4 + height * (number + 0.5) for place, _ in own]
         colour = COLOURS[number % len(COLOURS)]
-        axes.barh(places, [gain.value for _, gain in own], height * 0.85, color=colour, label=label(name))
+        axes.barh(places, [gain.mean for _, gain in own], height * 0.85, color=colour, label=label(name))
         for place, (_, gain) in zip(places, own, strict=True):
             axes.plot([gain.low, gain.high], [place, place], color=INK, linewidth=1.2)
     axes.axvline(0, color=INK, linewidth=0.8)
@@ -48,7 +49,7 @@ def gain_figure(evaluations: Sequence[Evaluation]) -> Picture | None:
     axes.invert_yaxis()
     axes.set_xlabel("gain over the task's best teacher, %")
     legend(figure, [axes])
-    listed = "; ".join(f"{name} on {title(task)} {gain.value:+.1f} %" for task, name, gain in gains)
+    listed = "; ".join(f"{name} on {title(task)} {gain.mean:+.1f} %" for task, name, gain in gains)
     return finish(
         figure,
         "gains",
@@ -103,7 +104,7 @@ def score_tables(one: Evaluation) -> Iterator[Grid]:
     rows = [
         [_described(name, kinds[name])]
         + [
-            _estimate(result.scores[name].estimate, result.unit) if name in result.scores else ""
+            _scored(result.scores[name].estimate, result.unit) if name in result.scores else ""
             for result in one.tasks.values()
         ]
         for name in encoders
@@ -142,7 +143,7 @@ def named(one: Evaluation, encoder: str, among: Sequence[Evaluation]) -> str:
     return encoder if len(among) == 1 else f"{one.label}: {encoder}"
 
 
-def _points(evaluations: Sequence[Evaluation], first: str, other: str) -> Iterator[tuple[str, str, Estimate, Estimate]]:
+def _points(evaluations: Sequence[Evaluation], first: str, other: str) -> Iterator[tuple[str, str, Interval, Interval]]:
     """(name, kind, x, y) of encoders with both tasks, but random ones; a teacher that two files have alike, once."""
     seen: set[tuple[str, float, float]] = set()
     for one in evaluations:
@@ -153,23 +154,23 @@ def _points(evaluations: Sequence[Evaluation], first: str, other: str) -> Iterat
                     continue
                 x, y = _scaled(across, name), _scaled(up, name)
                 is_teacher = across.scores[name].kind == TEACHER
-                if is_teacher and (name, x.value, y.value) in seen:
+                if is_teacher and (name, x.mean, y.mean) in seen:
                     continue
-                seen.add((name, x.value, y.value))
+                seen.add((name, x.mean, y.mean))
                 shown = name if is_teacher else named(one, name, evaluations)
                 yield shown, across.scores[name].kind, x, y
 
 
-def _scaled(result: TaskResult, name: str) -> Estimate:
+def _scaled(result: TaskResult, name: str) -> Interval:
     factor = 100 if result.unit == "%" else 1
     found = result.scores[name].estimate
-    return Estimate(factor * found.value, factor * found.low, factor * found.high)
+    return Interval(factor * found.mean, factor * found.low, factor * found.high)
 
 
-def _point(axes: "Axes", name: str, colour: str, marker: str, across: Estimate, up: Estimate) -> None:
-    axes.plot([across.low, across.high], [up.value, up.value], color=colour, alpha=0.5, linewidth=1)
-    axes.plot([across.value, across.value], [up.low, up.high], color=colour, alpha=0.5, linewidth=1)
-    axes.plot([across.value], [up.value], marker, color=colour, label=name, markersize=6)
+def _point(axes: "Axes", name: str, colour: str, marker: str, across: Interval, up: Interval) -> None:
+    axes.plot([across.low, across.high], [up.mean, up.mean], color=colour, alpha=0.5, linewidth=1)
+    axes.plot([across.mean, across.mean], [up.low, up.high], color=colour, alpha=0.5, linewidth=1)
+    axes.plot([across.mean], [up.mean], marker, color=colour, label=name, markersize=6)
 
 
 def _axis(task: str, result: TaskResult) -> str:
@@ -187,14 +188,14 @@ def _described(name: str, kind: str) -> str:
     return name if kind in {name, STUDENT} else f"{name} ({kind})"
 
 
-def _estimate(found: Estimate, unit: str) -> str:
+def _scored(found: Interval, unit: str) -> str:
     if unit == "%":
-        return f"{100 * found.value:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+        return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
     return _bare(found)
 
 
-def _bare(found: Estimate) -> str:
-    return f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})"
+def _bare(found: Interval) -> str:
+    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def _class_table(one: Evaluation, task: str, result: TaskResult) -> Iterator[Grid]:

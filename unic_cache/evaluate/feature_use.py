@@ -1,7 +1,7 @@
 """Figures of `evaluate --analysis`: dimensions that features span, and how much of weights and features is used."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from unic_cache.evaluate.comparisons import named
 from unic_cache.evaluate.drawing import COLOURS, Picture, finish, label, legend, panels, style
@@ -23,14 +23,17 @@ def analysed(evaluations: Sequence[Evaluation]) -> dict[str, Analysis]:
     return found
 
 
+def _with(keys: Iterable[str], evaluations: Sequence[Evaluation]) -> dict[str, dict[str, Any]]:
+    """{key: {encoder: the part of its analysis that has this name}}; keys that no encoder has are left out."""
+    each = analysed(evaluations).items()
+    found = {key: {name: part for name, one in each if (part := getattr(one, key)) is not None} for key in keys}
+    return {key: parts for key, parts in found.items() if parts}
+
+
 @style()
 def dimension_figure(evaluations: Sequence[Evaluation]) -> Picture | None:
     """Principal dimensions that hold 90, 95 and 99 % of the variance, a panel per feature; None without analysis."""
-    found = {
-        key: {name: use for name, one in analysed(evaluations).items() if (use := getattr(one, key)) is not None}
-        for key in FEATURES
-    }
-    found = {key: uses for key, uses in found.items() if uses}
+    found = _with(FEATURES, evaluations)
     if not found:
         return None
     figure, axes = panels(len(found), 1.2 + 0.36 * max(map(len, found.values())), most=1)
@@ -59,11 +62,7 @@ def curve_figure(evaluations: Sequence[Evaluation]) -> Picture | None:
         "pruning": "smallest weights set to zero, %",
         "components": "principal components kept",
     }
-    found = {
-        key: {name: curve for name, one in analysed(evaluations).items() if (curve := getattr(one, key)) is not None}
-        for key in panelled
-    }
-    found = {key: curves for key, curves in found.items() if curves}
+    found = _with(panelled, evaluations)
     if not found:
         return None
     figure, axes = panels(len(found), 2.8)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from unic_cache.errors import ConfigError
+from unic_cache.evaluate.bootstrap import Interval
 
 LIMIT_BYTES = 2**28
 STUDENT, TEACHER, RANDOM, NETWORK = "student", "teacher", "random student", "network"
@@ -19,21 +20,12 @@ KINDS = (TEACHER, STUDENT, RANDOM, NETWORK)
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval; of "%" metrics a fraction of 1."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Score:
     """One encoder on one task."""
 
     kind: str  # of KINDS
-    estimate: Estimate  # of the task's own metric
-    metrics: Mapping[str, Estimate]  # all metrics, by name
+    estimate: Interval  # of the task's own metric; of "%" metrics fractions of 1
+    metrics: Mapping[str, Interval]  # all metrics, by name
     per_class: Mapping[int, float]
 
 
@@ -47,7 +39,7 @@ class TaskResult:
     images: int
     classes: int | None
     scores: Mapping[str, Score]  # by encoder
-    gains: Mapping[str, tuple[str, Estimate]]  # encoder -> the best teacher, and the gain over it in percent
+    gains: Mapping[str, tuple[str, Interval]]  # encoder -> the best teacher, and the gain over it in percent
 
 
 @dataclass(frozen=True)
@@ -185,8 +177,8 @@ def _kind(value: Any) -> str:
     return str(value)
 
 
-def _estimate(data: Mapping[str, Any]) -> Estimate:
-    return Estimate(_number(data["value"]), _number(data["low"]), _number(data["high"]))
+def _estimate(data: Mapping[str, Any]) -> Interval:
+    return Interval(_number(data["value"]), _number(data["low"]), _number(data["high"]))
 
 
 def _number(value: Any) -> float:
