@@ -44,7 +44,8 @@ from unic_cache.stream.order import Order
 from unic_cache.student.backbone import EncoderSpec, build_encoder, encoder_spec
 from unic_cache.student.checkpoint import load_checkpoint
 from unic_cache.student.export import timm_line
-from unic_cache.student.ladder import Ladder, Student
+from unic_cache.student.ladder import can_share
+from unic_cache.student.projectors import build_student
 from unic_cache.student.run_files import CURVE, ENCODER, LOG
 from unic_cache.student.schedule import learning_rate, optimizer
 from unic_cache.tf32 import float32_products
@@ -83,11 +84,9 @@ def run(config: DistillConfig) -> Trained:
         announce(config, spec, data, total, accelerator)
         probe = open_probe(config, spec, cache, data, pool, accelerator)
 
-        # Model: encoder, ladder and AdamW, as the checkpoint has them when resuming
+        # Model: encoder, projectors and AdamW, as the checkpoint has them when resuming
         encoder = build_encoder(spec, config.seed, config.init, sizes_given(config))
-        kinds = {teacher.name: teacher.kinds for teacher in data.teachers}
-        ladder = Ladder(encoder.embed_dim, len(encoder.blocks), kinds, config.seed, config.ladder_widths)
-        student = Student(encoder, ladder)
+        student = build_student(encoder, {teacher.name: teacher.kinds for teacher in data.teachers}, config)
         adamw = optimizer(student, config.peak_lr(), config.weight_decay)
         start, header = load_checkpoint(out, student, adamw) if snapshot else (0, {})
         model, adamw = accelerator.prepare(student, adamw)
@@ -230,6 +229,10 @@ def announce(config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total:
         f"into {config.out}",
     )
     say_surroundings()
+    for teacher in data.teachers:
+        if config.shared_projectors and len(teacher.kinds) > 1 and not can_share(teacher.kinds):
+            widths = ", ".join(f"{kind} has {tokens.channels:,} channels" for kind, tokens in teacher.kinds.items())
+            say(f"{teacher.name} keeps a projector per token kind ({widths})")
 
 
 def sizes_given(config: DistillConfig) -> tuple[str, ...]:

@@ -15,12 +15,12 @@ from pipelines.command.caches import opened
 from pipelines.command.preflight import DEFAULT_SHARDS
 from pipelines.command.printing import print_table, results
 from pipelines.command.progress import begins
+from pipelines.command.run_folder import run_settings
 from pipelines.reporting.cache_pictures import IMAGES, codec_section, token_section, view_section
 from pipelines.reporting.folder import check_free, write_page
 from pipelines.reporting.hardest import hardest_section
 from pipelines.reporting.holdings import sizes_of, views_of
 from pipelines.reporting.images import Tars, evenly, given_tars, open_source, readable, shared_views
-from pipelines.reporting.inputs import run_settings
 from pipelines.training.finished_run import open_finished
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache

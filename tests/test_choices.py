@@ -10,7 +10,7 @@ from unic_cache import config
 from unic_cache.evaluate import linear, tasks
 from unic_cache.store import standardize, writer
 from unic_cache.store.codecs import codec, pixel_codec
-from unic_cache.student import loss
+from unic_cache.student import loss, projectors
 from unic_cache.teachers import positions, spec
 from unic_cache.teachers import token_rules as tokens
 from unic_cache.views import augment
@@ -24,6 +24,7 @@ from unic_cache.views import augment
         (config.CODECS, codec.CODECS),
         (config.PIXEL_CODECS, pixel_codec.PIXEL_CODECS),
         (config.STANDARDIZATIONS, standardize.STANDARDIZATIONS),
+        (config.PROJECTORS, projectors.PROJECTORS),
         (config.NORMALIZATIONS, loss.NORMALIZE),
         (config.PRECISIONS, AUTOCAST),
         (config.DTYPES, writer.ADOPT_DISTANCE),

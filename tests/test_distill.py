@@ -19,9 +19,12 @@ from unic_cache.config import DistillConfig
 from unic_cache.errors import CacheError, ConfigError, UnicCacheError
 from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spec, prepare
 from unic_cache.student.export import load_encoder
-from unic_cache.student.ladder import Ladder, Student
+from unic_cache.student.ladder import Ladder
 from unic_cache.student.loss import distillation_loss, drop_uniforms
+from unic_cache.student.projectors import Student
 from unic_cache.student.run_files import CHECKPOINT
+
+NEWER = {"tf32", "ladder_widths", "projector", "shared_projectors", "kinds"}  # settings that older runs lack
 
 
 class StopAfter:
@@ -224,7 +227,7 @@ def test_a_run_of_an_older_release_is_resumed(training, tmp_path, monkeypatch):
     monkeypatch.undo()
     path = tmp_path / "run/config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({key: config[key] for key in config if key not in {"tf32", "ladder_widths"}}))
+    path.write_text(json.dumps({key: config[key] for key in config if key not in NEWER}))
     assert distill.run(training(resume=True)).steps == 6
 
 
@@ -283,7 +286,7 @@ class TestFloat32Products:
     def test_are_tf32_for_the_student_alone(self, training, tmp_path, monkeypatch):
         """What the flags say while the student, and while the targets, are computed; no CUDA is needed to see it."""
         from pipelines.training.targets import Targets
-        from unic_cache.student.ladder import Student
+        from unic_cache.student.projectors import Student
 
         seen = {}
 

@@ -12,7 +12,7 @@ from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.calibrate import Calibration, Calibrator
 from unic_cache.store.codecs.codec import Features
-from unic_cache.store.standardize import affine
+from unic_cache.store.standardize import affine, between
 from unic_cache.token_kinds import TokenKind
 
 
@@ -160,3 +160,24 @@ class TestStandardizations:
         losses = {name: losses_of(tmp_path / name)[-1]["loss"] for name in ("channel", "phi-s", "none")}
         assert len(set(losses.values())) == 3
         assert open_cache(cache_folder).teachers[VIT].calibration.covariance
+
+
+@pytest.mark.parametrize("name", ["channel", "phi-s", "none"])
+def test_values_are_restated_in_another_caches_statistics(name):
+    draws = np.random.default_rng(0)
+    own, other = (
+        Calibration(
+            {"patch": draws.normal(size=8)},
+            {"patch": draws.uniform(0.5, 2, 8)},
+            {},
+            {"patch": np.eye(8, dtype=np.float32)},
+        )
+        for _ in range(2)
+    )
+    values = torch.from_numpy(draws.normal(size=(5, 8))).float()
+    stored = own.standardize({"patch": values})["patch"]
+    found = affine(own, "patch", name)
+    asked = stored if found is None else stored @ found[0] + found[1]
+    matrix, offset = between(own, other, "patch", name)
+    torch.testing.assert_close(asked @ matrix + offset, other.standardize({"patch": values})["patch"])
+    assert between(own, own, "patch", "channel") is None

@@ -15,8 +15,9 @@ from unic_cache.store.sampling import kept_positions
 from unic_cache.stream.address import Address
 from unic_cache.stream.batches import Batch
 from unic_cache.student.backbone import build_encoder, encoder_spec, prepare
-from unic_cache.student.ladder import Ladder, Student
+from unic_cache.student.ladder import Ladder
 from unic_cache.student.loss import token_loss
+from unic_cache.student.projectors import Student
 from unic_cache.student.schedule import optimizer
 from unic_cache.token_kinds import TokenKind
 

@@ -9,12 +9,13 @@
 All data is checked against the commit record that vouches for it.
 """
 
+import copy
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -54,10 +55,19 @@ class CachedTeacher:
         self.spec: Mapping[str, Any] = member.spec  # weights, rules, codec, licence, versions
         self.codec: FeatureCodec = member.codec
         self.kinds: Kinds = member.codec.features.kinds  # name -> channels and grid, summary tokens first
+        self.arrays = member.arrays  # what holds these kinds
         self.calibration = calibration
         self._calibration_crc = calibration_crc
         self.rows = RowReader(member, objects)
         self._record = lru_cache(RECORDS_KEPT)(member.record)
+
+    def only(self, kinds: Collection[str]) -> Self:
+        """This teacher as one with only these of its token kinds, so that no other kind is read."""
+        narrowed = copy.copy(self)
+        narrowed.kinds = {name: kind for name, kind in self.kinds.items() if name in kinds}
+        names = self.codec.names(narrowed.kinds)
+        narrowed.arrays = tuple(array for array in self.arrays if array.name in names)
+        return narrowed
 
     def record(self, unit: Unit) -> CommitRecord | None:
         """The unit's commit record, or None; cached. BrokenError if unreadable or made with another calibration."""
@@ -74,7 +84,7 @@ class CachedTeacher:
 
         BrokenError for rows that differ from what was committed; with a set `broken`, adds them to it and gives zeros.
         """
-        return self.rows.read(record, rows, broken)
+        return self.rows.read(record, rows, broken, [array.name for array in self.arrays])
 
     def features(
         self, record: CommitRecord, rows: Sequence[int], kinds: Collection[str] | None = None
@@ -85,7 +95,7 @@ class CachedTeacher:
         """
         if lacking := set(kinds or ()) - self.kinds.keys():
             raise CacheError(f"{self.name} has no {' or '.join(sorted(lacking))} tokens, only {', '.join(self.kinds)}")
-        names = None if kinds is None else self.codec.names(kinds)
+        names = self.codec.names(self.kinds if kinds is None else kinds)
         arrays = self.rows.read(record, rows, names=names)
         return self.codec.decode({name: torch.from_numpy(array) for name, array in arrays.items()})
 

@@ -44,7 +44,7 @@ def check_run(config: DistillConfig, out: Path) -> bool:
     different = [key for key in now if key not in FREE_ON_RESUME and now[key] != known.get(key)]
     if different:
         key = different[0]
-        raise ConfigError(f"{out}: the run began with {key} {before.get(key)!r}, not {now[key]!r}; keep it to resume")
+        raise ConfigError(f"{out}: the run began with {key} {known.get(key)!r}, not {now[key]!r}; keep it to resume")
     return True
 
 
@@ -57,6 +57,25 @@ def read_settings(out: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or settings.get("stage") != DistillConfig.stage:
         raise ConfigError(f"{out / CONFIG} is not of a run of `unic-cache distill`; choose another --out")
     return settings
+
+
+def run_settings(folder: Path) -> DistillConfig:
+    """The settings in a run's config.json. ConfigError if there are none of `distill`."""
+    try:
+        data: Any = json.loads((folder / CONFIG).read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: no run of `unic-cache distill` (it has no {CONFIG}); give a run's folder"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{folder / CONFIG}: damaged ({error}); restore it") from error
+    if not isinstance(data, dict) or data.get("stage") != DistillConfig.stage:
+        raise ConfigError(f"{folder / CONFIG} is not of a run of `unic-cache distill`; give a run's folder")
+    data.pop("pixel_difference", None)
+    try:
+        return DistillConfig.from_json(data)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{folder / CONFIG}: another release's, or edited ({error}); use that release") from error
 
 
 def refuse_others(out: Path) -> None:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from pipelines.planning.codec_costs import wait_for
 from pipelines.planning.forecast import StudentCost
-from unic_cache.config import PlanConfig
+from unic_cache.config import DistillConfig, PlanConfig
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.open_file import LocalFile
 from unic_cache.student.backbone import build_encoder, encoder_spec, prepare
-from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.loss import distillation_loss
+from unic_cache.student.projectors import build_student
 from unic_cache.student.schedule import optimizer
 from unic_cache.teachers.model import Teacher
 from unic_cache.token_kinds import Kinds
@@ -36,7 +36,7 @@ PIECE_BYTES = 2**22
 
 
 def student_cost(config: PlanConfig, teachers: Sequence[Teacher], tokens: int | None) -> StudentCost:
-    """Cost of a step of forward, loss, backward and AdamW on random views and targets.
+    """Cost of a step of forward, loss, backward and AdamW on random views and targets, with distill's own projectors.
 
     The batch doubles from 4 images until a step takes half a second, a batch has 256, or memory is full.
     """
@@ -44,7 +44,7 @@ def student_cost(config: PlanConfig, teachers: Sequence[Teacher], tokens: int | 
     spec = encoder_spec(config.student, config.img_size, config.patch_size)
     encoder = build_encoder(spec, seed=0)
     targets = {teacher.spec.name: teacher.spec.kinds for teacher in teachers}
-    student = Student(encoder, Ladder(encoder.embed_dim, len(encoder.blocks), targets, seed=0)).to(device)
+    student = build_student(encoder, targets, DistillConfig()).to(device)
     adamw = optimizer(student, peak=1e-6, weight_decay=0.03)
 
     def step(batch: int) -> float:

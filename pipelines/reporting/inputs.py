@@ -1,18 +1,17 @@
 """What a report is made from: run folders and files of `evaluate --json`, each under a label of its own."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pipelines.command.run_folder import run_settings
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.curves import Training
 from unic_cache.evaluate.results import Evaluation, read_evaluation, shown
 from unic_cache.evaluate.run_log import Cost, cost, read_records
-from unic_cache.student.run_files import CONFIG, LOG
+from unic_cache.student.run_files import LOG
 
 
 @dataclass(frozen=True)
@@ -59,22 +58,3 @@ def read_run(folder: Path, label: str) -> Run:
         )
     training = Training(label, records, settings.drop_teacher)
     return Run(folder, settings, training, cost(records, settings.batch_size))
-
-
-def run_settings(folder: Path) -> DistillConfig:
-    """The settings in a run's config.json. ConfigError if there are none of `distill`."""
-    try:
-        data: Any = json.loads((folder / CONFIG).read_bytes())
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: no run of `unic-cache distill` (it has no {CONFIG}); give a run's folder"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{folder / CONFIG}: damaged ({error}); restore it") from error
-    if not isinstance(data, dict) or data.get("stage") != DistillConfig.stage:
-        raise ConfigError(f"{folder / CONFIG} is not of a run of `unic-cache distill`; give a run's folder")
-    data.pop("pixel_difference", None)
-    try:
-        return DistillConfig.from_json(data)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{folder / CONFIG}: another release's, or edited ({error}); use that release") from error

@@ -3,7 +3,7 @@
 Letters: B images, n teachers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipelines.training.targets import Cached, Targets
-from pipelines.training.training_set import Snapshot
+from pipelines.training.training_set import Snapshot, teachers_of
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import DistillConfig
 from unic_cache.errors import CacheError, ConfigError
@@ -19,8 +19,8 @@ from unic_cache.stream.batches import Batch
 from unic_cache.stream.rows import Rows, usable_rows
 from unic_cache.student.backbone import EncoderSpec, build_encoder, encoder_spec, prepare
 from unic_cache.student.checkpoint import load_checkpoint
-from unic_cache.student.ladder import Ladder, Student
 from unic_cache.student.loss import distillation_loss
+from unic_cache.student.projectors import Student, build_student
 from unic_cache.student.run_files import CHECKPOINT
 from unic_cache.student.schedule import optimizer
 
@@ -45,12 +45,7 @@ class FinishedRun:
         """The held-out images, or without any those trained on. CacheError if they are not as the run read them."""
         names = self.snapshot.val or self.snapshot.train
         rows, records = usable_rows(cache, self.teachers, self.snapshot.views, self.snapshot.numbers[:1], names, True)
-        changed = [name for name, checksum in records.items() if self.snapshot.records.get(name) != checksum]
-        if changed:
-            raise CacheError(
-                f"{cache.location.url} is not the cache that the run was trained from: {changed[0]} differs; give that "
-                "cache, or another --student"
-            )
+        check_records(self.snapshot, cache, records)
         return rows
 
     @torch.inference_mode()
@@ -67,16 +62,34 @@ def open_finished(folder: Path, settings: DistillConfig, cache: Cache) -> Finish
         raise ConfigError(
             f"{folder}: the run had its teachers --online and read no cache; name one that read this cache"
         )
+    snapshot = Snapshot.load(folder)
+    teachers = teachers_of(cache, snapshot.teachers, settings.kinds)
+    student, spec, steps = load_student(folder, settings, teachers)
+    targets = Targets(settings, cache, teachers, snapshot.views, Cached(teachers), torch.device("cpu"))
+    return FinishedRun(student, spec, snapshot, teachers, targets, steps)
+
+
+def load_student(
+    folder: Path, settings: DistillConfig, teachers: Sequence[CachedTeacher]
+) -> tuple[Student, EncoderSpec, int]:
+    """(encoder with projectors, in evaluation mode; its spec; steps done), from the run's last checkpoint.
+
+    ConfigError if the folder has none, or one that does not fit the settings and the teachers.
+    """
     if not (folder / CHECKPOINT).is_file():
         raise ConfigError(f"{folder} has no {CHECKPOINT}, which holds the projectors that the loss needs; restore it")
-    snapshot = Snapshot.load(folder)
-    teachers = tuple(cache.teacher(name) for name in snapshot.teachers)
     spec = encoder_spec(settings.student, settings.img_size, settings.patch_size, settings.drop_path)
-    encoder = build_encoder(spec, settings.seed)
     kinds = {teacher.name: teacher.kinds for teacher in teachers}
-    student = Student(
-        encoder, Ladder(encoder.embed_dim, len(encoder.blocks), kinds, settings.seed, settings.ladder_widths)
-    )
+    student = build_student(build_encoder(spec, settings.seed), kinds, settings)
     steps, _ = load_checkpoint(folder, student, optimizer(student, settings.peak_lr(), settings.weight_decay))
-    targets = Targets(settings, cache, teachers, snapshot.views, Cached(teachers), torch.device("cpu"))
-    return FinishedRun(student.eval(), spec, snapshot, teachers, targets, steps)
+    return student.eval(), spec, steps
+
+
+def check_records(snapshot: Snapshot, cache: Cache, records: Mapping[str, int]) -> None:
+    """CacheError unless the cache's commit records are those that the run began with."""
+    changed = [name for name, checksum in records.items() if snapshot.records.get(name) != checksum]
+    if changed:
+        raise CacheError(
+            f"{cache.location.url} is not the cache that the run was trained from: {changed[0]} differs; give that "
+            "cache, or another run"
+        )

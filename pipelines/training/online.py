@@ -15,7 +15,7 @@ from pipelines.extracting.opening import open_teachers
 from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.training.split import marked, tell_validation, train_names
 from pipelines.training.targets import Live
-from pipelines.training.training_set import Snapshot, TrainingSet
+from pipelines.training.training_set import Snapshot, TrainingSet, teachers_of
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import ConfigError
@@ -59,7 +59,7 @@ def open_live_set(
     )
     pin = torch.cuda.is_available()
     pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin))
-    teachers = tuple(cache.teacher(name) for name in config.teachers)
+    teachers = teachers_of(cache, config.teachers, config.kinds)
     live = Live(teachers, opened.teachers)
     return cache, TrainingSet(snapshot, teachers, rows, all_rows(cache, val), pixels, None), live
 

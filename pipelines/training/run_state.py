@@ -20,7 +20,7 @@ from unic_cache.files.local import LocalFolder
 from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.checkpoint import save_checkpoint
 from unic_cache.student.export import save_encoder
-from unic_cache.student.ladder import Student
+from unic_cache.student.projectors import Student
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER
 
 

@@ -52,12 +52,11 @@ class Live:
 
     def __call__(self, batch: Batch, views_BHWC: Tensor) -> Tokens:  # noqa: ARG002
         """Run each teacher once. TeacherError on NaN or infinity."""
-        return {
-            teacher.name: teacher.codec.decode(
-                teacher.codec.encode(teacher.calibration.standardize(self.models[teacher.name](views_BHWC))).arrays
-            )
-            for teacher in self.teachers
-        }
+        found: Tokens = {}
+        for teacher in self.teachers:
+            arrays = teacher.codec.encode(teacher.calibration.standardize(self.models[teacher.name](views_BHWC))).arrays
+            found[teacher.name] = teacher.codec.decode({array.name: arrays[array.name] for array in teacher.arrays})
+        return found
 
 
 class Targets:
@@ -85,6 +84,8 @@ class Targets:
                 if tokens.grid is not None:
                     stored = teacher.codec.features.sampled or tokens.grid[0] * tokens.grid[1]
                     heads.setdefault((tokens.grid, stored), []).append((teacher.name, kind))
+        if config.tokens is not None and not heads:
+            raise ConfigError(f"--tokens {config.tokens}, but the loss sees no patch tokens; leave --tokens out")
         self.counts = {
             grid: tokens_seen(grid, [n for of, n in heads if of == grid], config.tokens) for grid, _ in heads
         }

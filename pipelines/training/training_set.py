@@ -75,7 +75,7 @@ def open_training_set(
 ) -> TrainingSet:
     """Find everything to train on; check that it is complete and that its pixels are those the teachers saw."""
     chosen = resumed.teachers if resumed else tuple(dict.fromkeys(config.teachers)) or all_teachers(cache)
-    teachers = tuple(cache.teacher(name) for name in chosen)
+    teachers = teachers_of(cache, chosen, config.kinds)
     if not teachers:
         raise CacheError(f"{cache.location.url} has no teacher; run `unic-cache extract --teacher NAME`")
     views = resumed.views if resumed else cached_views(config, cache, teachers)
@@ -113,6 +113,26 @@ def open_training_set(
     check_pictures(cache, views, tars, pixels.kept, numbers[0], pool, exact)
     snapshot = Snapshot(chosen, views.recipe, views.size, views.seed, tuple(numbers), train, val, records)
     return TrainingSet(snapshot, teachers, train_rows, val_rows, pixels, difference)
+
+
+def teachers_of(cache: Cache, names: Sequence[str], kinds: Sequence[str]) -> tuple[CachedTeacher, ...]:
+    """The named teachers, with only these token kinds if any are given.
+
+    ConfigError if a teacher has none of them, or if no teacher has one of them.
+    """
+    teachers = tuple(cache.teacher(name) for name in names)
+    if not kinds or not teachers:
+        return teachers
+    given = {kind: None for teacher in teachers for kind in teacher.kinds}
+    if unknown := [kind for kind in kinds if kind not in given]:
+        raise ConfigError(f"--kinds {unknown[0]}: no teacher gives such tokens; choose from {', '.join(given)}")
+    if silent := [teacher for teacher in teachers if not teacher.kinds.keys() & set(kinds)]:
+        listed = ", ".join(f"{teacher.name} (it gives {', '.join(teacher.kinds)})" for teacher in silent)
+        raise ConfigError(
+            f"no {' or '.join(dict.fromkeys(kinds))} tokens from {listed}; add another --kinds, or name the other "
+            "teachers with --teacher"
+        )
+    return tuple(teacher.only(kinds) for teacher in teachers)
 
 
 def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedTeacher]) -> Views:

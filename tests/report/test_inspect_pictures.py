@@ -58,10 +58,11 @@ def test_without_any_pixels_the_remedy_is_named(tmp_path, cache_folder, shards, 
         drawn(cache_folder, tmp_path / "out")
 
 
-def test_the_mean_loss_of_all_images_is_the_runs_own_validation(tmp_path, training):
+@pytest.mark.parametrize("changes", [{"tokens": 3}, {"kinds": ("patch",), "projector": "last"}])
+def test_the_mean_loss_of_all_images_is_the_runs_own_validation(tmp_path, training, changes):
     """The images that are hardest are sorted by the loss that the log has the mean of."""
     held_out = training().shards.replace("*", "000001")
-    config = training(val_shards=held_out, steps=4, tokens=3)
+    config = training(val_shards=held_out, steps=4, **changes)
     run = distill.run(config).encoder.parent
     (value,) = [record["loss"] for record in log_of(run) if record["kind"] == "val"]
     page = drawn(config.cache, tmp_path / "out", student=str(run))

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import EncoderSpec, block_tokens, build_encoder, embed, encoder_spec, prepare
-from unic_cache.student.ladder import Ladder, Student
+from unic_cache.student.ladder import Ladder
 from unic_cache.student.loss import distillation_loss, drop_uniforms
+from unic_cache.student.projectors import Student
 from unic_cache.token_kinds import TokenKind
 
 TINY = EncoderSpec("vit_tiny_patch16_224", 32, 8)

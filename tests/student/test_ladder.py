@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import build_encoder, encoder_spec
-from unic_cache.student.ladder import Ladder, Student, Tokens, resample_tokens
+from unic_cache.student.ladder import Ladder, LastRung, Tokens, can_share, resample_tokens
+from unic_cache.student.projectors import Student
 from unic_cache.token_kinds import Grid, TokenKind
 
 Array = npt.NDArray[np.float64]
@@ -426,3 +427,49 @@ def test_hidden_widths_can_be_the_authors_for_any_student() -> None:
     assert shapes == [(7, 6), (7, 6), (11, 6)]
     own, said = Ladder(6, 3, {"a": kinds(5, None)}, 0), Ladder(6, 3, {"a": kinds(5, None)}, 0, (6, 24))
     assert all(torch.equal(one, other) for one, other in zip(own.parameters(), said.parameters(), strict=True))
+
+
+def test_the_last_rung_is_a_ladder_whose_other_rungs_say_nothing() -> None:
+    ladder, last = random_ladder(MIXED), LastRung(8, 3, MIXED, seed=1).double()
+    with torch.no_grad():
+        for name, head in ladder.heads.items():
+            *others, rung = head.children()
+            last.heads[name][0].load_state_dict(rung.state_dict())
+            for other in others:
+                other.get_parameter("2.weight").zero_()
+                other.get_parameter("2.bias").zero_()
+    outputs = blocks(3, 8, GRID)
+    for ours, theirs in zip(flat(last(outputs, GRID)), flat(ladder(outputs, GRID)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
+    hidden = [len(value) for name, value in last.named_parameters() if name.endswith("0.weight")]
+    assert set(hidden) == {4 * 8}
+
+
+def test_a_shared_ladder_is_one_whose_two_heads_have_the_same_weights_and_gets_both_gradients() -> None:
+    targets = {"a": kinds(6, 6, GRID), "wide": kinds(6, 8, GRID), "b": kinds(5, 5, (2, 4)), "c": kinds(7, None)}
+    shared = Ladder(8, 3, targets, seed=1, shared=True).double()
+    assert list(shared.heads) == ["a:*", "wide:cls", "wide:patch", "b:*", "c:cls"]
+    apart = Ladder(8, 3, targets, seed=2).double()
+    for name, head in apart.heads.items():
+        teacher = name.partition(":")[0]
+        head.load_state_dict(shared.heads[f"{teacher}:*" if teacher in "ab" else name].state_dict())
+    outputs = blocks(3, 8, GRID)
+    ours, theirs = shared(outputs, GRID), apart(outputs, GRID)
+    for one, other in zip(flat(ours), flat(theirs), strict=True):
+        assert torch.equal(one, other)
+    loss_of(ours).backward()
+    loss_of(theirs).backward()
+    for teacher in "ab":
+        for name, value in shared.heads[f"{teacher}:*"].named_parameters():
+            both = [apart.heads[f"{teacher}:{kind}"].get_parameter(name).grad for kind in ("cls", "patch")]
+            torch.testing.assert_close(value.grad, both[0] + both[1], atol=1e-10, rtol=0)
+
+
+def test_one_summary_and_one_grid_kind_of_equal_width_can_share() -> None:
+    assert can_share(kinds(6, 6, GRID))
+    assert not any(map(can_share, (kinds(6, 5, GRID), kinds(6, None), kinds(None, 6, GRID), SEVERAL["radio"])))
+    assert not can_share({"clip": TokenKind(6), "dino": TokenKind(6)})  # it would guess the same for both
+    with pytest.raises(
+        ConfigError, match=r"none of wide, c can share its projectors: .* leave out --shared-projectors"
+    ):
+        Ladder(8, 3, {"wide": kinds(6, 8, GRID), "c": kinds(7, None)}, seed=1, shared=True)

@@ -8,6 +8,7 @@ from unic_cache.config.choices import (
     DTYPES,
     NORMALIZATIONS,
     PRECISIONS,
+    PROJECTORS,
     STANDARDIZATIONS,
     TRACKERS,
     TRAINED_RECIPES,
@@ -48,13 +49,22 @@ class DistillConfig(Stage):
     weight_decay: float = option(0.03, "AdamW's weight decay.")
     drop_path: float = option(0.1, "Stochastic depth of the last block.")
     drop_teacher: float = option(0.5, "Probability of dropping a teacher.")
+    projector: str = option(
+        "ladder", "Projectors: an MLP on every block (UNIC), or on the last block alone.", choices=PROJECTORS
+    )
     ladder_widths: tuple[int, int] | None = option(
         None, "Projectors' hidden widths: of all blocks, and of the last.", "H,LAST", unset="d,4d; UNIC's are 768,3072"
+    )
+    shared_projectors: bool = option(
+        False, "Share each teacher's projectors between summary and patch tokens of equal width."
     )
     normalization: str = option(
         "batch",
         "Loss average under teacher dropping: over the batch (UNIC), or per image.",
         choices=NORMALIZATIONS,
+    )
+    kinds: tuple[str, ...] = option(
+        (), "A token kind for the loss, such as cls or patch; repeatable.", "KIND", unset="all that the teachers give"
     )
     tokens: int | None = option(None, "Use N random patch tokens per view in the loss.", "N", unset="all stored")
     standardize: str = option(

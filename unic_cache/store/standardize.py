@@ -34,6 +34,23 @@ def affine(calibration: Calibration, kind: str, name: str) -> tuple[Tensor, Tens
     return STANDARDIZATIONS[name](calibration, kind)
 
 
+def between(own: Calibration, other: Calibration, kind: str, name: str) -> tuple[Tensor, Tensor] | None:
+    """float32 (matrix, offset): `own` values standardized by `name`, x, as `other` stores them: x @ matrix + offset.
+
+    None if both are the same. CacheError as in `affine`.
+    """
+    found = affine(own, kind, name)
+    scale = np.maximum(own.std[kind], STD_GUARD) / np.maximum(other.std[kind], STD_GUARD)
+    shift = (own.mean[kind] - other.mean[kind]) / np.maximum(other.std[kind], STD_GUARD)
+    if found is None:
+        if np.array_equal(scale, np.ones_like(scale)) and not shift.any():
+            return None
+        return torch.from_numpy(np.diag(scale)).float(), torch.from_numpy(shift).float()
+    matrix, offset = (part.double().numpy() for part in found)
+    to_stored = np.linalg.inv(matrix)
+    return torch.from_numpy(to_stored * scale).float(), torch.from_numpy(shift - offset @ to_stored * scale).float()
+
+
 def _phi_s(calibration: Calibration, kind: str) -> tuple[Tensor, Tensor]:
     if kind not in calibration.covariance:
         raise CacheError(f"standardization phi-s needs the covariance of {kind} tokens, which the calibration lacks")

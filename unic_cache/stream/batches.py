@@ -80,7 +80,7 @@ class Stream:
         self.skip_broken = skip_broken
         self.pool = pool
         raw = PIXEL_CODECS["raw"].array(views.size)
-        arrays = [raw, *(array for teacher in teachers for array in teacher.member.arrays)]
+        arrays = [raw, *(array for teacher in teachers for array in teacher.arrays)]
         self.image_bytes = sum(array.row_bytes for array in arrays)
         self._ring = Ring(spare=2)
 
@@ -201,7 +201,7 @@ def _committed(stream: Stream, teacher: CachedTeacher, item: Address) -> CommitR
 def _carve(stream: Stream, images: int) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
     """One piece of memory as views (N, H, W, 3) and each teacher's arrays (N, ...), each from a page's beginning."""
     rgb = PIXEL_CODECS["raw"].array(stream.views.size)
-    kinds = [("", rgb), *((teacher.name, array) for teacher in stream.teachers for array in teacher.member.arrays)]
+    kinds = [("", rgb), *((teacher.name, array) for teacher in stream.teachers for array in teacher.arrays)]
     sizes = [images * array.row_bytes for _, array in kinds]
     starts = list(accumulate((-(-size // PAGE) * PAGE for size in sizes), initial=0))
     memory = stream.memory(starts[-1])
