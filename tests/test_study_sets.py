@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.study import sets, sources
 from benchmarks.study.packages import PACKAGES, FetchError, Package, fetch
-from benchmarks.study.sets import balanced, pack, split
+from benchmarks.study.sets import DISTILLED, LABELLED, balanced, pack, split
 from benchmarks.study.sources import GARMENTS, Picture
 from unic_cache.views.shards import describe, expand
 
@@ -73,6 +73,8 @@ def test_a_missing_client_says_what_to_install(tmp_path, monkeypatch):
 
 def test_every_package_has_a_folder_of_its_own_and_a_licence():
     assert len({package.folder for package in PACKAGES.values()}) == len(PACKAGES)
+    assert LABELLED.keys() <= {package.use for package in PACKAGES.values()}
+    assert DISTILLED.keys() == {name for name, package in PACKAGES.items() if package.use.startswith("distilled: ")}
     assert all(package.licence and package.use and ":" not in package.folder for package in PACKAGES.values())
 
 

@@ -65,7 +65,7 @@ class LabelledSet:
     """Images to evaluate on. It has either `shards`, for leave-one-out and splits of each class, or train and test."""
 
     name: str
-    about: str  # one line: what it is, how many images and classes
+    about: str  # one line: what it is, how many images and classes, its licence
     tasks: tuple[str, ...]  # of `unic-cache evaluate`
     shards: str | None
     train: str | None
@@ -163,7 +163,8 @@ def _labelled(root: Path, name: str, limit: int, load: Load, log: Log) -> Labell
         pack(out, balanced(classes_of(load), limit), log)
     pattern = f"{out}/*.tar"
     labels = [label for entry in describe(expand(pattern)) for label in entry.labels]
-    about = f"{text}: {len(labels):,} images of {len(set(labels))} classes"
+    licence = next(package.licence for package in PACKAGES.values() if package.use == name)
+    about = f"{text}: {len(labels):,} images of {len(set(labels))} classes; {licence}"
     return LabelledSet(name, about, COMPARED, pattern, None, None)
 
 
@@ -178,7 +179,10 @@ def _composed(root: Path, limit: int, log: Log) -> LabelledSet:
         composed.write(temporary, composed.TEST_SHARE * tests, COMPOSED_SIZE, seed=0)
         temporary.rename(out)
     classes = len(composed.mask_names())
-    about = f"emoji on photographs with exact masks: {tests:,} test images, {classes} classes with the background"
+    about = (
+        f"Noto emoji on photographs, with exact masks: {tests:,} test images, {classes} classes with the background; "
+        "Apache-2.0, and scikit-learn's and matplotlib's photographs"
+    )
     return LabelledSet("composed", about, ("segmentation",), None, f"{out}/train/*.tar", f"{out}/test/*.tar")
 
 
