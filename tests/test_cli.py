@@ -82,7 +82,7 @@ def test_help_is_quick_since_it_imports_no_torch():
 
 def test_teachers_lists_names_rules_licences_and_sources(run):
     text = run("teachers").output
-    for name in ("dino", "deit3", "ibot", "dbot-ft", "efficientnet-lite0", "vit-s-saliency", "timm:NAME"):
+    for name in ("dino", "deit3", "ibot", "dbot-ft", "efficientnet-lite0", "vit-s-saliency", "hed-edges", "timm:NAME"):
         assert name in text
     data = json.loads(run("teachers", "--json").stdout)
     assert {spec["name"] for spec in data} >= {"dino", "ibot"}

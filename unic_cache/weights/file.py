@@ -8,7 +8,7 @@ import argparse
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ PICKLE = f"it is a Python pickle, not a torch.save file; it is refused, since un
 SHARDED = "it is the index of weights in several files; join them into one .safetensors file first"
 KNOWN_FILES = ("model.safetensors", "pytorch_model.bin", "encoder.safetensors", "model.pth", "checkpoint.pth")
 
+ONNX, HDF5 = "onnx", "hdf5"  # kinds of files that need a reader made for the network
+NO_READERS: Mapping[str, Callable[[Path], Any]] = {}
+HDF5_HEAD = b"\x89HDF\r\n\x1a\n"
 FOREIGN = {  # first bytes -> what the file is
     b"version https://git-lfs": "a git-lfs pointer, not the weights: run `git lfs pull` where it came from",
     b"\x1f\x8b": "a gzip archive; unpack it and give the file in it",
@@ -34,7 +37,7 @@ FOREIGN = {  # first bytes -> what the file is
     b"7z\xbc\xaf": "a 7z archive; unpack it and give the file in it",
     b"Rar!": "a rar archive; unpack it and give the file in it",
     b"\x93NUMPY": "a numpy array; save a state dict (names to tensors) as .safetensors",
-    b"\x89HDF": "an HDF5 file (Keras, TensorFlow); only PyTorch's and safetensors files are read",
+    HDF5_HEAD: "an HDF5 file (Keras, TensorFlow); only PyTorch's and safetensors files are read",
     b"GGUF": "a GGUF file; only PyTorch's and safetensors files are read",
     b"%PDF": f"a PDF, not weights; {AGAIN}",
     b"\x89PNG": f"a PNG picture, not weights; {AGAIN}",
@@ -43,8 +46,8 @@ FOREIGN = {  # first bytes -> what the file is
 }
 
 
-def read_checkpoint(path: Path, graph: Callable[[Path], Any] | None = None) -> Any:
-    """What torch.save or safetensors wrote to a file of weights; `graph` reads ONNX, which is refused without it.
+def read_checkpoint(path: Path, readers: Mapping[str, Callable[[Path], Any]] = NO_READERS) -> Any:
+    """What torch.save or safetensors wrote to a file of weights; `readers` read ONNX and HDF5, refused without them.
 
     WeightsError if the file is missing, of another kind, cut off, or holds pickled objects beyond tensors.
     """
@@ -55,29 +58,32 @@ def read_checkpoint(path: Path, graph: Callable[[Path], Any] | None = None) -> A
                 head = file.read(HEAD)
     except OSError as error:
         raise WeightsError(f"weights file {path}: it cannot be read: {error.strerror or error}") from error
-    refusal = next((why for why in _refusals(path, head) if why is not None), None)
+    refusal = next((why for why in _refusals(path, head, readers.keys()) if why is not None), None)
     if refusal is not None:
         raise WeightsError(f"weights file {path}: {refusal}")
     if _is_safetensors(head):
         return _safetensors(path)
+    if head.startswith(HDF5_HEAD):
+        return readers[HDF5](path)
     if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[2:3] in {b"\x12", b"\x3a"}):
-        if graph is None:
+        if ONNX not in readers:
             raise WeightsError(
                 f"weights file {path}: it is an ONNX graph, but only PyTorch and safetensors files are read here; "
                 "export the model's state_dict"
             )
-        return graph(path)
+        return readers[ONNX](path)
     return _torch(path)
 
 
-def _refusals(path: Path, head: bytes) -> Iterator[str | None]:
+def _refusals(path: Path, head: bytes, readable: Collection[str]) -> Iterator[str | None]:
     """What a path is if it cannot hold weights, and what to do; None for what it is not. The first one counts."""
     if path.is_dir():
         yield _folder(path)
     if not path.is_file():
         yield _absent(path)
     yield None if head else f"it is empty; {AGAIN}"
-    yield next((f"it is {what}" for first, what in FOREIGN.items() if head.startswith(first)), None)
+    if not (HDF5 in readable and head.startswith(HDF5_HEAD)):
+        yield next((f"it is {what}" for first, what in FOREIGN.items() if head.startswith(first)), None)
     yield "it is a tar archive; unpack it and give the file in it" if head[257:262] == b"ustar" else None
     if head.startswith(b"PK\x03\x04"):
         yield _zip(path)
