@@ -22,6 +22,7 @@ from pipelines.command.progress import Progress, begins
 from pipelines.extracting.calibrating import calibrated_views
 from pipelines.extracting.defaults import settled
 from pipelines.extracting.opening_options import TeacherOptions
+from pipelines.extracting.sampling_rules import sampling_rules
 from pipelines.extracting.specs import pixel_codec
 from pipelines.extracting.teacher_weights import announce, load_teachers
 from pipelines.planning.codec_costs import ask, kept_features, measure_codec
@@ -39,7 +40,7 @@ from unic_cache.student.backbone import encoder_spec
 from unic_cache.teachers.model import Teacher
 from unic_cache.token_kinds import grid_of
 
-SAMPLE = 3  # without --tokens, all tokens are compared with one in so many
+SAMPLE = 4  # without --tokens, all tokens are compared with one in so many
 HOUR = 3600.0
 GB, MB = 1e9, 1e6
 
@@ -70,6 +71,8 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
     teachers = load_teachers(TeacherOptions.of(config), device)
     announce(teachers)
     counts = token_counts(config, teachers)
+    grids = {name: grid_of(teacher.spec.kinds) for name, teacher in teachers.items()}
+    rules = {count: sampling_rules(count, config.sampling, cache.location, grids) for count in counts if count}
     variants = [(codec, count) for count in counts for codec in CODECS if possible(codec, config, teachers)]
     trial = make_trial(config, pool)
     held = Held(config, cache, trial.shards)
@@ -83,7 +86,9 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
             forward[name], counting[name] = answers.seconds, answers.count_seconds
             progress.advance(1)
             for codec, count in variants:
-                features = kept_features(teacher, codec, config.quality, count)
+                features = kept_features(
+                    teacher, codec, config.quality, count, *([rules[count][name]] if count else [])
+                )
                 cost = measure_codec(answers, features, trial, config.kind.seed, pool)
                 kept.append(dataclasses.replace(cost, held=held.of_teacher(name, features)))
                 progress.advance(1)
@@ -155,7 +160,8 @@ def teacher_table(found: Forecast) -> Table:
         cosine = kept.fidelity.get("patch", kept.fidelity.get("cls", math.nan))
         name = kept.teacher if kept.teacher != before else ""
         size = f"{kept.bytes_a_view:,.0f}", f"{in_all:,.3g}"
-        table.add_row(name, str(kept.tokens or "all"), kept.codec, *size, f"{cosine:.4f}")
+        tokens = f"{kept.tokens} {kept.sampling}" if kept.tokens else "all"
+        table.add_row(name, tokens, kept.codec, *size, f"{cosine:.4f}")
         before = kept.teacher
     return table
 
