@@ -32,7 +32,7 @@ from pipelines.planning.step_costs import disk, student_cost
 from pipelines.planning.trial import make_trial, pixel_bytes
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
-from unic_cache.config import CODECS, FITTED, PlanConfig
+from unic_cache.config import CODECS, FITTED, RANDOM, PlanConfig
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.codec import FeatureCodec
@@ -71,8 +71,7 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
     teachers = load_teachers(TeacherOptions.of(config), device)
     announce(teachers)
     counts = token_counts(config, teachers)
-    grids = {name: grid_of(teacher.spec.kinds) for name, teacher in teachers.items()}
-    rules = {count: sampling_rules(count, config.sampling, cache.location, grids) for count in counts if count}
+    rules = {count: rules_of(config, cache, teachers, count) for count in counts}
     variants = [(codec, count) for count in counts for codec in CODECS if possible(codec, config, teachers)]
     trial = make_trial(config, pool)
     held = Held(config, cache, trial.shards)
@@ -86,9 +85,7 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
             forward[name], counting[name] = answers.seconds, answers.count_seconds
             progress.advance(1)
             for codec, count in variants:
-                features = kept_features(
-                    teacher, codec, config.quality, count, *([rules[count][name]] if count else [])
-                )
+                features = kept_features(teacher, codec, config.quality, count, rules[count][name])
                 cost = measure_codec(answers, features, trial, config.kind.seed, pool)
                 kept.append(dataclasses.replace(cost, held=held.of_teacher(name, features)))
                 progress.advance(1)
@@ -125,6 +122,16 @@ def token_counts(config: PlanConfig, teachers: Mapping[str, Teacher]) -> list[in
             f"{name} has {grids[name]} patch tokens, and {config.tokens} are to be kept; say fewer with --tokens"
         )
     return [None, config.tokens or max(grids[name] // SAMPLE, 1)]
+
+
+def rules_of(
+    config: PlanConfig, cache: Cache, teachers: Mapping[str, Teacher], tokens: int | None
+) -> Mapping[str, str]:
+    """The rule by which `extract` would sample each teacher's tokens; of no consequence for all tokens (None)."""
+    if tokens is None:
+        return dict.fromkeys(teachers, RANDOM)
+    grids = {name: grid_of(teacher.spec.kinds) for name, teacher in teachers.items()}
+    return sampling_rules(tokens, config.sampling, cache.location, grids)
 
 
 def possible(codec: str, config: PlanConfig, teachers: Mapping[str, Teacher]) -> bool:

@@ -68,8 +68,8 @@ class Transcoder:
 def target_spec(config: RecodeConfig, source: CachedTeacher, location: Location) -> dict[str, Any]:
     """spec.json in the target at `location`: the source's with another codec, quality and tokens, and its origin.
 
-    Settings of the teacher in the target that the config leaves open stay. CacheError if tokens are asked for
-    that the source does not keep.
+    Settings of the teacher in the target that the config leaves open stay. CacheError if tokens are asked for that
+    the source does not keep.
     """
     before = Member.open(location, source.member.folder)
     stands = (source.member if before is None else before).spec

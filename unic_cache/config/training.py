@@ -56,7 +56,7 @@ class DistillConfig(Stage):
         "Loss average under teacher dropping: over the batch (UNIC), or per image.",
         choices=NORMALIZATIONS,
     )
-    tokens: int | None = option(None, "Use N random patch tokens per view in the loss.", "N", unset="all stored")
+    tokens: int | None = option(None, "Use N patch tokens per view in the loss.", "N", unset="all stored")
     standardize: str = option(
         "channel", "Target standardization: per channel (UNIC), PHI-S's one scale, or none.", choices=STANDARDIZATIONS
     )
