@@ -24,14 +24,14 @@ from pipelines.extracting.defaults import settled
 from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.specs import pixel_codec
 from pipelines.extracting.teacher_weights import announce, load_teachers
-from pipelines.planning.codec_costs import ask, kept_features, measure_codec
-from pipelines.planning.forecast import Costs, Forecast, KeptCost, StudentCost, calibration_seconds, forecast
+from pipelines.planning.codec_costs import ask, fit, kept_features, measure_codec
+from pipelines.planning.forecast import Costs, Forecast, KeptCost, StudentCost, calibration_seconds, forecast, stored_as
 from pipelines.planning.held import Held
 from pipelines.planning.step_costs import disk, student_cost
 from pipelines.planning.trial import make_trial, pixel_bytes
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
-from unic_cache.config import CODECS, FITTED, PlanConfig
+from unic_cache.config import CODECS, CODERS, FITTED, PlanConfig
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.codec import FeatureCodec
@@ -83,14 +83,16 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
             forward[name], counting[name] = answers.seconds, answers.count_seconds
             progress.advance(1)
             for codec, count in variants:
-                features = kept_features(teacher, codec, config.quality, count)
-                cost = measure_codec(answers, features, trial, config.kind.seed, pool)
-                kept.append(dataclasses.replace(cost, held=held.of_teacher(name, features)))
+                fitted = fit(answers, kept_features(teacher, codec, config.quality, count), trial, config.kind.seed)
+                for coder in coders_of(codec):
+                    cost = measure_codec(fitted, coder, trial, pool)
+                    held_share = held.of_teacher(name, dataclasses.replace(fitted.features, coder=coder))
+                    kept.append(dataclasses.replace(cost, held=held_share))
                 progress.advance(1)
         for count in counts:
             steps.append(student_cost(config, list(teachers.values()), count))
             progress.advance(1)
-    stored_as = pixel_codec(config.pixel_codec, cache.pixels)
+    pixels_as = pixel_codec(config.pixel_codec, cache.pixels)
     return Costs(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=config.threads or len(os.sched_getaffinity(0)),
@@ -104,8 +106,8 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
         disk_rate=disk_rate,
         calibrated_views=calibrated_views(config.calibration_images, config.count * trial.images),
         count_seconds={name: seconds for name, seconds in counting.items() if name not in cache.teachers},
-        pixels_a_view=pixel_bytes(trial, stored_as) if config.keep_views else 0.0,
-        pixels_held=held.of_pixels(stored_as),
+        pixels_a_view=pixel_bytes(trial, pixels_as) if config.keep_views else 0.0,
+        pixels_held=held.of_pixels(pixels_as),
     )
 
 
@@ -120,6 +122,11 @@ def token_counts(config: PlanConfig, teachers: Mapping[str, Teacher]) -> list[in
             f"{name} has {grids[name]} patch tokens, and {config.tokens} are to be kept; say fewer with --tokens"
         )
     return [None, config.tokens or max(grids[name] // SAMPLE, 1)]
+
+
+def coders_of(codec: str) -> tuple[str, ...]:
+    """The coders to measure under a codec; those without one count as the first."""
+    return CODERS if codec == FITTED else CODERS[:1]
 
 
 def possible(codec: str, config: PlanConfig, teachers: Mapping[str, Teacher]) -> bool:
@@ -155,20 +162,20 @@ def teacher_table(found: Forecast) -> Table:
         cosine = kept.fidelity.get("patch", kept.fidelity.get("cls", math.nan))
         name = kept.teacher if kept.teacher != before else ""
         size = f"{kept.bytes_a_view:,.0f}", f"{in_all:,.3g}"
-        table.add_row(name, str(kept.tokens or "all"), kept.codec, *size, f"{cosine:.4f}")
+        table.add_row(name, str(kept.tokens or "all"), stored_as(kept.codec, kept.coder), *size, f"{cosine:.4f}")
         before = kept.teacher
     return table
 
 
 def way_table(found: Forecast) -> Table:
     """All teachers under each codec: bytes stored, bytes per second consumed, and the break-even epoch."""
-    table = columns("all teachers", "tokens", "codec", "GB in all", "MB/s needed", "images/s fed", "pays after")
+    table = columns("all teachers", "tokens", "codec", "GB in all", "MB/s", "images/s fed", "pays after")
     for one in found.ways:
         mark = "* " if one == found.chosen else ""
         size = f"{one.bytes_in_all / GB:,.3g}{'' if one.fits else ' (!)'}"
         pays = "never" if one.pays_after is None else f"{one.pays_after} epochs"
         fed = f"{one.feeds:,.0f}{'' if one.keeps_up else ' (!)'}"
-        table.add_row(mark, str(one.tokens or "all"), one.codec, size, f"{one.rate_needed / MB:,.3g}", fed, pays)
+        table.add_row(mark, str(one.tokens or "all"), one.stored_as, size, f"{one.rate_needed / MB:,.3g}", fed, pays)
     return table
 
 
@@ -189,7 +196,7 @@ def sentences(found: Forecast) -> list[str]:
     first = sum(
         calibration_seconds(costs, kept)
         for kept in costs.kept
-        if (kept.codec, kept.tokens) == (chosen.codec, chosen.tokens)
+        if kept.way == (chosen.codec, chosen.coder, chosen.tokens)
     )
     calibration = [f"of which calibration, on {costs.calibrated_views:,} views: {first:,.0f} s"] if first else []
     return [
@@ -202,7 +209,7 @@ def sentences(found: Forecast) -> list[str]:
         f"disk: {free} free, read at {rate}",
         f"{found.epochs:g} epochs: {chosen.online_seconds / HOUR:,.3g} device-hours with live teachers, "
         f"{chosen.cached_seconds / HOUR:,.3g} with a cache, extraction included",
-        f"codec {chosen.codec}: {found.reason}",
+        f"codec {chosen.stored_as}: {found.reason}",
     ]
 
 

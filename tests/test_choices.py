@@ -8,8 +8,8 @@ import cli
 from pipelines.planning.step_costs import AUTOCAST
 from unic_cache import config
 from unic_cache.evaluate import linear, tasks
-from unic_cache.store import standardize, writer
-from unic_cache.store.codecs import codec, pixel_codec
+from unic_cache.store import coders, standardize, writer
+from unic_cache.store.codecs import codec, packing, pixel_codec
 from unic_cache.student import loss
 from unic_cache.teachers import positions, spec
 from unic_cache.teachers import token_rules as tokens
@@ -22,6 +22,8 @@ from unic_cache.views import augment
         (config.RECIPES, augment._RECIPES),
         (config.RECIPES, augment._FRAMES),
         (config.CODECS, codec.CODECS),
+        (config.CODERS, coders.CODERS),
+        (config.CODERS, packing.PACKINGS),
         (config.PIXEL_CODECS, pixel_codec.PIXEL_CODECS),
         (config.STANDARDIZATIONS, standardize.STANDARDIZATIONS),
         (config.NORMALIZATIONS, loss.NORMALIZE),

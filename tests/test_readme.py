@@ -84,11 +84,21 @@ def test_links_between_documents_lead_somewhere():
 
 
 @pytest.mark.parametrize(
-    ("codec", "tokens"), [("f16", None), ("int8", None), ("int4", None), ("int4", 3), ("klt", None), ("klt", 3)]
+    ("codec", "coder", "tokens"),
+    [
+        ("f16", None, None),
+        ("int8", None, None),
+        ("int4", None, None),
+        ("int4", None, 3),
+        ("klt", "zstd", None),
+        ("klt", "zstd", 3),
+        ("klt", "pcodec", None),
+    ],
 )
-def test_the_numpy_lines_of_the_format_give_the_readers_values(tmp_path, settings, codec, tokens):
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
+def test_the_numpy_lines_of_the_format_give_the_readers_values(tmp_path, settings, codec, coder, tokens):
     cache_folder = tmp_path / "cache"
-    extract.run(settings(cache_folder, codec=codec, tokens=tokens, views=1))
+    extract.run(settings(cache_folder, codec=codec, coder=coder, tokens=tokens, views=1))
     cache = unic_cache.open_cache(cache_folder)
     begin, plain, klt, end = re.findall(r"```python\n(.*?)```", (ROOT / "docs/FORMAT.md").read_text(), re.DOTALL)
     code = begin + (klt if codec == "klt" else plain) + end

@@ -3,7 +3,8 @@
     stored rows -> decode -> pick tokens -> encode -> stored rows
 
 Mean, std and covariance stay equal to the bit, so that a student's targets stay comparable; `klt` is fitted anew, to
-the source's decoded features. If only tokens are dropped and each code belongs to one token, the codes are copied.
+the source's decoded features. If only tokens are dropped and each code belongs to one token, the codes are copied; if
+only the coder changes, they are packed for the other one.
 
 Letters: B images, M patch tokens in the source, N in the target.
 """
@@ -23,11 +24,12 @@ from pipelines.command.progress import Progress
 from pipelines.extracting.calibrating import check_calibration
 from pipelines.extracting.recorder import sampled
 from unic_cache.cache import Cache, CachedTeacher
-from unic_cache.config import FITTED, RecodeConfig
+from unic_cache.config import CODERS, FITTED, RecodeConfig
 from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import DEFAULT_QUALITY, FIT_IMAGES, HELD_OUT, Calibration, refit
 from unic_cache.store.codecs.fixed import Encoded
+from unic_cache.store.layout import format_of
 from unic_cache.store.member import Member
 from unic_cache.store.reader import RowArray
 from unic_cache.store.sampling import at_positions, places_among
@@ -56,7 +58,8 @@ class Transcoder:
         if codes_stay(self.source.member, self.target):
             summary = {name for name, kind in self.source.kinds.items() if kind.grid is None}
             place_BN = slice(None) if kept_BN is None else (torch.arange(len(kept_BN))[:, None], kept_BN)
-            made = Encoded({name: rows if name in summary else rows[place_BN] for name, rows in here.items()})
+            kept = {name: rows if name in summary else rows[place_BN] for name, rows in here.items()}
+            made = Encoded(self.target.codec.repacked(kept, self.source.codec))
         else:
             made = self.target.codec.encode(at_positions(self.source.codec.decode(here), kept_BN))
         clipped_B = None if made.clipped_B is None else made.clipped_B.cpu()
@@ -70,8 +73,11 @@ def target_spec(config: RecodeConfig, source: CachedTeacher, before: Member | No
     asked for than the source keeps.
     """
     stands = (source.member if before is None else before).spec
-    codec = config.codec or (FITTED if config.quality is not None else stands["codec"])
-    quality = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
+    codec = config.codec or (FITTED if config.quality is not None or config.coder is not None else stands["codec"])
+    fitted = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
+    coder = config.coder or stands.get("coder", CODERS[0])
+    if codec == FITTED and coder != CODERS[0]:
+        fitted["coder"] = coder
     tokens = stands.get("tokens") if config.tokens is None else config.tokens
     features = source.codec.features
     wanted = tokens or math.prod(features.grid or ())
@@ -86,14 +92,15 @@ def target_spec(config: RecodeConfig, source: CachedTeacher, before: Member | No
         "fidelity": dict(source.calibration.fidelity),
         **{key: provenance[key] for key in ("recoded_from",) if key in provenance},
     }
-    return {
-        **{key: value for key, value in source.spec.items() if key != "quality"},
+    made = {
+        **{key: value for key, value in source.spec.items() if key not in {"quality", "coder"}},
         "codec": codec,
-        **quality,
+        **fitted,
         "tokens": tokens,
         "provenance": {**provenance, "recoded_from": came},
         "versions": {**source.spec["versions"], "zarr": version("zarr")},  # the one that writes the target's objects
     }
+    return {**made, "format": format_of(made)}
 
 
 def transcoder(
@@ -156,7 +163,7 @@ def kept_among(source: Member, target: Member, seed: int, shown: Sequence[tuple[
 
 
 def codes_stay(source: Member, target: Member) -> bool:
-    """Whether the source's codes can be copied: the codec is the same, and fitted to the same tokens if fitted."""
+    """Whether the source's codes go on: the codec is the same, and fitted to the same tokens if fitted."""
     ours, theirs = source.features, target.features
     assert ours is not None
     assert theirs is not None

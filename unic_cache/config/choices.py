@@ -8,6 +8,7 @@ RECIPES = ("unic", "light", CENTER)
 TRAINED_RECIPES = tuple(recipe for recipe in RECIPES if recipe != CENTER)
 FITTED = "klt"  # the one codec with tables fitted to each teacher
 CODECS = (FITTED, "f16", "int8", "int4")
+CODERS = ("zstd", "pcodec")  # of klt's codes
 PIXEL_CODECS = ("raw", "compact")
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("no", "bf16", "fp16")
