@@ -6,7 +6,7 @@ to the exact tokens in the standardized space. One line of JSON a teacher and co
 
 | codec | |
 |---|---|
-| `klt`, for each `--quality` | as stored: chunks of 32 images, compressed; its step is the calibration's choice |
+| `klt`, `klt pcodec`, for each `--quality` | as stored: chunks of 32 images, by either coder |
 | its `entropy_bytes_per_token` | what an ideal coder of single codes would need |
 | `int8`, `int4`, `f16` | no byte codec; int4 is the usual one of 4 bits and a scale a token, after a rotation |
 | `klt_bitshuffle` | for comparison: principal axes of the channels alone, one byte a code, Blosc zstd with bitshuffle |
@@ -15,6 +15,7 @@ With `--tokens N`, the same of N tokens of each view: on a lattice of the grid, 
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,14 +26,17 @@ import numpy as np
 import torch
 from crc32c import crc32c
 from numcodecs import Blosc, Zstd
+from numcodecs.pcodec import PCodec
 from torch import Tensor
 
 from unic_cache.config import RANDOM, SAMPLINGS, Views
 from unic_cache.store.calibrate import Calibration, Calibrator
 from unic_cache.store.codecs.codec import FeatureCodec, Features
 from unic_cache.store.codecs.fit import BandMoments
-from unic_cache.store.codecs.klt import DEAD_ZONE, TILE, Klt
-from unic_cache.store.layout import CHUNK_ROWS, ZSTD_LEVEL
+from unic_cache.store.codecs.klt import DEAD_ZONE, Klt
+from unic_cache.store.codecs.packing import TILE
+from unic_cache.store.coders import PCODEC, ZSTD_LEVEL
+from unic_cache.store.layout import CHUNK_ROWS
 from unic_cache.store.sampling import at_positions
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import Teacher, load_teacher
@@ -41,6 +45,7 @@ from unic_cache.views.decode import decode
 from unic_cache.views.shards import OpenShard, describe, expand
 
 EMOJI = Path(__file__).parent.parent / "tests/data/noto-emoji"
+ENCODERS = {"zstd": Zstd(level=ZSTD_LEVEL), "pcodec": PCodec(**PCODEC)}
 PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 BATCH = CHUNK_ROWS
 SEED = 0
@@ -85,8 +90,10 @@ def main() -> None:
             calibration, codec = calibrated(features, train)
             exact = calibration.standardize({"patch": test.stored(features)})["patch"]
             found = measured(codec, exact)
+            tans = measured(calibration.codec(dataclasses.replace(codec.features, coder="pcodec")), exact)
             bound = entropy(Klt.from_arrays(calibration.klt, features.stored_grid, features.tokens), exact)
             report(name, "klt", exact, quality=quality, **found, entropy_bytes_per_token=bound)
+            report(name, "klt pcodec", exact, quality=quality, **tans, entropy_bytes_per_token=bound)
             report(
                 name,
                 "klt_bitshuffle",
@@ -163,7 +170,7 @@ def measured(codec: FeatureCodec, exact_BTD: Tensor) -> dict[str, Any]:
         for array in codec.arrays:
             kept = array.to_disk(parts[array.name].numpy())
             whole = len(part) * array.row_bytes
-            size += len(Zstd(level=ZSTD_LEVEL).encode(np.ascontiguousarray(kept))) if array.tile else whole
+            size += len(ENCODERS[array.coder].encode(np.ascontiguousarray(kept))) if array.tile else whole
     found = {"cosine": torch.cat(cosines).mean().item(), "bytes_per_token": size / exact_BTD.shape[:2].numel()}
     return {**found, "clipped": clipped / exact_BTD.numel()} if codec.features.codec == "klt" else found
 

@@ -27,7 +27,8 @@ from PIL import Image
 
 from unic_cache.config import Views
 from unic_cache.store.codecs.pixel_codec import from_differences, to_differences
-from unic_cache.store.layout import CHUNK_ROWS, ZSTD_LEVEL
+from unic_cache.store.coders import ZSTD_LEVEL
+from unic_cache.store.layout import CHUNK_ROWS
 from unic_cache.views.augment import make_view, pixel_crc
 from unic_cache.views.decode import decode
 

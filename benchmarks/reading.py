@@ -1,4 +1,4 @@
-"""Images a second out of a store, in one run: `python -m benchmarks.reading [--codec int8 f16] [--images 4096]`.
+"""Images a second out of a store, in one run: `python -m benchmarks.reading [--codec klt f16] [--coder zstd pcodec]`.
 
 Four teachers of 196 tokens of width 384 and a uint8 crop of 224 pixels (see `stores`), read in the order of training in
 batches of 128. A JSON line for each codec, images a second and ratios:
@@ -40,8 +40,9 @@ from benchmarks.stores import ROWS, VIEWS, Throttled, write, write_theia
 from unic_cache.ahead import thread_pool
 from unic_cache.buffers import Ring
 from unic_cache.cache import Cache
-from unic_cache.config import PIXEL_CODECS
+from unic_cache.config import CODERS, FITTED, PIXEL_CODECS
 from unic_cache.files.local import LocalFolder
+from unic_cache.store.calibrate import DEFAULT_QUALITY
 from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, index_bytes, object_name, view_folder
 from unic_cache.store.member import Member
 from unic_cache.store.open_objects import OpenObjects
@@ -60,19 +61,22 @@ REST = 1.0  # seconds before a cold run: some disks give more than they can keep
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codec", nargs="+", default=["int8"])
+    parser.add_argument("--coder", nargs="+", default=CODERS[:1], choices=CODERS, help="of klt; all in one run")
+    parser.add_argument("--quality", type=float, default=DEFAULT_QUALITY, help="of klt")
     parser.add_argument("--images", type=int, default=4096, help="a multiple of 1024")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--throttle", type=float, default=0, help="MB/s; 0 is what the disk gives")
     options = parser.parse_args()
     torch.set_num_threads(1)
     first: dict[str, Any] = {}
-    for codec in options.codec:
+    ways = [(codec, coder) for codec in options.codec for coder in (options.coder if codec == FITTED else CODERS[:1])]
+    for codec, coder in ways:
         with tempfile.TemporaryDirectory() as folder, thread_pool(options.threads) as pool:
-            found = (throttled if options.throttle else measured)(Path(folder), codec, pool, options)
+            found = (throttled if options.throttle else measured)(Path(folder), codec, coder, pool, options)
         first = first or found
         if found is not first:
             found["to_first"] = to_first(found, first)
-        print(json.dumps({"codec": codec, "threads": options.threads, **found}), flush=True)
+        print(json.dumps({"codec": codec, "coder": coder, "threads": options.threads, **found}), flush=True)
 
 
 def to_first(found: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
@@ -81,9 +85,11 @@ def to_first(found: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
     return {name: round(found[name]["images_per_second"] / first[name]["images_per_second"], 2) for name in names}
 
 
-def measured(folder: Path, codec: str, pool: ThreadPoolExecutor, options: argparse.Namespace) -> dict[str, Any]:
+def measured(
+    folder: Path, codec: str, coder: str, pool: ThreadPoolExecutor, options: argparse.Namespace
+) -> dict[str, Any]:
     """Every way of reading, warm and cold."""
-    write(LocalFolder(folder), codec, options.images // ROWS)
+    write(LocalFolder(folder), codec, options.images // ROWS, coder=coder, quality=options.quality)
     cached, past_cache = (Store(LocalFolder(folder, page_cache=room), pool) for room in (None, 0))
     raw = Raw(cached, pool, options.threads)
     warm = rates(
@@ -112,11 +118,13 @@ def measured(folder: Path, codec: str, pool: ThreadPoolExecutor, options: argpar
     return {"bytes_per_image": raw.bytes_per_image, "ours": warm["ours"], "warm": warm, "cold": cold}
 
 
-def throttled(folder: Path, codec: str, pool: ThreadPoolExecutor, options: argparse.Namespace) -> dict[str, Any]:
+def throttled(
+    folder: Path, codec: str, coder: str, pool: ThreadPoolExecutor, options: argparse.Namespace
+) -> dict[str, Any]:
     """Ours alone, from a store held to so many MB/s."""
     stores = {}
     for pixels in PIXEL_CODECS:
-        write(LocalFolder(folder / pixels), codec, options.images // ROWS, pixels)
+        write(LocalFolder(folder / pixels), codec, options.images // ROWS, pixels, coder, options.quality)
         stores[pixels] = Store(Throttled(folder / pixels, options.throttle * 1e6), pool)
     stores["features"] = Store(Throttled(folder / "raw", options.throttle * 1e6), pool, kept_views=False)
     found: dict[str, Any] = rates({name: partial(store.ours, 1) for name, store in stores.items()}, runs=2)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -15,13 +16,13 @@ import torch
 import webdataset
 
 from benchmarks.images import photograph
-from unic_cache.config import Views
+from unic_cache.config import CODERS, FITTED, Views
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.open_file import OpenFile, Span
-from unic_cache.store.calibrate import Calibrator
+from unic_cache.store.calibrate import DEFAULT_QUALITY, Calibrator
 from unic_cache.store.codecs.pixel_codec import to_differences
 from unic_cache.store.commit import Crcs, Unit
-from unic_cache.store.layout import VIEWS_MEMBER, Extent
+from unic_cache.store.layout import VIEWS_MEMBER, Extent, format_of
 from unic_cache.store.member import Member
 from unic_cache.store.writer import UnitWriter, row_crcs
 from unic_cache.views.augment import make_view
@@ -33,7 +34,14 @@ DIFFERENT = ROWS // 4  # images
 VIEWS = Views("unic", 224, 0)
 
 
-def write(location: LocalFolder, codec: str, shards: int, pixel_codec: str = "raw") -> None:
+def write(
+    location: LocalFolder,
+    codec: str,
+    shards: int,
+    pixel_codec: str = "raw",
+    coder: str = CODERS[0],
+    quality: float = DEFAULT_QUALITY,
+) -> None:
     """A whole cache: index, four teachers, kept pixels."""
     names = [f"tar{shard}" for shard in range(shards)]
     keys = tuple(range(ROWS))
@@ -41,7 +49,7 @@ def write(location: LocalFolder, codec: str, shards: int, pixel_codec: str = "ra
     units = [Unit(0, Extent(shards, ROWS), shard, name, ROWS, VIEWS, 0) for shard, name in enumerate(names)]
     seen = write_pixels(location, pixel_codec, units)
     for number in range(TEACHERS):
-        write_teacher(location, f"teacher{number}", number, codec, units, seen)
+        write_teacher(location, f"teacher{number}", number, teacher_spec(codec, coder, quality), units, seen)
 
 
 def write_pixels(location: LocalFolder, codec: str, units: Sequence[Unit]) -> Crcs:
@@ -56,15 +64,20 @@ def write_pixels(location: LocalFolder, codec: str, units: Sequence[Unit]) -> Cr
     return seen
 
 
-def write_teacher(location: LocalFolder, name: str, seed: int, codec: str, units: Sequence[Unit], seen: Crcs) -> None:
+def teacher_spec(codec: str, coder: str, quality: float) -> dict[str, Any]:
+    """How a teacher's features are kept."""
+    fitted: dict[str, Any] = {"quality": quality} if codec == FITTED else {}
+    if codec == FITTED and coder != CODERS[0]:
+        fitted["coder"] = coder
+    dims = {"cls_dim": CHANNELS, "grid": [GRID, GRID], "patch_dim": CHANNELS}
+    return {"format": format_of(fitted), "provenance": {}, "codec": codec, **fitted, "features": dims}
+
+
+def write_teacher(
+    location: LocalFolder, name: str, seed: int, spec: dict[str, Any], units: Sequence[Unit], seen: Crcs
+) -> None:
     """A member and all its units, with the same images' features again and again."""
-    spec = {
-        "format": 1,
-        "teacher": {"name": name},
-        "provenance": {},
-        "codec": codec,
-        "features": {"cls_dim": CHANNELS, "grid": [GRID, GRID], "patch_dim": CHANNELS},
-    }
+    spec = {**spec, "teacher": {"name": name}}
     member = Member.ensure(location, name, spec)
     tokens = features(seed)
     assert member.features is not None

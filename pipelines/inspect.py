@@ -41,7 +41,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
             **{key: teacher.spec[key] for key in ("codec", "dtype", "features", "provenance", "versions")},
             "weights_sha256": teacher.spec["teacher"]["weights_sha256"],
             "calibration": {"file": teacher.member.calibration_name, "fidelity": dict(teacher.calibration.fidelity)},
-            **{key: teacher.spec.get(key) for key in ("quality", "tokens")},
+            **{key: teacher.spec.get(key) for key in ("quality", "coder", "tokens")},
             "sampling": teacher.codec.features.sampling if teacher.spec.get("tokens") else None,
             **sizes_of(teacher.member, views := views_of(cache, teacher.member)),
             "views": views,
@@ -146,7 +146,8 @@ def show(report: Mapping[str, Any]) -> None:
         each = ", ".join(f"{array} {size:,.0f}" for array, size in teacher["bytes_per_token"].items())
         fidelity = ", ".join(f"{kind} {value:.5f}" for kind, value in teacher["calibration"]["fidelity"].items())
         console.print(f"\n{name}", style="bold", end="")
-        console.print(f"  codec {teacher['codec']}, {teacher['bytes_per_image']:,} bytes per image")
+        coder = f" {teacher['coder']}" if teacher["coder"] else ""
+        console.print(f"  codec {teacher['codec']}{coder}, {teacher['bytes_per_image']:,} bytes per image")
         console.print(f"  bytes per token: {each}\n  fidelity (cosine): {fidelity}")
         print_table(console, view_table(teacher["views"]))
     for name, views in report["uncalibrated"].items():

@@ -25,14 +25,14 @@ from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.sampling_rules import sampling_rules
 from pipelines.extracting.specs import pixel_codec
 from pipelines.extracting.teacher_weights import announce, load_teachers
-from pipelines.planning.codec_costs import ask, kept_features, measure_codec
-from pipelines.planning.forecast import Costs, Forecast, KeptCost, StudentCost, calibration_seconds, forecast
+from pipelines.planning.codec_costs import ask, fit, kept_features, measure_codec
+from pipelines.planning.forecast import Costs, Forecast, KeptCost, StudentCost, calibration_seconds, forecast, stored_as
 from pipelines.planning.held import Held
 from pipelines.planning.step_costs import disk, student_cost
 from pipelines.planning.trial import make_trial, pixel_bytes
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
-from unic_cache.config import CODECS, FITTED, RANDOM, PlanConfig
+from unic_cache.config import CODECS, CODERS, FITTED, RANDOM, PlanConfig
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.codec import FeatureCodec
@@ -86,13 +86,16 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
             progress.advance(1)
             for codec, count in variants:
                 features = kept_features(teacher, codec, config.quality, count, rules[count][name])
-                cost = measure_codec(answers, features, trial, config.kind.seed, pool)
-                kept.append(dataclasses.replace(cost, held=held.of_teacher(name, features)))
+                fitted = fit(answers, features, trial, config.kind.seed)
+                for coder in coders_of(codec):
+                    cost = measure_codec(fitted, coder, trial, pool)
+                    held_share = held.of_teacher(name, dataclasses.replace(features, coder=coder))
+                    kept.append(dataclasses.replace(cost, held=held_share))
                 progress.advance(1)
         for count in counts:
             steps.append(student_cost(config, list(teachers.values()), count))
             progress.advance(1)
-    stored_as = pixel_codec(config.pixel_codec, cache.pixels)
+    pixels_as = pixel_codec(config.pixel_codec, cache.pixels)
     return Costs(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=config.threads or len(os.sched_getaffinity(0)),
@@ -106,8 +109,8 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
         disk_rate=disk_rate,
         calibrated_views=calibrated_views(config.calibration_images, config.count * trial.images),
         count_seconds={name: seconds for name, seconds in counting.items() if name not in cache.teachers},
-        pixels_a_view=pixel_bytes(trial, stored_as) if config.keep_views else 0.0,
-        pixels_held=held.of_pixels(stored_as),
+        pixels_a_view=pixel_bytes(trial, pixels_as) if config.keep_views else 0.0,
+        pixels_held=held.of_pixels(pixels_as),
     )
 
 
@@ -132,6 +135,11 @@ def rules_of(
         return dict.fromkeys(teachers, RANDOM)
     grids = {name: grid_of(teacher.spec.kinds) for name, teacher in teachers.items()}
     return sampling_rules(tokens, config.sampling, cache.location, grids)
+
+
+def coders_of(codec: str) -> tuple[str, ...]:
+    """The coders to measure under a codec; those without one count as the first."""
+    return CODERS if codec == FITTED else CODERS[:1]
 
 
 def possible(codec: str, config: PlanConfig, teachers: Mapping[str, Teacher]) -> bool:
@@ -168,20 +176,20 @@ def teacher_table(found: Forecast) -> Table:
         name = kept.teacher if kept.teacher != before else ""
         size = f"{kept.bytes_a_view:,.0f}", f"{in_all:,.3g}"
         tokens = f"{kept.tokens} {kept.sampling}" if kept.tokens else "all"
-        table.add_row(name, tokens, kept.codec, *size, f"{cosine:.4f}")
+        table.add_row(name, tokens, stored_as(kept.codec, kept.coder), *size, f"{cosine:.4f}")
         before = kept.teacher
     return table
 
 
 def way_table(found: Forecast) -> Table:
     """All teachers under each codec: bytes stored, bytes per second consumed, and the break-even epoch."""
-    table = columns("all teachers", "tokens", "codec", "GB in all", "MB/s needed", "images/s fed", "pays after")
+    table = columns("all teachers", "tokens", "codec", "GB in all", "MB/s", "images/s fed", "pays after")
     for one in found.ways:
         mark = "* " if one == found.chosen else ""
         size = f"{one.bytes_in_all / GB:,.3g}{'' if one.fits else ' (!)'}"
         pays = "never" if one.pays_after is None else f"{one.pays_after} epochs"
         fed = f"{one.feeds:,.0f}{'' if one.keeps_up else ' (!)'}"
-        table.add_row(mark, str(one.tokens or "all"), one.codec, size, f"{one.rate_needed / MB:,.3g}", fed, pays)
+        table.add_row(mark, str(one.tokens or "all"), one.stored_as, size, f"{one.rate_needed / MB:,.3g}", fed, pays)
     return table
 
 
@@ -202,7 +210,7 @@ def sentences(found: Forecast) -> list[str]:
     first = sum(
         calibration_seconds(costs, kept)
         for kept in costs.kept
-        if (kept.codec, kept.tokens) == (chosen.codec, chosen.tokens)
+        if kept.way == (chosen.codec, chosen.coder, chosen.tokens)
     )
     calibration = [f"of which calibration, on {costs.calibrated_views:,} views: {first:,.0f} s"] if first else []
     return [
@@ -215,7 +223,7 @@ def sentences(found: Forecast) -> list[str]:
         f"disk: {free} free, read at {rate}",
         f"{found.epochs:g} epochs: {chosen.online_seconds / HOUR:,.3g} device-hours with live teachers, "
         f"{chosen.cached_seconds / HOUR:,.3g} with a cache, extraction included",
-        f"codec {chosen.codec}: {found.reason}",
+        f"codec {chosen.stored_as}: {found.reason}",
     ]
 
 

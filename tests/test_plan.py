@@ -151,6 +151,33 @@ class TestChoice:
         assert (result.chosen.codec, result.chosen.tokens) == (codec, None)
         assert reason in result.reason
 
+    @pytest.mark.parametrize(
+        ("asked", "read_seconds", "begun", "coder", "reason"),
+        [
+            ({}, 0.004, "", "pcodec", "the smallest that keeps up"),
+            ({}, 0.006, "", "zstd", "the smallest that keeps up"),
+            ({"coder": "pcodec"}, 0.006, "", "pcodec", "as asked"),
+            ({"coder": "zstd"}, 0.004, "", "zstd", "as asked"),
+            ({"codec": "klt"}, 0.004, "", "pcodec", "the smallest that keeps up"),
+            ({"codec": "klt"}, 0.006, "", "zstd", "the smallest that keeps up"),
+            ({"codec": "klt"}, 0.004, "zstd", "zstd", "as the cache has it already"),
+            ({}, 0.006, "pcodec", "pcodec", "as the cache has it already"),
+        ],
+    )
+    def test_the_smaller_coder_is_chosen_if_it_keeps_up(self, asked, read_seconds, begun, coder, reason):
+        """Two teachers for a student of 10 ms an image."""
+        kept = costs().kept
+        small = (
+            dataclasses.replace(k, bytes_a_view=0.8 * k.bytes_a_view, read_seconds=read_seconds, coder="pcodec")
+            for k in kept
+            if k.codec == "klt"
+        )
+        every = [dataclasses.replace(k, held=0.5 * (begun == k.coder)) for k in (*kept, *small) if k.codec == "klt"]
+        result = forecast(PlanConfig(("a", "b"), **asked), costs(kept=tuple(every)))
+        assert result.chosen.coder == coder
+        assert reason in result.reason
+        assert ("--coder" in result.command) == (coder == "pcodec")
+
     def test_tokens_are_those_that_were_asked_for(self):
         result = forecast(PlanConfig(("a", "b"), tokens=10), costs())
         assert result.chosen.tokens == 10
@@ -198,8 +225,9 @@ def planned(config) -> Forecast:
 
 class TestMeasurements:
     def test_every_teacher_is_kept_by_every_codec_with_all_tokens_and_with_a_sample(self, planned):
-        measured = {(kept.teacher, kept.codec, kept.tokens) for kept in planned.costs.kept}
-        assert measured == {(name, codec, tokens) for name in (VIT, CNN) for codec in CODECS for tokens in (None, 1)}
+        measured = {(kept.teacher, kept.codec, kept.coder, kept.tokens) for kept in planned.costs.kept}
+        stored_as = [*((codec, "zstd") for codec in CODECS), ("klt", "pcodec")]
+        assert measured == {(name, *one, tokens) for name in (VIT, CNN) for one in stored_as for tokens in (None, 1)}
         assert planned.costs.images == 82
         assert planned.costs.probe == 64
         assert all(seconds > 0 for seconds in planned.costs.forward_seconds.values())
@@ -300,8 +328,8 @@ def test_tables_and_sentences_fit_80_columns_and_say_what_matters(planned, capsy
     monkeypatch.setenv("COLUMNS", "80")
     plan.show(planned)
     lines = capsys.readouterr().out.splitlines()
-    tables = [line for line in lines if any(f" {codec} " in line for codec in CODECS)]
-    assert len(tables) == 3 * 2 * 4
+    tables = [line for line in lines if any(f" {codec} " in line for codec in CODECS) and not line.startswith("codec ")]
+    assert len(tables) == 3 * 2 * 5
     assert max(map(len, tables)) <= 80
     text = "\n".join(lines)
     for said in ("82 images, 2 views of each", "device-hours", "core-hours", "images/s with all tokens", "GB free"):

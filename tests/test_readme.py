@@ -84,16 +84,18 @@ def test_links_between_documents_lead_somewhere():
 
 
 @pytest.mark.parametrize(
-    ("codec", "tokens", "size"),
+    ("codec", "coder", "tokens", "size"),
     [
-        *[("f16", None, 32), ("int8", None, 32), ("int4", None, 32), ("int4", 3, 32)],
-        *[("klt", None, 32), ("klt", 3, 32), ("klt", 4, 64)],  # the last: a lattice of 2 x 2 in 4 x 4
+        *[("f16", None, None, 32), ("int8", None, None, 32), ("int4", None, None, 32), ("int4", None, 3, 32)],
+        *[("klt", "zstd", None, 32), ("klt", "zstd", 3, 32), ("klt", "pcodec", None, 32)],
+        ("klt", "pcodec", 4, 64),  # a lattice of 2 x 2 in 4 x 4
     ],
 )
-def test_the_numpy_lines_of_the_format_give_the_readers_values(tmp_path, settings, weights, codec, tokens, size):
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
+def test_the_numpy_lines_of_the_format_give_the_readers_values(tmp_path, settings, weights, codec, coder, tokens, size):
     cache_folder, name = tmp_path / "cache", f"timm:test_vit@{size}"
     chosen = {"teachers": (name,), "weights": ((name, str(weights[VIT])),)}
-    extract.run(settings(cache_folder, codec=codec, tokens=tokens, views=1, **chosen))
+    extract.run(settings(cache_folder, codec=codec, coder=coder, tokens=tokens, views=1, **chosen))
     cache = unic_cache.open_cache(cache_folder)
     begin, plain, klt, end = re.findall(r"```python\n(.*?)```", (ROOT / "docs/FORMAT.md").read_text(), re.DOTALL)
     code = begin + (klt if codec == "klt" else plain) + end

@@ -126,6 +126,30 @@ class TestCodecs:
             assert not any(rows.any() for rows in ours.parts(ours.record(unit), [1]).values())
 
 
+class TestCoders:
+    def test_another_coder_keeps_every_code_and_the_way_back_gives_the_same_bytes(self, tmp_path, source):
+        run(source, tmp_path / "zstd", codec="klt", views=False)
+        done = run(tmp_path / "zstd", tmp_path / "pcodec", coder="pcodec")
+        run(tmp_path / "pcodec", tmp_path / "back", coder="zstd")
+        check(tmp_path / "pcodec")
+        for name in (VIT, CNN):
+            before, after = (opened(tmp_path / folder, name)[1] for folder in ("zstd", "pcodec"))
+            assert (after.spec["format"], after.spec["coder"]) == (2, "pcodec")
+            assert (before.spec["format"], before.spec.get("coder")) == (1, None)
+            assert done.fidelity[name]["patch"] == 1
+            ours, theirs = features(tmp_path / "zstd", name), features(tmp_path / "pcodec", name)
+            assert all(torch.equal(ours[kind], theirs[kind]) for kind in ours)
+        stored = [tree(tmp_path / folder) for folder in ("zstd", "back")]
+        objects = [{name: data for name, data in found.items() if "/c." in str(name)} for found in stored]
+        assert objects[0] == objects[1]
+
+    def test_extraction_goes_on_with_the_coder_of_the_cache(self, tmp_path, source, settings, shards):
+        run(source, tmp_path / "cache", codec="klt", coder="pcodec", views=False)
+        extract.run(settings(tmp_path / "cache", shards=str(source.parent / "tars/*.tar"), views=3, codec=None))
+        check(tmp_path / "cache")
+        assert opened(tmp_path / "cache")[1].spec["coder"] == "pcodec"
+
+
 class TestTokens:
     def test_fewer_are_those_that_extraction_would_have_kept(self, tmp_path, source, settings, shards):
         tars = str(source.parent / "tars/*.tar")

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pipelines.command.progress import say
 from unic_cache.cache import Cache
-from unic_cache.config import CENTER, FITTED, ExtractConfig, Views
+from unic_cache.config import CENTER, CODERS, FITTED, ExtractConfig, Views
 from unic_cache.errors import ConfigError
 
 Config = TypeVar("Config", bound=ExtractConfig)
@@ -47,13 +47,15 @@ def kinds(cache: Cache) -> dict[Views, int]:
 
 
 def kept_alike(config: Config, cache: Cache) -> Config:
-    """The config with codec, quality and tokens filled in where all teachers of the cache agree."""
+    """The config with codec, quality, coder and tokens filled in where all teachers of the cache agree."""
     specs = [teacher.spec for teacher in cache.teachers.values()]
     changes: dict[str, Any] = {}
     if config.codec is None and config.quality is None:
         changes["codec"] = _common(spec["codec"] for spec in specs)
     if config.quality is None and changes.get("codec", config.codec) == FITTED:
         changes["quality"] = _common(spec.get("quality") for spec in specs)
+    if config.coder is None and changes.get("codec", config.codec) == FITTED:
+        changes["coder"] = _common(spec.get("coder", CODERS[0]) for spec in specs)
     if config.tokens is None:
         changes["tokens"] = _common(spec.get("tokens") for spec in specs)
     added = [name for name in config.teachers if name not in cache.teachers and name not in cache.uncalibrated]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipelines.extracting.opening_options import OpeningOptions
-from unic_cache.config import FITTED, LATTICE, PIXEL_CODECS
+from unic_cache.config import CODERS, FITTED, LATTICE, PIXEL_CODECS
 from unic_cache.errors import ConfigError
 from unic_cache.store.calibrate import DEFAULT_QUALITY
 from unic_cache.store.layout import FORMAT, format_of
@@ -17,7 +17,7 @@ from unic_cache.token_kinds import kinds_to_json
 from unic_cache.views.augment import AUGMENT_VERSION
 
 PROVENANCE = ("about", "source", "published", "licence", "weights_file_sha256")
-VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr")
+VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr", "pcodec")
 
 
 def teacher_spec(
@@ -30,25 +30,29 @@ def teacher_spec(
 ) -> dict[str, Any]:
     """spec.json of a teacher: its features, its weights, and the settings and versions that made them.
 
-    `before` is the member in the cache: its codec, quality and tokens stay unless `options` names others. `sampling` is
-    the rule if tokens are sampled. ConfigError on a quality for a codec without one.
+    `before` is the member in the cache: its codec, quality, coder and tokens stay unless `options` names others.
+    `sampling` is the rule if tokens are sampled. ConfigError on a quality or a coder for a codec without one.
     """
     dims = kinds_to_json(teacher.spec.kinds)
     spec = {key: value for key, value in teacher.spec.to_json().items() if key not in dims}
     stands = {} if before is None else before.spec
     codec = options.codec or stands.get("codec", FITTED)
-    if options.quality is not None and codec != FITTED:
-        raise ConfigError(
-            f"quality is a setting of codec {FITTED}, but {options.cache} keeps {spec['name']} as {codec}; leave "
-            "--quality out, or choose another --cache"
-        )
-    quality = {"quality": options.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
+    for flag, value in (("quality", options.quality), ("coder", options.coder)):
+        if value is not None and codec != FITTED:
+            raise ConfigError(
+                f"{flag} is a setting of codec {FITTED}, but {options.cache} keeps {spec['name']} as {codec}; leave "
+                f"--{flag} out, or choose another --cache"
+            )
+    fitted = {"quality": options.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
+    coder = options.coder or stands.get("coder", CODERS[0])
+    if codec == FITTED and coder != CODERS[0]:
+        fitted["coder"] = coder
     made = {
         "provenance": {key: spec.pop(key) for key in PROVENANCE},
         "teacher": spec,
         "features": dims,
         "codec": codec,
-        **quality,
+        **fitted,
         "tokens": options.tokens or stands.get("tokens"),
         **({"sampling": LATTICE} if sampling == LATTICE else {}),
         "dtype": options.dtype,

@@ -7,6 +7,7 @@ Every time is taken after a warm-up.
 Letters: N views of the trial, H and W pixels, T patch tokens of a view, M of them kept.
 """
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from pipelines.planning.forecast import KeptCost
 from pipelines.planning.trial import Trial
-from unic_cache.config import LATTICE, RANDOM, Views
+from unic_cache.config import CODERS, LATTICE, RANDOM, Views
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.calibrate import DEFAULT_QUALITY, Calibration, Calibrator, refit
 from unic_cache.store.codecs.codec import Features
@@ -78,38 +79,57 @@ def ask(teacher: Teacher, trial: Trial, batch_size: int) -> Answers:
     return Answers(teacher, calibration.standardize(tokens), calibration, seconds / len(padded), counting)
 
 
-def measure_codec(answers: Answers, features: Features, trial: Trial, seed: int, pool: ThreadPoolExecutor) -> KeptCost:
-    """Fit a codec, write the trial with it to a temporary store, and read it. CacheError if it cannot keep the tokens.
+@dataclass(frozen=True)
+class Fitted:
+    """A codec fitted to one teacher's features of the trial, and those that it keeps."""
+
+    answers: Answers
+    features: Features
+    tokens: Mapping[str, Tensor]  # standardized, on the CPU
+    calibration: Calibration
+    seconds: float  # per view that it is fitted to
+
+
+def fit(answers: Answers, features: Features, trial: Trial, seed: int) -> Fitted:
+    """Fit a codec; the same for each of its coders.
 
     The fidelity is that of every fifth view, which nothing was fitted to.
     """
-    teacher, tokens = answers.teacher, answers.standardized
-    count, codec, sampled = len(trial.shown), features.codec, features.sampled
+    tokens = answers.standardized
     kept_NM = features.positions(seed, trial.shown)
     if kept_NM is not None:
         tokens = at_positions(tokens, torch.from_numpy(kept_NM))
     began = time.perf_counter()
     calibration = refit(answers.calibration, features, pieces(tokens))
-    fit_seconds = (time.perf_counter() - began) / count
+    return Fitted(answers, features, tokens, calibration, (time.perf_counter() - began) / len(trial.shown))
+
+
+def measure_codec(fitted: Fitted, coder: str, trial: Trial, pool: ThreadPoolExecutor) -> KeptCost:
+    """Write the trial with a codec to a temporary store, and read it. CacheError if it cannot keep the tokens."""
+    teacher, tokens, count = fitted.answers.teacher, fitted.tokens, len(trial.shown)
+    features = dataclasses.replace(fitted.features, coder=coder)
     with tempfile.TemporaryDirectory(prefix="unic-cache-plan-") as folder:
-        member = make_member(folder, teacher.spec.name, features, calibration)
+        member = make_member(folder, teacher.spec.name, features, fitted.calibration)
         arrays, encode_seconds = encoded(member, tokens, teacher.device)
         unit = Unit(0, Extent(1, count), 0, "trial", count, Views(), 0)
         found = member.calibration()
         record = UnitWriter(member, found[1] if found else None).write(unit, arrays, np.zeros(count, np.uint32), {})
         size = stored_bytes(member, record, trial.padding)
         read = read_seconds(member, record, teacher.device, pool)
-    fidelity = dict(calibration.fidelity)
+    fidelity = dict(fitted.calibration.fidelity)
+    way = features.codec, features.sampled, size, fidelity
     return KeptCost(
-        teacher.spec.name, codec, sampled, size, fidelity, encode_seconds, read, fit_seconds, sampling=features.sampling
+        teacher.spec.name, *way, encode_seconds, read, fitted.seconds, sampling=features.sampling, coder=coder
     )
 
 
 def make_member(folder: str, teacher: str, features: Features, calibration: Calibration) -> Member:
     """A teacher's member in a store at `folder`, with all that its codec needs."""
     kept = {"codec": features.codec, "tokens": features.sampled, "quality": features.quality}
-    lattice = {"sampling": LATTICE} if features.sampling == LATTICE else {}
-    spec = {"teacher": {"name": teacher}, "features": kinds_to_json(features.kinds), **kept, **lattice}
+    added = {"sampling": LATTICE} if features.sampling == LATTICE else {}
+    if features.coder != CODERS[0]:
+        added["coder"] = features.coder
+    spec = {"teacher": {"name": teacher}, "features": kinds_to_json(features.kinds), **kept, **added}
     member = Member.ensure(LocalFolder(folder), "trial", {"format": format_of(spec), **spec})
     member.location.create(member.calibration_name, calibration.to_bytes())
     return member

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unic_cache.config import FITTED, RANDOM, ExtractConfig, PlanConfig
+from unic_cache.config import CODERS, FITTED, RANDOM, ExtractConfig, PlanConfig
 
 FITTED_VIEWS = 512  # at most so many views of a calibration fit the codec
 ROUNDING = 1e-9
@@ -40,6 +40,12 @@ class KeptCost:
     fit_seconds: float = 0.0  # per view that the codec is fitted to
     held: float = 0.0  # share of all views that the cache holds like this already
     sampling: str = RANDOM  # the rule that gives the positions of `tokens`
+    coder: str = CODERS[0]
+
+    @property
+    def way(self) -> tuple[str, str, int | None]:
+        """Codec, coder and tokens."""
+        return self.codec, self.coder, self.tokens
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,12 @@ class Way:
     pays_after: int | None  # epochs; None for never
     online_seconds: float  # device time of all epochs with live teachers
     cached_seconds: float  # device time of extraction and of all epochs from the cache
+    coder: str = CODERS[0]
+
+    @property
+    def stored_as(self) -> str:
+        """Codec and coder in words."""
+        return stored_as(self.codec, self.coder)
 
 
 @dataclass(frozen=True)
@@ -112,15 +124,19 @@ class Forecast:
 
 def forecast(config: PlanConfig, costs: Costs) -> Forecast:
     """The arithmetic of the module's table for every codec measured, and the recommended one."""
-    sets = dict.fromkeys((found.codec, found.tokens) for found in costs.kept)
-    ways = tuple(way(config, costs, codec, tokens) for codec, tokens in sets)
+    ways = tuple(way(config, costs, *one) for one in dict.fromkeys(found.way for found in costs.kept))
     chosen, reason = choice(config, ways)
     return Forecast(costs, config.count, config.epochs, ways, chosen, reason, command(config, chosen))
 
 
-def way(config: PlanConfig, costs: Costs, codec: str, tokens: int | None) -> Way:
-    """All teachers under one codec."""
-    kept = [found for found in costs.kept if (found.codec, found.tokens) == (codec, tokens)]
+def stored_as(codec: str, coder: str) -> str:
+    """A codec, with its coder if that is not the first."""
+    return codec if coder == CODERS[0] else f"{codec} {coder}"
+
+
+def way(config: PlanConfig, costs: Costs, codec: str, coder: str, tokens: int | None) -> Way:
+    """All teachers under one codec and coder."""
+    kept = [found for found in costs.kept if found.way == (codec, coder, tokens)]
     size = costs.pixels_a_view + sum(found.bytes_a_view for found in kept)
     left = (1 - costs.pixels_held) * costs.pixels_a_view + sum((1 - k.held) * k.bytes_a_view for k in kept)
     step = next(found.seconds_an_image for found in costs.student if found.tokens == tokens)
@@ -145,6 +161,7 @@ def way(config: PlanConfig, costs: Costs, codec: str, tokens: int | None) -> Way
         pays_after=math.ceil(once / (costs.forward - wait) - ROUNDING) if wait < costs.forward else None,
         online_seconds=config.epochs * costs.images * (step + costs.forward),
         cached_seconds=costs.images * (once + config.epochs * (step + wait)),
+        coder=coder,
     )
 
 
@@ -157,11 +174,12 @@ def calibration_seconds(costs: Costs, kept: KeptCost) -> float:
 
 
 def choice(config: PlanConfig, ways: Sequence[Way]) -> tuple[Way, str]:
-    """The codec asked for or begun with, else the smallest that keeps up with the student and fits on the disk."""
-    open_ways = [one for one in ways if one.tokens == config.tokens]
-    asked = [one for one in open_ways if one.codec == config.codec]
-    if asked:
-        return asked[0], "as asked"
+    """The codec and coder asked for or begun with, else the smallest that keeps up with the student and fits."""
+    codec = config.codec or (FITTED if config.coder else None)
+    open_ways = [one for one in ways if one.tokens == config.tokens and codec in {None, one.codec}]
+    open_ways = [one for one in open_ways if config.coder in {None, one.coder}]
+    if len(open_ways) == 1 and codec is not None:
+        return open_ways[0], "as asked"
     begun = [one for one in open_ways if one.begun]
     if begun:
         return begun[0], "as the cache has it already"
@@ -178,7 +196,14 @@ def command(config: PlanConfig, chosen: Way) -> tuple[str, ...]:
     """The words after `unic-cache extract` that start the planned extraction; defaults are left out."""
     quality = config.quality if chosen.codec == FITTED else None
     sampling = config.sampling if chosen.tokens else None
-    choices: dict[str, Any] = {"codec": chosen.codec, "quality": quality, "tokens": chosen.tokens, "sampling": sampling}
+    coder = chosen.coder if chosen.coder != CODERS[0] else None
+    choices: dict[str, Any] = {
+        "codec": chosen.codec,
+        "quality": quality,
+        "coder": coder,
+        "tokens": chosen.tokens,
+        "sampling": sampling,
+    }
     words: list[str] = []
     for field in dataclasses.fields(ExtractConfig):
         value = choices.get(field.name, getattr(config, field.name))

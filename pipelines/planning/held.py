@@ -22,7 +22,8 @@ class Held:
         if teacher is None:
             return 0.0
         kept = teacher.codec.features
-        same = (kept.codec, kept.sampled, kept.sampling) == (features.codec, features.sampled, features.sampling)
+        ways = ((of.codec, of.coder, of.sampled, of.sampling) for of in (kept, features))
+        same = len(set(ways)) == 1
         return self._share(teacher.member) if same and kept.quality in {features.quality, None} else 0.0
 
     def of_pixels(self, codec: str) -> float:

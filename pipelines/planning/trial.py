@@ -20,7 +20,8 @@ from unic_cache.config.bounds import RANGES
 from unic_cache.errors import CacheError
 from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.pixel_codec import to_differences
-from unic_cache.store.layout import CHUNK_ROWS, VIEWS_MEMBER, ZSTD_LEVEL
+from unic_cache.store.coders import ZSTD_LEVEL
+from unic_cache.store.layout import CHUNK_ROWS, VIEWS_MEMBER
 from unic_cache.store.member import Member
 from unic_cache.stream.address import Address
 from unic_cache.stream.pixels import KeptPixels, PixelSource, ShardPixels

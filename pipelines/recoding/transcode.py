@@ -3,7 +3,8 @@
     stored rows -> decode -> pick tokens -> encode -> stored rows
 
 Mean, std and covariance stay equal to the bit, so that a student's targets stay comparable; `klt` is fitted anew, to
-the source's decoded features. If only tokens are dropped and each code belongs to one token, the codes are copied.
+the source's decoded features. If only tokens are dropped and each code belongs to one token, the codes are copied; if
+only the coder changes, they are packed for the other one.
 
 Letters: B images, M patch tokens in the source, N in the target.
 """
@@ -24,7 +25,7 @@ from pipelines.extracting.calibrating import check_calibration
 from pipelines.extracting.recorder import sampled
 from pipelines.extracting.sampling_rules import sampling_rules
 from unic_cache.cache import Cache, CachedTeacher
-from unic_cache.config import FITTED, LATTICE, RANDOM, RecodeConfig
+from unic_cache.config import CODERS, FITTED, LATTICE, RANDOM, RecodeConfig
 from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import DEFAULT_QUALITY, FIT_IMAGES, HELD_OUT, Calibration, refit
@@ -58,7 +59,8 @@ class Transcoder:
         if codes_stay(self.source.member, self.target):
             summary = {name for name, kind in self.source.kinds.items() if kind.grid is None}
             place_BN = slice(None) if kept_BN is None else (torch.arange(len(kept_BN))[:, None], kept_BN)
-            made = Encoded({name: rows if name in summary else rows[place_BN] for name, rows in here.items()})
+            kept = {name: rows if name in summary else rows[place_BN] for name, rows in here.items()}
+            made = Encoded(self.target.codec.repacked(kept, self.source.codec))
         else:
             made = self.target.codec.encode(at_positions(self.source.codec.decode(here), kept_BN))
         clipped_B = None if made.clipped_B is None else made.clipped_B.cpu()
@@ -73,8 +75,11 @@ def target_spec(config: RecodeConfig, source: CachedTeacher, location: Location)
     """
     before = Member.open(location, source.member.folder)
     stands = (source.member if before is None else before).spec
-    codec = config.codec or (FITTED if config.quality is not None else stands["codec"])
-    quality = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
+    codec = config.codec or (FITTED if config.quality is not None or config.coder is not None else stands["codec"])
+    fitted = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
+    coder = config.coder or stands.get("coder", CODERS[0])
+    if codec == FITTED and coder != CODERS[0]:
+        fitted["coder"] = coder
     tokens = stands.get("tokens") if config.tokens is None else config.tokens
     sampling = target_sampling(config, source, location, tokens)
     provenance = source.spec["provenance"]
@@ -85,9 +90,9 @@ def target_spec(config: RecodeConfig, source: CachedTeacher, location: Location)
         **{key: provenance[key] for key in ("recoded_from",) if key in provenance},
     }
     made = {
-        **{key: value for key, value in source.spec.items() if key not in {"quality", "sampling"}},
+        **{key: value for key, value in source.spec.items() if key not in {"quality", "coder", "sampling"}},
         "codec": codec,
-        **quality,
+        **fitted,
         "tokens": tokens,
         **({"sampling": LATTICE} if sampling == LATTICE else {}),
         "provenance": {**provenance, "recoded_from": came},
@@ -184,7 +189,7 @@ def kept_among(source: Member, target: Member, seed: int, shown: Sequence[tuple[
 
 
 def codes_stay(source: Member, target: Member) -> bool:
-    """Whether the source's codes can be copied: the codec is the same, and fitted to the same tokens if fitted."""
+    """Whether the source's codes go on: the codec is the same, and fitted to the same tokens if fitted."""
     ours, theirs = source.features, target.features
     assert ours is not None
     assert theirs is not None

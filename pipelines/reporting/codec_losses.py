@@ -23,7 +23,8 @@ from pipelines.reporting.images import grid_kind
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.evaluate.page import Grid
 from unic_cache.store.calibrate import to_teacher
-from unic_cache.store.codecs.klt import LARGEST, Klt, band_tokens, unprefixed
+from unic_cache.store.codecs.klt import Klt, band_tokens, unprefixed
+from unic_cache.store.codecs.packing import LARGEST
 
 Floats = npt.NDArray[np.float64]
 Arrays = Mapping[str, Tensor]

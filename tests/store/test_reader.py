@@ -35,12 +35,13 @@ from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.object_store import ObjectFolder
 from unic_cache.files.schemes import open_location
+from unic_cache.store.coders import content_size
 from unic_cache.store.commit import CommitRecord, Unit, parse_record
 from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, Extent, object_name
 from unic_cache.store.open_objects import OpenObjects
 from unic_cache.store.ranges import picks
 from unic_cache.store.reader import RowReader
-from unic_cache.store.unpacked import Tiles, content_size
+from unic_cache.store.unpacked import Tiles
 from unic_cache.store.writer import UnitWriter
 
 VIEW = "unic-32-0-000"
@@ -275,7 +276,7 @@ class TestTiles:
 
     def test_memory_is_used_again(self):
         tiles, frame = Tiles(limit=100), memoryview(Zstd().encode(bytes(60)))
-        places = {tiles.unpack(key, frame, 60).ctypes.data for key in range(50)}
+        places = {tiles.unpack(key, frame, 60, "zstd").ctypes.data for key in range(50)}
         assert len(places) <= 3
 
     @pytest.mark.parametrize("level", [1, 3, 19])

@@ -16,6 +16,7 @@ from unic_cache.config.caching import (
 from unic_cache.config.choices import (
     CENTER,
     CODECS,
+    CODERS,
     DTYPES,
     EVALUATION_TASKS,
     FITTED,
@@ -39,6 +40,7 @@ from unic_cache.config.views import Views
 __all__ = [
     "CENTER",
     "CODECS",
+    "CODERS",
     "DTYPES",
     "EVALUATION_TASKS",
     "FITTED",

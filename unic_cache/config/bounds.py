@@ -109,10 +109,11 @@ def check_worker(index: int, count: int) -> None:
         raise ConfigError(f"worker-index {index} is not one of 0 to {count - 1}")
 
 
-def check_quality(codec: str | None, quality: float | None) -> None:
-    """ConfigError if a quality is given for a codec that has none."""
-    if quality is not None and codec not in {None, FITTED}:
-        raise ConfigError(f"quality is a setting of codec {FITTED}; {codec} has none")
+def check_fitted(codec: str | None, quality: float | None, coder: str | None) -> None:
+    """ConfigError if a quality or a coder is given for a codec that has none."""
+    for name, value in (("quality", quality), ("coder", coder)):
+        if value is not None and codec not in {None, FITTED}:
+            raise ConfigError(f"{name} is a setting of codec {FITTED}; {codec} has none")
 
 
 def _plain(number: float) -> str:

@@ -3,8 +3,18 @@
 import re
 from dataclasses import dataclass, field
 
-from unic_cache.config.bounds import check_quality, check_worker
-from unic_cache.config.choices import CENTER, CODECS, DTYPES, FITTED, PIXEL_CODECS, PRECISIONS, RECIPES, SAMPLINGS
+from unic_cache.config.bounds import check_fitted, check_worker
+from unic_cache.config.choices import (
+    CENTER,
+    CODECS,
+    CODERS,
+    DTYPES,
+    FITTED,
+    PIXEL_CODECS,
+    PRECISIONS,
+    RECIPES,
+    SAMPLINGS,
+)
 from unic_cache.config.options import (
     CACHE,
     DEVICE,
@@ -23,6 +33,8 @@ from unic_cache.config.stage import Stage
 from unic_cache.config.views import Views
 from unic_cache.errors import ConfigError
 from unic_cache.files.paths import check_here
+
+CODER = f"Entropy coder of {FITTED}: pcodec is smaller, zstd decodes faster."
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ class ExtractConfig(Stage):
     seed: int | None = option(None, "Random seed for the views.", unset="the cache's, or 0")
     codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset=f"the cache's, or {FITTED}")
     quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="the cache's, or 0.99")
+    coder: str | None = option(None, CODER, choices=CODERS, unset=f"the cache's, or {CODERS[0]}")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="the cache's, or all")
     sampling: str | None = option(
         None,
@@ -102,7 +115,7 @@ class ExtractConfig(Stage):
         super().__post_init__()
         if not self.teachers and not self.keep_views:
             raise ConfigError("no teacher: name at least one with --teacher, or store only pixels with --keep-views")
-        check_quality(self.codec, self.quality)
+        check_fitted(self.codec, self.quality, self.coder)
         check_worker(self.worker_index, self.num_workers)
 
     @property
@@ -123,6 +136,7 @@ class PlanConfig(ExtractConfig):
 
     codec: str | None = option(None, "Use this codec.", choices=CODECS, unset="the one that suits this machine")
     quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="0.99")
+    coder: str | None = option(None, CODER, choices=CODERS, unset="the one that suits this machine")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="all, and a quarter to compare")
     keep_views: bool = option(False, "Count the pixels of the views too.")
     images: int = option(256, "Views to measure on.")
@@ -143,6 +157,7 @@ class RecodeConfig(Stage):
     quality: float | None = option(
         None, f"Mean cosine to SRC that {FITTED} aims for.", unset="DST's, or SRC's, or 0.99"
     )
+    coder: str | None = option(None, CODER, choices=CODERS, unset="DST's, or SRC's")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="DST's, or SRC's")
     sampling: str | None = option(
         None,
@@ -159,7 +174,7 @@ class RecodeConfig(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_quality(self.codec, self.quality)
+        check_fitted(self.codec, self.quality, self.coder)
         check_worker(self.worker_index, self.num_workers)
 
     def is_mine(self, shard: int) -> bool:

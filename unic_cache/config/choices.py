@@ -10,6 +10,7 @@ FITTED = "klt"  # the one codec with tables fitted to each teacher
 CODECS = (FITTED, "f16", "int8", "int4")
 LATTICE, RANDOM = "lattice", "random"
 SAMPLINGS = (LATTICE, RANDOM)
+CODERS = ("zstd", "pcodec")  # of klt's codes
 PIXEL_CODECS = ("raw", "compact")
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("no", "bf16", "fp16")

@@ -14,11 +14,13 @@ SEGMENT and S are six digits (S without leading zeros in a chunk key); VIEW is r
 sample's position in its tar.
 
 An array of plain rows is (S, n, ...) without a byte codec, so any row is one byte range. A tiled array (`klt`) is
-(S, C, G, 32, W), compressed with zstd: chunk C holds rows [32 C, 32 C + 32), each cut into G tiles of W bytes, with the
-32 rows' tiles side by side. Bytes of equal meaning are then neighbours for the compressor, and a row is G runs.
+(S, C, G, 32, W), compressed by a coder: chunk C holds rows [32 C, 32 C + 32), each cut into G tiles of W values, with
+the 32 rows' tiles side by side. Values of equal meaning are then neighbours for the coder, and a row is G runs.
+
+Format 2 is format 1 with settings that an earlier release would misread; only members that have them are of format 2.
 
 Letters: S tars of the segment, n rows of its longest tar rounded up to whole chunks, C chunks of 32 rows, G tiles of W
-bytes, T patch tokens, D channels.
+values, T patch tokens, D channels.
 """
 
 import asyncio
@@ -32,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unic_cache.errors import CacheError
+from unic_cache.store.coders import CODERS
 
 if TYPE_CHECKING:  # names and shapes are needed before a command may take the second that importing zarr takes
     import zarr
@@ -39,10 +42,9 @@ if TYPE_CHECKING:  # names and shapes are needed before a command may take the s
 
 FORMAT = 1  # of commit records, and of members that earlier releases read too
 NEWER_FORMAT = 2  # of members that earlier releases would misread, and so refuse
-ADDED = {"sampling": "random"}  # keys of a spec.json of format 2 -> what format 1, without them, means
+ADDED = {"coder": "zstd", "sampling": "random"}  # keys of a spec.json of format 2 -> what format 1, without them, means
 CHUNK_ROWS = 32
 SHARD_ROWS = 1024
-ZSTD_LEVEL = 1  # higher levels search for repetitions, which codes lack, and worsen the entropy coding
 ABSENT = 2**64 - 1  # offset and size of a chunk that an object lacks
 VIEWS_MEMBER = "views"
 HELD_OUT = "held-out"
@@ -56,15 +58,16 @@ def format_of(spec: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of a member: name, shape of a row, numpy dtype, and bytes per tile (0: plain rows).
+    """One array of a member: name, shape of a row, numpy dtype, values per tile (0: plain rows), and the tiles' coder.
 
-    A tiled array's row is (G * tile,) uint8.
+    A tiled array's row is (G * tile,).
     """
 
     name: str
     row: tuple[int, ...]
     dtype: str
     tile: int = 0
+    coder: str = "zstd"
 
     @property
     def row_bytes(self) -> int:
@@ -74,7 +77,12 @@ class ArraySpec:
     @property
     def tail(self) -> tuple[int, ...]:
         """The axes after the axis of rows or chunks."""
-        return (self.row_bytes // self.tile, CHUNK_ROWS, self.tile) if self.tile else self.row
+        return (self.row[0] // self.tile, CHUNK_ROWS, self.tile) if self.tile else self.row
+
+    @property
+    def tile_bytes(self) -> int:
+        """Uncompressed bytes per tile."""
+        return self.tile * np.dtype(self.dtype).itemsize
 
     def checksums(self, rows: int) -> int:
         """The number of checksums for `rows` rows: one per row, or one per compressed chunk."""
@@ -86,7 +94,7 @@ class ArraySpec:
             return rows
         padded = np.zeros((self.checksums(len(rows)) * CHUNK_ROWS, *self.row), self.dtype)
         padded[: len(rows)] = rows
-        return padded.reshape(-1, CHUNK_ROWS, self.row_bytes // self.tile, self.tile).swapaxes(1, 2)
+        return padded.reshape(-1, CHUNK_ROWS, self.row[0] // self.tile, self.tile).swapaxes(1, 2)
 
     def from_disk(self, stored: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generic]:
         """The inverse of `to_disk`: the first `rows` rows."""
@@ -118,11 +126,11 @@ class Extent:
 def object_bytes(array: ArraySpec, extent: Extent, rows: int, part: int) -> range:
     """The sizes that object `part` of a tar of `rows` rows may have: whole chunks, then Zarr's index.
 
-    A compressed chunk has from 1 byte up to zstd's bound for incompressible data.
+    A compressed chunk has from 1 byte up to its coder's bound for incompressible data.
     """
     held = min(extent.object_rows, rows - part * extent.object_rows)
     chunks, chunk_bytes = -(-held // CHUNK_ROWS), CHUNK_ROWS * array.row_bytes
-    least, most = (1, chunk_bytes + chunk_bytes // 128 + 1024) if array.tile else (chunk_bytes, chunk_bytes)
+    least, most = (1, CODERS[array.coder].most(chunk_bytes)) if array.tile else (chunk_bytes, chunk_bytes)
     return range(chunks * least + index_bytes(extent), chunks * most + index_bytes(extent) + 1)
 
 
@@ -159,7 +167,6 @@ def commit_name(member: str, segment: int, view: str, shard: int) -> str:
 def create_zarr(store: "MemoryStore", path: str, array: ArraySpec, extent: Extent) -> "zarr.Array[Any]":
     """The array as stock zarr makes it: sharded, "." in chunk keys, empty chunks written."""
     import zarr
-    from zarr.codecs import ZstdCodec
 
     each = CHUNK_ROWS if array.tile else 1
     return zarr.create_array(
@@ -169,7 +176,7 @@ def create_zarr(store: "MemoryStore", path: str, array: ArraySpec, extent: Exten
         shards=(1, extent.object_rows // each, *array.tail),
         chunks=(1, CHUNK_ROWS // each, *array.tail),
         dtype=array.dtype,
-        compressors=ZstdCodec(level=ZSTD_LEVEL) if array.tile else None,
+        **(CODERS[array.coder].zarr() if array.tile else {"compressors": None}),
         filters=None,
         fill_value=0,
         chunk_key_encoding={"name": "default", "separator": "."},

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from crc32c import crc32c
 
-from unic_cache.config import FITTED, RANDOM, SAMPLINGS
+from unic_cache.config import CODERS, FITTED, RANDOM, SAMPLINGS
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import Calibration
@@ -243,7 +243,12 @@ def _features(spec: Mapping[str, Any]) -> Features:
         raise CacheError(f"sampling {sampling!r:.40} is unknown to this release; it knows {', '.join(SAMPLINGS)}")
     if quality is not None and not (isinstance(quality, float) and 0 < quality < 1):
         raise ValueError(f"quality {quality!r:.40} is not a mean cosine")
-    features = Features(name, kinds, sampled, quality, sampling)
+    coder = spec.get("coder", CODERS[0])
+    if coder not in CODERS:
+        raise CacheError(f"coder {coder!r:.40} is unknown to this release; it knows {', '.join(CODERS)}")
+    if "coder" in spec and name != FITTED:
+        raise ValueError(f"a coder is a setting of codec {FITTED}")
+    features = Features(name, kinds, sampled, quality, sampling, coder)
     if not 0 < 2 * sum(math.prod(features.row(kind)) for kind in kinds) <= LIMIT_ROW_BYTES:
         raise CacheError(f"describes rows of 0, or of over {LIMIT_ROW_BYTES} bytes; refused")
     return features

@@ -6,7 +6,7 @@ Rows go from the file straight into the caller's memory. Without a byte codec a 
 of rows is one range. A tiled array's chunk is read and unpacked whole, once for all rows wanted together; its checksum
 covers the compressed bytes.
 
-Letters: N places in the output, G tiles of W bytes.
+Letters: N places in the output, G tiles of W bytes each.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -157,7 +157,7 @@ class _Part:
             self.lose(sorted(wrong), NOT_COMMITTED)
 
     def _fill_tiles(self, file: OpenFile, located: Sequence[Located], flat: Bytes) -> None:
-        tiles_NGW = flat.reshape(len(flat), -1, self.array.tile)
+        tiles_NGW = flat.reshape(len(flat), -1, self.array.tile_bytes)
         crcs = self.record.crcs[self.array.name]
         keys = [(self.name, pick.chunk, int(crcs[pick.chunk])) for pick, _, _ in located]
         chunks = [self.tiles.get(key) for key in keys]
@@ -165,7 +165,7 @@ class _Part:
         for (pick, offset, size), key, kept in zip(located, keys, chunks, strict=True):
             with self._losing(pick.rows):
                 chunk = self._unpack(file, offset, size, key) if kept is None else kept
-                chunk_GRW = chunk.reshape(self.array.tail)
+                chunk_GRW = chunk.reshape(-1, CHUNK_ROWS, self.array.tile_bytes)
                 for row, place in pick.pairs():
                     tiles_NGW[place] = chunk_GRW[:, row % CHUNK_ROWS]
 
@@ -175,7 +175,7 @@ class _Part:
         check_size(len(frame), size)
         if crc32c(frame) != key[2]:
             raise BrokenError(NOT_COMMITTED)
-        return self.tiles.unpack(key, frame, CHUNK_ROWS * self.row_bytes)
+        return self.tiles.unpack(key, frame, CHUNK_ROWS * self.row_bytes, self.array.coder)
 
 
 @memoize

@@ -2,7 +2,7 @@
 
 | codec  | grid tokens are stored as                                 | error                                |
 |--------|-----------------------------------------------------------|--------------------------------------|
-| `klt`  | decorrelated, one step, packed and compressed: see `klt`  | what `quality` allows in mean cosine |
+| `klt`  | decorrelated, one step, entropy coded: see `klt`         | what `quality` allows in mean cosine |
 | `f16`  | the standardized value in float16                         | 2**-11 of the value                  |
 | `int8` | round(x / s) in int8 and s = max|x| / 127 of each token, float16 | s / 2 of a value, cosine > 0.9995 |
 | `int4` | x rotated, floor(y / s) in [-8, 7] and s = 0.3352 rms(y) of each token, float16 | cosine about 0.994 |
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unic_cache.config import FITTED, LATTICE, RANDOM
+from unic_cache.config import CODERS, FITTED, LATTICE, RANDOM
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.fixed import F16, Array, Codec, Encoded, Int4, Int8
 from unic_cache.store.codecs.klt import Klt, unprefixed
@@ -41,6 +41,7 @@ class Features:
     sampled: int | None = None  # grid tokens stored of each view; None for all
     quality: float | None = None  # the mean cosine asked of klt
     sampling: str = RANDOM  # the rule that gives the positions of the `sampled` tokens
+    coder: str = CODERS[0]  # of klt's codes
 
     def __post_init__(self) -> None:
         grids = {kind.grid for kind in self.kinds.values()} - {None}
@@ -111,7 +112,8 @@ class FeatureCodec:
         self._codecs: dict[str, Codec] = {}
         for name, kind in features.kinds.items():
             codec = F16 if kind.grid is None else CODECS[features.codec]
-            self._codecs[name] = codec.from_arrays(unprefixed(name, found or {}), features.stored_grid, features.tokens)
+            own = unprefixed(name, found or {})
+            self._codecs[name] = codec.from_arrays(own, features.stored_grid, features.tokens, features.coder)
         self._arrays = {name: codec.arrays(name, features.row(name)) for name, codec in self._codecs.items()}
         self.arrays: tuple[ArraySpec, ...] = tuple(array for arrays in self._arrays.values() for array in arrays)
 
@@ -130,6 +132,14 @@ class FeatureCodec:
         arrays = {name: values for one in each for name, values in one.arrays.items()}
         clipped = [one.clipped_B for one in each if one.clipped_B is not None]
         return Encoded(arrays, sum(clipped[1:], clipped[0]) if clipped else None)
+
+    def repacked(self, arrays: Mapping[str, Tensor], source: "FeatureCodec") -> dict[str, Tensor]:
+        """The arrays of a codec with the same codes, for this codec's coder."""
+        found = dict(arrays)
+        for name, codec in self._codecs.items():
+            if isinstance(codec, Klt) and isinstance(other := source._codecs[name], Klt):
+                found[name] = codec.repacked(arrays[name], other)
+        return found
 
     def decode(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Standardized float32 tokens by kind, (B, D) or (B, T, D), of all kinds whose arrays are given."""

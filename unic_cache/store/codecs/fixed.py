@@ -37,7 +37,7 @@ class Codec(Protocol):
     """
 
     @classmethod
-    def from_arrays(cls, found: Mapping[str, Array], grid: Grid | None, tokens: int) -> Self:  # noqa: ARG003
+    def from_arrays(cls, found: Mapping[str, Array], grid: Grid | None, tokens: int, coder: str) -> Self:  # noqa: ARG003
         """The codec as a calibration's arrays describe it. CacheError if it needs some and they do not fit."""
         return cls()
 

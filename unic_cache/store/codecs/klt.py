@@ -1,24 +1,15 @@
-"""Codec `klt`: decorrelated tokens, one step for all, several small codes per byte, then zstd.
+"""Codec `klt`: decorrelated tokens, one step for all, then an entropy coder.
 
-    tokens (T, D) -> DCT over the token grid -> rotation of the channels -> / step -> codes -> bytes -> zstd
+    tokens (T, D) -> DCT over the token grid -> rotation of the channels -> / step -> codes -> packing -> coder
 
 Neighbouring tokens are much alike, and so are channels. The two-dimensional DCT-II of each channel over the grid, then
 the principal axes of the channels (one rotation for the lowest frequencies, one for all others), give coefficients
 that are nearly independent and differ widely in size. For those, one uniform step and an entropy coder come close to
-the fewest bits for a given error. zstd's entropy coder, Huffman's, spends at least one bit on every byte; most
-coefficients carry far less, so small ones share a byte:
+the fewest bits for a given error.
 
-| class | codes | a byte holds |
-|---|---|---|
-| two bytes | -32767 to 32767 | half of one: high bytes first, low bytes with the next class |
-| one byte | -127 to 127 | one |
-| pairs | -7 to 7 | two, in base 15 |
-| triples | -2 to 2 | three, in base 5 |
-| fives | -1 to 1 | five, in base 3 |
-
-Calibration assigns each coefficient a class by its rms in steps, and drops coefficients below the noise. Bytes of
-similar coefficients are adjacent, so each zstd block gets a Huffman code that fits it. Three to six times fewer bytes
-need decompressing, checking and sending to the device than with one byte per value.
+Calibration assigns each coefficient a class by its rms in steps, which bounds its codes, and drops coefficients below
+the noise. Codes are stored by falling rms, so that neighbours are alike and the coder's tables fit them. `packing` has
+the two ways of storing them: bytes of one to five codes for zstd, or int16 for PCodec.
 
 code = sign(x) floor(|x| / step + 0.4): the dead zone of 0.6 steps saves bits where they buy least. Codes beyond their
 class are clamped and counted.
@@ -26,28 +17,27 @@ class are clamped and counted.
 Tokens sampled on a lattice (`--tokens`) are a smaller grid. At random positions they have none: no DCT, and one
 rotation for all.
 
-Letters: B images, T tokens, D channels, N stored coefficients of T D, G bands, h, w the grid, P bytes.
+Letters: B images, T tokens, D channels, N stored coefficients of T D, G bands, h, w the grid, P values of a row.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from unic_cache.config import CODERS
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.fixed import Array, Encoded
+from unic_cache.store.codecs.packing import LARGEST, PACKINGS, Packing
 from unic_cache.store.layout import ArraySpec
 from unic_cache.token_kinds import PATCH, Grid
 
-TILE = 256
 DEAD_ZONE = 0.6  # of a step
-LARGEST = (32767, 127, 7, 2, 1)  # the largest code of each class
-PACKED = {2: 2, 3: 3, 4: 5}  # class -> codes per byte
 LOW_FREQUENCIES = 4  # the lowest quarter of each side's frequencies shares the first rotation
 STORED_AS = {  # dtype and axes in a calibration
     "klt_rotation": (np.dtype(np.float32), 3),
@@ -72,6 +62,7 @@ class Klt:
     order: npt.NDArray[np.int32]
     counts: tuple[int, ...]
     step: float
+    coder: str = CODERS[0]
 
     @property
     def channels(self) -> int:
@@ -79,22 +70,21 @@ class Klt:
         return int(self.rotation.shape[-1])
 
     @cached_property
-    def row_bytes(self) -> int:
-        """Bytes of one image before zstd, in whole tiles."""
-        shared = sum(-(-self.counts[kind] // packed) for kind, packed in PACKED.items())
-        return max(-(-(2 * self.counts[0] + self.counts[1] + shared) // TILE), 1) * TILE
+    def packing(self) -> Packing:
+        """How the coder gets the codes."""
+        return PACKINGS[self.coder](self.counts)
 
     def arrays(self, kind: str, row: tuple[int, ...]) -> tuple[ArraySpec, ...]:
-        """(P,) bytes in tiles. CacheError if the codec was fitted to tokens of another number or width."""
+        """(P,) values in tiles. CacheError if the codec was fitted to tokens of another number or width."""
         if row != (self.tokens, self.channels):
             raise CacheError(
                 f"the calibration is of {self.tokens} tokens of {self.channels} channels, but the spec says "
                 f"{' of '.join(map(str, row))}; they belong to two caches"
             )
-        return (ArraySpec(kind, (self.row_bytes,), "uint8", TILE),)
+        return (self.packing.array(kind),)
 
     def encode(self, kind: str, tokens_BTD: Tensor) -> Encoded:
-        """Standardized tokens to bytes (B, P); counts the codes of each image that were clamped or left out."""
+        """Standardized tokens to rows (B, P); counts the codes of each image that were clamped or left out."""
         tables = self._tables(tokens_BTD.device)
         steps = self.coefficients(tokens_BTD).flatten(1).div_(self.step)
         codes_BN = steps[:, tables.order_N]
@@ -103,13 +93,19 @@ class Klt:
         for codes, largest in zip(torch.split(codes_BN, list(self.counts), dim=1), LARGEST, strict=True):
             clipped_B += (codes.abs() > largest).sum(dim=1)
             codes.clamp_(-largest, largest)
-        return Encoded({kind: self._pack(codes_BN)}, clipped_B.int())
+        return Encoded({kind: self.packing.pack(codes_BN)}, clipped_B.int())
 
     def decode(self, kind: str, arrays: Mapping[str, Tensor]) -> Tensor:
-        """Bytes back to standardized float32 tokens (B, T, D)."""
-        packed_BP = arrays[kind]
-        steps = self._unpack(packed_BP)[:, self._tables(packed_BP.device).place].mul_(self.step)
+        """Rows back to standardized float32 tokens (B, T, D)."""
+        rows_BP = arrays[kind]
+        steps = self.packing.unpack(rows_BP)[:, self._tables(rows_BP.device).place].float().mul_(self.step)
         return self.tokens_of(steps.reshape(-1, self.tokens, self.channels))
+
+    def repacked(self, rows_BP: Tensor, source: "Klt") -> Tensor:
+        """Rows of a codec with the same codes, for this one's coder."""
+        if self.coder == source.coder:
+            return rows_BP
+        return self.packing.pack(source.packing.unpack(rows_BP)[:, : len(self.order)].float())
 
     def coefficients(self, tokens_BTD: Tensor) -> Tensor:
         """Tokens (B, T, D) to coefficients of the same shape, band by band: DCT over the grid, rotated channels."""
@@ -135,7 +131,7 @@ class Klt:
         }
 
     @classmethod
-    def from_arrays(cls, found: Mapping[str, Array], grid: Grid | None, tokens: int) -> "Klt":
+    def from_arrays(cls, found: Mapping[str, Array], grid: Grid | None, tokens: int, coder: str = CODERS[0]) -> "Klt":
         """The codec that `to_arrays` stored. CacheError if arrays are missing or do not fit these tokens."""
         for name, kind in STORED_AS.items():
             if name not in found or (found[name].dtype, found[name].ndim) != kind:
@@ -148,7 +144,7 @@ class Klt:
         inside = order.min(initial=0) >= 0 and order.max(initial=0) < max(tokens * channels, 1)
         if not (whole and fits and inside and 0 < step < np.inf) or len(np.unique(order)) != len(order):
             raise CacheError("holds a codec klt that does not fit its tokens")
-        return cls(grid, tokens, rotation, order, counts, step)
+        return cls(grid, tokens, rotation, order, counts, step, coder)
 
     def _tables(self, device: torch.device) -> "_Tables":
         if device not in self._made:
@@ -158,32 +154,6 @@ class Klt:
     @cached_property
     def _made(self) -> "dict[torch.device, _Tables]":
         return {}
-
-    def _pack(self, codes_BN: Tensor) -> Tensor:
-        """Codes, class by class, to bytes (B, P)."""
-        classes = torch.split(codes_BN, list(self.counts), dim=1)
-        wide, single = classes[0].to(torch.int16), classes[1].to(torch.int8).view(torch.uint8)
-        pieces = [(wide >> 8).to(torch.int8).view(torch.uint8), (wide & 255).to(torch.uint8), single]
-        for kind, packed in PACKED.items():
-            codes = torch.nn.functional.pad(classes[kind], (0, -self.counts[kind] % packed))
-            base = float(2 * LARGEST[kind] + 1)
-            weights = base ** torch.arange(packed, device=codes.device, dtype=torch.float32)
-            groups = codes.reshape(len(codes), codes.shape[1] // packed, packed)
-            bytes_BP = groups @ weights + LARGEST[kind] * weights.sum()
-            pieces.append(bytes_BP.to(torch.uint8))
-        packed_BP = torch.cat(pieces, dim=1)
-        return torch.nn.functional.pad(packed_BP, (0, self.row_bytes - packed_BP.shape[1]))
-
-    def _unpack(self, packed_BP: Tensor) -> Tensor:
-        """The inverse of `_pack`, float32 (B, N + 1): a zero follows the last code."""
-        shared = [-(-self.counts[kind] // packed) for kind, packed in PACKED.items()]
-        used = [self.counts[0], self.counts[0], self.counts[1], *shared]
-        high, low, single, *others, _ = torch.split(packed_BP, [*used, packed_BP.shape[1] - sum(used)], dim=1)
-        pieces = [high.view(torch.int8).float().mul_(256).add_(low), single.view(torch.int8).float()]
-        for kind, bytes_BP in zip(PACKED, others, strict=True):
-            codes = torch.nn.functional.embedding(bytes_BP.int(), _digits(kind, bytes_BP.device)).flatten(1)
-            pieces.append(codes[:, : self.counts[kind]])
-        return torch.cat([*pieces, pieces[0].new_zeros(len(packed_BP), 1)], dim=1)
 
 
 def unprefixed(kind: str, found: Mapping[str, Array]) -> dict[str, Array]:
@@ -241,12 +211,3 @@ class _Tables:
         self.order_N = here(codec.order.astype(np.int64))  # the coefficient of each code
         self.left_out = here(np.flatnonzero(place == kept))  # coefficients without a code
         self.place = here(place)  # (T D,) the code of each coefficient; N if it has none
-
-
-@lru_cache(maxsize=32)
-def _digits(kind: int, device: torch.device) -> Tensor:
-    """(256, k): the codes that each byte of a class holds."""
-    base = 2 * LARGEST[kind] + 1
-    powers = base ** np.arange(PACKED[kind])
-    digits = np.arange(256)[:, None] // powers % base - LARGEST[kind]
-    return torch.from_numpy(digits.astype(np.float32)).to(device)
