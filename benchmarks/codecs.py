@@ -10,11 +10,14 @@ to the exact tokens in the standardized space. One line of JSON a teacher and co
 | its `entropy_bytes_per_token` | what an ideal coder of single codes would need |
 | `int8`, `int4`, `f16` | no byte codec; int4 is the usual one of 4 bits and a scale a token, after a rotation |
 | `klt_bitshuffle` | for comparison: principal axes of the channels alone, one byte a code, Blosc zstd with bitshuffle |
+
+With `--tokens N`, the same of N tokens of each view: on a lattice of the grid, or at random positions (`--sampling`).
 """
 
 import argparse
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,13 @@ from crc32c import crc32c
 from numcodecs import Blosc, Zstd
 from torch import Tensor
 
-from unic_cache.config import Views
+from unic_cache.config import RANDOM, SAMPLINGS, Views
 from unic_cache.store.calibrate import Calibration, Calibrator
 from unic_cache.store.codecs.codec import FeatureCodec, Features
 from unic_cache.store.codecs.fit import BandMoments
 from unic_cache.store.codecs.klt import DEAD_ZONE, TILE, Klt
 from unic_cache.store.layout import CHUNK_ROWS, ZSTD_LEVEL
+from unic_cache.store.sampling import at_positions
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import Teacher, load_teacher
 from unic_cache.views.augment import make_view
@@ -39,6 +43,24 @@ from unic_cache.views.shards import OpenShard, describe, expand
 EMOJI = Path(__file__).parent.parent / "tests/data/noto-emoji"
 PICTURES = {".jpg", ".jpeg", ".png", ".webp"}
 BATCH = CHUNK_ROWS
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """All patch tokens of some views, as the teacher gives them, and the (key, view number) of each."""
+
+    tokens_BTD: Tensor
+    keys: list[tuple[int, int]]
+
+    def kept(self, features: Features) -> Tensor | None:
+        """(B, N) positions of the tokens that are stored; None for all."""
+        kept_BN = features.positions(SEED, self.keys)
+        return None if kept_BN is None else torch.from_numpy(kept_BN)
+
+    def stored(self, features: Features) -> Tensor:
+        """(B, N, D): those tokens."""
+        return at_positions({"patch": self.tokens_BTD}, self.kept(features))["patch"]
 
 
 def main() -> None:
@@ -49,27 +71,33 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=2, help="of each picture to calibrate on")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--quality", nargs="+", type=float, default=[0.99, 0.98, 0.96])
+    parser.add_argument("--tokens", type=int, help="stored of each view; default: all")
+    parser.add_argument("--sampling", choices=SAMPLINGS, default=SAMPLINGS[0], help="positions of --tokens")
     options = parser.parse_args()
+    sampling = options.sampling if options.tokens else RANDOM
     for name in options.teacher:
         teacher = load_teacher(resolve(name))
         train = tokens(teacher, options.train, options.size, options.views)
         test = tokens(teacher, options.test, options.size, 1)
+        patch = {"patch": teacher.spec.kinds["patch"]}
         for quality in options.quality:
-            calibration, codec = calibrated(teacher, train, "klt", quality)
-            exact = calibration.standardize({"patch": test})["patch"]
+            features = Features("klt", patch, options.tokens, quality, sampling)
+            calibration, codec = calibrated(features, train)
+            exact = calibration.standardize({"patch": test.stored(features)})["patch"]
             found = measured(codec, exact)
-            bound = entropy(Klt.from_arrays(calibration.klt, codec.features.whole_grid, codec.features.tokens), exact)
+            bound = entropy(Klt.from_arrays(calibration.klt, features.stored_grid, features.tokens), exact)
             report(name, "klt", exact, quality=quality, **found, entropy_bytes_per_token=bound)
             report(
                 name,
                 "klt_bitshuffle",
                 exact,
                 quality=quality,
-                **bitshuffled(calibration, train, exact, found["cosine"]),
+                **bitshuffled(calibration, train.stored(features), exact, found["cosine"]),
             )
         for codec_name in ("int8", "int4", "f16"):
-            calibration, codec = calibrated(teacher, train, codec_name, None)
-            exact = calibration.standardize({"patch": test})["patch"]
+            features = Features(codec_name, patch, options.tokens, sampling=sampling)
+            calibration, codec = calibrated(features, train)
+            exact = calibration.standardize({"patch": test.stored(features)})["patch"]
             report(name, codec_name, exact, **measured(codec, exact))
 
 
@@ -93,8 +121,9 @@ def pictures(where: str) -> Iterator[tuple[bytes, int]]:
                 yield tar.read(row), key
 
 
-def tokens(teacher: Teacher, where: str, size: int, views: int) -> Tensor:
-    """(B, T, D): the patch tokens of every picture's views, as the teacher gives them."""
+def tokens(teacher: Teacher, where: str, size: int, views: int) -> Shown:
+    """The patch tokens of every picture's views."""
+    keys: list[tuple[int, int]] = []
     batch: list[np.ndarray[Any, Any]] = []
     found: list[Tensor] = []
 
@@ -105,21 +134,20 @@ def tokens(teacher: Teacher, where: str, size: int, views: int) -> Tensor:
 
     for number in range(views):
         for data, key in pictures(where):
-            batch.append(make_view(decode(data), Views("unic", size, 0), key, number))
+            keys.append((key, number))
+            batch.append(make_view(decode(data), Views("unic", size, SEED), key, number))
             if len(batch) == BATCH:
                 flush()
     flush()
-    return torch.cat(found)
+    return Shown(torch.cat(found), keys)
 
 
-def calibrated(
-    teacher: Teacher, train_BTD: Tensor, codec: str, quality: float | None
-) -> tuple[Calibration, FeatureCodec]:
+def calibrated(features: Features, train: Shown) -> tuple[Calibration, FeatureCodec]:
     """What `extract` would make of these tokens."""
-    features = Features(codec, {"patch": teacher.spec.kinds["patch"]}, None, quality)
-    calibrator = Calibrator(features)
-    for part in torch.split(train_BTD, BATCH):
-        calibrator.update({"patch": part})
+    calibrator, kept_BN = Calibrator(features), train.kept(features)
+    for start in range(0, len(train.keys), BATCH):
+        part = slice(start, start + BATCH)
+        calibrator.update({"patch": train.tokens_BTD[part]}, None if kept_BN is None else kept_BN[part])
     calibration = calibrator.calibration()
     return calibration, calibration.codec(features)
 

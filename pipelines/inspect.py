@@ -42,6 +42,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
             "weights_sha256": teacher.spec["teacher"]["weights_sha256"],
             "calibration": {"file": teacher.member.calibration_name, "fidelity": dict(teacher.calibration.fidelity)},
             **{key: teacher.spec.get(key) for key in ("quality", "tokens")},
+            "sampling": teacher.codec.features.sampling if teacher.spec.get("tokens") else None,
             **sizes_of(teacher.member, views := views_of(cache, teacher.member)),
             "views": views,
         }

@@ -22,6 +22,7 @@ from pipelines.command.progress import Progress, begins
 from pipelines.extracting.calibrating import calibrated_views
 from pipelines.extracting.defaults import settled
 from pipelines.extracting.opening_options import TeacherOptions
+from pipelines.extracting.sampling_rules import sampling_rules
 from pipelines.extracting.specs import pixel_codec
 from pipelines.extracting.teacher_weights import announce, load_teachers
 from pipelines.planning.codec_costs import ask, kept_features, measure_codec
@@ -31,7 +32,7 @@ from pipelines.planning.step_costs import disk, student_cost
 from pipelines.planning.trial import make_trial, pixel_bytes
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
-from unic_cache.config import CODECS, FITTED, PlanConfig
+from unic_cache.config import CODECS, FITTED, RANDOM, PlanConfig
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.codec import FeatureCodec
@@ -39,7 +40,7 @@ from unic_cache.student.backbone import encoder_spec
 from unic_cache.teachers.model import Teacher
 from unic_cache.token_kinds import grid_of
 
-SAMPLE = 3  # without --tokens, all tokens are compared with one in so many
+SAMPLE = 4  # without --tokens, all tokens are compared with one in so many
 HOUR = 3600.0
 GB, MB = 1e9, 1e6
 
@@ -70,6 +71,7 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
     teachers = load_teachers(TeacherOptions.of(config), device)
     announce(teachers)
     counts = token_counts(config, teachers)
+    rules = {count: rules_of(config, cache, teachers, count) for count in counts}
     variants = [(codec, count) for count in counts for codec in CODECS if possible(codec, config, teachers)]
     trial = make_trial(config, pool)
     held = Held(config, cache, trial.shards)
@@ -83,7 +85,7 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
             forward[name], counting[name] = answers.seconds, answers.count_seconds
             progress.advance(1)
             for codec, count in variants:
-                features = kept_features(teacher, codec, config.quality, count)
+                features = kept_features(teacher, codec, config.quality, count, rules[count][name])
                 cost = measure_codec(answers, features, trial, config.kind.seed, pool)
                 kept.append(dataclasses.replace(cost, held=held.of_teacher(name, features)))
                 progress.advance(1)
@@ -122,6 +124,16 @@ def token_counts(config: PlanConfig, teachers: Mapping[str, Teacher]) -> list[in
     return [None, config.tokens or max(grids[name] // SAMPLE, 1)]
 
 
+def rules_of(
+    config: PlanConfig, cache: Cache, teachers: Mapping[str, Teacher], tokens: int | None
+) -> Mapping[str, str]:
+    """The rule by which `extract` would sample each teacher's tokens; of no consequence for all tokens (None)."""
+    if tokens is None:
+        return dict.fromkeys(teachers, RANDOM)
+    grids = {name: grid_of(teacher.spec.kinds) for name, teacher in teachers.items()}
+    return sampling_rules(tokens, config.sampling, cache.location, grids)
+
+
 def possible(codec: str, config: PlanConfig, teachers: Mapping[str, Teacher]) -> bool:
     """Whether a codec suits every teacher; CacheError if it does not and was asked for."""
     try:
@@ -155,7 +167,8 @@ def teacher_table(found: Forecast) -> Table:
         cosine = kept.fidelity.get("patch", kept.fidelity.get("cls", math.nan))
         name = kept.teacher if kept.teacher != before else ""
         size = f"{kept.bytes_a_view:,.0f}", f"{in_all:,.3g}"
-        table.add_row(name, str(kept.tokens or "all"), kept.codec, *size, f"{cosine:.4f}")
+        tokens = f"{kept.tokens} {kept.sampling}" if kept.tokens else "all"
+        table.add_row(name, tokens, kept.codec, *size, f"{cosine:.4f}")
         before = kept.teacher
     return table
 

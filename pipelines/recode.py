@@ -33,7 +33,6 @@ from unic_cache.files.schemes import open_location
 from unic_cache.store.calibrate import to_teacher
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.foreign_folders import sort_folders
-from unic_cache.store.member import Member
 from unic_cache.store.reader import RowArray
 from unic_cache.store.writer import UnitArrays
 from unic_cache.stream.address import addresses, shown
@@ -78,7 +77,7 @@ def run(config: RecodeConfig) -> Summary:
     check_apart(source.location, location)
     refuse_other_folders(location)
     teachers = [source.teacher(name) for name in dict.fromkeys(config.teachers or source.teachers)]
-    specs = {t.name: target_spec(config, t, Member.open(location, t.member.folder)) for t in teachers}
+    specs = {t.name: target_spec(config, t, location) for t in teachers}
     if isinstance(location, LocalFolder):
         location.remove_leftovers(without=sort_folders(location)[1].keys() - {t.member.folder for t in teachers})
     kept = ", ".join(f"{name} as {spec['codec']}" for name, spec in specs.items())

@@ -8,7 +8,7 @@ import cli
 from pipelines.planning.step_costs import AUTOCAST
 from unic_cache import config
 from unic_cache.evaluate import linear, tasks
-from unic_cache.store import standardize, writer
+from unic_cache.store import sampling, standardize, writer
 from unic_cache.store.codecs import codec, pixel_codec
 from unic_cache.student import loss, projectors
 from unic_cache.teachers import positions, spec
@@ -22,6 +22,7 @@ from unic_cache.views import augment
         (config.RECIPES, augment._RECIPES),
         (config.RECIPES, augment._FRAMES),
         (config.CODECS, codec.CODECS),
+        (config.SAMPLINGS, sampling.RULES),
         (config.PIXEL_CODECS, pixel_codec.PIXEL_CODECS),
         (config.STANDARDIZATIONS, standardize.STANDARDIZATIONS),
         (config.PROJECTORS, projectors.PROJECTORS),

@@ -11,7 +11,7 @@ from pipelines.extracting import teacher_weights
 from tests.conftest import CNN, VIT, tree
 from unic_cache.cache import CachedTeacher, open_cache
 from unic_cache.errors import CacheError
-from unic_cache.store.sampling import kept_positions
+from unic_cache.store.sampling import random_positions
 
 WIDE = "timm:test_vit@64"  # 4 x 4 tokens
 KEPT = 5
@@ -47,10 +47,10 @@ def places_in(teacher: CachedTeacher, count: int = KEPT) -> torch.Tensor:
     """(B, N, 1) where the kept tokens of both views lie in the grid."""
     cache = open_cache(teacher.member.location.url)
     keys = [(key, number) for number in (0, 1) for shard in range(3) for key in cache.entry(0, shard).keys]
-    return torch.from_numpy(kept_positions(0, keys, (4, 4), count))[..., None]
+    return torch.from_numpy(random_positions(0, keys, (4, 4), count))[..., None]
 
 
-def test_f16_keeps_exactly_the_tokens_at_the_kept_positions(tmp_path, extracting, whole):
+def test_f16_keeps_exactly_the_tokens_at_the_random_positions(tmp_path, extracting, whole):
     some = extracting(tmp_path / "cache", tokens=KEPT)
     assert some.codec.arrays[1].row == (KEPT, 64)
     all_tokens, kept = tokens_of(whole), tokens_of(some)
@@ -77,7 +77,7 @@ def test_codes_of_a_token_do_not_depend_on_its_neighbours(tmp_path, extracting):
     cache = open_cache(tmp_path / "16")
     unit = cache.unit(0, 1, NAMES[0])
     fewer, more = (teacher.parts(teacher.record(unit), range(40)) for teacher in (some, every))
-    places = kept_positions(0, [(key, 0) for key in cache.entry(0, 1).keys], (4, 4), KEPT)
+    places = random_positions(0, [(key, 0) for key in cache.entry(0, 1).keys], (4, 4), KEPT)
     assert np.array_equal(fewer["patch"], np.take_along_axis(more["patch"], places[..., None], axis=1))
     assert np.array_equal(fewer["patch_scale"], np.take_along_axis(more["patch_scale"], places, axis=1))
 

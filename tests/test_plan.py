@@ -158,7 +158,8 @@ class TestChoice:
     def test_the_command_is_read_as_the_extraction_that_was_planned(self):
         config = PlanConfig(
             ("a", "b"), weights=(("a", "one file"), ("b", "w.pth")), shards="x/{0..3}.tar", cache="c", views=2,
-            size=128, codec="klt", quality=0.98, tokens=10, device="cpu", dtype="bfloat16", threads=3, images=50,
+            size=128, codec="klt", quality=0.98, tokens=10, sampling="random", device="cpu",
+            dtype="bfloat16", threads=3, images=50,
         )  # fmt: skip
         words = forecast(config, costs()).command
         with click.Context(cli.extract) as context:
@@ -166,6 +167,11 @@ class TestChoice:
             made = ExtractConfig(**context.params)
         fields = {field.name for field in dataclasses.fields(ExtractConfig)}
         assert dataclasses.asdict(made) == {k: v for k, v in dataclasses.asdict(config).items() if k in fields}
+
+    def test_the_command_samples_by_a_rule_only_if_it_samples(self):
+        config = PlanConfig(("a", "b"), sampling="lattice")
+        assert "--sampling" not in forecast(config, costs()).command
+        assert forecast(dataclasses.replace(config, tokens=10), costs()).command[-2:] == ("--sampling", "lattice")
 
     def test_the_command_names_the_codec_and_leaves_defaults_out(self):
         words = forecast(PlanConfig(("a",), quality=0.98), costs()).command
@@ -199,6 +205,7 @@ class TestMeasurements:
         assert all(seconds > 0 for seconds in planned.costs.forward_seconds.values())
         assert all(kept.read_seconds > 0 and kept.encode_seconds > 0 for kept in planned.costs.kept)
         assert [step.tokens for step in planned.costs.student] == [None, 1]
+        assert {kept.sampling for kept in planned.costs.kept if kept.tokens} == {"lattice"}
 
     @pytest.mark.parametrize("codec", ["f16", "int8", "int4", "klt"])
     def test_bytes_and_fidelity_are_those_of_an_extraction(self, planned, settings, tmp_path, codec):

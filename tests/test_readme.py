@@ -84,15 +84,20 @@ def test_links_between_documents_lead_somewhere():
 
 
 @pytest.mark.parametrize(
-    ("codec", "tokens"), [("f16", None), ("int8", None), ("int4", None), ("int4", 3), ("klt", None), ("klt", 3)]
+    ("codec", "tokens", "size"),
+    [
+        *[("f16", None, 32), ("int8", None, 32), ("int4", None, 32), ("int4", 3, 32)],
+        *[("klt", None, 32), ("klt", 3, 32), ("klt", 4, 64)],  # the last: a lattice of 2 x 2 in 4 x 4
+    ],
 )
-def test_the_numpy_lines_of_the_format_give_the_readers_values(tmp_path, settings, codec, tokens):
-    cache_folder = tmp_path / "cache"
-    extract.run(settings(cache_folder, codec=codec, tokens=tokens, views=1))
+def test_the_numpy_lines_of_the_format_give_the_readers_values(tmp_path, settings, weights, codec, tokens, size):
+    cache_folder, name = tmp_path / "cache", f"timm:test_vit@{size}"
+    chosen = {"teachers": (name,), "weights": ((name, str(weights[VIT])),)}
+    extract.run(settings(cache_folder, codec=codec, tokens=tokens, views=1, **chosen))
     cache = unic_cache.open_cache(cache_folder)
     begin, plain, klt, end = re.findall(r"```python\n(.*?)```", (ROOT / "docs/FORMAT.md").read_text(), re.DOTALL)
     code = begin + (klt if codec == "klt" else plain) + end
-    teacher = cache.teachers[VIT]
+    teacher = cache.teachers[name]
     scope = {"cache": cache_folder, "teacher": teacher.member.folder, "view": "unic-32-0-000"}
     exec(code, scope)
     record = teacher.record(cache.unit(0, 0, "unic-32-0-000"))

@@ -21,7 +21,7 @@ from unic_cache.cache import Cache, CachedTeacher, open_cache
 from unic_cache.config import DistillConfig, RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
 from unic_cache.files.local import LocalFolder
-from unic_cache.store.sampling import kept_positions
+from unic_cache.store.sampling import random_positions
 
 NAME = "unic-32-0-001"
 ROWS = 40
@@ -146,7 +146,7 @@ class TestTokens:
         check(tmp_path / "one")
         cache, _ = opened(source)
         shown = keys_shown(cache)
-        three, one = (kept_positions(0, shown, (2, 2), count) for count in (3, 1))
+        three, one = (random_positions(0, shown, (2, 2), count) for count in (3, 1))
         place = [row.tolist().index(only) for row, (only,) in zip(three, one, strict=True)]
         more, less = (opened(tmp_path / at)[1] for at in ("three", "one"))
         found = [t.parts(t.record(cache.unit(0, 1, NAME)), range(ROWS)) for t in (more, less)]
@@ -162,7 +162,7 @@ class TestTokens:
         assert (teacher.spec["codec"], teacher.spec["quality"], teacher.spec["tokens"]) == ("klt", 0.98, 2)
         assert done.fidelity[VIT]["patch"] >= 0.98 - 1e-6
         cache, _ = opened(source)
-        wanted = torch.from_numpy(kept_positions(0, keys_shown(cache), (2, 2), 2))[..., None]
+        wanted = torch.from_numpy(random_positions(0, keys_shown(cache), (2, 2), 2))[..., None]
         exact = features(tmp_path / "all")["patch"].take_along_dim(wanted, dim=1)
         assert torch.cosine_similarity(features(tmp_path / "two")["patch"], exact, dim=-1).mean() > 0.96
 
@@ -408,7 +408,7 @@ def test_flags_are_the_fields_of_the_config_and_have_its_defaults():
         if not flags[name].required and not flags[name].multiple:
             said = flags[name].default() if callable(flags[name].default) else flags[name].default
             assert (said if isinstance(said, bool | int | float | str) else None) == field.default, name
-    config = RecodeConfig("a", "b", "klt", 0.98, 64, (VIT,), False, "cpu", 3, 1, 2)
+    config = RecodeConfig("a", "b", "klt", 0.98, 64, "random", (VIT,), False, "cpu", 3, 1, 2)
     assert RecodeConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     with pytest.raises(ConfigError, match="worker-index 2 is not one of 0 to 1"):
         RecodeConfig("a", "b", worker_index=2, num_workers=2)

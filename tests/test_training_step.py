@@ -11,7 +11,8 @@ from pipelines.training.learner import Learner
 from pipelines.training.targets import Cached, Targets
 from tests.fake_device import FakeDevice, HostWaitsError
 from unic_cache.config import Views
-from unic_cache.store.sampling import kept_positions
+from unic_cache.store.codecs.codec import Features
+from unic_cache.store.sampling import random_positions
 from unic_cache.stream.address import Address
 from unic_cache.stream.batches import Batch
 from unic_cache.student.backbone import build_encoder, encoder_spec, prepare
@@ -91,7 +92,7 @@ def test_two_summary_tokens_and_patches_are_learned_alike(training, cache):
     """Targets, guesses and loss of a teacher as C-RADIO is, of whose four patch tokens the loss sees two."""
     kinds = {"clip": TokenKind(6), "dino": TokenKind(5), "patch": TokenKind(4, (2, 2))}
     ones = {kind: np.ones(tokens.channels) for kind, tokens in kinds.items()}
-    codec = SimpleNamespace(decode=lambda arrays: {**arrays}, features=SimpleNamespace(sampled=None))
+    codec = SimpleNamespace(decode=lambda arrays: {**arrays}, features=Features("f16", {"patch": kinds["patch"]}))
     teacher = SimpleNamespace(name="radio", kinds=kinds, codec=codec, calibration=SimpleNamespace(std=ones))
     cpu, config = torch.device("cpu"), training(tokens=2, batch_size=BATCH, drop_path=0.0)
     learner, student = learner_on(cpu, Accelerator(cpu=True), config, cache, (teacher,))
@@ -102,7 +103,7 @@ def test_two_summary_tokens_and_patches_are_learned_alike(training, cache):
     wanted = [Address(0, 0, row, 0) for row in range(BATCH)]
     terms = learner.training_terms(Batch(wanted, views, {"radio": arrays}, torch.ones(BATCH, dtype=torch.bool)), 0)
 
-    places = kept_positions(VIEWS.seed, [(cache.entry(0, 0).keys[row], 0) for row in range(BATCH)], (2, 2), 2)
+    places = random_positions(VIEWS.seed, [(cache.entry(0, 0).keys[row], 0) for row in range(BATCH)], (2, 2), 2)
     guesses = student(prepare(views, learner.spec))["radio"]
     losses = []
     for image in range(BATCH):

@@ -5,6 +5,7 @@
     unit = cache.unit(0, 3, "unic-224-0-000")          # tar 3 of segment 0 under view 0
     record = teacher.record(unit)                      # the commit record, or None
     features = teacher.features(record, [0, 1, 2])     # {"cls": (3, D), "patch": (3, T, Dp)}, standardized float32
+    places = cache.positions(teacher, unit, [0, 1, 2]) # (3, T) where those lie in the grid; None for all of it
 
 All data is checked against the commit record that vouches for it.
 """
@@ -34,6 +35,7 @@ from unic_cache.store.member import Member
 from unic_cache.store.open_objects import OpenObjects
 from unic_cache.store.ranges import picks
 from unic_cache.store.reader import RowArray, RowReader
+from unic_cache.store.sampling import Positions
 from unic_cache.token_kinds import Kinds
 from unic_cache.views.index import Segment, ShardEntry, no_cache, no_teacher, read_segments
 
@@ -164,6 +166,11 @@ class Cache:
     def entry(self, segment: int, shard: int) -> ShardEntry:
         """The index entry of a tar."""
         return self.segments[segment].shards[shard]
+
+    def positions(self, teacher: CachedTeacher, unit: Unit, rows: Sequence[int]) -> Positions | None:
+        """(n, T) positions row * width + column in the grid of the rows' stored tokens, ascending; None if all are."""
+        keys = self.entry(unit.segment, unit.shard).keys
+        return teacher.codec.features.positions(unit.views.seed, [(keys[row], unit.number) for row in rows])
 
     def place(self, name: str, keys: "array[int]") -> tuple[int, int]:
         """(segment, number) of the tar of that name. CacheError unless the cache was made from these very samples."""

@@ -92,7 +92,11 @@ def _resolved(text: str) -> Path:
 
 
 def from_cache(teacher: CachedTeacher) -> Encoder:
-    """A teacher whose center views are in the cache. Sampled tokens have no grid, so it has no dense task then."""
+    """A teacher whose center views are in the cache.
+
+    Of sampled tokens it has no dense task: random positions are no grid, and a lattice has another offset in each
+    image.
+    """
     features = teacher.codec.features
     quality = teacher.spec.get("quality")
     return Encoder(

@@ -12,6 +12,7 @@ from pipelines.command.progress import begins, say
 from pipelines.command.tars import given_shards
 from pipelines.extracting.calibrating import calibrate, views_to_calibrate
 from pipelines.extracting.opening_options import OpeningOptions
+from pipelines.extracting.sampling_rules import sampling_rules, tell
 from pipelines.extracting.specs import teacher_spec
 from pipelines.extracting.teacher_weights import announce, check_claims, check_same_weights, load_teachers
 from unic_cache.cache import Cache, refuse_other_folders
@@ -25,6 +26,7 @@ from unic_cache.stream.decoder_probe import check_known_pixels, settle_probe
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.seen_pixels import Seen
 from unic_cache.teachers.model import Teacher
+from unic_cache.token_kinds import grid_of
 from unic_cache.views.index import ShardEntry, extend_index, segment_names
 
 
@@ -60,13 +62,20 @@ def open_teachers(
     say_surroundings()
     teachers = load_teachers(options, device)
     announce(teachers)
+    grids = {name: grid_of(teacher.spec.kinds) for name, teacher in teachers.items()}
+    rules = sampling_rules(options.tokens, options.sampling, location, grids)
+    if options.tokens:
+        tell(options.tokens, rules, grids)
     before = len(segment_names(location))
     segments = extend_index(location, entries)
     if before and len(segments) > before:
         count = len(segments[-1].shards)
         say(f"Added {count} tar{'s' * (count > 1)} to {location.url} (segment {before})")
     count = views_to_calibrate(options, segments[0].shards)
-    members = {name: teacher_member(options, location, teacher, device, count) for name, teacher in teachers.items()}
+    members = {
+        name: teacher_member(options, location, teacher, device, count, rules[name])
+        for name, teacher in teachers.items()
+    }
     cache = Cache(location)
     tell_guests(location.url, cache.guests)
     tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
@@ -80,11 +89,11 @@ def open_teachers(
 
 
 def teacher_member(
-    options: OpeningOptions, location: Location, teacher: Teacher, device: torch.device, count: int
+    options: OpeningOptions, location: Location, teacher: Teacher, device: torch.device, count: int, sampling: str
 ) -> Member:
     """The teacher's folder in the cache, created or opened. CacheError if it holds another network's features."""
     name = teacher_folder(teacher.spec.name)
     before = Member.open(location, name)
     check_same_weights(teacher, before, location.url)
     check_claims(teacher, before, options)
-    return Member.ensure(location, name, teacher_spec(options, teacher, device, before, count))
+    return Member.ensure(location, name, teacher_spec(options, teacher, device, before, count, sampling))

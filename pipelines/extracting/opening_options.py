@@ -41,6 +41,7 @@ class OpeningOptions(TeacherOptions):
     codec: str | None = None
     quality: float | None = None
     tokens: int | None = None
+    sampling: str | None = None
     batch_size: int = 64
     strict: bool = False
     calibration_images: int

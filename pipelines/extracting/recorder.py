@@ -14,7 +14,7 @@ from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codecs.fixed import Encoded
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
-from unic_cache.store.sampling import at_positions, kept_positions
+from unic_cache.store.sampling import Sample, at_positions
 from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher, finite
 from unic_cache.token_kinds import Grid
@@ -30,12 +30,12 @@ class DeviceBatch:
     views_BHWC: Tensor
     seed: int
     shown: Sequence[tuple[int, int]]  # (sample key, view number) of the first images; empty slots follow
-    _kept: dict[tuple[Grid | None, int | None], Tensor | None] = field(default_factory=dict)
+    _kept: dict[tuple[Grid | None, Sample | None], Tensor | None] = field(default_factory=dict)
 
     def positions(self, member: Member) -> Tensor | None:
         """(B, N) positions of the grid tokens that a teacher's member keeps, on the device; None if it keeps all."""
         assert member.features is not None
-        key = member.features.grid, member.features.sampled
+        key = member.features.grid, member.features.sample
         if key not in self._kept:
             padded = [*self.shown, *[(0, 0)] * (len(self.views_BHWC) - len(self.shown))]
             kept_BN = sampled(member, self.seed, padded)
@@ -99,10 +99,9 @@ def recorder(member: Member, teacher: Teacher | None) -> Recorder:
 
 def sampled(member: Member, seed: int, shown: Sequence[tuple[int, int]]) -> Tensor | None:
     """(B, N) positions of the grid tokens that a teacher's member keeps of each (key, view number); None for all."""
-    features = member.features
-    if features is None or features.sampled is None or features.grid is None:
-        return None
-    return torch.from_numpy(kept_positions(seed, shown, features.grid, features.sampled))
+    assert member.features is not None
+    kept_BN = member.features.positions(seed, shown)
+    return None if kept_BN is None else torch.from_numpy(kept_BN)
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from pipelines.extracting.opening_options import OpeningOptions
-from unic_cache.config import FITTED, PIXEL_CODECS
+from unic_cache.config import FITTED, LATTICE, PIXEL_CODECS
 from unic_cache.errors import ConfigError
 from unic_cache.store.calibrate import DEFAULT_QUALITY
-from unic_cache.store.layout import FORMAT
+from unic_cache.store.layout import FORMAT, format_of
 from unic_cache.store.member import Member
 from unic_cache.teachers.model import Teacher
 from unic_cache.token_kinds import kinds_to_json
@@ -21,12 +21,17 @@ VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr")
 
 
 def teacher_spec(
-    options: OpeningOptions, teacher: Teacher, device: torch.device, before: Member | None, calibration_images: int
+    options: OpeningOptions,
+    teacher: Teacher,
+    device: torch.device,
+    before: Member | None,
+    calibration_images: int,
+    sampling: str,
 ) -> dict[str, Any]:
     """spec.json of a teacher: its features, its weights, and the settings and versions that made them.
 
-    `before` is the member in the cache: its codec, quality and tokens stay unless `options` names others. ConfigError
-    on a quality for a codec without one.
+    `before` is the member in the cache: its codec, quality and tokens stay unless `options` names others. `sampling` is
+    the rule if tokens are sampled. ConfigError on a quality for a codec without one.
     """
     dims = kinds_to_json(teacher.spec.kinds)
     spec = {key: value for key, value in teacher.spec.to_json().items() if key not in dims}
@@ -38,14 +43,14 @@ def teacher_spec(
             "--quality out, or choose another --cache"
         )
     quality = {"quality": options.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
-    return {
-        "format": FORMAT,
+    made = {
         "provenance": {key: spec.pop(key) for key in PROVENANCE},
         "teacher": spec,
         "features": dims,
         "codec": codec,
         **quality,
         "tokens": options.tokens or stands.get("tokens"),
+        **({"sampling": LATTICE} if sampling == LATTICE else {}),
         "dtype": options.dtype,
         "batch_size": options.batch_size,
         "calibration_images": calibration_images,
@@ -53,6 +58,7 @@ def teacher_spec(
         "augment": AUGMENT_VERSION,
         "versions": versions(),
     }
+    return {"format": format_of(made), **made}
 
 
 def pixel_codec(asked: str | None, before: Member | None) -> str:

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from pipelines.planning.forecast import KeptCost
 from pipelines.planning.trial import Trial
-from unic_cache.config import Views
+from unic_cache.config import LATTICE, RANDOM, Views
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.calibrate import DEFAULT_QUALITY, Calibration, Calibrator, refit
 from unic_cache.store.codecs.codec import Features
 from unic_cache.store.commit import CommitRecord, Unit
-from unic_cache.store.layout import FORMAT, Extent
+from unic_cache.store.layout import Extent, format_of
 from unic_cache.store.member import Member
 from unic_cache.store.reader import RowArray, RowReader
-from unic_cache.store.sampling import at_positions, kept_positions
+from unic_cache.store.sampling import at_positions
 from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher
 from unic_cache.token_kinds import kinds_to_json
@@ -47,9 +47,11 @@ class Answers:
     count_seconds: float  # per view, to add it to the statistics
 
 
-def kept_features(teacher: Teacher, codec: str, quality: float | None, tokens: int | None) -> Features:
-    """What is kept of a teacher by a codec; `tokens` of its patch tokens, None for all."""
-    return Features(codec, teacher.spec.kinds, tokens, quality or DEFAULT_QUALITY)
+def kept_features(
+    teacher: Teacher, codec: str, quality: float | None, tokens: int | None, sampling: str = RANDOM
+) -> Features:
+    """What is kept of a teacher by a codec; `tokens` of its patch tokens by the rule `sampling`, None for all."""
+    return Features(codec, teacher.spec.kinds, tokens, quality or DEFAULT_QUALITY, sampling)
 
 
 def ask(teacher: Teacher, trial: Trial, batch_size: int) -> Answers:
@@ -83,9 +85,9 @@ def measure_codec(answers: Answers, features: Features, trial: Trial, seed: int,
     """
     teacher, tokens = answers.teacher, answers.standardized
     count, codec, sampled = len(trial.shown), features.codec, features.sampled
-    if sampled is not None and features.grid is not None:
-        kept_NM = torch.from_numpy(kept_positions(seed, trial.shown, features.grid, sampled))
-        tokens = at_positions(tokens, kept_NM)
+    kept_NM = features.positions(seed, trial.shown)
+    if kept_NM is not None:
+        tokens = at_positions(tokens, torch.from_numpy(kept_NM))
     began = time.perf_counter()
     calibration = refit(answers.calibration, features, pieces(tokens))
     fit_seconds = (time.perf_counter() - began) / count
@@ -98,14 +100,17 @@ def measure_codec(answers: Answers, features: Features, trial: Trial, seed: int,
         size = stored_bytes(member, record, trial.padding)
         read = read_seconds(member, record, teacher.device, pool)
     fidelity = dict(calibration.fidelity)
-    return KeptCost(teacher.spec.name, codec, sampled, size, fidelity, encode_seconds, read, fit_seconds)
+    return KeptCost(
+        teacher.spec.name, codec, sampled, size, fidelity, encode_seconds, read, fit_seconds, sampling=features.sampling
+    )
 
 
 def make_member(folder: str, teacher: str, features: Features, calibration: Calibration) -> Member:
     """A teacher's member in a store at `folder`, with all that its codec needs."""
     kept = {"codec": features.codec, "tokens": features.sampled, "quality": features.quality}
-    spec = {"format": FORMAT, "teacher": {"name": teacher}, "features": kinds_to_json(features.kinds), **kept}
-    member = Member.ensure(LocalFolder(folder), "trial", spec)
+    lattice = {"sampling": LATTICE} if features.sampling == LATTICE else {}
+    spec = {"teacher": {"name": teacher}, "features": kinds_to_json(features.kinds), **kept, **lattice}
+    member = Member.ensure(LocalFolder(folder), "trial", {"format": format_of(spec), **spec})
     member.location.create(member.calibration_name, calibration.to_bytes())
     return member
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unic_cache.config import FITTED, ExtractConfig, PlanConfig
+from unic_cache.config import FITTED, RANDOM, ExtractConfig, PlanConfig
 
 FITTED_VIEWS = 512  # at most so many views of a calibration fit the codec
 ROUNDING = 1e-9
@@ -39,6 +39,7 @@ class KeptCost:
     read_seconds: float  # with all threads, from memory to standardized tokens on the device
     fit_seconds: float = 0.0  # per view that the codec is fitted to
     held: float = 0.0  # share of all views that the cache holds like this already
+    sampling: str = RANDOM  # the rule that gives the positions of `tokens`
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ def choice(config: PlanConfig, ways: Sequence[Way]) -> tuple[Way, str]:
 def command(config: PlanConfig, chosen: Way) -> tuple[str, ...]:
     """The words after `unic-cache extract` that start the planned extraction; defaults are left out."""
     quality = config.quality if chosen.codec == FITTED else None
-    choices: dict[str, Any] = {"codec": chosen.codec, "quality": quality, "tokens": chosen.tokens}
+    sampling = config.sampling if chosen.tokens else None
+    choices: dict[str, Any] = {"codec": chosen.codec, "quality": quality, "tokens": chosen.tokens, "sampling": sampling}
     words: list[str] = []
     for field in dataclasses.fields(ExtractConfig):
         value = choices.get(field.name, getattr(config, field.name))

@@ -22,7 +22,7 @@ class Held:
         if teacher is None:
             return 0.0
         kept = teacher.codec.features
-        same = (kept.codec, kept.sampled) == (features.codec, features.sampled)
+        same = (kept.codec, kept.sampled, kept.sampling) == (features.codec, features.sampled, features.sampling)
         return self._share(teacher.member) if same and kept.quality in {features.quality, None} else 0.0
 
     def of_pixels(self, codec: str) -> float:

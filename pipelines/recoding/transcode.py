@@ -22,15 +22,17 @@ from torch import Tensor
 from pipelines.command.progress import Progress
 from pipelines.extracting.calibrating import check_calibration
 from pipelines.extracting.recorder import sampled
+from pipelines.extracting.sampling_rules import sampling_rules
 from unic_cache.cache import Cache, CachedTeacher
-from unic_cache.config import FITTED, RecodeConfig
+from unic_cache.config import FITTED, LATTICE, RANDOM, RecodeConfig
 from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import DEFAULT_QUALITY, FIT_IMAGES, HELD_OUT, Calibration, refit
 from unic_cache.store.codecs.fixed import Encoded
+from unic_cache.store.layout import format_of
 from unic_cache.store.member import Member
 from unic_cache.store.reader import RowArray
-from unic_cache.store.sampling import at_positions, places_among
+from unic_cache.store.sampling import Sample, at_positions, coarser, places_among
 from unic_cache.store.writer import UnitWriter
 from unic_cache.stream.address import addresses, shown
 from unic_cache.stream.row_samples import spread
@@ -63,37 +65,63 @@ class Transcoder:
         return Encoded({name: rows.cpu() for name, rows in made.arrays.items()}, clipped_B)
 
 
-def target_spec(config: RecodeConfig, source: CachedTeacher, before: Member | None) -> dict[str, Any]:
-    """spec.json in the target: the source's with another codec, quality and tokens, and its origin.
+def target_spec(config: RecodeConfig, source: CachedTeacher, location: Location) -> dict[str, Any]:
+    """spec.json in the target at `location`: the source's with another codec, quality and tokens, and its origin.
 
-    `before` is the teacher in the target: settings that the config leaves open stay. CacheError if more tokens are
-    asked for than the source keeps.
+    Settings of the teacher in the target that the config leaves open stay. CacheError if tokens are asked for that
+    the source does not keep.
     """
+    before = Member.open(location, source.member.folder)
     stands = (source.member if before is None else before).spec
     codec = config.codec or (FITTED if config.quality is not None else stands["codec"])
     quality = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
     tokens = stands.get("tokens") if config.tokens is None else config.tokens
-    features = source.codec.features
-    wanted = tokens or math.prod(features.grid or ())
-    if features.grid is not None and wanted > features.tokens:
-        raise CacheError(
-            f"{source.name}: {wanted} patch tokens of each view are asked for, but {source.member.location.url} keeps "
-            f"{features.tokens}; `recode` only drops tokens: ask for fewer, or extract into another cache"
-        )
+    sampling = target_sampling(config, source, location, tokens)
     provenance = source.spec["provenance"]
     came = {
         **{key: source.spec.get(key) for key in ("codec", "quality", "tokens")},
+        **{key: source.spec[key] for key in ("sampling",) if key in source.spec},
         "fidelity": dict(source.calibration.fidelity),
         **{key: provenance[key] for key in ("recoded_from",) if key in provenance},
     }
-    return {
-        **{key: value for key, value in source.spec.items() if key != "quality"},
+    made = {
+        **{key: value for key, value in source.spec.items() if key not in {"quality", "sampling"}},
         "codec": codec,
         **quality,
         "tokens": tokens,
+        **({"sampling": LATTICE} if sampling == LATTICE else {}),
         "provenance": {**provenance, "recoded_from": came},
         "versions": {**source.spec["versions"], "zarr": version("zarr")},  # the one that writes the target's objects
     }
+    return {**made, "format": format_of(made)}
+
+
+def target_sampling(config: RecodeConfig, source: CachedTeacher, location: Location, tokens: int | None) -> str:
+    """The rule by which the target at `location` keeps `tokens` of each view: as asked, or the source's.
+
+    Of whole grids it is what `extract` would choose. ConfigError for a rule without tokens, or a lattice that the grid
+    lacks; CacheError if the source does not keep these tokens.
+    """
+    features, url = source.codec.features, source.member.location.url
+    grid, stored = features.grid, features.sample
+    if grid is None or stored is None:
+        return RANDOM
+    wanted = tokens or math.prod(grid)
+    if wanted > features.tokens:
+        raise CacheError(
+            f"{source.name}: {wanted} patch tokens of each view are asked for, but {url} keeps {features.tokens}; "
+            "`recode` only drops tokens: ask for fewer, or extract into another cache"
+        )
+    rule = features.sampling if features.sampled and tokens and config.sampling is None else None
+    target = Sample(rule or sampling_rules(tokens, config.sampling, location, {source.name: grid})[source.name], wanted)
+    if not stored.holds(target, grid):
+        counts = " or ".join(map(str, coarser(stored, grid)))
+        served = f"--tokens {counts} and --sampling {LATTICE}" if counts else f"--sampling {RANDOM}"
+        raise CacheError(
+            f"{source.name}: {target} of each view's patch tokens are asked for, but {url} keeps {stored}, which need "
+            f"not be the same; choose {served}, or extract into another cache"
+        )
+    return target.rule
 
 
 def transcoder(
@@ -162,4 +190,4 @@ def codes_stay(source: Member, target: Member) -> bool:
     assert theirs is not None
     if ours.codec != theirs.codec:
         return ours.grid is None
-    return ours.codec != FITTED or (ours.sampled, ours.quality) == (theirs.sampled, theirs.quality)
+    return ours.codec != FITTED or (ours.sample, ours.quality) == (theirs.sample, theirs.quality)

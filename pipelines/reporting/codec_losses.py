@@ -78,17 +78,17 @@ def frequency_bits(teacher: CachedTeacher) -> Floats | None:
     """(h, w): the mean bits that klt gives a coefficient of each frequency, before zstd; None for other codecs.
 
     A class of codes up to L has log2(2 L + 1) bits, a coefficient that is not stored 0. The lowest frequency is first.
-    None for sampled tokens too, which have no grid.
+    Of tokens on a lattice, frequencies of the lattice. None for random positions too, which have no grid.
     """
     kind, features = grid_kind(teacher), teacher.codec.features
-    if kind is None or not features.fitted or features.whole_grid is None:
+    if kind is None or not features.fitted or features.stored_grid is None:
         return None
-    klt = Klt.from_arrays(unprefixed(kind, teacher.calibration.klt), features.whole_grid, features.tokens)
+    klt = Klt.from_arrays(unprefixed(kind, teacher.calibration.klt), features.stored_grid, features.tokens)
     bits = np.repeat(np.log2(2 * np.array(LARGEST) + 1), klt.counts)
     sums = np.bincount(klt.order // klt.channels, weights=bits, minlength=klt.tokens)  # band by band
     found = np.empty(klt.tokens)
     found[np.concatenate(band_tokens(klt.grid, klt.tokens))] = sums / klt.channels
-    return found.reshape(features.whole_grid)
+    return found.reshape(features.stored_grid)
 
 
 def _f16_steps(kind: str, arrays: Arrays) -> Floats:

@@ -17,7 +17,6 @@ from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import CENTER, Views
 from unic_cache.errors import CacheError
 from unic_cache.evaluate.token_pictures import Tokens
-from unic_cache.store.sampling import kept_positions
 from unic_cache.stream.address import Address, shown
 from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
@@ -94,10 +93,7 @@ def teacher_tokens(source: Source, batch: Batch) -> list[Tokens]:
             continue
         decoded = teacher.codec.decode(dict(batch.parts[teacher.name]))
         own: Tensor = teacher.calibration.destandardize({kind: decoded[kind]})[kind]
-        sampled = teacher.codec.features.sampled
-        positions = None
-        if sampled is not None:
-            positions = kept_positions(source.views.seed, shown(source.cache, batch.wanted), grid, sampled)
+        positions = teacher.codec.features.positions(source.views.seed, shown(source.cache, batch.wanted))
         found.append(Tokens(teacher.name, grid, own.numpy(), positions))
     return found
 

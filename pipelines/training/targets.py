@@ -7,6 +7,7 @@
 Letters: B images, H and W pixels, T tokens of a grid, N of them that the loss sees, D channels.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor
 
 from unic_cache.cache import Cache, CachedTeacher
-from unic_cache.config import DistillConfig, Views
+from unic_cache.config import LATTICE, RANDOM, DistillConfig, Views
 from unic_cache.errors import ConfigError
-from unic_cache.store.sampling import kept_positions, places_among
+from unic_cache.store.sampling import Sample, coarser, places_among, stride
 from unic_cache.store.standardize import affine
 from unic_cache.stream.batches import Batch
 from unic_cache.teachers.model import Teacher
@@ -78,18 +79,18 @@ class Targets:
             for kind in teacher.kinds
             if (found := affine(teacher.calibration, kind, config.standardize)) is not None
         }
-        heads: dict[tuple[Grid, int], list[tuple[str, str]]] = {}  # (grid, tokens stored) -> (teacher, kind)
+        stored: dict[Grid, dict[str, Sample]] = {}  # grid -> teacher -> its stored tokens
+        heads: dict[tuple[Grid, Sample], list[tuple[str, str]]] = {}  # (grid, stored tokens) -> (teacher, kind)
         for teacher in teachers:
-            for kind, tokens in teacher.kinds.items():
-                if tokens.grid is not None:
-                    stored = teacher.codec.features.sampled or tokens.grid[0] * tokens.grid[1]
-                    heads.setdefault((tokens.grid, stored), []).append((teacher.name, kind))
+            grid, sample = teacher.codec.features.grid, teacher.codec.features.sample
+            seen = [(teacher.name, kind) for kind, tokens in teacher.kinds.items() if tokens.grid]
+            if grid is not None and sample is not None and seen:
+                stored.setdefault(grid, {})[teacher.name] = sample
+                heads.setdefault((grid, sample), []).extend(seen)
         if config.tokens is not None and not heads:
             raise ConfigError(f"--tokens {config.tokens}, but the loss sees no patch tokens; leave --tokens out")
-        self.counts = {
-            grid: tokens_seen(grid, [n for of, n in heads if of == grid], config.tokens) for grid, _ in heads
-        }
-        self._longer = {of: names for of, names in heads.items() if of[1] > self.counts[of[0]]}
+        self.seen = {grid: sample_seen(grid, of, config.tokens) for grid, of in stored.items()}
+        self._longer = {of: names for of, names in heads.items() if of[1].count > self.seen[of[0]].count}
 
     def __call__(self, batch: Batch, views_BHWC: Tensor) -> tuple[Tokens, dict[Grid, Tensor]]:
         """The targets, and the positions (B, N) on the device for each grid that the loss sees only a sample of."""
@@ -97,13 +98,13 @@ class Targets:
         for (name, kind), (matrix, offset) in self._maps.items():
             tokens[name][kind] = tokens[name][kind] @ matrix + offset
         shown = [(self._cache.entry(item.segment, item.shard).keys[item.row], item.number) for item in batch.wanted]
-        sampled = {grid: n for grid, n in self.counts.items() if n < grid[0] * grid[1]}
-        positions = {grid: kept_positions(self._seed, shown, grid, n) for grid, n in sampled.items()}
+        sampled = {grid: sample for grid, sample in self.seen.items() if sample.count < math.prod(grid)}
+        positions = {grid: sample.positions(self._seed, shown, grid) for grid, sample in sampled.items()}
         seen = {grid: torch.from_numpy(found).to(device, non_blocking=True) for grid, found in positions.items()}
         for (grid, stored), heads in self._longer.items():
             index_BN = seen[grid]
-            if stored < grid[0] * grid[1]:
-                stored_BM = kept_positions(self._seed, shown, grid, stored)
+            if stored.count < math.prod(grid):
+                stored_BM = stored.positions(self._seed, shown, grid)
                 places_BN = places_among(stored_BM, positions[grid])
                 index_BN = torch.from_numpy(places_BN).to(device, non_blocking=True)
             for name, kind in heads:
@@ -111,12 +112,38 @@ class Targets:
         return tokens, seen
 
 
-def tokens_seen(grid: Grid, stored: Sequence[int], asked: int | None) -> int:
-    """How many tokens of a grid the loss sees: `asked`, or as many as are stored for every teacher on this grid."""
-    least = min(stored)
+def sample_seen(grid: Grid, stored: Mapping[str, Sample], asked: int | None) -> Sample:
+    """Which tokens of a grid the loss sees, by what is stored of each teacher on it: positions that all of them have.
+
+    | stored besides whole grids | without --tokens            | with --tokens N                                   |
+    |----------------------------|-----------------------------|---------------------------------------------------|
+    | nothing                    | all tokens                  | N at random positions                             |
+    | random positions           | the fewest that are stored  | N at random positions, which all samples have     |
+    | lattices                   | the largest in all lattices | the lattice of N tokens, if it is in all lattices |
+
+    ConfigError for more tokens than that, for another N beside lattices, and for lattices beside random positions.
+    """
+    parts = {name: sample for name, sample in stored.items() if sample.count < math.prod(grid)}
+    words, rules = f"the grid {grid[0]} x {grid[1]}", {sample.rule: name for name, sample in parts.items()}
+    if len(rules) > 1:
+        each = " and ".join(f"{parts[name]} of {name}" for name in rules.values())
+        raise ConfigError(
+            f"of {words}, {each} are stored, which share no positions to train on; leave one out with --teacher, or "
+            "extract both by one rule with --sampling"
+        )
+    if LATTICE in rules:
+        step = math.lcm(*(stride(grid, sample.count) or 1 for sample in parts.values()))
+        common = Sample(LATTICE, math.prod(grid) // step**2)
+        counts = coarser(common, grid)
+        if asked is not None and asked not in counts:
+            raise ConfigError(
+                f"--tokens {asked}, but the stored tokens of {words} share {common}; choose "
+                f"{' or '.join(map(str, counts))}, or leave --tokens out"
+            )
+        return Sample(LATTICE, asked or common.count)
+    least = min(sample.count for sample in stored.values())
     if asked is not None and asked > least:
         raise ConfigError(
-            f"--tokens {asked}, but only {least} tokens of the grid {grid[0]} x {grid[1]} are stored; ask for fewer, "
-            "or leave --tokens out"
+            f"--tokens {asked}, but only {least} tokens of {words} are stored; ask for fewer, or leave --tokens out"
         )
-    return asked or least
+    return Sample(RANDOM, asked or least)

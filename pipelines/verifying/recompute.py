@@ -20,7 +20,6 @@ from pipelines.command.device import pick_device
 from pipelines.command.progress import Progress
 from pipelines.command.tars import given_shards
 from pipelines.extracting.opening_options import TeacherOptions
-from pipelines.extracting.recorder import sampled
 from pipelines.extracting.teacher_weights import load_teachers, normalization_text
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.errors import BrokenError, CacheError
@@ -28,7 +27,7 @@ from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.member import Member
 from unic_cache.store.sampling import at_positions
 from unic_cache.store.unit_check import BY_HAND, Finding
-from unic_cache.stream.address import addresses, shown
+from unic_cache.stream.address import addresses
 from unic_cache.stream.pixels import KeptPixels, PixelSource, ShardPixels, ViewBatch
 from unic_cache.stream.row_samples import spread
 from unic_cache.teachers.model import Teacher
@@ -164,8 +163,8 @@ def cosines(
     theirs = kept.codec.decode({name: torch.from_numpy(values) for name, values in parts.items()})
     answer = teacher(torch.from_numpy(batch.views_BHWC).to(teacher.device))
     ours = kept.calibration.standardize({kind: values.cpu() for kind, values in answer.items()})
-    kept_BN = sampled(kept.member, record.unit.views.seed, shown(cache, addresses(record.unit, rows)))
-    ours = at_positions(ours, kept_BN)
+    kept_BN = cache.positions(kept, record.unit, rows)
+    ours = at_positions(ours, None if kept_BN is None else torch.from_numpy(kept_BN))
     each_B = torch.stack([_cosine(theirs[kind], ours[kind]) for kind in ours]).amin(dim=0)
     left_out = broken | record.bad.keys()
     return [

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 
 from unic_cache.config.bounds import check_quality, check_worker
-from unic_cache.config.choices import CENTER, CODECS, DTYPES, FITTED, PIXEL_CODECS, PRECISIONS, RECIPES
+from unic_cache.config.choices import CENTER, CODECS, DTYPES, FITTED, PIXEL_CODECS, PRECISIONS, RECIPES, SAMPLINGS
 from unic_cache.config.options import (
     CACHE,
     DEVICE,
@@ -78,7 +78,13 @@ class ExtractConfig(Stage):
     seed: int | None = option(None, "Random seed for the views.", unset="the cache's, or 0")
     codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset=f"the cache's, or {FITTED}")
     quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="the cache's, or 0.99")
-    tokens: int | None = option(None, "Keep N random patch tokens per view.", "N", unset="the cache's, or all")
+    tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="the cache's, or all")
+    sampling: str | None = option(
+        None,
+        "Positions of the N tokens: a regular lattice of the grid, or random ones.",
+        choices=SAMPLINGS,
+        unset="the cache's, or lattice for grids that N divides evenly",
+    )
     batch_size: int = option(64, "Images per teacher batch.")  # features equal to the bit need an equal batch size
     device: str = option("auto", DEVICE)
     dtype: str = option("float32", "Teachers' arithmetic.", choices=DTYPES)
@@ -117,7 +123,7 @@ class PlanConfig(ExtractConfig):
 
     codec: str | None = option(None, "Use this codec.", choices=CODECS, unset="the one that suits this machine")
     quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="0.99")
-    tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="all, and a third to compare")
+    tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="all, and a quarter to compare")
     keep_views: bool = option(False, "Count the pixels of the views too.")
     images: int = option(256, "Views to measure on.")
     epochs: float = option(200.0, "Epochs of the training that will read the cache.")
@@ -138,6 +144,12 @@ class RecodeConfig(Stage):
         None, f"Mean cosine to SRC that {FITTED} aims for.", unset="DST's, or SRC's, or 0.99"
     )
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="DST's, or SRC's")
+    sampling: str | None = option(
+        None,
+        "Positions of the N tokens: a regular lattice of the grid, or random ones.",
+        choices=SAMPLINGS,
+        unset="DST's, or SRC's, or lattice for grids that N divides evenly",
+    )
     teachers: tuple[str, ...] = option((), "A teacher in SRC; repeatable.", "NAME", unset="all", flag="teacher")
     views: bool = option(True, "Copy the kept pixels too.")
     device: str = option("auto", DEVICE)

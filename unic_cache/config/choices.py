@@ -8,6 +8,8 @@ RECIPES = ("unic", "light", CENTER)
 TRAINED_RECIPES = tuple(recipe for recipe in RECIPES if recipe != CENTER)
 FITTED = "klt"  # the one codec with tables fitted to each teacher
 CODECS = (FITTED, "f16", "int8", "int4")
+LATTICE, RANDOM = "lattice", "random"
+SAMPLINGS = (LATTICE, RANDOM)
 PIXEL_CODECS = ("raw", "compact")
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("no", "bf16", "fp16")

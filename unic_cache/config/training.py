@@ -66,7 +66,7 @@ class DistillConfig(Stage):
     kinds: tuple[str, ...] = option(
         (), "A token kind for the loss, such as cls or patch; repeatable.", "KIND", unset="all that the teachers give"
     )
-    tokens: int | None = option(None, "Use N random patch tokens per view in the loss.", "N", unset="all stored")
+    tokens: int | None = option(None, "Use N patch tokens per view in the loss.", "N", unset="all stored")
     standardize: str = option(
         "channel", "Target standardization: per channel (UNIC), PHI-S's one scale, or none.", choices=STANDARDIZATIONS
     )

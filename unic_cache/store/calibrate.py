@@ -127,7 +127,7 @@ class CodecSample:
         self._held_out = {kind: SomeImages(HELD_OUT_IMAGES) for kind in features.kinds}
         fitted = [kind for kind, found in features.kinds.items() if found.grid and features.fitted]
         self._fit = {kind: SomeImages(FIT_IMAGES) for kind in fitted}
-        self._bands = {kind: BandMoments(features.whole_grid, features.tokens) for kind in fitted}
+        self._bands = {kind: BandMoments(features.stored_grid, features.tokens) for kind in fitted}
 
     def update(self, tokens: Mapping[str, Tensor], held_out_B: Tensor) -> None:
         """Add a batch on the CPU: by kind (B, T, D) with T the stored tokens, 1 for a summary token."""
@@ -153,7 +153,7 @@ class CodecSample:
         for kind, bands in self._bands.items():
             fit_BTD = known.standardize({kind: self._fit[kind].stacked()})[kind]
             axes = bands.axes(known.mean[kind], known.std[kind])
-            codec = fit_klt(axes, fit_BTD, exact[kind], features.whole_grid, features.quality or DEFAULT_QUALITY)
+            codec = fit_klt(axes, fit_BTD, exact[kind], features.stored_grid, features.quality or DEFAULT_QUALITY)
             klt |= {f"{prefix(kind)}{name}": values for name, values in codec.to_arrays().items()}
         known = dataclasses.replace(known, klt=klt)
         return dataclasses.replace(known, fidelity=fidelity(known.codec(features), exact))

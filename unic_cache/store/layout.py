@@ -1,4 +1,4 @@
-"""Store format 1: names, shapes and dtypes of everything in a cache. The only table of the disk format.
+"""Store formats 1 and 2: names, shapes and dtypes of everything in a cache. The only table of the disk format.
 
     index/000000.json                                     a segment: tars in order; each sample's key, place and label
     probe/RECIPE-SIZE-SEED.npz                            pixels of a few views, to detect another decoder
@@ -37,7 +37,9 @@ if TYPE_CHECKING:  # names and shapes are needed before a command may take the s
     import zarr
     from zarr.storage import MemoryStore
 
-FORMAT = 1
+FORMAT = 1  # of commit records, and of members that earlier releases read too
+NEWER_FORMAT = 2  # of members that earlier releases would misread, and so refuse
+ADDED = {"sampling": "random"}  # keys of a spec.json of format 2 -> what format 1, without them, means
 CHUNK_ROWS = 32
 SHARD_ROWS = 1024
 ZSTD_LEVEL = 1  # higher levels search for repetitions, which codes lack, and worsen the entropy coding
@@ -45,6 +47,11 @@ ABSENT = 2**64 - 1  # offset and size of a chunk that an object lacks
 VIEWS_MEMBER = "views"
 HELD_OUT = "held-out"
 RESERVED = frozenset({"index", "probe", HELD_OUT, VIEWS_MEMBER})
+
+
+def format_of(spec: Mapping[str, Any]) -> int:
+    """The format that a member's spec.json must name: 2 only if it says something that format 1 cannot."""
+    return NEWER_FORMAT if any(spec.get(key, before) != before for key, before in ADDED.items()) else FORMAT
 
 
 @dataclass(frozen=True)

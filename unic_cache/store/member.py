@@ -7,14 +7,23 @@ from typing import Any, Self
 
 from crc32c import crc32c
 
-from unic_cache.config import FITTED
+from unic_cache.config import FITTED, RANDOM, SAMPLINGS
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codecs.codec import CODECS, FeatureCodec, Features
 from unic_cache.store.codecs.pixel_codec import PIXEL_CODECS, PixelCodec
 from unic_cache.store.commit import CommitRecord, Unit, calibration_of, parse_record
-from unic_cache.store.layout import FORMAT, VIEWS_MEMBER, ArraySpec, commit_folder, commit_name
+from unic_cache.store.layout import (
+    ADDED,
+    FORMAT,
+    NEWER_FORMAT,
+    VIEWS_MEMBER,
+    ArraySpec,
+    commit_folder,
+    commit_name,
+    format_of,
+)
 from unic_cache.token_kinds import check_size, kinds_from_json
 
 LIMIT_ROW_BYTES = 2**28  # of one row of one array: the most that a hostile spec can make us allocate
@@ -38,8 +47,7 @@ class Member:
         self._codec: FeatureCodec | None = None
         where = f"{location.url}/{folder}/spec.json"
         try:
-            if spec["format"] != FORMAT:
-                raise CacheError(f"format {spec['format']!r:.20}, but this release reads format {FORMAT}; upgrade it")
+            _check_format(spec)
             if folder == VIEWS_MEMBER:
                 self.pixel_codec = _pixel_codec(spec)
             else:
@@ -113,8 +121,9 @@ class Member:
         if found is None:
             raise CacheError(f"{location.url}/{folder}/spec.json vanished while it was read; start again")
         plain = json.loads(json.dumps(wanted.spec))
-        for key in sorted((set(spec) | set(found.spec)) - MAY_DIFFER):
-            mine, theirs = plain.get(key), found.spec.get(key)
+        settings = (set(spec) | set(found.spec)) - MAY_DIFFER - {"format"}  # which follows from the others
+        for key in sorted(settings, key=lambda key: (key in ADDED, key)):
+            mine, theirs = (one.get(key, ADDED.get(key)) for one in (plain, found.spec))
             if mine != theirs:
                 raise CacheError(
                     f"{location.url}/{folder} was made with {_difference(key, theirs, mine)}; "
@@ -202,6 +211,18 @@ def _checksum(spec: Mapping[str, Any]) -> int:
     return int(crc32c(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()))
 
 
+def _check_format(spec: Mapping[str, Any]) -> None:
+    """CacheError if this release does not know the spec's format, or the spec is of another one than it says."""
+    found = spec["format"]
+    if found not in {FORMAT, NEWER_FORMAT}:
+        raise CacheError(
+            f"format {found!r:.20}, but this release reads formats {FORMAT} and {NEWER_FORMAT}; upgrade it"
+        )
+    if found != format_of(spec):
+        newer = " and ".join(ADDED)
+        raise CacheError(f"says format {found}, which does not fit its {newer}; put back a copy of it")
+
+
 def _pixel_codec(spec: Mapping[str, Any]) -> PixelCodec:
     codec, size = spec.get("codec", "raw"), check_size(spec["size"])
     if codec not in PIXEL_CODECS:
@@ -217,10 +238,12 @@ def _features(spec: Mapping[str, Any]) -> Features:
         raise CacheError(f"codec {name!r:.40} is unknown to this release; it knows {', '.join(CODECS)}")
     kinds = kinds_from_json(spec["features"])
     sampled = None if spec.get("tokens") is None else check_size(spec["tokens"])
-    quality = spec.get("quality")
+    sampling, quality = spec.get("sampling", RANDOM), spec.get("quality")
+    if sampling not in SAMPLINGS:
+        raise CacheError(f"sampling {sampling!r:.40} is unknown to this release; it knows {', '.join(SAMPLINGS)}")
     if quality is not None and not (isinstance(quality, float) and 0 < quality < 1):
         raise ValueError(f"quality {quality!r:.40} is not a mean cosine")
-    features = Features(name, kinds, sampled, quality)
+    features = Features(name, kinds, sampled, quality, sampling)
     if not 0 < 2 * sum(math.prod(features.row(kind)) for kind in kinds) <= LIMIT_ROW_BYTES:
         raise CacheError(f"describes rows of 0, or of over {LIMIT_ROW_BYTES} bytes; refused")
     return features

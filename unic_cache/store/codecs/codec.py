@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unic_cache.config import FITTED
+from unic_cache.config import FITTED, LATTICE, RANDOM
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.fixed import F16, Array, Codec, Encoded, Int4, Int8
 from unic_cache.store.codecs.klt import Klt, unprefixed
 from unic_cache.store.layout import ArraySpec
+from unic_cache.store.sampling import Positions, Sample, Shown, no_lattice, stride
 from unic_cache.token_kinds import Grid, Kinds, grid_of
 
 CODECS: dict[str, type[Codec]] = {FITTED: Klt, "f16": F16, "int8": Int8, "int4": Int4}
@@ -32,13 +33,14 @@ CODECS: dict[str, type[Codec]] = {FITTED: Klt, "f16": F16, "int8": Int8, "int4":
 class Features:
     """What spec.json says is stored of each image: the codec's name, and the token kinds.
 
-    CacheError if the kinds have several grids, or fewer tokens than `sampled`.
+    CacheError if the kinds have several grids, fewer tokens than `sampled`, or no such lattice.
     """
 
     codec: str
     kinds: Kinds
-    sampled: int | None = None  # grid tokens stored of each view, at random positions; None for all
+    sampled: int | None = None  # grid tokens stored of each view; None for all
     quality: float | None = None  # the mean cosine asked of klt
+    sampling: str = RANDOM  # the rule that gives the positions of the `sampled` tokens
 
     def __post_init__(self) -> None:
         grids = {kind.grid for kind in self.kinds.values()} - {None}
@@ -49,6 +51,11 @@ class Features:
                 f"stores {self.sampled} tokens of each view, but the grid of {self.grid[0]} x {self.grid[1]} has "
                 f"{math.prod(self.grid)}; choose fewer with --tokens"
             )
+        if self.sampling == LATTICE:
+            if self.grid is None or self.sampled is None:
+                raise CacheError(f"has sampling {LATTICE}, but no patch tokens to sample")
+            if stride(self.grid, self.sampled) is None:
+                raise CacheError(no_lattice(self.grid, self.sampled))
 
     @property
     def grid(self) -> Grid | None:
@@ -66,9 +73,26 @@ class Features:
         return self.codec == FITTED and self.grid is not None
 
     @property
-    def whole_grid(self) -> Grid | None:
-        """The grid of the stored tokens, None if they are a sample of one."""
-        return None if self.sampled else self.grid
+    def sample(self) -> Sample | None:
+        """Which tokens of the grid are stored; None without grid tokens."""
+        if self.grid is None:
+            return None
+        return Sample(self.sampling, self.sampled) if self.sampled else Sample(LATTICE, math.prod(self.grid))
+
+    @property
+    def stored_grid(self) -> Grid | None:
+        """Height and width of the stored tokens: the whole grid, or its lattice; None for random positions."""
+        if self.grid is None or self.sample is None or self.sample.rule == RANDOM:
+            return None
+        step = stride(self.grid, self.tokens)
+        assert step is not None
+        return self.grid[0] // step, self.grid[1] // step
+
+    def positions(self, seed: int, shown: Shown) -> Positions | None:
+        """(B, T) ascending positions of the stored tokens in the grid for each (key, view number); None if all are."""
+        if self.grid is None or self.sample is None or self.sampled is None:
+            return None
+        return self.sample.positions(seed, shown, self.grid)
 
     def row(self, kind: str) -> tuple[int, ...]:
         """The shape of one image's stored tokens: (T, D), or (D,) for a summary token."""
@@ -87,7 +111,7 @@ class FeatureCodec:
         self._codecs: dict[str, Codec] = {}
         for name, kind in features.kinds.items():
             codec = F16 if kind.grid is None else CODECS[features.codec]
-            self._codecs[name] = codec.from_arrays(unprefixed(name, found or {}), features.whole_grid, features.tokens)
+            self._codecs[name] = codec.from_arrays(unprefixed(name, found or {}), features.stored_grid, features.tokens)
         self._arrays = {name: codec.arrays(name, features.row(name)) for name, codec in self._codecs.items()}
         self.arrays: tuple[ArraySpec, ...] = tuple(array for arrays in self._arrays.values() for array in arrays)
 

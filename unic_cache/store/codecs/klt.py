@@ -23,7 +23,8 @@ need decompressing, checking and sending to the device than with one byte per va
 code = sign(x) floor(|x| / step + 0.4): the dead zone of 0.6 steps saves bits where they buy least. Codes beyond their
 class are clamped and counted.
 
-Sampled tokens (`--tokens`) have no grid: no DCT, and one rotation for all.
+Tokens sampled on a lattice (`--tokens`) are a smaller grid. At random positions they have none: no DCT, and one
+rotation for all.
 
 Letters: B images, T tokens, D channels, N stored coefficients of T D, G bands, h, w the grid, P bytes.
 """
