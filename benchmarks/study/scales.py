@@ -65,7 +65,7 @@ SCALES = {
             start="vit-s-saliency@112",
             view_size=128,
             images=6_500,
-            labelled_images=2_000,
+            labelled_images=4_000,
             ablation=Base("ablation", images=1_500, views=24, unseen_views=1),
             small=Training(student.NAME, img_size=64, patch_size=8, batch_size=64),
             ablation_epochs=12,

@@ -31,7 +31,7 @@ def test_a_finished_study_is_told_in_full():
     assert "Nothing is left of the plan" in text
     assert "not run yet" not in text.lower()
     assert "| points, each seed: +2.00 (+1.90 to +2.10); +2.00 (+1.90 to +2.10) | met |" in text
-    assert "above the best teacher on 19; gain over the untrained start on 19; below" in text
+    assert "above the best teacher on 19; below it by more than the margin on 0; perhaps so on 0; gain" in text
     (worse,) = [row for row in text.splitlines() if row.startswith("| `cache/1-views-f16`")]
     assert worse.endswith("| worse |")
     assert "| photographs of dishes |" in text
@@ -41,10 +41,12 @@ def test_a_finished_study_is_told_in_full():
 def test_the_goals_are_missed_where_they_are():
     runs = by_name(SMALL, lines_of(SMALL, {NEITHER: 0.0, "claim/started": -3.0, "cache/5-views-f16": -9.0}))
     (_, claim, missed), (_, ideas, also), (_, cheapest, met), _ = goals(runs)
-    assert "below by more than the margin not excluded on 19 (knn/emoji-google, " in claim
+    assert "below it by more than the margin on 19 (knn/emoji-google, " in claim
     assert ideas.endswith("; at this size they are not")
     assert (missed, also, met) == (MISSED, MISSED, MET)
     assert cheapest in {f"`cache/1-views-klt-0.80-{how}-16`: 65.0x" for how in ("random", "lattice")}
+    equal = by_name(SMALL, lines_of(SMALL))
+    assert goals(equal)[0][1].endswith("perhaps so on 0; gain over the untrained start on 0")
     worse = by_name(SMALL, lines_of(SMALL, {run.name: -9.0 for run in plan(SMALL) if run.name.startswith("cache/")}))
     assert [row[2] for row in goals(worse)[2:]] == [MISSED, MISSED]
 
