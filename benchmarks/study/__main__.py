@@ -9,10 +9,12 @@ from pathlib import Path
 
 import click
 
+from benchmarks.study.execute import Study
 from benchmarks.study.page import write_page
 from benchmarks.study.results import RESULTS, read_lines
 from benchmarks.study.runs import plan
-from benchmarks.study.scales import SCALES
+from benchmarks.study.scales import FIRST, SCALES
+from benchmarks.study.sets import make_sets
 from pipelines.command.failures import clear_errors
 from pipelines.command.progress import say
 
@@ -20,7 +22,7 @@ from pipelines.command.progress import say
 def main(arguments: list[str] | None = None) -> None:
     """Parse the command line and do what it asks."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.study", description=__doc__)
-    parser.add_argument("--scale", choices=SCALES, default="small", help="how large (default: small)")
+    parser.add_argument("--scale", choices=SCALES, default=FIRST, help=f"how large (default: {FIRST})")
     parser.add_argument(
         "--work", type=Path, default=Path("study"), help="folder of packages, caches and runs (default: study)"
     )
@@ -48,10 +50,6 @@ def work(options: argparse.Namespace) -> None:
             click.echo(f"{run.name} {run.seed}")
         return
     if not options.page:
-        from benchmarks.study.sets import make_sets
-
-        from benchmarks.study.execute import Study
-
         sets = make_sets(options.work, scale.images, scale.labelled_images, say)
         try:
             done = Study(scale, options.work, options.results, sets).run_all(options.only)

@@ -8,17 +8,15 @@ The stages make only what is missing, so a stopped study goes on where it was.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.study.runs import Kept
+from benchmarks.study.sets import Sets
 from pipelines import extract, recode
 from pipelines.command.caches import opened
 from unic_cache.config import ExtractConfig, RecodeConfig
 from unic_cache.errors import ShardError
 from unic_cache.views.shards import describe, expand
-
-if TYPE_CHECKING:
-    from benchmarks.study.sets import Sets
 
 WEIGHTS = tuple[tuple[str, str], ...]
 
@@ -26,7 +24,7 @@ WEIGHTS = tuple[tuple[str, str], ...]
 class Caches:
     """Caches by the `images` and `cache` of a run's settings, each completed once per process."""
 
-    def __init__(self, work: Path, sets: "Sets", weights: WEIGHTS = ()) -> None:
+    def __init__(self, work: Path, sets: Sets, weights: WEIGHTS = ()) -> None:
         self._folder, self._sets, self._weights = work / "caches", sets, weights
         self._whole: set[Path] = set()
 

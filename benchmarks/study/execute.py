@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from benchmarks.study.measure import compared, load_sums, loss_sums, save_sums, 
 from benchmarks.study.results import Line, append_line, finished, read_lines
 from benchmarks.study.runs import Run, plan
 from benchmarks.study.scales import Scale
+from benchmarks.study.sets import Sets
 from pipelines import distill
 from pipelines.command.device import device_words, pick_device
 from pipelines.command.progress import say
@@ -27,14 +28,11 @@ from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.teacher_weights import load_teachers
 from pipelines.training.held_out_losses import held_out_losses
 from unic_cache.config import DistillConfig
-from unic_cache.errors import CacheError
+from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.local import LocalFolder
 from unic_cache.student.backbone import build_encoder, encoder_spec
 from unic_cache.student.run_files import CHECKPOINT
 from unic_cache.teachers.catalog import resolve
-
-if TYPE_CHECKING:
-    from benchmarks.study.sets import Sets
 
 
 @dataclass
@@ -44,7 +42,7 @@ class Study:
     scale: Scale
     work: Path
     results: Path
-    sets: "Sets"
+    sets: Sets
     weights: WEIGHTS = ()  # files of teachers without published weights
     device: torch.device = field(default_factory=lambda: pick_device("auto"))
 
@@ -53,6 +51,8 @@ class Study:
 
     def run_all(self, only: str = "") -> int:
         """Do every run of the plan without a line whose name begins with `only`; return how many were done."""
+        if not any(run.name.startswith(only) for run in plan(self.scale, read_lines(self.results))):
+            raise ConfigError(f"no run of the plan begins with {only!r}; --list shows all of them")
         done = 0
         while (run := self.next_run(only)) is not None:
             say(f"study: {run.name}, seed {run.seed}")

@@ -9,12 +9,13 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.study.sets import LabelledSet
 from pipelines.command.progress import Progress
 from pipelines.evaluating.encoders import Encoder
 from pipelines.evaluating.features import features
@@ -28,9 +29,6 @@ from unic_cache.evaluate.task import Metric, Numbers, mean, mean_iou, per_image
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.npz import load_npz, save_npz
 from unic_cache.stream.pixels import ShardPixels
-
-if TYPE_CHECKING:
-    from benchmarks.study.sets import LabelledSet
 
 SEED = 0  # of splits, heads and resamples: the same for all runs, since they are compared
 STATISTICS: Mapping[str, Callable[[Numbers], Numbers]] = {
@@ -57,7 +55,7 @@ class Sides(NamedTuple):
 
 def task_sums(
     encoder: Encoder,
-    sets: Sequence["LabelledSet"],
+    sets: Sequence[LabelledSet],
     evaluate: Mapping[str, Any],
     device: torch.device,
 ) -> dict[str, Any]:
@@ -84,7 +82,7 @@ def task_sums(
     return found
 
 
-def grouped(one: "LabelledSet", tasks: Sequence[str]) -> dict[Sides, list[str]]:
+def grouped(one: LabelledSet, tasks: Sequence[str]) -> dict[Sides, list[str]]:
     """The tasks by the tars they need: where nothing is fitted a whole set is asked leave-one-out, if there is one."""
     whole, parts = Sides(one.shards, None, None), Sides(None, one.train, one.test)
     found: dict[Sides, list[str]] = {}

@@ -10,6 +10,7 @@ from benchmarks.study.goals import goals
 from benchmarks.study.markdown import spans, table, title
 from benchmarks.study.measure import MEAN
 from benchmarks.study.opening import opening
+from benchmarks.study.packages import PACKAGES
 from benchmarks.study.results import Line
 from benchmarks.study.runs import (
     EVERY,
@@ -20,20 +21,25 @@ from benchmarks.study.runs import (
     plan,
     teacher_run,
 )
-from benchmarks.study.scales import Scale
+from benchmarks.study.scales import FIRST, Scale
 from benchmarks.study.verdicts import DECIDING, margin, outcome_of_seeds, verdict
 from unic_cache.files.local import LocalFolder
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-PAGE, FIGURES = "STUDY.md", "study"  # in docs/
 NONE = "-"
 
 Runs = Mapping[str, Sequence[Line]]  # name -> its lines, by seed
 
 
+def places(scale: Scale) -> tuple[str, str]:
+    """The page and the folder of its figures, in docs/: each scale has its own."""
+    end = "" if scale.name == FIRST else f"-{scale.name}"
+    return f"STUDY{end}.md", f"study{end}"
+
+
 def write_page(scale: Scale, lines: Sequence[Line], docs: Path = DOCS) -> None:
     """Write the page and its figures into `docs`; figures that the lines no longer give are removed."""
-    for path in (docs / FIGURES).glob("*.svg"):
+    for path in (docs / places(scale)[1]).glob("*.svg"):
         path.unlink()
     for name, data in pages(scale, lines).items():
         path = docs / name
@@ -43,13 +49,13 @@ def write_page(scale: Scale, lines: Sequence[Line], docs: Path = DOCS) -> None:
 
 def pages(scale: Scale, lines: Sequence[Line]) -> dict[str, bytes]:
     """File under docs/ -> its content."""
-    runs = by_name(scale, lines)
+    runs, (page, folder) = by_name(scale, lines), places(scale)
     pictures = figures(runs)
-    links = [f"![{one.alt}]({FIGURES}/{one.name}.svg)\n\n{one.caption}" for one in pictures]
+    links = [f"![{one.alt}]({folder}/{one.name}.svg)\n\n{one.caption}" for one in pictures]
     parts = [
         opening(scale, runs),
         "## Goals\n\n" + table(("goal", "result", ""), goals(runs)),
-        "## Teachers and labelled sets\n\n" + described(runs),
+        "## Teachers and images\n\n" + described(runs),
         "## What the teachers are worth\n\n" + scores(runs, references(scale, runs), everything()),
         "## The claim\n\n" + claim(scale, runs),
         "## UNIC's ablations\n\n" + paper(runs),
@@ -57,8 +63,8 @@ def pages(scale: Scale, lines: Sequence[Line]) -> dict[str, bytes]:
         *(["## Figures\n\n" + "\n\n".join(links)] if links else []),
         "## Left to run\n\n" + waiting(scale, lines),
     ]
-    files = {PAGE: ("\n\n".join(parts) + "\n").encode()}
-    return files | {f"{FIGURES}/{one.name}.svg": one.svg for one in pictures}
+    files = {page: ("\n\n".join(parts) + "\n").encode()}
+    return files | {f"{folder}/{one.name}.svg": one.svg for one in pictures}
 
 
 def by_name(scale: Scale, lines: Sequence[Line]) -> Runs:
@@ -72,12 +78,14 @@ def by_name(scale: Scale, lines: Sequence[Line]) -> Runs:
 
 
 def described(runs: Runs) -> str:
-    """What each teacher and each labelled set is, as the runs that measured them were told."""
+    """What each teacher and each labelled set is, as the runs that measured them were told, and all packages."""
     lines = [line for own in runs.values() for line in own if "sets" in line.figures]
     teachers = [(f"`{line.run}`", line.figures["teacher"]) for line in lines if "teacher" in line.figures]
     sets = {name: about for line in lines for name, about in line.figures["sets"].items()}
     rows = [*teachers, *((f"`{name}`, labelled, never distilled", about) for name, about in sets.items())]
-    return table(("", "what it is"), rows) if rows else "Not run yet."
+    packages = [(one.name, one.version, one.registry, one.licence, one.use) for one in PACKAGES.values()]
+    parts = [table(("", "what it is"), rows)] if rows else []
+    return "\n\n".join([*parts, table(("package", "version", "from", "licence", "used for"), packages)])
 
 
 def everything() -> list[str]:

@@ -15,7 +15,7 @@ from benchmarks.study.scales import SCALES, Base, Training
 from tests.conftest import CNN, VIT
 from tests.study.made_up import Labelled
 from tests.test_evaluate_tasks import pack
-from unic_cache.errors import CacheError
+from unic_cache.errors import CacheError, ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +82,8 @@ def finished(study):
         assert study.run_all("teachers/") == 1
         assert study.run_all() == 5
         assert study.run_all() == 0
+        with pytest.raises(ConfigError, match="no run of the plan begins with 'cash/'"):
+            study.run_all("cash/")
     return {line.run: line for line in read_lines(study.results)}
 
 

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from benchmarks.study.goals import MET, MISSED, goals
-from benchmarks.study.page import DOCS, FIGURES, PAGE, by_name, pages, write_page
+from benchmarks.study.page import DOCS, by_name, pages, places, write_page
 from benchmarks.study.results import RESULTS, read_lines
 from benchmarks.study.runs import NEITHER, plan
 from benchmarks.study.scales import SCALES
 from tests.study.made_up import lines_of
 
 SMALL = SCALES["small"]
+PAGE, FIGURES = places(SMALL)
 
 
 def test_the_committed_page_is_what_the_committed_results_say():
@@ -52,7 +53,9 @@ def test_the_goals_are_missed_where_they_are():
 
 
 def test_one_scale_does_not_show_the_lines_of_another():
-    assert pages(SCALES["full"], lines_of(SMALL)) == pages(SCALES["full"], [])
+    full = SCALES["full"]
+    assert pages(full, lines_of(SMALL)) == pages(full, [])
+    assert not {PAGE, FIGURES} & {*places(full)}
 
 
 def test_figures_without_data_are_removed(tmp_path: Path):
