@@ -16,6 +16,7 @@ from tests.conftest import CNN, VIT
 from tests.study.made_up import Labelled
 from tests.test_evaluate_tasks import pack
 from unic_cache.errors import CacheError, ConfigError
+from unic_cache.student.run_files import ENCODER
 
 pytestmark = pytest.mark.slow
 
@@ -133,6 +134,13 @@ def test_a_student_that_starts_from_the_teacher_is_the_teacher(finished):
     names = f"teachers/{VIT}", "untrained/started"
     teacher, start = (finished[name].figures["scores"]["knn/things"] for name in names)
     assert start == teacher
+
+
+def test_a_run_stopped_after_training_does_not_train_again(study, finished):
+    out = study.work / "runs" / runs()[2].folder
+    before = (out / ENCODER).read_bytes()
+    assert study.trained(runs()[2]) == out
+    assert (out / ENCODER).read_bytes() == before
 
 
 def test_a_missing_reference_is_named(study, finished, tmp_path):
