@@ -14,7 +14,7 @@ COMPOSED := $(DEMO)/composed
 TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
 EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --calibration-images 512
 
-.PHONY: setup demo test test-slow test-s3 test-web bench gpu-check lint clean
+.PHONY: setup demo test test-slow test-s3 test-web bench study gpu-check lint clean
 
 setup: $(READY)
 
@@ -69,6 +69,10 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.busy
 	$(BIN)/python -m benchmarks.evaluating
+
+# docs/STUDY.md: hours, in pieces. Ctrl-C stops it, the same command goes on; a run's line in results.jsonl is its commit.
+study: $(READY)
+	$(BIN)/python -m benchmarks.study
 
 # For whoever has a GPU: CUDA against the CPU (codecs, ladder, loss, distillation, resume), then the benchmarks on it.
 gpu-check: $(READY)

@@ -1,0 +1,69 @@
+"""How the study's page begins: the question, and how it is answered."""
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks.study.markdown import TITLES, table
+from benchmarks.study.results import Line
+from benchmarks.study.runs import ONLINE, QUICK, RESAMPLES
+from benchmarks.study.scales import Scale
+from benchmarks.study.verdicts import MARGINS
+
+
+def opening(scale: Scale, runs: Mapping[str, Sequence[Line]]) -> str:
+    """What was asked, how it is measured, and on which machine."""
+    every = [line for own in runs.values() for line in own]
+    machines = {", ".join(f"{name} {value}" for name, value in line.figures["machine"].items()): None for line in every}
+    base, small, large = scale.ablation, scale.small, scale.large
+    rows = [
+        ("scale", f"`{scale.name}`: {scale.about}"),
+        ("machine", "; ".join(machines) or "not run yet"),
+        ("time", f"{sum(line.seconds for line in every) / 3600:.1f} hours"),
+        (
+            "caches, ablations",
+            f"{base.images:,} images, views of {scale.view_size} px; {small.student} at {small.img_size} px from "
+            f"random weights, batch {small.batch_size}; {base.views} epochs for caches, {scale.ablation_epochs} for "
+            "UNIC's ablations",
+        ),
+        (
+            "claim",
+            f"{scale.claim.images:,} images, {scale.claim.views} views, {scale.claim_epochs:g} epochs; {large.student} "
+            f"at {large.img_size} px, batch {large.batch_size}, from the weights of {scale.start} and from random ones",
+        ),
+        (
+            "online",
+            "a new view in each epoch, float16 targets of all tokens. A view is a pure function of its number, so a "
+            "float16 cache with as many views as epochs shows the student what teachers beside it would",
+        ),
+        ("margins", f"fixed before the first run: {margins()}"),
+        (
+            "verdicts",
+            "*held*: the whole 95 % interval of the paired difference lies within the margin; *worse*: it lies beyond "
+            "it; *better*: it lies above 0 and not within the margin; else *cannot tell*. That an interval contains 0 "
+            "proves no equality",
+        ),
+        (
+            "intervals",
+            f"{RESAMPLES:,} bootstrap resamples of the test images, the same for all runs. They hold the trained "
+            f"networks fixed; what a seed changes is shown by `{ONLINE}`, whose second seed is compared with its first",
+        ),
+    ]
+    return f"""# The smallest cache that costs nothing
+
+How many views, bits and tokens must a cache keep before the student suffers? `make study` measures it on real teachers
+and images, and writes this page from [results.jsonl](../benchmarks/study/results.jsonl); nothing here is written by
+hand. The plan is in [runs.py](../benchmarks/study/runs.py), the sizes are in
+[scales.py](../benchmarks/study/scales.py).
+
+{table(("", ""), rows)}
+
+Held-out losses are against float16 targets: of new views of the trained images, and of images never seen. k-NN has 20
+neighbours and is leave-one-out; `all` takes the test images of {", ".join(QUICK["knn"])} together.
+Differences are above 0 where a run is better than its reference: losses in percent of the reference's, the others in
+points of 100."""
+
+
+def margins() -> str:
+    """The margins in words."""
+    names = {"loss": "held-out loss", **TITLES}
+    units = {name: "%" if name == "loss" else "point" if within == 1 else "points" for name, within in MARGINS.items()}
+    return ", ".join(f"{names[name]} {within:g} {units[name]}" for name, within in MARGINS.items())

@@ -1,0 +1,261 @@
+"""The plan as plain data: every run with all that defines it, in the order in which they are done.
+
+Online distillation shows a new view in each epoch. A view is a pure function of its number, so a float16 cache with as
+many views as epochs gives the student the same pixels and, to float16, the same targets as teachers that run beside it:
+that run is called `cache/online`.
+
+The first runs change one thing at a time. Once these have lines, the cheapest combinations of what held are added.
+"""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.study.results import Line
+from benchmarks.study.scales import Base, Scale, Training
+from benchmarks.study.verdicts import ACCEPTED, outcome
+
+F16 = "f16"
+QUALITIES = (0.99, 0.96, 0.90, 0.80)
+VIEWS = (10, 5, 2, 1)
+COMBINED = 3  # settings, the cheapest
+QUICK = {"knn": ("emoji-google", "emoji-twitter", "food"), "segmentation": ("composed",)}
+CLASSES = ("emoji-google", "emoji-twitter", "emoji-fluent", "food", "cells", "garments")
+EVERY = {"knn": CLASSES, "retrieval": CLASSES, "linear": CLASSES, "segmentation": ("composed",)}
+ONLINE, PAPER, STARTED = "cache/online", "paper/unic", "claim/started"
+NEITHER = "paper/last-layer-no-dropping"
+UNTRAINED, UNTRAINED_START = "untrained/small", "untrained/started"
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its settings are JSON-ready and hold all that defines it."""
+
+    name: str
+    seed: int
+    settings: Mapping[str, Any]
+
+    @property
+    def against(self) -> list[tuple[str, int]]:
+        """The runs (name, seed) that it is compared with on the same images."""
+        return [(str(name), int(seed)) for name, seed in self.settings["against"]]
+
+    @property
+    def folder(self) -> str:
+        """Its own name on the disk."""
+        return f"{re.sub('[/:]', '-', self.name)}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One way to store features: of `tokens` a lattice or a random sample, or all."""
+
+    codec: str = F16
+    quality: float | None = None
+    tokens: int | None = None
+    sampling: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and in a run's name."""
+        codec = self.codec if self.quality is None else f"{self.codec}-{self.quality:.2f}"
+        return codec if self.tokens is None else f"{codec}-{self.sampling}-{self.tokens}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As a part of a run's settings."""
+        return {"codec": self.codec, "quality": self.quality, "tokens": self.tokens, "sampling": self.sampling}
+
+
+def plan(scale: Scale, lines: Sequence[Line] = ()) -> list[Run]:
+    """Every run in order: references first, then what decides most. `lines` decide which settings are combined."""
+    first, *more = scale.seeds
+    claims = [claim_runs(scale, seed) for seed in scale.claim_seeds]
+    kept, paper = cache_runs(scale, first), paper_runs(scale, first)
+    runs = [*references(scale), *kept, *paper[:2], claims[0][0], *combined_runs(scale, first, kept, lines)]
+    runs += [*paper[2:], claims[0][1], *itertools.chain(*claims[1:])]
+    for seed in more:
+        online = cache_runs(scale, seed)[0]  # how much the seed alone changes
+        runs += [online, *paper_runs(scale, seed), *combined_runs(scale, seed, kept, lines)]
+    return runs
+
+
+def references(scale: Scale) -> list[Run]:
+    """Every teacher, and both students untrained, on all tasks."""
+    teachers = [_measured(scale, teacher_run(name), 0, {"teacher": name}, EVERY, []) for name in scale.teachers]
+    small = {"student": _student(scale.small), "init": None}
+    started = {"student": _student(scale.large), "init": scale.start}
+    return [
+        *teachers,
+        _measured(scale, UNTRAINED, 0, {"untrained": small}, QUICK, []),
+        _measured(scale, UNTRAINED_START, 0, {"untrained": started}, EVERY, []),
+    ]
+
+
+def teacher_run(name: str) -> str:
+    """The run that measures a teacher."""
+    return f"teachers/{name}"
+
+
+def cache_runs(scale: Scale, seed: int) -> list[Run]:
+    """Online, then quality, views and tokens one at a time; of a second seed, online is compared with the first's."""
+    base, first = scale.ablation, scale.seeds[0]
+    runs = [cached(scale, seed, base.views, Kept(), [] if seed == first else [(ONLINE, first)])]
+    runs += [cached(scale, seed, base.views, kept) for kept in (*qualities(), *samples(scale))]
+    return [*runs, *(cached(scale, seed, views, Kept()) for views in VIEWS)]
+
+
+def qualities() -> list[Kept]:
+    """The fitted codec, finest first."""
+    return [Kept("klt", quality) for quality in QUALITIES]
+
+
+def samples(scale: Scale) -> list[Kept]:
+    """As many random tokens as the lattice has, and the lattice."""
+    return [Kept(tokens=scale.lattice, sampling=how) for how in ("random", "lattice")]
+
+
+def cached(scale: Scale, seed: int, views: int, kept: Kept, against: list[tuple[str, int]] | None = None) -> Run:
+    """A run of the ablations' student, as many epochs as there are views online."""
+    base = scale.ablation
+    online = views == base.views and kept == Kept()
+    distill = {**_training(scale.small), "lr": scale.ablation_lr, "epochs": base.views, "views": views}
+    return _trained(
+        scale,
+        ONLINE if online else f"cache/{views}-views-{kept.name}",
+        seed,
+        (base, kept, distill, QUICK),
+        [(ONLINE, seed)] if against is None else against,
+    )
+
+
+def combined_runs(scale: Scale, seed: int, singles: Sequence[Run], lines: Sequence[Line]) -> list[Run]:
+    """The cheapest settings that combine two or three of those that held alone; none before all of these have lines.
+
+    What a combination takes is taken as the product of what its parts save.
+    """
+    first = scale.seeds[0]
+    found = {line.run: line for line in lines if line.settings["scale"] == scale.name and line.seed == first}
+    if any(run.name not in found for run in singles):
+        return []
+    whole = found[ONLINE].figures["bytes"]["view"]
+    cost = {Kept(): 1.0}
+    for kept in (*qualities(), *samples(scale)):
+        line = found[cached(scale, first, scale.ablation.views, kept).name]
+        if outcome(line, ONLINE) in ACCEPTED:
+            cost[kept] = line.figures["bytes"]["view"] / whole
+    views = [count for count in VIEWS if outcome(found[cached(scale, first, count, Kept()).name], ONLINE) in ACCEPTED]
+    codecs = [kept for kept in cost if kept.codec != F16]
+    tokens = [kept for kept in cost if kept.tokens is not None]
+    choices: dict[tuple[int, Kept], float] = {}
+    for count, codec, sample in itertools.product([scale.ablation.views, *views], [Kept(), *codecs], [Kept(), *tokens]):
+        if (count in views) + (codec in codecs) + (sample in tokens) > 1:
+            kept = Kept(codec.codec, codec.quality, sample.tokens, sample.sampling)
+            choices[count, kept] = count * cost[codec] * cost[sample]
+    cheapest = sorted(choices, key=lambda one: choices[one])[:COMBINED]
+    return [cached(scale, seed, count, kept) for count, kept in cheapest]
+
+
+def paper_runs(scale: Scale, seed: int) -> list[Run]:
+    """UNIC as published, neither of its two ideas, then one change at a time, and teacher subsets (Figure 6)."""
+    subsets = [one for size in range(1, len(scale.teachers)) for one in itertools.combinations(scale.teachers, size)]
+    changes: dict[str, dict[str, Any]] = {
+        PAPER: {},
+        NEITHER: {"projector": "last", "drop_teacher": 0.0},
+        "paper/no-dropping": {"drop_teacher": 0.0},
+        "paper/dropping-per-image": {"normalization": "image"},
+        "paper/targets-phi-s": {"standardize": "phi-s"},
+        "paper/targets-not-standardized": {"standardize": "none"},
+        "paper/last-layer": {"projector": "last"},
+        "paper/cls-only": {"kinds": ["cls"]},
+        "paper/shared-projectors": {"shared_projectors": True},
+        **{f"paper/teachers-{'+'.join(short(name) for name in one)}": {"teachers": list(one)} for one in subsets},
+    }
+    base = scale.ablation
+    distill = {
+        **_training(scale.small),
+        "lr": scale.ablation_lr,
+        "epochs": scale.ablation_epochs,
+        "views": scale.ablation_epochs,
+    }
+    return [
+        _trained(
+            scale,
+            name,
+            seed,
+            (base, Kept(), {**distill, **change}, QUICK),
+            [] if name == PAPER else [(PAPER, seed)],
+            losses="kinds" not in change,  # a loss over other tokens cannot be compared
+        )
+        for name, change in changes.items()
+    ]
+
+
+def claim_runs(scale: Scale, seed: int) -> tuple[Run, Run]:
+    """The large student from a teacher's weights and from random ones, against teachers and the untrained start."""
+    kept = Kept("klt", 0.99)
+    against = [*((teacher_run(name), 0) for name in scale.teachers), (UNTRAINED_START, 0)]
+    distill = {**_training(scale.large), "epochs": scale.claim_epochs, "views": scale.claim.views}
+    started = {**distill, "lr": scale.started_lr, "init": scale.start}
+    return (
+        _trained(scale, STARTED, seed, (scale.claim, kept, started, EVERY), against),
+        _trained(scale, "claim/random", seed, (scale.claim, kept, {**distill, "lr": scale.random_lr}, EVERY), against),
+    )
+
+
+def short(teacher: str) -> str:
+    """A teacher's name without its input size."""
+    return teacher.partition("@")[0]
+
+
+def _student(training: Training) -> dict[str, Any]:
+    return {"student": training.student, "img_size": training.img_size, "patch_size": training.patch_size}
+
+
+def _training(training: Training) -> dict[str, Any]:
+    return {**_student(training), "batch_size": training.batch_size, "precision": training.precision}
+
+
+def _trained(
+    scale: Scale,
+    name: str,
+    seed: int,
+    made_of: tuple[Base, Kept, dict[str, Any], Mapping[str, Iterable[str]]],
+    against: list[tuple[str, int]],
+    losses: bool = True,
+) -> Run:
+    base, kept, distill, tasks = made_of
+    images = {
+        "base": base.name,
+        "images": base.images,
+        "views": base.views,
+        "unseen_views": base.unseen_views,
+        "size": scale.view_size,
+        "teachers": list(scale.teachers),
+    }
+    encoder = {"images": images, "cache": kept.to_json(), "distill": distill, "losses": losses}
+    return _measured(scale, name, seed, encoder, tasks, against)
+
+
+def _measured(
+    scale: Scale,
+    name: str,
+    seed: int,
+    encoder: dict[str, Any],
+    tasks: Mapping[str, Iterable[str]],
+    against: list[tuple[str, int]],
+) -> Run:
+    evaluate = {
+        "size": scale.view_size,
+        "labelled_images": scale.labelled_images,
+        "tasks": {task: list(sets) for task, sets in tasks.items()},
+        "head_steps": scale.head_steps,
+        "resamples": RESAMPLES,
+    }
+    return Run(
+        name,
+        seed,
+        {"scale": scale.name, **encoder, "evaluate": evaluate, "against": [list(one) for one in against]},
+    )

@@ -1,0 +1,100 @@
+"""The study's plan: every run can be done as it stands, after the runs that it is compared with."""
+
+import dataclasses
+import json
+
+import pytest
+
+from benchmarks.study.runs import ONLINE, Kept, plan
+from benchmarks.study.scales import SCALES
+from tests.study.made_up import lines_of
+from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, RecodeConfig
+from unic_cache.student.backbone import encoder_spec
+
+SMALL = SCALES["small"]
+
+
+@pytest.fixture(params=SCALES.values(), ids=SCALES)
+def scale(request):
+    return request.param
+
+
+def test_each_run_has_one_name_and_seed(scale):
+    runs = [(run.name, run.seed) for run in plan(scale, lines_of(scale))]
+    assert len(set(runs)) == len(runs)
+    assert len({run.folder for run in plan(scale)}) == len(plan(scale))
+
+
+def test_references_come_before_the_runs_that_are_compared_with_them(scale):
+    done = set()
+    for run in plan(scale, lines_of(scale)):
+        assert done.issuperset(run.against), run.name
+        done.add((run.name, run.seed))
+
+
+def test_settings_survive_json(scale):
+    for run in plan(scale):
+        assert json.loads(json.dumps(run.settings)) == run.settings
+
+
+def test_the_stages_accept_every_setting(scale):
+    for run in plan(scale, lines_of(scale)):
+        evaluate = run.settings["evaluate"]
+        EvaluateConfig(encoder=("x",), shards="x", task=tuple(evaluate["tasks"]), head_steps=evaluate["head_steps"])
+        if "distill" not in run.settings:
+            continue
+        images, kept = run.settings["images"], Kept(**run.settings["cache"])
+        ExtractConfig(teachers=tuple(images["teachers"]), views=images["views"] + 1, size=images["size"])
+        RecodeConfig("a", "b", codec=kept.codec, quality=kept.quality, tokens=kept.tokens, sampling=kept.sampling)
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in run.settings["distill"].items()}
+        config = DistillConfig(**options)
+        encoder_spec(config.student, config.img_size, config.patch_size)
+        assert config.views <= images["views"]
+        assert set(config.teachers) <= set(scale.teachers)
+
+
+def test_runs_of_a_part_take_equally_many_steps(scale):
+    for part in ("cache/", "paper/", "claim/"):
+        runs = [run.settings for run in plan(scale) if run.name.startswith(part)]
+        steps = {(one["images"]["images"], one["distill"]["epochs"], one["distill"]["batch_size"]) for one in runs}
+        assert len(steps) == 1, part
+
+
+def test_online_sees_each_view_once(scale):
+    online = next(run.settings for run in plan(scale) if run.name == ONLINE)
+    assert online["distill"]["epochs"] == online["distill"]["views"] == online["images"]["views"]
+    assert online["cache"] == Kept().to_json()
+
+
+def test_nothing_is_combined_before_all_single_changes_have_lines():
+    lines = lines_of(SMALL)
+    without = [line for line in lines if line.run != "cache/5-views-f16"]
+    assert len(plan(SMALL, lines)) == len(plan(SMALL)) + 3 * len(SMALL.seeds)
+    assert len(plan(SMALL, without)) == len(plan(SMALL))
+
+
+def test_the_cheapest_that_held_are_combined():
+    worse = {
+        "cache/1-views-f16": -5.0,
+        "cache/24-views-klt-0.80": -5.0,
+        "cache/24-views-f16-random-16": -5.0,
+    }
+    new = {run.name for run in plan(SMALL, lines_of(SMALL, worse))} - {run.name for run in plan(SMALL)}
+    assert new == {f"cache/2-views-klt-{quality}-lattice-16" for quality in ("0.90", "0.96", "0.99")}
+
+
+def test_what_cannot_be_told_apart_is_not_combined():
+    unsure = [
+        dataclasses.replace(
+            line,
+            figures={
+                **line.figures,
+                "differences": {
+                    name: {one: {"value": 0.0, "low": -3.0, "high": 3.0} for one in found}
+                    for name, found in line.figures["differences"].items()
+                },
+            },
+        )
+        for line in lines_of(SMALL)
+    ]
+    assert len(plan(SMALL, unsure)) == len(plan(SMALL))
