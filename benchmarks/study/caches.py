@@ -64,8 +64,7 @@ class Caches:
         source, kept = self.base(settings["images"]), Kept(**settings["cache"])
         path = source.parent / kept.name
         if path not in self._whole:
-            sampled = {} if kept.tokens is None else {"tokens": kept.tokens, "sampling": kept.sampling}
-            recode.run(RecodeConfig(str(source), str(path), codec=kept.codec, quality=kept.quality, **sampled))
+            recode.run(RecodeConfig(str(source), str(path), **kept.to_json()))
             self._whole.add(path)
         return path
 

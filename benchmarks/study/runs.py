@@ -7,6 +7,7 @@ that run is called `cache/online`.
 The first runs change one thing at a time. Once these have lines, the cheapest combinations of what held are added.
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +17,10 @@ from typing import Any
 from benchmarks.study.results import Line
 from benchmarks.study.scales import Base, Scale, Training
 from benchmarks.study.verdicts import ACCEPTED, outcome
+from unic_cache.config import FITTED
 
 F16 = "f16"
+CODER = "pcodec"  # the smaller one
 QUALITIES = (0.99, 0.96, 0.90, 0.80)
 VIEWS = (10, 5, 2, 1)
 COMBINED = 3  # settings, the cheapest
@@ -57,6 +60,7 @@ class Kept:
     quality: float | None = None
     tokens: int | None = None
     sampling: str | None = None
+    coder: str | None = None
 
     @property
     def name(self) -> str:
@@ -66,7 +70,7 @@ class Kept:
 
     def to_json(self) -> dict[str, Any]:
         """As a part of a run's settings."""
-        return {"codec": self.codec, "quality": self.quality, "tokens": self.tokens, "sampling": self.sampling}
+        return dataclasses.asdict(self)
 
 
 def plan(scale: Scale, lines: Sequence[Line] = ()) -> list[Run]:
@@ -109,7 +113,7 @@ def cache_runs(scale: Scale, seed: int) -> list[Run]:
 
 def qualities() -> list[Kept]:
     """The fitted codec, finest first."""
-    return [Kept("klt", quality) for quality in QUALITIES]
+    return [Kept(FITTED, quality, coder=CODER) for quality in QUALITIES]
 
 
 def samples(scale: Scale) -> list[Kept]:
@@ -152,7 +156,7 @@ def combined_runs(scale: Scale, seed: int, singles: Sequence[Run], lines: Sequen
     choices: dict[tuple[int, Kept], float] = {}
     for count, codec, sample in itertools.product([scale.ablation.views, *views], [Kept(), *codecs], [Kept(), *tokens]):
         if (count in views) + (codec in codecs) + (sample in tokens) > 1:
-            kept = Kept(codec.codec, codec.quality, sample.tokens, sample.sampling)
+            kept = dataclasses.replace(codec, tokens=sample.tokens, sampling=sample.sampling)
             choices[count, kept] = count * cost[codec] * cost[sample]
     cheapest = sorted(choices, key=lambda one: choices[one])[:COMBINED]
     return [cached(scale, seed, count, kept) for count, kept in cheapest]
@@ -195,7 +199,7 @@ def paper_runs(scale: Scale, seed: int) -> list[Run]:
 
 def claim_runs(scale: Scale, seed: int) -> tuple[Run, Run]:
     """The large student from a teacher's weights and from random ones, against teachers and the untrained start."""
-    kept = Kept("klt", 0.99)
+    kept = Kept(FITTED, 0.99, coder=CODER)
     against = [*((teacher_run(name), 0) for name in scale.teachers), (UNTRAINED_START, 0)]
     distill = {**_training(scale.large), "epochs": scale.claim_epochs, "views": scale.claim.views}
     started = {**distill, "lr": scale.started_lr, "init": scale.start}
