@@ -87,10 +87,8 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
             for codec, count in variants:
                 features = kept_features(teacher, codec, config.quality, count, rules[count][name])
                 fitted = fit(answers, features, trial, config.kind.seed)
-                for coder in coders_of(codec):
-                    cost = measure_codec(fitted, coder, trial, pool)
-                    held_share = held.of_teacher(name, dataclasses.replace(features, coder=coder))
-                    kept.append(dataclasses.replace(cost, held=held_share))
+                costs = [measure_codec(fitted, coder, trial, pool) for coder in coders_of(codec)]
+                kept += [dataclasses.replace(cost, held=held.of_teacher(name, features, cost.coder)) for cost in costs]
                 progress.advance(1)
         for count in counts:
             steps.append(student_cost(config, list(teachers.values()), count))
@@ -168,7 +166,7 @@ def show(found: Forecast) -> None:
 
 def teacher_table(found: Forecast) -> Table:
     """Bytes and fidelity of each teacher under each codec; the cosine is of patch tokens, or of CLS without them."""
-    table = columns("teacher", "tokens", "codec", "bytes/view", "GB in all", "cosine")
+    table = columns("teacher", "tokens", "codec", "bytes/view", "GB", "cosine")
     before = ""
     for kept in found.costs.kept:
         in_all = found.costs.images * found.views * kept.bytes_a_view / GB

@@ -16,14 +16,15 @@ class Held:
         self._cache = cache
         self._shards = shards
 
-    def of_teacher(self, name: str, features: Features) -> float:
-        """Share of all views, 0 to 1, whose features the cache holds as `features` describes them."""
+    def of_teacher(self, name: str, features: Features, coder: str) -> float:
+        """Share of all views, 0 to 1, whose features the cache holds as `features` describes them, by this coder."""
         teacher = self._cache.teachers.get(name)
         if teacher is None:
             return 0.0
         kept = teacher.codec.features
-        ways = ((of.codec, of.coder, of.sampled, of.sampling) for of in (kept, features))
-        same = len(set(ways)) == 1
+        same = kept.coder == coder and all(
+            getattr(kept, what) == getattr(features, what) for what in ("codec", "sampled", "sampling")
+        )
         return self._share(teacher.member) if same and kept.quality in {features.quality, None} else 0.0
 
     def of_pixels(self, codec: str) -> float:
