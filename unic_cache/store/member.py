@@ -219,7 +219,7 @@ def _check_format(spec: Mapping[str, Any]) -> None:
             f"format {found!r:.20}, but this release reads formats {FORMAT} and {NEWER_FORMAT}; upgrade it"
         )
     if found != format_of(spec):
-        newer = " and ".join(ADDED)
+        newer = " and ".join([key for key in ADDED if key in spec] or ADDED)
         raise CacheError(f"says format {found}, which does not fit its {newer}; put back a copy of it")
 
 
