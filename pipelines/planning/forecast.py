@@ -196,7 +196,7 @@ def command(config: PlanConfig, chosen: Way) -> tuple[str, ...]:
     """The words after `unic-cache extract` that start the planned extraction; defaults are left out."""
     quality = config.quality if chosen.codec == FITTED else None
     sampling = config.sampling if chosen.tokens else None
-    coder = chosen.coder if chosen.coder != CODERS[0] else None
+    coder = chosen.coder if config.coder or chosen.coder != CODERS[0] else None  # left open, it may be the cache's
     choices: dict[str, Any] = {
         "codec": chosen.codec,
         "quality": quality,
