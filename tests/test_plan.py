@@ -182,6 +182,11 @@ class TestChoice:
         result = forecast(PlanConfig(("a", "b"), tokens=10), costs())
         assert result.chosen.tokens == 10
 
+    def test_tokens_of_teachers_without_a_grid_change_nothing(self):
+        kept = tuple(one for one in costs().kept if one.tokens is None)
+        asked, free = (forecast(PlanConfig(("a", "b"), tokens=tokens), costs(kept=kept)) for tokens in (10, None))
+        assert (asked.chosen, asked.command) == (free.chosen, free.command)
+
     def test_the_command_is_read_as_the_extraction_that_was_planned(self):
         config = PlanConfig(
             ("a", "b"), weights=(("a", "one file"), ("b", "w.pth")), shards="x/{0..3}.tar", cache="c", views=2,

@@ -176,7 +176,8 @@ def calibration_seconds(costs: Costs, kept: KeptCost) -> float:
 def choice(config: PlanConfig, ways: Sequence[Way]) -> tuple[Way, str]:
     """The codec and coder asked for or begun with, else the smallest that keeps up with the student and fits."""
     codec = config.codec or (FITTED if config.coder else None)
-    open_ways = [one for one in ways if one.tokens == config.tokens and codec in {None, one.codec}]
+    tokens = config.tokens if any(one.tokens for one in ways) else None  # teachers without a grid have none to sample
+    open_ways = [one for one in ways if one.tokens == tokens and codec in {None, one.codec}]
     open_ways = [one for one in open_ways if config.coder in {None, one.coder}]
     if len(open_ways) == 1 and codec is not None:
         return open_ways[0], "as asked"
