@@ -24,7 +24,7 @@ from pipelines.reporting.images import Tars, evenly, given_tars, open_source, re
 from pipelines.training.finished_run import open_finished
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
-from unic_cache.config import CENTER, DistillConfig, InspectConfig
+from unic_cache.config import CENTER, FITTED, DistillConfig, InspectConfig
 from unic_cache.errors import CacheError
 from unic_cache.evaluate.page import Page, Section
 from unic_cache.store.layout import VIEWS_MEMBER
@@ -41,8 +41,9 @@ def run(config: InspectConfig) -> dict[str, Any]:
             **{key: teacher.spec[key] for key in ("codec", "dtype", "features", "provenance", "versions")},
             "weights_sha256": teacher.spec["teacher"]["weights_sha256"],
             "calibration": {"file": teacher.member.calibration_name, "fidelity": dict(teacher.calibration.fidelity)},
-            **{key: teacher.spec.get(key) for key in ("quality", "coder", "tokens")},
-            "sampling": teacher.codec.features.sampling if teacher.spec.get("tokens") else None,
+            **{key: teacher.spec.get(key) for key in ("quality", "tokens")},
+            "coder": teacher.codec.features.coder if teacher.spec["codec"] == FITTED else None,
+            "sampling": features.sampling if (features := teacher.codec.features).sampled and features.grid else None,
             **sizes_of(teacher.member, views := views_of(cache, teacher.member)),
             "views": views,
         }
@@ -147,7 +148,8 @@ def show(report: Mapping[str, Any]) -> None:
         fidelity = ", ".join(f"{kind} {value:.5f}" for kind, value in teacher["calibration"]["fidelity"].items())
         console.print(f"\n{name}", style="bold", end="")
         coder = f" {teacher['coder']}" if teacher["coder"] else ""
-        console.print(f"  codec {teacher['codec']}{coder}, {teacher['bytes_per_image']:,} bytes per image")
+        tokens = f", {teacher['tokens']} {teacher['sampling']} tokens" if teacher["sampling"] else ""
+        console.print(f"  codec {teacher['codec']}{coder}{tokens}, {teacher['bytes_per_image']:,} bytes per image")
         console.print(f"  bytes per token: {each}\n  fidelity (cosine): {fidelity}")
         print_table(console, view_table(teacher["views"]))
     for name, views in report["uncalibrated"].items():

@@ -1,6 +1,7 @@
 """What an extraction leaves open is as the cache has it, and another value is said."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,7 +94,25 @@ def test_a_new_teacher_is_kept_as_the_others_and_it_is_said(begun, options, caps
     assert f"{CNN}: stored like the cache's other teachers: codec int8, tokens 2" in capsys.readouterr().err
     other = kept_alike(options(begun, teachers=(CNN,), weights=(), codec="f16", tokens=4), open_cache(begun))
     assert (other.codec, other.tokens) == ("f16", 4)
-    assert kept_alike(options(begun, quality=0.98), open_cache(begun)).codec is None
+    for asked in ({"quality": 0.98}, {"coder": "pcodec"}):  # settings of klt
+        assert kept_alike(options(begun, **asked), open_cache(begun)).codec is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [
+        ({}, ("klt", 0.96, "pcodec")),
+        ({"quality": 0.9}, (None, 0.9, "pcodec")),
+        ({"coder": "zstd"}, (None, 0.96, "zstd")),
+        ({"codec": "klt"}, ("klt", 0.96, "pcodec")),
+        ({"codec": "f16"}, ("f16", None, None)),
+    ],
+)
+def test_settings_of_klt_that_are_left_open_are_those_of_a_cache_of_klt(options, tmp_path, asked, kept):
+    one = SimpleNamespace(spec={"codec": "klt", "quality": 0.96, "coder": "pcodec"})
+    cache = SimpleNamespace(teachers={"a": one, "b": one}, uncalibrated={})
+    done = kept_alike(options(tmp_path, **asked), cache)
+    assert (done.codec, done.quality, done.coder) == kept
 
 
 def test_plan_assumes_what_the_cache_has(begun, options, monkeypatch):

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import extract, recode, verify
+from pipelines import extract, inspect, recode, verify
 from pipelines.extracting.sampling_rules import sampling_rules, tell
 from pipelines.reporting.codec_losses import frequency_bits
 from pipelines.training.targets import Targets, sample_seen
 from tests.conftest import VIT, make_shards, tree
 from unic_cache.cache import CachedTeacher, open_cache
-from unic_cache.config import RecodeConfig, Views
+from unic_cache.config import InspectConfig, RecodeConfig, Views
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.codecs.codec import Features
@@ -98,6 +98,15 @@ class TestExtraction:
         files = tuple((name, str(weights[VIT])) for name in (WIDE, ODD))
         config = verify.VerifyConfig(lattice.member.location.url, teacher_check=4, weights=files)
         assert verify.run(config).state == "whole"
+
+    def test_inspect_tells_how_tokens_are_stored(self, tmp_path, lattice, extracting, capsys):
+        small = extracting(tmp_path / "cache", codec="klt", quality=0.97, tokens=4, sampling="random").member.location
+        for url, told in (
+            (lattice.member.location.url, "f16, 4 lattice tokens"),
+            (small.url, "klt zstd, 4 random tokens"),
+        ):
+            inspect.show(inspect.run(InspectConfig(url)))
+            assert f"codec {told}, " in capsys.readouterr().out
 
     def test_goes_on_by_the_rule_of_the_cache(self, copied, extracting):
         before = tree(copied)

@@ -176,11 +176,16 @@ class TestChoice:
         result = forecast(PlanConfig(("a", "b"), **asked), costs(kept=tuple(every)))
         assert result.chosen.coder == coder
         assert reason in result.reason
-        assert ("--coder" in result.command) == (coder == "pcodec")
+        assert ("--coder" in result.command) == (coder == "pcodec" or "coder" in asked)
 
     def test_tokens_are_those_that_were_asked_for(self):
         result = forecast(PlanConfig(("a", "b"), tokens=10), costs())
         assert result.chosen.tokens == 10
+
+    def test_tokens_of_teachers_without_a_grid_change_nothing(self):
+        kept = tuple(one for one in costs().kept if one.tokens is None)
+        asked, free = (forecast(PlanConfig(("a", "b"), tokens=tokens), costs(kept=kept)) for tokens in (10, None))
+        assert (asked.chosen, asked.command) == (free.chosen, free.command)
 
     def test_the_command_is_read_as_the_extraction_that_was_planned(self):
         config = PlanConfig(

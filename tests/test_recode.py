@@ -136,6 +136,8 @@ class TestCoders:
             before, after = (opened(tmp_path / folder, name)[1] for folder in ("zstd", "pcodec"))
             assert (after.spec["format"], after.spec["coder"]) == (2, "pcodec")
             assert (before.spec["format"], before.spec.get("coder")) == (1, None)
+            back = opened(tmp_path / "back", name)[1].spec["provenance"]["recoded_from"]
+            assert (back["coder"], "coder" in back["recoded_from"]) == ("pcodec", False)
             assert done.fidelity[name]["patch"] == 1
             ours, theirs = features(tmp_path / "zstd", name), features(tmp_path / "pcodec", name)
             assert all(torch.equal(ours[kind], theirs[kind]) for kind in ours)

@@ -1,6 +1,6 @@
 """The goals of the study, and what the lines say of each: met, missed, cannot tell, or not yet."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from benchmarks.study.measure import ALL_KNN, MEAN
 from benchmarks.study.results import Line
@@ -17,9 +17,14 @@ Runs = Mapping[str, Sequence[Line]]
 Row = tuple[str, str, str]  # the goal, the result in words, and whether it is met
 
 
-def goals(runs: Runs) -> list[Row]:
-    """All goals in order."""
-    return [student(runs), ideas(runs), *storage(runs)]
+def goals(runs: Runs, left: Collection[str] = ()) -> list[Row]:
+    """All goals in order; none is decided before its runs are done. `left` are the names of those that are not."""
+    deciding = [((STARTED,), [student(runs)]), ((PAPER, NEITHER), [ideas(runs)]), (("cache/",), storage(runs))]
+    return [
+        (goal, text, NOT_YET if any(name.startswith(needed) for name in left) else met)
+        for needed, rows in deciding
+        for goal, text, met in rows
+    ]
 
 
 def student(runs: Runs) -> Row:

@@ -54,14 +54,14 @@ def pages(scale: Scale, lines: Sequence[Line]) -> dict[str, bytes]:
     links = [f"![{one.alt}]({folder}/{one.name}.svg)\n\n{one.caption}" for one in pictures]
     parts = [
         opening(scale, runs),
-        "## Goals\n\n" + table(("goal", "result", ""), goals(runs)),
+        "## Goals\n\n" + table(("goal", "result", ""), goals(runs, waiting(scale, lines))),
         "## Teachers and images\n\n" + described(runs),
         "## What the teachers are worth\n\n" + scores(runs, references(scale, runs), everything()),
         "## The claim\n\n" + claim(scale, runs),
         "## UNIC's ablations\n\n" + paper(runs),
         "## Views, quality and tokens\n\n" + storage(runs),
         *(["## Figures\n\n" + "\n\n".join(links)] if links else []),
-        "## Left to run\n\n" + waiting(scale, lines),
+        "## Left to run\n\n" + listed(waiting(scale, lines)),
     ]
     files = {page: ("\n\n".join(parts) + "\n").encode()}
     return files | {f"{folder}/{one.name}.svg": one.svg for one in pictures}
@@ -212,13 +212,18 @@ def result(lines: Sequence[Line], reference: str) -> str:
     return outcome_of_seeds(lines, reference)
 
 
-def waiting(scale: Scale, lines: Sequence[Line]) -> str:
-    """The runs of the plan without a line, by name and seeds."""
+def waiting(scale: Scale, lines: Sequence[Line]) -> Mapping[str, Sequence[str]]:
+    """The runs of the plan without a line: name -> seeds."""
     done = {line.key for line in lines}
     left: dict[str, list[str]] = defaultdict(list)
     for run in plan(scale, lines):
         if (scale.name, run.name, run.seed) not in done:
             left[run.name].append(str(run.seed))
+    return left
+
+
+def listed(left: Mapping[str, Sequence[str]]) -> str:
+    """What is left to run."""
     if not left:
         return "Nothing is left of the plan."
     rows = [(f"`{name}`", ", ".join(seeds)) for name, seeds in left.items()]

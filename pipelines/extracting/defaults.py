@@ -50,12 +50,13 @@ def kept_alike(config: Config, cache: Cache) -> Config:
     """The config with codec, quality, coder and tokens filled in where all teachers of the cache agree."""
     specs = [teacher.spec for teacher in cache.teachers.values()]
     changes: dict[str, Any] = {}
-    if config.codec is None and config.quality is None:
+    if config.codec is None and config.quality is None and config.coder is None:
         changes["codec"] = _common(spec["codec"] for spec in specs)
-    if config.quality is None and changes.get("codec", config.codec) == FITTED:
-        changes["quality"] = _common(spec.get("quality") for spec in specs)
-    if config.coder is None and changes.get("codec", config.codec) == FITTED:
-        changes["coder"] = _common(spec.get("coder", CODERS[0]) for spec in specs)
+    if changes.get("codec", config.codec) in {None, FITTED} and all(spec["codec"] == FITTED for spec in specs):
+        if config.quality is None:
+            changes["quality"] = _common(spec.get("quality") for spec in specs)
+        if config.coder is None:
+            changes["coder"] = _common(spec.get("coder", CODERS[0]) for spec in specs)
     if config.tokens is None:
         changes["tokens"] = _common(spec.get("tokens") for spec in specs)
     added = [name for name in config.teachers if name not in cache.teachers and name not in cache.uncalibrated]

@@ -176,7 +176,8 @@ def calibration_seconds(costs: Costs, kept: KeptCost) -> float:
 def choice(config: PlanConfig, ways: Sequence[Way]) -> tuple[Way, str]:
     """The codec and coder asked for or begun with, else the smallest that keeps up with the student and fits."""
     codec = config.codec or (FITTED if config.coder else None)
-    open_ways = [one for one in ways if one.tokens == config.tokens and codec in {None, one.codec}]
+    tokens = config.tokens if any(one.tokens for one in ways) else None  # teachers without a grid have none to sample
+    open_ways = [one for one in ways if one.tokens == tokens and codec in {None, one.codec}]
     open_ways = [one for one in open_ways if config.coder in {None, one.coder}]
     if len(open_ways) == 1 and codec is not None:
         return open_ways[0], "as asked"
@@ -196,7 +197,7 @@ def command(config: PlanConfig, chosen: Way) -> tuple[str, ...]:
     """The words after `unic-cache extract` that start the planned extraction; defaults are left out."""
     quality = config.quality if chosen.codec == FITTED else None
     sampling = config.sampling if chosen.tokens else None
-    coder = chosen.coder if chosen.coder != CODERS[0] else None
+    coder = chosen.coder if config.coder or chosen.coder != CODERS[0] else None  # left open, it may be the cache's
     choices: dict[str, Any] = {
         "codec": chosen.codec,
         "quality": quality,

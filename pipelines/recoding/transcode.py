@@ -38,6 +38,7 @@ from unic_cache.store.writer import UnitWriter
 from unic_cache.stream.address import addresses, shown
 from unic_cache.stream.row_samples import spread
 
+WRITERS = ("zarr", "pcodec")  # of the target's objects
 SAMPLE_IMAGES = FIT_IMAGES * HELD_OUT // (HELD_OUT - 1)  # a fifth of them measures fidelity
 
 
@@ -85,7 +86,7 @@ def target_spec(config: RecodeConfig, source: CachedTeacher, location: Location)
     provenance = source.spec["provenance"]
     came = {
         **{key: source.spec.get(key) for key in ("codec", "quality", "tokens")},
-        **{key: source.spec[key] for key in ("sampling",) if key in source.spec},
+        **{key: source.spec[key] for key in ("sampling", "coder") if key in source.spec},
         "fidelity": dict(source.calibration.fidelity),
         **{key: provenance[key] for key in ("recoded_from",) if key in provenance},
     }
@@ -96,7 +97,7 @@ def target_spec(config: RecodeConfig, source: CachedTeacher, location: Location)
         "tokens": tokens,
         **({"sampling": LATTICE} if sampling == LATTICE else {}),
         "provenance": {**provenance, "recoded_from": came},
-        "versions": {**source.spec["versions"], "zarr": version("zarr")},  # the one that writes the target's objects
+        "versions": {**source.spec["versions"], **{name: version(name) for name in WRITERS}},
     }
     return {**made, "format": format_of(made)}
 

@@ -120,8 +120,9 @@ def _frequency_picture(source: Source) -> list[Picture]:
         "bits-by-frequency",
         "Bits that klt gives each frequency",
         f"Mean bits of a coefficient at each frequency of the token grid: {spans}.",
-        "Each cell is a frequency of the token grid, the lowest at the top left; the mean over channels, before zstd. "
-        "One step serves all coefficients, so where bits are few, coefficients are small beside it, and most are lost. "
+        "Each cell is a frequency of the token grid, the lowest at the top left; the mean over channels, before its "
+        "coder. One step serves all coefficients, so where bits are few, coefficients are small beside it, and most "
+        "are lost. "
         f"{spans}.",
     )
     return [grid_figure(bits, ("horizontal frequency", "vertical frequency", "bits"), words)]

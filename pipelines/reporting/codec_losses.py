@@ -76,7 +76,7 @@ def token_errors(teacher: CachedTeacher, arrays: Arrays) -> Floats | None:
 
 
 def frequency_bits(teacher: CachedTeacher) -> Floats | None:
-    """(h, w): the mean bits that klt gives a coefficient of each frequency, before zstd; None for other codecs.
+    """(h, w): the mean bits that klt gives a coefficient of each frequency, before its coder; None for other codecs.
 
     A class of codes up to L has log2(2 L + 1) bits, a coefficient that is not stored 0. The lowest frequency is first.
     Of tokens on a lattice, frequencies of the lattice. None for random positions too, which have no grid.

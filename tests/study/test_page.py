@@ -32,7 +32,7 @@ def test_a_finished_study_is_told_in_full():
     assert "Nothing is left of the plan" in text
     assert "not run yet" not in text.lower()
     assert "| points, each seed: +2.00 (+1.90 to +2.10); +2.00 (+1.90 to +2.10) | met |" in text
-    assert "above the best teacher on 19; below it by more than the margin on 0; perhaps so on 0; gain" in text
+    assert "above the best teacher on 15; below it by more than the margin on 0; perhaps so on 0; gain" in text
     (worse,) = [row for row in text.splitlines() if row.startswith("| `cache/1-views-f16`")]
     assert worse.endswith("| worse |")
     assert "| photographs of dishes |" in text
@@ -42,7 +42,7 @@ def test_a_finished_study_is_told_in_full():
 def test_the_goals_are_missed_where_they_are():
     runs = by_name(SMALL, lines_of(SMALL, {NEITHER: 0.0, "claim/started": -3.0, "cache/5-views-f16": -9.0}))
     (_, claim, missed), (_, ideas, also), (_, cheapest, met), _ = goals(runs)
-    assert "below it by more than the margin on 19 (knn/emoji-google, " in claim
+    assert "below it by more than the margin on 15 (knn/emoji-google, " in claim
     assert ideas.endswith("; at this size they are not")
     assert (missed, also, met) == (MISSED, MISSED, MET)
     assert cheapest in {f"`cache/1-views-klt-0.80-{how}-16`: 65.0x" for how in ("random", "lattice")}
@@ -50,6 +50,14 @@ def test_the_goals_are_missed_where_they_are():
     assert goals(equal)[0][1].endswith("perhaps so on 0; gain over the untrained start on 0")
     worse = by_name(SMALL, lines_of(SMALL, {run.name: -9.0 for run in plan(SMALL) if run.name.startswith("cache/")}))
     assert [row[2] for row in goals(worse)[2:]] == [MISSED, MISSED]
+
+
+def test_a_goal_is_open_until_its_last_run():
+    lines = lines_of(SMALL, {"cache/5-views-f16": -9.0})
+    for run, seed, goals_open in (("claim/started", 2, [0]), (NEITHER, 1, [1]), ("cache/online", 1, [2, 3])):
+        text = pages(SMALL, [line for line in lines if (line.run, line.seed) != (run, seed)])[PAGE].decode()
+        rows = text.partition("## Goals")[2].partition("##")[0].strip().splitlines()[2:]
+        assert [place for place, row in enumerate(rows) if row.endswith("| not yet |")] == goals_open
 
 
 def test_one_scale_does_not_show_the_lines_of_another():

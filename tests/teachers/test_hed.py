@@ -94,6 +94,24 @@ def test_a_file_of_the_same_layout_in_other_shapes_is_refused(small):
         load_teacher(resolve("hed-edges"), str(small))
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"data": np.float32(1)},
+        {"data": np.zeros(4, np.float32)},
+        {"data": np.array([b"x"])},
+        {"shape": (3, 3, 2**20, 2**20), "dtype": "f4", "chunks": (3, 3, 64, 64)},  # claims 36 TiB in a small file
+    ],
+    ids=["a number", "one axis", "text", "huge"],
+)
+def test_other_things_under_a_convolutions_name_are_refused(small, made):
+    with h5py.File(small, "a") as file:
+        del file["block1/layers/conv2d/vars/0"]
+        file.create_dataset("block1/layers/conv2d/vars/0", **made)
+    with pytest.raises(TeacherError, match=r"not Keras' file of HED \(it has no block1/layers/conv2d/vars/0\)"):
+        read_h5(small)
+
+
 def test_a_damaged_file_is_refused(small):
     small.write_bytes(small.read_bytes()[:3000])
     with pytest.raises(TeacherError, match=r"small\.weights\.h5: it is damaged or not an HDF5 file"):

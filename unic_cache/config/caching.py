@@ -157,7 +157,7 @@ class RecodeConfig(Stage):
     quality: float | None = option(
         None, f"Mean cosine to SRC that {FITTED} aims for.", unset="DST's, or SRC's, or 0.99"
     )
-    coder: str | None = option(None, CODER, choices=CODERS, unset="DST's, or SRC's")
+    coder: str | None = option(None, CODER, choices=CODERS, unset=f"DST's, or SRC's, or {CODERS[0]}")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="DST's, or SRC's")
     sampling: str | None = option(
         None,

@@ -17,17 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from unic_cache.errors import TeacherError
 
-STAGES = (
-    2,
-    2,
-    3,
-    3,
-    3,
-)  # convolutions; in timm's numbering each is followed by its ReLU, and each stage by its pooling
+STAGES = (2, 2, 3, 3, 3)  # convolutions; timm numbers a ReLU after each, and a pooling after each stage
+DIMENSIONS = {"weight": 4, "bias": 1}
+LIMIT_VALUES = 2**24  # of one tensor: a file's header may claim any size
 
 
 def read_h5(path: Path) -> dict[str, torch.Tensor]:
@@ -44,7 +41,7 @@ def read_h5(path: Path) -> dict[str, torch.Tensor]:
             return _convolutions(file)
     except KeyError as error:
         raise TeacherError(f"weights file {path}: not Keras' file of HED (it has no {error.args[0]})") from error
-    except OSError as error:
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise TeacherError(f"weights file {path}: it is damaged or not an HDF5 file ({error})") from error
 
 
@@ -52,12 +49,12 @@ def _convolutions(file: Any) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = {}
     for theirs, number in _names():
         for part, key in ("weight", f"{theirs}/0"), ("bias", f"{theirs}/1"):
-            if not hasattr(file.get(key), "shape"):
-                raise KeyError(key)
-            state[f"features.{number}.{part}"] = torch.from_numpy(file[key][()])
+            found = file.get(key)
+            if getattr(found, "ndim", None) != DIMENSIONS[part] or found.size > LIMIT_VALUES or found.dtype.kind != "f":
+                raise KeyError(key)  # the model's shapes are checked later
+            state[f"features.{number}.{part}"] = torch.from_numpy(found[()].astype(np.float32))
         weight_HWIO = state[f"features.{number}.weight"]
-        if weight_HWIO.ndim == 4:  # the model's shapes are checked later
-            state[f"features.{number}.weight"] = weight_HWIO.permute(3, 2, 0, 1).contiguous()
+        state[f"features.{number}.weight"] = weight_HWIO.permute(3, 2, 0, 1).contiguous()
     state["features.0.weight"] = state["features.0.weight"].flip(1)
     return state
 
