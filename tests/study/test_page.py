@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.study.goals import MET, MISSED, goals
 from benchmarks.study.page import DOCS, by_name, pages, places, write_page
 from benchmarks.study.results import RESULTS, read_lines
@@ -21,6 +23,7 @@ def test_the_committed_page_is_what_the_committed_results_say():
         assert (DOCS / name).read_bytes() == data, f"docs/{name}: run `python -m benchmarks.study --page`"
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_told_in_full():
     lines = lines_of(SMALL, {NEITHER: -2.0, "cache/1-views-f16": -5.0, "claim/started": 4.0})
     files = pages(SMALL, lines)
@@ -52,6 +55,7 @@ def test_the_goals_are_missed_where_they_are():
     assert [row[2] for row in goals(worse)[2:]] == [MISSED, MISSED]
 
 
+@pytest.mark.slow
 def test_a_goal_is_open_until_its_last_run():
     lines = lines_of(SMALL, {"cache/5-views-f16": -9.0})
     for run, seed, goals_open in (("claim/started", 2, [0]), (NEITHER, 1, [1]), ("cache/online", 1, [2, 3])):
