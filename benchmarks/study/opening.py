@@ -44,7 +44,9 @@ def opening(scale: Scale, runs: Mapping[str, Sequence[Line]]) -> str:
         (
             "intervals",
             f"{RESAMPLES:,} bootstrap resamples of the test images, the same for all runs. They hold the trained "
-            f"networks fixed; what a seed changes is shown by `{ONLINE}`, whose second seed is compared with its first",
+            f"networks fixed; what a seed changes is shown by `{ONLINE}`, whose second seed is compared with its first"
+            ". Images that are alike (one emoji by two vendors, parts of one photograph) count as independent, so "
+            "intervals are somewhat narrow",
         ),
     ]
     return f"""# The smallest cache that costs nothing
