@@ -20,7 +20,7 @@ from pipelines.command.device import device_words, pick_device
 from pipelines.command.printing import print_table, results
 from pipelines.command.progress import Progress, begins
 from pipelines.extracting.calibrating import calibrated_views
-from pipelines.extracting.defaults import settled
+from pipelines.extracting.defaults import kept_alike, settled
 from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.sampling_rules import sampling_rules
 from pipelines.extracting.specs import pixel_codec
@@ -53,7 +53,8 @@ def run(config: PlanConfig) -> Forecast:
     encoder_spec(config.student, config.img_size, config.patch_size)
     cache = Cache(open_location(config.cache))
     tell_guests(config.cache, cache.guests)
-    config = settled(config, cache)
+    asked = settled(config, cache)
+    config = kept_alike(asked, cache)
     begins(
         "plan",
         f"{', '.join(config.teachers)} on {device_words(device)}, {config.dtype}",
@@ -62,7 +63,9 @@ def run(config: PlanConfig) -> Forecast:
         f"student {config.student}",
     )
     with thread_pool(config.threads) as pool:
-        return forecast(config, measure(config, cache, device, pool))
+        return forecast(
+            config, measure(config, cache, device, pool), asked.codec is not None or asked.coder is not None
+        )
 
 
 def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: ThreadPoolExecutor) -> Costs:

@@ -88,6 +88,18 @@ def test_extraction_goes_on_by_the_caches_settings_alone(begun, options, tmp_pat
     assert set(cache.pixels_seen(cache.unit(0, 0, "center-48-0-000"))) == {VIT.replace(":", ".")}
 
 
+def test_plan_forecasts_what_extract_would_do_with_a_new_teacher(begun, options, monkeypatch):
+    seen: list[tuple] = []
+    monkeypatch.setattr(plan, "measure", lambda config, *_: config)
+    monkeypatch.setattr(plan, "forecast", lambda config, _, asked: seen.append((config.codec, config.tokens, asked)))
+    made = {
+        field.name: getattr(options(begun, teachers=(CNN,)), field.name) for field in dataclasses.fields(ExtractConfig)
+    }
+    plan.run(PlanConfig(**made))
+    plan.run(PlanConfig(**{**made, "codec": "f16", "tokens": 4}))
+    assert seen == [("int8", 2, False), ("f16", 4, True)]
+
+
 def test_a_new_teacher_is_kept_as_the_others_and_it_is_said(begun, options, capsys):
     done = kept_alike(options(begun, teachers=(CNN,), weights=()), open_cache(begun))
     assert (done.codec, done.quality, done.tokens) == ("int8", None, 2)

@@ -122,10 +122,13 @@ class Forecast:
     command: tuple[str, ...]  # the words after `unic-cache extract`
 
 
-def forecast(config: PlanConfig, costs: Costs) -> Forecast:
-    """The arithmetic of the module's table for every codec measured, and the recommended one."""
+def forecast(config: PlanConfig, costs: Costs, asked: bool = True) -> Forecast:
+    """The arithmetic of the module's table for every codec measured, and the recommended one.
+
+    `asked`: whether a codec or a coder in the config is the user's; else it is that of the cache's other teachers.
+    """
     ways = tuple(way(config, costs, *one) for one in dict.fromkeys(found.way for found in costs.kept))
-    chosen, reason = choice(config, ways)
+    chosen, reason = choice(config, ways, asked)
     return Forecast(costs, config.count, config.epochs, ways, chosen, reason, command(config, chosen))
 
 
@@ -173,14 +176,14 @@ def calibration_seconds(costs: Costs, kept: KeptCost) -> float:
     return costs.calibrated_views * a_view + min(costs.calibrated_views, FITTED_VIEWS) * kept.fit_seconds
 
 
-def choice(config: PlanConfig, ways: Sequence[Way]) -> tuple[Way, str]:
+def choice(config: PlanConfig, ways: Sequence[Way], asked: bool) -> tuple[Way, str]:
     """The codec and coder asked for or begun with, else the smallest that keeps up with the student and fits."""
     codec = config.codec or (FITTED if config.coder else None)
     tokens = config.tokens if any(one.tokens for one in ways) else None  # teachers without a grid have none to sample
     open_ways = [one for one in ways if one.tokens == tokens and codec in {None, one.codec}]
     open_ways = [one for one in open_ways if config.coder in {None, one.coder}]
     if len(open_ways) == 1 and codec is not None:
-        return open_ways[0], "as asked"
+        return open_ways[0], "as asked" if asked else "as the cache has it already"
     begun = [one for one in open_ways if one.begun]
     if begun:
         return begun[0], "as the cache has it already"
