@@ -10,6 +10,7 @@ second. Its structure decides the rules:
 """
 
 import difflib
+import functools
 import logging
 from typing import Any
 
@@ -33,14 +34,19 @@ def derive(name: str, size: int | None) -> TeacherSpec:
 
     TeacherError if timm has no such model, or the model cannot be a teacher at that size.
     """
-    config = _config(name)
-    better = quickgelu_name(name)
+    spec, better = _derived(name, size), quickgelu_name(name)
     if better is not None:
         log.warning(
             "teacher timm:%s: its weights were trained with QuickGELU, and run with GELU here: say timm:%s",
             name,
             better,
         )
+    return spec
+
+
+@functools.cache  # a spec is asked for many times, and the dry runs take a second
+def _derived(name: str, size: int | None) -> TeacherSpec:
+    config = _config(name)
     own = int(config.input_size[-1])
     at = own if size is None else size
     arch = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)

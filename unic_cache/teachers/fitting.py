@@ -5,6 +5,7 @@ user gave the input size (NAME@SIZE) or the rule; otherwise the file is refused.
 patch kernels, no tables of relative positions.
 """
 
+import functools
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ import timm
 from unic_cache.errors import TeacherError
 from unic_cache.teachers import positions
 from unic_cache.teachers.derive import meta_model
-from unic_cache.teachers.spec import TeacherSpec
+from unic_cache.teachers.spec import Option, TeacherSpec
 from unic_cache.teachers.weights import check_fit, content_of, fits, named_state
 from unic_cache.weights.conversion import Watch
 from unic_cache.weights.state_dicts import Found, State, mappings, without_shared_prefix
@@ -41,8 +42,8 @@ class Source:
 def fitted(source: Source, model: Any) -> tuple[State, State]:
     """A file's (tensors at their own grid, tensors to load into `model`). TeacherError if they do not fit."""
     spec, path = source.spec, source.path
-    options = {key: value for key, value in spec.arch_options if key != "img_size"}
-    own, here = _shapes(meta_model(spec.arch, options, spec.headless)), _shapes(model)
+    options = tuple((key, value) for key, value in spec.arch_options if key != "img_size")
+    own, here = _own_shapes(spec.arch, options, spec.headless), _shapes(model)
     config = timm.get_pretrained_cfg(spec.arch)
     names = config.classifier if config else None
     classifiers = (names,) if isinstance(names, str) else tuple(names or ())
@@ -156,6 +157,11 @@ def _at_own_grid(spec: TeacherSpec, raw: State, options: dict[str, Any], shape: 
         return None
     state, watch = _converted(spec, raw, {**options, "img_size": shape[-1] * spec.stride})
     return None if watch.resampled else state
+
+
+@functools.cache  # building a model takes half a second
+def _own_shapes(arch: str, options: tuple[tuple[str, Option], ...], headless: bool) -> dict[str, tuple[int, ...]]:
+    return _shapes(meta_model(arch, dict(options), headless))
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
