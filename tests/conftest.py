@@ -115,6 +115,18 @@ def fresh_process():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.fixture
+def drawn() -> None:
+    """For tests that look at a run's curve."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch) -> None:
+    """Runs draw no curve unless a test asks for `drawn`: it takes as long as the few steps of a test."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("pipelines.distill.plot_losses", lambda log, out: None)
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Shards:
     """Three tars of 37, 40 and 5 images: more than a chunk, not a multiple of one, and less than one."""

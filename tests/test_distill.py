@@ -125,6 +125,7 @@ def test_the_student_learns(training, tmp_path):
     assert records[-1]["loss"] < 0.8 * records[0]["loss"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_log_holds_losses_coefficients_leaders_speed_and_waiting(training, tmp_path):
     config = training(val_shards=training().shards.replace("*", "000002"), eval_every=3)
     distill.run(config)
