@@ -76,12 +76,12 @@ def _placed(source: Source, state: State, own: Any, here: Any, model: Any) -> tu
     if theirs * theirs != state[POSITIONS].shape[1] - prefix or state[POSITIONS].shape[2] != own[POSITIONS][2]:
         return None
     if not (fits(state, own) or source.resample or "@" in spec.name):
-        native = theirs * spec.stride
+        native, (base, plus, rules) = theirs * spec.stride, spec.name.partition("+")
         raise TeacherError(
             f"teacher {spec.name}: {POSITIONS} of {source.path} is {tuple(state[POSITIONS].shape)}, positions of "
             f"{theirs} x {theirs} patches ({native} px), and the model's is {here[POSITIONS]}, of {side} x {side} "
-            f"({spec.input_size} px). Say --teacher {spec.name}@{native} to run it at the size of the weights, or "
-            f"--positions {spec.name}={spec.position_rule} to have them resampled"
+            f"({spec.input_size} px). Say --teacher {base}@{native}{plus}{rules} to run it at the size of the weights, "
+            f"or --positions {spec.name}={spec.position_rule} to have them resampled"
         )
     if not fits(state, own):
         log.warning(
