@@ -15,10 +15,28 @@ from unic_cache.token_kinds import TokenKind
 
 
 def test_catalog_holds_the_four_unic_teachers_and_the_three_from_packages():
-    assert list(CATALOG)[:7] == ["dino", "deit3", "ibot", "dbot-ft", "efficientnet-lite0", "vit-s-saliency", "hed-edges"]
+    assert list(CATALOG)[:7] == [
+        "dino",
+        "deit3",
+        "ibot",
+        "dbot-ft",
+        "efficientnet-lite0",
+        "vit-s-saliency",
+        "hed-edges",
+    ]
 
 
-@pytest.mark.parametrize("name", [*CATALOG, "dino@448", "dinov2-b@336+cls=none,patch=block:9", "c-radio-v3-b+cls=none", "timm:test_vit", "timm:test_resnet@96"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *CATALOG,
+        "dino@448",
+        "dinov2-b@336+cls=none,patch=block:9",
+        "c-radio-v3-b+cls=none",
+        "timm:test_vit",
+        "timm:test_resnet@96",
+    ],
+)
 def test_spec_survives_the_trip_through_json(name):
     kinds = {"cls": TokenKind(7), "patch": TokenKind(5, (3, 3))}
     spec = dataclasses.replace(resolve(name), kinds=kinds, weights_sha256="ab")

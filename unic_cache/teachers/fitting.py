@@ -5,6 +5,8 @@ user gave the input size (NAME@SIZE) or the rule; otherwise the file is refused.
 patch kernels, no tables of relative positions.
 """
 
+import contextlib
+import io
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -138,9 +140,9 @@ def _raw_states(content: Any, found: Found) -> Iterator[State]:
 def _converted(spec: TeacherSpec, raw: State, options: dict[str, Any]) -> tuple[State | None, Watch]:
     """The tensors of a model filled by timm's converter, without classifier; None if it cannot fill all."""
     watch = Watch()
-    overlay = {"state_dict": raw, **{key: value for key, value in options.items() if key == "num_classes"}}
+    overlay = {"state_dict": dict(raw), **{key: value for key, value in options.items() if key == "num_classes"}}
     try:
-        with watch:
+        with watch, contextlib.redirect_stdout(io.StringIO()):  # some converters print
             model = timm.create_model(spec.arch, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         random = watch.left_at_random(model)
         model.reset_classifier(0)

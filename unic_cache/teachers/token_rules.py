@@ -184,7 +184,11 @@ GRID_RULES: dict[str, Summary] = {
 
 def _no_norm(model: Any, _: str) -> str | None:
     other = "fc-norm-" if has_norm(model, "fc_norm") else "raw-"
-    return None if not isinstance(getattr(model, "norm", None), nn.Identity) else f"it ends without a norm; take {other}cls, {other}patch"
+    return (
+        None
+        if not isinstance(getattr(model, "norm", None), nn.Identity)
+        else f"it ends without a norm; take {other}cls, {other}patch"
+    )
 
 
 def _no_fc_norm(model: Any, _: str) -> str | None:
