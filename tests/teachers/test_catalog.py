@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import pytest
+import timm
 
 from unic_cache.errors import TeacherError
 from unic_cache.store.layout import teacher_folder
 from unic_cache.teachers.catalog import CATALOG, resolve
 from unic_cache.teachers.spec import TeacherSpec
 from unic_cache.token_kinds import TokenKind
+from unic_cache.weights.conversion import quickgelu_name
 
 
 def test_catalog_holds_the_four_unic_teachers_and_the_three_from_packages():
@@ -127,6 +129,17 @@ def test_listing_the_teachers_imports_neither_torch_nor_timm():
     code = "import sys, unic_cache.teachers.catalog; print(sorted({'torch', 'timm', 'onnx'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_all_17_clips_of_timm_that_lack_their_quickgelu_have_the_right_name():
+    better = {name: found for name in timm.list_pretrained() if (found := quickgelu_name(name)) is not None}
+    assert len(better) == 17
+    for name, found in better.items():
+        theirs, ours = (timm.get_pretrained_cfg(one) for one in (name, found))
+        assert (theirs.hf_hub_id, theirs.input_size) == (ours.hf_hub_id, ours.input_size)
+    presets = {spec.arch for spec in CATALOG.values()}
+    assert not presets & better.keys()
+    assert set(better.values()) <= presets
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,13 @@ MODELS = {
     "dinov3-gated": (
         "DINOv3ViT",
         {
-            **SMALL, "patch_size": 16, "image_size": 64, "intermediate_size": 192, "num_register_tokens": 4,
-            "use_gated_mlp": True, "hidden_act": "silu",
+            **SMALL,
+            "patch_size": 16,
+            "image_size": 64,
+            "intermediate_size": 192,
+            "num_register_tokens": 4,
+            "use_gated_mlp": True,
+            "hidden_act": "silu",
         },
         "vit_huge_plus_patch16_dinov3_qkvb",
         {**VIT, "img_size": 64, "mlp_ratio": 6},

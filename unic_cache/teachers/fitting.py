@@ -109,6 +109,7 @@ def _through_timm(source: Source, content: Any, found: Found) -> State | None:
             state, watch = _converted(spec, raw, options)
             if state is None:
                 continue
+            _check_biases(source, raw, state)
             if not watch.resampled:
                 return state
             if source.published:
@@ -123,6 +124,17 @@ def _through_timm(source: Source, content: Any, found: Found) -> State | None:
                 f"{watch.resampled[0]}; choose the timm model, or the size (NAME@SIZE), that the weights are made for"
             )
     return None
+
+
+def _check_biases(source: Source, raw: State, state: State) -> None:
+    """TeacherError for biases of attention that timm's converter of DINOv3 left out, unless they are zero."""
+    has_place = any(name.endswith(("qkv.bias", "q_bias", "q_proj.bias")) for name in state)
+    lost = [name for name, bias in raw.items() if name.endswith("attn.qkv.bias") and bias.any()]
+    if lost and not has_place:
+        raise TeacherError(
+            f"teacher {source.spec.name}: {source.path} has a bias {lost[0]}, and {source.spec.arch} no place for it; "
+            "take timm's model of the same name with `_qkvb`, as in timm:vit_base_patch16_dinov3_qkvb"
+        )
 
 
 def _raw_states(content: Any, found: Found) -> Iterator[State]:
@@ -140,6 +152,7 @@ def _raw_states(content: Any, found: Found) -> Iterator[State]:
 def _converted(spec: TeacherSpec, raw: State, options: dict[str, Any]) -> tuple[State | None, Watch]:
     """The tensors of a model filled by timm's converter, without classifier; None if it cannot fill all."""
     watch = Watch()
+    options = {**{key: value for key, value in spec.arch_options if key != "img_size"}, **options}
     overlay = {"state_dict": dict(raw), **{key: value for key, value in options.items() if key == "num_classes"}}
     try:
         with watch, contextlib.redirect_stdout(io.StringIO()):  # some converters print

@@ -14,12 +14,15 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from unic_cache.errors import WeightsError
-from unic_cache.weights.layouts import Shapes, State, translated
+from unic_cache.weights import layouts
+
+State: TypeAlias = layouts.State
+Shapes: TypeAlias = layouts.Shapes
 
 PREFERRED = (
     "state_dict",
@@ -29,7 +32,9 @@ PREFERRED = (
 )  # usual in authors' files; first among candidates that fit equally
 DEEPEST = 4  # levels of mappings
 ENOUGH = 0.5  # of a network's names, for a file to be meant as this network's
-PRETRAINING = r"mask_token$|decoder_|lm_head\.|cls_pt_layers\.|local_cls_norm\."  # parts beside an encoder
+PRETRAINING = (  # parts beside an encoder, and tables that are made anew
+    r"mask_token$|decoder_|lm_head\.|cls_pt_layers\.|local_cls_norm\.|.*relative_position_index$"
+)
 SHOWN = 3  # names in a message
 
 log = logging.getLogger(__name__)
@@ -77,7 +82,7 @@ def find(content: Any, shapes: Shapes, path: Path, rename: Callable[[str], str] 
     """
     try:
         groups = [
-            (where, {rename(name): x for name, x in translated(tensors, shapes).items()})
+            (where, {rename(name): x for name, x in layouts.translated(tensors, shapes).items()})
             for where, tensors in mappings(content)
         ]
     except WeightsError as error:
