@@ -23,6 +23,7 @@ from unic_cache.teachers.token_rules import tokens
 
 PAGE = Path("docs/TEACHERS.md")
 DEPTH, WIDTH, HEADS = 2, 64, 4  # of the small models that the tests run
+GIANT = 96  # channels of a small giant, whose gated MLP needs an even hidden width
 STAGES = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1)}  # of a small ConvNeXt
 WHOLE = ("efficientnet-lite0", "hed-edges")  # small enough as they are, and no transformers
 
@@ -96,23 +97,17 @@ def check_derived(spec: TeacherSpec) -> None:
 
 
 def small(spec: TeacherSpec) -> TeacherSpec:
-    """A teacher of the same class and rules: two blocks, 64 channels, four tokens a side."""
-    if spec.name in WHOLE:
-        return spec.resized(4 * spec.stride)
-    sized = dict(spec.resized((4 if spec.stride < 32 else 2) * spec.stride).arch_options)
-    blocks = [
-        int(rule.partition(":")[2])
-        for rule in (*spec.summary_rules.values(), *spec.grid_rules.values())
-        if rule.startswith("block:")
-    ]
-    made = {"depth": max([DEPTH - 1, *blocks]) + 1, "embed_dim": WIDTH, "num_heads": HEADS}
-    options = {**sized, **(STAGES if spec.arch.startswith("convnext") else made)}
-    return dataclasses.replace(
-        spec,
-        input_size=(4 if spec.stride < 32 else 2) * spec.stride,
-        arch_options=tuple(options.items()),
-        source="file",
-    )
+    """A teacher of the same name, class and rules: two blocks, few channels, four tokens a side (two of 32 px)."""
+    size = (4 if spec.stride < 32 else 2) * spec.stride
+    options = dict(spec.resized(size).arch_options)
+    if spec.arch.startswith("convnext"):
+        options |= STAGES
+    elif spec.name not in WHOLE:
+        rules = (*spec.summary_rules.values(), *spec.grid_rules.values())
+        blocks = [int(rule.removeprefix("block:")) for rule in rules if rule.startswith("block:")]
+        width = GIANT if "giant" in spec.arch else WIDTH
+        options |= {"depth": max([DEPTH - 1, *blocks]) + 1, "embed_dim": width, "num_heads": HEADS}
+    return dataclasses.replace(spec, input_size=size, arch_options=tuple(options.items()), source="file")
 
 
 def page() -> str:
