@@ -15,6 +15,7 @@ from importlib.metadata import version
 
 import click
 
+from pipelines.command.failures import clear_errors
 from pipelines.command.printing import print_in_any_encoding
 from pipelines.command.stages import Examples, on_terminal, stage
 from pipelines.command.threads import settle_waiting
@@ -276,23 +277,18 @@ def repair(config: RepairConfig) -> None:
     sys.exit(1 if done.left else 0)
 
 
-@main.command(cls=Examples, examples="unic-cache teachers\nunic-cache teachers --json")
+@main.command(
+    cls=Examples, examples="unic-cache teachers\nunic-cache teachers dinov2\nunic-cache teachers clip mit --json"
+)
+@click.argument("words", nargs=-1, metavar="[WORD]...")
 @json_flag(help="Print JSON instead of a table.")
-def teachers(as_json: bool) -> None:
-    """List the teachers known by name; any timm model is `timm:NAME`."""
-    from unic_cache.teachers.catalog import CATALOG
+def teachers(words: tuple[str, ...], as_json: bool) -> None:
+    """List the teachers known by name, those that match every WORD; any timm model is `timm:NAME`."""
+    from unic_cache.teachers.listing import lines, matching, to_json
 
-    specs = [spec.to_json() for spec in CATALOG.values()]
-    if as_json:
-        click.echo(json.dumps(specs, indent=1))
-        return
-    for spec in specs:
-        click.echo(f"{spec['name']:<20}{spec['about']}")
-        click.echo(
-            f"{'':<20}{spec['arch']} at {spec['input_size']} px, CLS {spec['cls_rule']}, patches {spec['patch_rule']}"
-        )
-        click.echo(f"{'':<20}{spec['licence']}; weights: {spec['published']}")
-    click.echo(f"{'timm:NAME':<20}any timm model, ViT or CNN, as in timm:resnet50; NAME@SIZE sets the input size in px")
+    with clear_errors():
+        found = matching(words)
+    click.echo(json.dumps([to_json(one) for one in found], indent=1) if as_json else "\n".join(lines(found)))
 
 
 if __name__ == "__main__":

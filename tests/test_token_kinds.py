@@ -122,10 +122,9 @@ def test_a_calibration_uploads_its_tables_once(monkeypatch):
     assert len(uploads) == 2
 
 
-@pytest.mark.parametrize("rules", [{"cls": "block:2", "cls-1": "norm-cls"}, {"cls": "block:1", "cls-1": "block:2"}])
-def test_rules_that_read_different_layers_are_refused(rules):
-    with pytest.raises(TeacherError, match=r"teacher two: rules block:.* read different layers, and one forward pass"):
-        dataclasses.replace(SPEC, summary_rules=rules)
+def test_a_map_goes_with_no_class_token():
+    with pytest.raises(TeacherError, match=r"teacher two: rules norm-cls, norm-map do not go together: beside a map"):
+        dataclasses.replace(SPEC, summary_rules={"cls": "norm-cls"}, grid_rules={"patch": "norm-map"})
 
 
 @pytest.mark.parametrize(("codec", "sampled"), [("f16", None), ("klt", None), ("int8", 5), ("klt", 5)])

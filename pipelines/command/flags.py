@@ -14,7 +14,8 @@ from unic_cache.config.options import About
 from unic_cache.errors import ConfigError
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-TEACHER = re.compile(r"[A-Za-z0-9._:@-]+")  # a teacher's name
+RULE = r"(?:cls[a-z0-9-]*|patch)=[a-z0-9:-]+"
+NAMED = re.compile(rf"([A-Za-z0-9._:@-]+(?:\+{RULE}(?:,{RULE})*)?)=(.*)", re.DOTALL)  # a teacher's name, its value
 
 
 def parameters(config: type, without: tuple[str, ...] = ()) -> Iterator[Decorator]:
@@ -78,9 +79,10 @@ def named_file(text: str) -> tuple[str, str]:
 
     click.UsageError if both `text` as a whole and the part behind '=' are files.
     """
-    name, separator, file = text.partition("=")
-    if not separator or "/" in name:  # no teacher's name has a "/"
+    named = NAMED.fullmatch(text)
+    if named is None:
         return "", text
+    name, file = named.groups()
     if Path(text).exists():
         if file and Path(file).exists():
             raise click.UsageError(
@@ -92,8 +94,8 @@ def named_file(text: str) -> tuple[str, str]:
 
 def named_value(text: str) -> tuple[str, str]:
     """'[NAME=]VALUE' as (NAME, VALUE), NAME being '', for every teacher, if not given."""
-    name, separator, value = text.partition("=")
-    return (name, value) if separator and TEACHER.fullmatch(name) else ("", text)
+    named = NAMED.fullmatch(text)
+    return ("", text) if named is None else (named[1], named[2])
 
 
 def widths(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:

@@ -28,7 +28,7 @@ from unic_cache.files.local import LocalFolder
 from unic_cache.files.paths import SCHEME
 from unic_cache.files.schemes import open_location
 from unic_cache.store.layout import teacher_folder
-from unic_cache.teachers.catalog import CATALOG, no_weights, resolve
+from unic_cache.teachers.catalog import CATALOG, base_name, no_weights, resolve
 from unic_cache.views.index import no_cache, no_teacher, segment_names
 from unic_cache.views.shards import expand
 from unic_cache.weights.timm_names import close_names
@@ -85,7 +85,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
     """Check the encoders, the labelled tars and the cache."""
     names = [text for text in config.encoder if not Path(text).exists()]
     for text in names:
-        if not text.startswith("timm:") and text.partition("@")[0] not in CATALOG:
+        if not text.startswith("timm:") and base_name(text) not in CATALOG:
             raise ConfigError(
                 f"{text}: there is no such file or folder, nor a teacher of that name; `unic-cache distill --out DIR` "
                 "makes an encoder, timm:NAME is any timm model, and `unic-cache teachers` lists the others"
@@ -138,7 +138,7 @@ def check_teachers(names: Iterable[str], weights: Mapping[str, str]) -> None:
             if spec.source == "file" and not {name, ""} & set(weights):
                 raise no_weights(spec)
             continue
-        close = close_names(name.removeprefix("timm:").partition("@")[0])
+        close = close_names(base_name(name).removeprefix("timm:"))
         if close is not None:
             hint = (
                 f"close names: {', '.join(f'timm:{match}' for match in close)}" if close else "see timm.list_models()"

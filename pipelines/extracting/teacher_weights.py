@@ -15,7 +15,7 @@ from pipelines.command.progress import say
 from pipelines.extracting.opening_options import Pairs, TeacherOptions
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.member import Member
-from unic_cache.teachers.catalog import PUBLISHED, resolve
+from unic_cache.teachers.catalog import PUBLISHED, base_name, resolve
 from unic_cache.teachers.model import Teacher, load_teacher
 from unic_cache.teachers.spec import POSITION_RULES, TeacherSpec
 
@@ -27,7 +27,7 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16":
 
 def load_teachers(options: TeacherOptions, device: torch.device) -> dict[str, Teacher]:
     """The teachers named, in order. ConfigError on options for a teacher that is not named, or that are invalid."""
-    specs = {name: chosen_spec(options, resolve(name)) for name in options.teachers}
+    specs = {name: chosen_spec(options, name) for name in options.teachers}
     files = files_of(options.weights, specs)
     licences = told_of("--licence", options.licence, options.teachers)
     sources = told_of("--source", options.source, options.teachers)
@@ -58,7 +58,7 @@ def files_of(weights: Pairs, specs: Mapping[str, TeacherSpec]) -> dict[str, str]
     for name, file in weights:
         whose = name or _needy(file, specs, [one for one, _ in weights])
         if whose not in specs:
-            sized = [one for one in specs if one.partition("@")[0] == whose.partition("@")[0]]
+            sized = [one for one in specs if base_name(one) == base_name(whose)]
             hint = f"; did you mean {sized[0]}={file}?" if sized else ""
             raise ConfigError(f"--weights names {whose!r}, which no --teacher names: {', '.join(specs)}{hint}")
         if whose in found:
@@ -87,12 +87,13 @@ def needs_file(spec: TeacherSpec) -> bool:
     return published is None or not published.hf_hub_id
 
 
-def chosen_spec(options: TeacherOptions, spec: TeacherSpec) -> TeacherSpec:
-    """The spec with the given normalization and position rule. ConfigError if they are invalid."""
-    pixels = told_of("--normalize", options.normalize, options.teachers).get(spec.name)
-    rule = told_of("--positions", options.positions, options.teachers).get(spec.name)
+def chosen_spec(options: TeacherOptions, name: str) -> TeacherSpec:
+    """The spec of a teacher with the given normalization and position rule. ConfigError if they are invalid."""
+    pixels = told_of("--normalize", options.normalize, options.teachers).get(name)
+    rule = told_of("--positions", options.positions, options.teachers).get(name)
     if rule is not None and rule not in POSITION_RULES:
         raise ConfigError(f"--positions {rule!r} is unknown; choose from {', '.join(POSITION_RULES)}")
+    spec = resolve(name)
     mean, std = (spec.mean, spec.std) if pixels is None else normalization(pixels)
     return dataclasses.replace(spec, mean=mean, std=std, position_rule=rule or spec.position_rule)
 
@@ -125,7 +126,7 @@ def normalization_text(spec: Mapping[str, object]) -> str:
 
 def claimed(spec: TeacherSpec, file: str | None, licence: str | None, source: str | None) -> TeacherSpec:
     """The loaded spec with what is known of the origin of its weights, and no more."""
-    published = PUBLISHED.get(spec.name.partition("@")[0])
+    published = PUBLISHED.get(base_name(spec.name))
     if file is not None and (published is None or published != spec.weights_sha256):
         by_file = f"weights by file {Path(file).name}"
         of_catalog = spec.source == "file"  # published as a file only, so this file may be it

@@ -6,19 +6,39 @@ import subprocess
 import sys
 
 import pytest
+import timm
 
 from unic_cache.errors import TeacherError
 from unic_cache.store.layout import teacher_folder
 from unic_cache.teachers.catalog import CATALOG, resolve
 from unic_cache.teachers.spec import TeacherSpec
 from unic_cache.token_kinds import TokenKind
+from unic_cache.weights.conversion import quickgelu_name
 
 
 def test_catalog_holds_the_four_unic_teachers_and_the_three_from_packages():
-    assert list(CATALOG) == ["dino", "deit3", "ibot", "dbot-ft", "efficientnet-lite0", "vit-s-saliency", "hed-edges"]
+    assert list(CATALOG)[:7] == [
+        "dino",
+        "deit3",
+        "ibot",
+        "dbot-ft",
+        "efficientnet-lite0",
+        "vit-s-saliency",
+        "hed-edges",
+    ]
 
 
-@pytest.mark.parametrize("name", [*CATALOG, "dino@448", "timm:test_vit", "timm:test_resnet@96"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *CATALOG,
+        "dino@448",
+        "dinov2-b@336+cls=none,patch=block:9",
+        "c-radio-v3-b+cls=none",
+        "timm:test_vit",
+        "timm:test_resnet@96",
+    ],
+)
 def test_spec_survives_the_trip_through_json(name):
     kinds = {"cls": TokenKind(7), "patch": TokenKind(5, (3, 3))}
     spec = dataclasses.replace(resolve(name), kinds=kinds, weights_sha256="ab")
@@ -61,8 +81,18 @@ def test_unic_token_rules():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("dinoo", r"no teacher is called 'dinoo'; did you mean dino\?"),
-        ("zzz", r"no teacher is called 'zzz'; choose from dino, deit3, .* Any timm model is timm:NAME"),
+        ("dinoo", r"no teacher is called 'dinoo'; did you mean dino or "),
+        ("zzz", r"no teacher is called 'zzz'; `unic-cache teachers` lists them all. Any timm model is timm:NAME"),
+        ("dinov2", r"did you mean dinov2-s or dinov2-b or dinov2-l or dinov2-g or dinov2-s-reg or dinov2-b-reg\?"),
+        ("pe-cor-b", r"did you mean pe-core-b or "),
+        ("dino+cls", r"after '\+' come rules, as in dino\+cls=none,patch=block:8"),
+        ("dino+head=pooled", r"after '\+' come rules"),
+        ("dino+cls=none,cls=pooled", r"a kind has two rules; give one"),
+        ("dino+cls=none@96", r"CLS rule 'none@96' is unknown; choose from norm-cls, raw-cls"),
+        ("dino+cls=block", r"CLS rule 'block' must be block:NUMBER, as in block:8"),
+        ("dino+patch=norm-patch:2", r"patch rule 'norm-patch:2' must be norm-patch"),
+        ("dino+cls=none,patch=none", r"without CLS and patches it gives nothing"),
+        ("dino+patch=neck", r"rules neck, norm-cls do not go together: beside a map"),
         ("timm:resnet19", r"has no model 'resnet19'; close names: timm:resnet18"),
         ("timm:qqqqqqqqqq", r"has no model 'qqqqqqqqqq'; timm.list_models\(\) has all"),
         ("timm:resnet18.nobody", r"has no model 'resnet18.nobody'; close names: timm:"),
@@ -99,6 +129,17 @@ def test_listing_the_teachers_imports_neither_torch_nor_timm():
     code = "import sys, unic_cache.teachers.catalog; print(sorted({'torch', 'timm', 'onnx'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_all_17_clips_of_timm_that_lack_their_quickgelu_have_the_right_name():
+    better = {name: found for name in timm.list_pretrained() if (found := quickgelu_name(name)) is not None}
+    assert len(better) == 17
+    for name, found in better.items():
+        theirs, ours = (timm.get_pretrained_cfg(one) for one in (name, found))
+        assert (theirs.hf_hub_id, theirs.input_size) == (ours.hf_hub_id, ours.input_size)
+    presets = {spec.arch for spec in CATALOG.values()}
+    assert not presets & better.keys()
+    assert set(better.values()) <= presets
 
 
 @pytest.mark.parametrize(

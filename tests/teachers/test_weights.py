@@ -2,7 +2,10 @@
 
 import argparse
 import os
+import pathlib
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from unic_cache.errors import TeacherError
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
 from unic_cache.teachers.weights import state_sha256
+from unic_cache.weights.file import Ignored, read_checkpoint
 
 NAME = "timm:test_vit"
 
@@ -71,7 +75,9 @@ def test_wrappers_and_prefixes_are_taken_off(state, tmp_path, wrap):
 def test_unpickling_bomb_is_refused_and_does_not_go_off(state, tmp_path, zipped):
     target = tmp_path / "boom"
     file = saved(tmp_path, {"state_dict": state, "extra": Bomb(target)}, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(TeacherError, match=r"pickled objects beyond tensors .*refused.* convert .*\.safetensors"):
+    with pytest.raises(
+        TeacherError, match=r"beyond tensors .*refused.* python -c \"import torch; .*weights\.pth\.tensors'\)\"$"
+    ):
         load_teacher(resolve(NAME), file)
     assert not target.exists()
 
@@ -84,9 +90,23 @@ def test_bare_pickle_is_refused_and_does_not_go_off(tmp_path):
     assert not target.exists()
 
 
-def test_numpy_scalar_beside_the_tensors_is_refused_with_its_type(state, tmp_path):
-    with pytest.raises(TeacherError, match=r"pickled objects beyond tensors \(.*numpy.*refused"):
-        load_teacher(resolve(NAME), saved(tmp_path, {"model": state, "accuracy": np.float64(0.8)}))
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numpy_beside_the_tensors_is_passed_over_without_running_numpys_code(state, tmp_path, zipped):
+    args = argparse.Namespace(lr_schedule=np.linspace(0, 1, 5), epochs=np.int64(3), ema=np.float32(0.9), names=["a"])
+    beside = {"accuracy": np.float64(0.8), "args": args, "order": np.arange(4)[::2], "done": np.array([True])}
+    file = saved(tmp_path, {"model": state, **beside}, _use_new_zipfile_serialization=zipped)
+    plain = load_teacher(resolve(NAME), saved(tmp_path, state, "plain.pth"))
+    assert load_teacher(resolve(NAME), file).spec.weights_sha256 == plain.spec.weights_sha256
+    assert type(read_checkpoint(Path(file))["order"]) is Ignored
+
+
+def test_the_line_that_converts_a_file_gives_one_that_loads(state, tmp_path):
+    file = saved(tmp_path, {"model": state, "args": pathlib.PurePosixPath("x")})
+    with pytest.raises(TeacherError, match="refused") as caught:
+        load_teacher(resolve(NAME), file)
+    exec(re.search(r'python -c "(.*)"', str(caught.value))[1], {})
+    plain = load_teacher(resolve(NAME), saved(tmp_path, state, "plain.pth"))
+    assert load_teacher(resolve(NAME), f"{file}.tensors").spec.weights_sha256 == plain.spec.weights_sha256
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ ABSENT = 2**64 - 1  # offset and size of a chunk that an object lacks
 VIEWS_MEMBER = "views"
 HELD_OUT = "held-out"
 RESERVED = frozenset({"index", "probe", HELD_OUT, VIEWS_MEMBER})
+FOLDER_NAME = str.maketrans({":": ".", "+": "..", "=": "-", ",": "."})
 
 
 def format_of(spec: Mapping[str, Any]) -> int:
@@ -140,8 +141,11 @@ def index_bytes(extent: Extent) -> int:
 
 
 def teacher_folder(name: str) -> str:
-    """A teacher's folder in a cache: its name with '.' for ':' (`timm:resnet18@128`: `timm.resnet18@128`)."""
-    return name.replace(":", ".")
+    """A teacher's folder in a cache: its name without what URLs and shells read in their own way.
+
+    `timm:resnet18@128` is `timm.resnet18@128`, and `dino+cls=none,patch=block:8` is `dino..cls-none.patch-block.8`.
+    """
+    return name.translate(FOLDER_NAME)
 
 
 def view_folder(member: str, segment: int, view: str) -> str:

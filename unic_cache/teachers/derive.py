@@ -3,10 +3,13 @@
 The model is built and run on torch's meta device, where tensors have shapes but no values; so even a giant takes a
 second. Its structure decides the rules:
 
-- a sequence of tokens at one scale, with a class token and no `fc_norm`: norm-cls;
-- another sequence of tokens (no class token, or pooled before its last norm): pooled;
+- a sequence of tokens at one scale, with a class token, no attention pool and no `fc_norm`: norm-cls, or raw-cls if the
+  model ends without a norm;
+- another sequence of tokens (no class token, an attention pool, or pooled before its last norm): pooled;
 - either way its patches: norm-patch, or raw-patch if the model ends without a norm;
 - feature maps at several scales (any CNN; Swin, ConvNeXt, MaxViT ...): pooled and stride16-map.
+
+Where structure does not tell, as of models that were published without a classifier, `presets/family.py` does.
 """
 
 import difflib
@@ -19,8 +22,9 @@ import torch
 from torch import nn
 
 from unic_cache.errors import TeacherError
-from unic_cache.teachers.spec import Option, TeacherSpec
-from unic_cache.teachers.token_rules import prefix_tokens, reductions, stride16_index, tokens
+from unic_cache.teachers.presets.family import rules_of
+from unic_cache.teachers.spec import Option, Rules, TeacherSpec
+from unic_cache.teachers.token_rules import has_norm, prefix_tokens, reductions, stride16_index, tokens
 from unic_cache.token_kinds import CLS, PATCH
 from unic_cache.weights.conversion import quickgelu_name
 
@@ -51,7 +55,7 @@ def _derived(name: str, size: int | None) -> TeacherSpec:
     at = own if size is None else size
     arch = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
     model, features = _dry_run(name, arch, own, {})
-    stride, cls_rule, patch_rule = _rules(name, model, features)
+    stride, summary_rules, grid_rules = _rules(name, arch, model, features)
     spec = TeacherSpec(
         name=f"timm:{name}" if at == own else f"timm:{name}@{at}",
         about="a timm model",
@@ -61,8 +65,8 @@ def _derived(name: str, size: int | None) -> TeacherSpec:
         stride=stride,
         mean=tuple(config.mean),
         std=tuple(config.std),
-        summary_rules={CLS: cls_rule},
-        grid_rules={PATCH: patch_rule},
+        summary_rules=summary_rules,
+        grid_rules=grid_rules,
         key_layout="timm",
         position_rule="timm",
         source="timm",
@@ -106,23 +110,22 @@ def _dry_run(name: str, arch: str, size: int, options: dict[str, Option]) -> tup
     return model, features
 
 
-def _rules(name: str, model: Any, features: Any) -> tuple[int, str, str]:
-    """Stride in px, CLS rule, patch rule."""
-    scales = reductions(model)
+def _rules(name: str, arch: str, model: Any, features: Any) -> tuple[int, Rules, Rules]:
+    """Stride in px, summary rules, grid rules."""
+    scales, known = reductions(model), rules_of(arch)
+    if known is not None:
+        return scales[-1], *known
     if isinstance(features, torch.Tensor) and features.ndim == 3 and len(set(scales)) == 1:
-        has_class_token = getattr(model, "cls_token", None) is not None
-        cls_rule = "norm-cls" if has_class_token and _absent(getattr(model, "fc_norm", None)) else "pooled"
-        return scales[0], cls_rule, "raw-patch" if _absent(model.norm) else "norm-patch"
+        pools = getattr(model, "attn_pool", None) is not None or has_norm(model, "fc_norm")
+        prefix, normed = getattr(model, "cls_token", None) is not None, has_norm(model)
+        summary = "pooled" if pools or not prefix else "norm-cls" if normed else "raw-cls"
+        return scales[0], {CLS: summary}, {PATCH: "norm-patch" if normed else "raw-patch"}
     if not hasattr(model, "forward_intermediates") or stride16_index(model) is None:
         raise TeacherError(
             f"teacher timm:{name}: it gives neither one sequence of patch tokens nor a map with 16 px a cell "
             f"(its maps have {scales} px a cell); choose another model"
         )
-    return 16, "pooled", "stride16-map"
-
-
-def _absent(norm: nn.Module | None) -> bool:
-    return norm is None or isinstance(norm, nn.Identity)
+    return 16, {CLS: "pooled"}, {PATCH: "stride16-map"}
 
 
 def _check_grid(spec: TeacherSpec) -> None:

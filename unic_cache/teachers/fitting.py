@@ -5,7 +5,9 @@ user gave the input size (NAME@SIZE) or the rule; otherwise the file is refused.
 patch kernels, no tables of relative positions.
 """
 
+import contextlib
 import functools
+import io
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -77,12 +79,12 @@ def _placed(source: Source, state: State, own: Any, here: Any, model: Any) -> tu
     if theirs * theirs != state[POSITIONS].shape[1] - prefix or state[POSITIONS].shape[2] != own[POSITIONS][2]:
         return None
     if not (fits(state, own) or source.resample or "@" in spec.name):
-        native = theirs * spec.stride
+        native, (base, plus, rules) = theirs * spec.stride, spec.name.partition("+")
         raise TeacherError(
             f"teacher {spec.name}: {POSITIONS} of {source.path} is {tuple(state[POSITIONS].shape)}, positions of "
             f"{theirs} x {theirs} patches ({native} px), and the model's is {here[POSITIONS]}, of {side} x {side} "
-            f"({spec.input_size} px). Say --teacher {spec.name}@{native} to run it at the size of the weights, or "
-            f"--positions {spec.name}={spec.position_rule} to have them resampled"
+            f"({spec.input_size} px). Say --teacher {base}@{native}{plus}{rules} to run it at the size of the weights, "
+            f"or --positions {spec.name}={spec.position_rule} to have them resampled"
         )
     if not fits(state, own):
         log.warning(
@@ -108,6 +110,7 @@ def _through_timm(source: Source, content: Any, found: Found) -> State | None:
             state, watch = _converted(spec, raw, options)
             if state is None:
                 continue
+            _check_biases(source, raw, state)
             if not watch.resampled:
                 return state
             if source.published:
@@ -122,6 +125,17 @@ def _through_timm(source: Source, content: Any, found: Found) -> State | None:
                 f"{watch.resampled[0]}; choose the timm model, or the size (NAME@SIZE), that the weights are made for"
             )
     return None
+
+
+def _check_biases(source: Source, raw: State, state: State) -> None:
+    """TeacherError for biases of attention that timm's converter of DINOv3 left out, unless they are zero."""
+    has_place = any(name.endswith(("qkv.bias", "q_bias", "q_proj.bias")) for name in state)
+    lost = [name for name, bias in raw.items() if name.endswith("attn.qkv.bias") and bias.any()]
+    if lost and not has_place:
+        raise TeacherError(
+            f"teacher {source.spec.name}: {source.path} has a bias {lost[0]}, and {source.spec.arch} no place for it; "
+            "take timm's model of the same name with `_qkvb`, as in timm:vit_base_patch16_dinov3_qkvb"
+        )
 
 
 def _raw_states(content: Any, found: Found) -> Iterator[State]:
@@ -139,9 +153,10 @@ def _raw_states(content: Any, found: Found) -> Iterator[State]:
 def _converted(spec: TeacherSpec, raw: State, options: dict[str, Any]) -> tuple[State | None, Watch]:
     """The tensors of a model filled by timm's converter, without classifier; None if it cannot fill all."""
     watch = Watch()
-    overlay = {"state_dict": raw, **{key: value for key, value in options.items() if key == "num_classes"}}
+    options = {**{key: value for key, value in spec.arch_options if key != "img_size"}, **options}
+    overlay = {"state_dict": dict(raw), **{key: value for key, value in options.items() if key == "num_classes"}}
     try:
-        with watch:
+        with watch, contextlib.redirect_stdout(io.StringIO()):  # some converters print
             model = timm.create_model(spec.arch, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         random = watch.left_at_random(model)
         model.reset_classifier(0)

@@ -45,8 +45,19 @@ class Teacher:
         blank = torch.zeros(1, spec.input_size, spec.input_size, 3, dtype=torch.uint8, device=device)
         side = spec.input_size // spec.stride
         grids = dict.fromkeys(spec.grid_rules, (side, side))
-        kinds = {kind: TokenKind(x.shape[-1], grids.get(kind)) for kind, x in self(blank).items()}
+        found = self(blank)
+        self._check_grids(found)
+        kinds = {kind: TokenKind(x.shape[-1], grids.get(kind)) for kind, x in found.items()}
         self.spec = dataclasses.replace(spec, kinds=in_order(kinds))
+
+    def _check_grids(self, blank: Tokens) -> None:
+        side = self.spec.input_size // self.spec.stride
+        for kind in self.spec.grid_rules:
+            if blank[kind].shape[1] != side * side:
+                raise TeacherError(
+                    f"teacher {self.spec.name}: it gives {blank[kind].shape[1]} {kind} tokens, and not the {side} x "
+                    f"{side} of {self.spec.input_size} px at {self.spec.stride} px each"
+                )
 
     def __call__(self, views_BHWC: torch.Tensor) -> Tokens:
         """`tokens`, checked: waits for the device once. TeacherError for NaN or infinity."""

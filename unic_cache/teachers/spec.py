@@ -14,8 +14,11 @@ from unic_cache.token_kinds import CLS, PATCH, Kinds, kinds_from_json, kinds_to_
 Option = bool | int | float | str
 Rules = Mapping[str, str]  # token kind -> rule of teachers/token_rules.py
 
-SUMMARY_RULES = ("norm-cls", "fc-norm-mean", "grid-mean", "pooled", "block")
-GRID_RULES = ("norm-patch", "raw-patch", "stride16-map", "block")
+SUMMARY_RULES = ("norm-cls", "raw-cls", "fc-norm-cls", "fc-norm-mean", "grid-mean", "pooled", "block", "raw-block")
+GRID_RULES = ("norm-patch", "raw-patch", "fc-norm-patch", "stride16-map", "norm-map", "neck", "block", "raw-block")
+MAP_RULES = ("stride16-map", "norm-map", "neck")  # of models whose features are maps
+OF_MAPS = ("pooled", "grid-mean")  # summary rules of such models
+NUMBERED = {"norm-cls": False, "raw-cls": False, "block": True, "raw-block": True}  # rule:number, and whether it must
 POSITION_RULES = ("timm", "bicubic", "bicubic-scale")
 NONE = "none"  # in JSON, the rule of a kind that the teacher lacks
 UNLOADED = kinds_to_json({})
@@ -55,18 +58,16 @@ class TeacherSpec:
             ("position rule", [self.position_rule], POSITION_RULES),
         ):
             for value in values:
-                name = value.partition(":")[0]
-                if name not in known:
-                    raise TeacherError(
-                        f"teacher {self.name}: {what} {name!r} is unknown; choose from {', '.join(known)}"
-                    )
-        grids, every = set(self.grid_rules.values()), {*self.grid_rules.values(), *self.summary_rules.values()}
-        layers = every if any(rule.startswith("block:") for rule in every) else grids
-        if len(layers) > 1:
+                self._check_rule(what, value, known)
+        grids = set(self.grid_rules.values())
+        every = {*grids, *(rule for rule in self.summary_rules.values() if rule not in OF_MAPS)}
+        if grids & set(MAP_RULES) and len(every) > 1:
             raise TeacherError(
-                f"teacher {self.name}: rules {', '.join(sorted(layers))} read different layers, and one forward pass "
-                "gives one; choose one of them"
+                f"teacher {self.name}: rules {', '.join(sorted(every))} do not go together: beside a map there are "
+                f"only the summaries {', '.join(OF_MAPS)}"
             )
+        if not (self.summary_rules or self.grid_rules):
+            raise TeacherError(f"teacher {self.name}: without CLS and patches it gives nothing; choose one")
         if self.input_size < self.stride or self.input_size % self.stride:
             below = self.input_size // self.stride * self.stride
             nearest = " or ".join(str(size) for size in (below, below + self.stride) if size)
@@ -74,6 +75,14 @@ class TeacherSpec:
                 f"teacher {self.name}: an input of {self.input_size} px is no multiple of the patch size "
                 f"{self.stride} px; the nearest that are: {nearest} (say {self.name.partition('@')[0]}@SIZE)"
             )
+
+    def _check_rule(self, what: str, rule: str, known: tuple[str, ...]) -> None:
+        name, colon, number = rule.partition(":")
+        if name not in known:
+            raise TeacherError(f"teacher {self.name}: {what} {name!r} is unknown; choose from {', '.join(known)}")
+        if (bool(colon) and not (name in NUMBERED and number.isdecimal())) or NUMBERED.get(name, False) > bool(colon):
+            form = f"{name}:NUMBER, as in {name}:8" if name in NUMBERED else name
+            raise TeacherError(f"teacher {self.name}: {what} {rule!r} must be {form}")
 
     @property
     def headless(self) -> bool:

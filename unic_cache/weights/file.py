@@ -20,8 +20,15 @@ from unic_cache.errors import WeightsError
 HEAD = 1024  # bytes that decide
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # first bytes of torch.save before 1.6
 AGAIN = "download it again"
-CONVERT = "if you trust it, convert its tensors to .safetensors elsewhere"
-PICKLE = f"it is a Python pickle, not a torch.save file; it is refused, since unpickling can run any code; {CONVERT}"
+CONVERT = (  # one line for a shell, in which {} is the file
+    'if you trust it, convert its tensors where torch may run its code: python -c "import torch; '
+    "x = torch.load('{0}', 'cpu', weights_only=False); "
+    "torch.save(x.get('model') or x.get('state_dict') or x.get('teacher') or x, '{0}.tensors')\""
+)
+PICKLE = (
+    "it is a Python pickle, not a torch.save file; it is refused, since unpickling can run any code; if you trust it, "
+    "unpickle it elsewhere and save its tensors with torch.save"
+)
 SHARDED = "it is the index of weights in several files; join them into one .safetensors file first"
 KNOWN_FILES = ("model.safetensors", "pytorch_model.bin", "encoder.safetensors", "model.pth", "checkpoint.pth")
 
@@ -73,6 +80,27 @@ def read_checkpoint(path: Path, readers: Mapping[str, Callable[[Path], Any]] = N
             )
         return readers[ONNX](path)
     return _torch(path)
+
+
+class Ignored:
+    """What a numpy array or number in a checkpoint becomes: nothing. No code of numpy's runs, and no value is kept."""
+
+    def __init__(self, *_values: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+IGNORED = [  # schedules and scores that trainers leave beside the tensors
+    (Ignored, f"numpy.{name}")
+    for name in (
+        "ndarray",
+        "dtype",
+        *(f"{core}.multiarray.{made}" for core in ("core", "_core") for made in ("_reconstruct", "scalar")),
+        *(f"dtypes.{kind}DType" for kind in ("Float16", "Float32", "Float64", "Int32", "Int64", "Bool")),
+    )
+]
 
 
 def _refusals(path: Path, head: bytes, readable: Collection[str]) -> Iterator[str | None]:
@@ -179,13 +207,13 @@ def _safetensors(path: Path) -> Any:
 def _torch(path: Path) -> Any:
     try:
         # an open file: given a path, torch decides by the name
-        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace, *IGNORED]):
             return torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load documents no errors; damaged files raise various ones
-        raise WeightsError(f"weights file {path}: {_why_unread(error)}") from error
+        raise WeightsError(f"weights file {path}: {_why_unread(error, path)}") from error
 
 
-def _why_unread(error: Exception) -> str:
+def _why_unread(error: Exception, path: Path) -> str:
     found = re.search(r"(?:Unsupported \w+|GLOBAL|Trying to call reduce for|instantiate)[^.\n]*", str(error))
     if found is None or "operand" in found[0].lower():
         return (
@@ -194,5 +222,5 @@ def _why_unread(error: Exception) -> str:
         )
     return (
         f"it holds pickled objects beyond tensors ({found[0][:120]}) and is refused, since unpickling can run "
-        f"any code; {CONVERT}"
+        f"any code; {CONVERT.format(path)}"
     )

@@ -9,6 +9,7 @@ the one with most matching shapes, then the one PREFERRED by its own name. If th
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,13 +19,22 @@ from typing import Any, TypeAlias
 import torch
 
 from unic_cache.errors import WeightsError
+from unic_cache.weights import layouts
 
-State: TypeAlias = dict[str, torch.Tensor]
-Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+State: TypeAlias = layouts.State
+Shapes: TypeAlias = layouts.Shapes
 
-PREFERRED = ("state_dict", "model", "teacher")  # usual in authors' files; first among candidates that fit equally
+PREFERRED = (
+    "state_dict",
+    "model",
+    "teacher",
+    "target_encoder",
+)  # usual in authors' files; first among candidates that fit equally
 DEEPEST = 4  # levels of mappings
 ENOUGH = 0.5  # of a network's names, for a file to be meant as this network's
+PRETRAINING = (  # parts beside an encoder, and tables that are made anew
+    r"mask_token$|decoder_|lm_head\.|cls_pt_layers\.|local_cls_norm\.|.*relative_position_index$"
+)
 SHOWN = 3  # names in a message
 
 log = logging.getLogger(__name__)
@@ -70,7 +80,13 @@ def find(content: Any, shapes: Shapes, path: Path, rename: Callable[[str], str] 
 
     WeightsError if the file holds no named tensors, or several networks that fit equally.
     """
-    groups = [(where, {rename(name): x for name, x in tensors.items()}) for where, tensors in mappings(content)]
+    try:
+        groups = [
+            (where, {rename(name): x for name, x in layouts.translated(tensors, shapes).items()})
+            for where, tensors in mappings(content)
+        ]
+    except WeightsError as error:
+        raise WeightsError(f"weights file {path}: {error}") from error
     if not groups:
         raise WeightsError(f"weights file {path}: no tensors in it, neither flat nor under {', '.join(PREFERRED)}")
     found = [one for where, tensors in groups for one in _under_prefixes(where, tensors, shapes)]
@@ -125,6 +141,8 @@ def _under_prefixes(where: str, tensors: State, shapes: Shapes) -> list[Found]:
     found = []
     for prefix, count in covered.items():
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if own.keys() >= shapes.keys():
+            own = {name: tensor for name, tensor in own.items() if name in shapes or not re.match(PRETRAINING, name)}
         found.append(Found(own, where + prefix, count, alike[prefix], len(shapes)))
     return found
 

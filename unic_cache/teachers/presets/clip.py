@@ -1,0 +1,188 @@
+"""CLIPs: image encoders trained to agree with text, before the projection to the text's space."""
+
+from unic_cache.teachers.presets.family import CLIP, HALF, NORMED, Family, Row
+
+CLIPS = (
+    Family(
+        title="OpenAI CLIP",
+        about="image and text, WIT-400M",
+        licence="Apache-2.0",
+        rules=NORMED,
+        colour=CLIP,
+        rows=(
+            Row("clip-b32-openai", "vit_base_patch32_clip_quickgelu_224.openai", "ViT-B/32", 224, 32, 87.5, 768),
+            Row("clip-b16-openai", "vit_base_patch16_clip_quickgelu_224.openai", "ViT-B/16", 224, 16, 85.8, 768),
+            Row("clip-l14-openai", "vit_large_patch14_clip_quickgelu_224.openai", "ViT-L/14", 224, 14, 303.2, 1024),
+            Row("clip-l14-336-openai", "vit_large_patch14_clip_quickgelu_336.openai", "ViT-L/14", 336, 14, 303.5, 1024),
+        ),
+    ),
+    Family(
+        title="LAION-2B CLIP",
+        about="image and text, by OpenCLIP",
+        licence="Apache-2.0",
+        rules=NORMED,
+        colour=CLIP,
+        rows=(
+            Row("clip-b32-laion2b", "vit_base_patch32_clip_224.laion2b", "ViT-B/32", 224, 32, 87.5, 768),
+            Row("clip-b16-laion2b", "vit_base_patch16_clip_224.laion2b", "ViT-B/16", 224, 16, 85.8, 768),
+            Row(
+                "clip-l14-laion2b",
+                "vit_large_patch14_clip_224.laion2b",
+                "ViT-L/14",
+                224,
+                14,
+                303.2,
+                1024,
+                {"mean": HALF[0], "std": HALF[1]},
+            ),
+            Row("clip-h14-laion2b", "vit_huge_patch14_clip_224.laion2b", "ViT-H/14", 224, 14, 630.8, 1280),
+            Row("clip-g14-laion2b", "vit_giant_patch14_clip_224.laion2b", "ViT-g/14", 224, 14, 1011.2, 1408),
+            Row("clip-bigg14-laion2b", "vit_gigantic_patch14_clip_224.laion2b", "ViT-bigG/14", 224, 14, 1842.8, 1664),
+        ),
+    ),
+    Family(
+        title="LAION-400M CLIP",
+        about="image and text, by OpenCLIP",
+        licence="MIT",
+        rules=NORMED,
+        colour=CLIP,
+        rows=(
+            Row(
+                "clip-b32-laion400m",
+                "vit_base_patch32_clip_quickgelu_224.laion400m_e32",
+                "ViT-B/32",
+                224,
+                32,
+                87.5,
+                768,
+            ),
+            Row("clip-b16-laion400m", "vit_base_patch16_clip_224.laion400m_e32", "ViT-B/16", 224, 16, 85.8, 768),
+            Row("clip-l14-laion400m", "vit_large_patch14_clip_224.laion400m_e32", "ViT-L/14", 224, 14, 303.2, 1024),
+        ),
+    ),
+    Family(
+        title="DataComp CLIP",
+        about="image and text, DataComp-1B",
+        licence="Apache-2.0",
+        rules=NORMED,
+        colour=CLIP,
+        rows=(
+            Row("clip-b32-datacomp", "vit_base_patch32_clip_224.datacompxl", "ViT-B/32", 224, 32, 87.5, 768),
+            Row("clip-b32-256-datacomp", "vit_base_patch32_clip_256.datacompxl", "ViT-B/32", 256, 32, 87.5, 768),
+            Row("clip-b16-datacomp", "vit_base_patch16_clip_224.datacompxl", "ViT-B/16", 224, 16, 85.8, 768),
+            Row("clip-l14-datacomp", "vit_large_patch14_clip_224.datacompxl", "ViT-L/14", 224, 14, 303.2, 1024),
+        ),
+    ),
+    Family(
+        title="DFN CLIP",
+        about="image and text, filtered by a network",
+        licence="Apple ASCL",
+        rules=NORMED,
+        colour=CLIP,
+        rows=(
+            Row("clip-b16-dfn2b", "vit_base_patch16_clip_224.dfn2b", "ViT-B/16", 224, 16, 85.8, 768),
+            Row("clip-l14-dfn2b", "vit_large_patch14_clip_quickgelu_224.dfn2b", "ViT-L/14", 224, 14, 303.2, 1024),
+            Row("clip-l14-dfn2b-s39b", "vit_large_patch14_clip_224.dfn2b_s39b", "ViT-L/14", 224, 14, 303.2, 1024),
+            Row("clip-h14-dfn5b", "vit_huge_patch14_clip_quickgelu_224.dfn5b", "ViT-H/14", 224, 14, 630.8, 1280),
+            Row("clip-h14-378-dfn5b", "vit_huge_patch14_clip_quickgelu_378.dfn5b", "ViT-H/14", 378, 14, 631.4, 1280),
+        ),
+    ),
+    Family(
+        title="MetaCLIP",
+        about="image and text, 2.5 or 0.4 billion pairs",
+        licence="CC-BY-NC-4.0",
+        rules=NORMED,
+        colour=CLIP,
+        rows=(
+            Row(
+                "metaclip-b32-400m", "vit_base_patch32_clip_quickgelu_224.metaclip_400m", "ViT-B/32", 224, 32, 87.5, 768
+            ),
+            Row(
+                "metaclip-b16-400m", "vit_base_patch16_clip_quickgelu_224.metaclip_400m", "ViT-B/16", 224, 16, 85.8, 768
+            ),
+            Row(
+                "metaclip-l14-400m",
+                "vit_large_patch14_clip_quickgelu_224.metaclip_400m",
+                "ViT-L/14",
+                224,
+                14,
+                303.2,
+                1024,
+            ),
+            Row("metaclip-b32", "vit_base_patch32_clip_quickgelu_224.metaclip_2pt5b", "ViT-B/32", 224, 32, 87.5, 768),
+            Row("metaclip-b16", "vit_base_patch16_clip_quickgelu_224.metaclip_2pt5b", "ViT-B/16", 224, 16, 85.8, 768),
+            Row(
+                "metaclip-l14", "vit_large_patch14_clip_quickgelu_224.metaclip_2pt5b", "ViT-L/14", 224, 14, 303.2, 1024
+            ),
+            Row("metaclip-h14", "vit_huge_patch14_clip_quickgelu_224.metaclip_2pt5b", "ViT-H/14", 224, 14, 630.8, 1280),
+            Row(
+                "metaclip-bigg14",
+                "vit_gigantic_patch14_clip_quickgelu_224.metaclip_2pt5b",
+                "ViT-bigG/14",
+                224,
+                14,
+                1842.8,
+                1664,
+            ),
+        ),
+    ),
+    Family(
+        title="MetaCLIP 2",
+        about="image and text in all languages",
+        licence="CC-BY-NC-4.0",
+        rules=NORMED,
+        colour=CLIP,
+        rows=(
+            Row(
+                "metaclip2-h14",
+                "vit_huge_patch14_clip_quickgelu_224.metaclip2_worldwide",
+                "ViT-H/14",
+                224,
+                14,
+                630.8,
+                1280,
+            ),
+            Row("metaclip2-h14-378", "vit_huge_patch14_clip_378.metaclip2_worldwide", "ViT-H/14", 378, 14, 631.4, 1280),
+            Row(
+                "metaclip2-bigg14",
+                "vit_gigantic_patch14_clip_224.metaclip2_worldwide",
+                "ViT-bigG/14",
+                224,
+                14,
+                1842.8,
+                1664,
+            ),
+            Row(
+                "metaclip2-bigg14-378",
+                "vit_gigantic_patch14_clip_378.metaclip2_worldwide",
+                "ViT-bigG/14",
+                378,
+                14,
+                1843.6,
+                1664,
+            ),
+        ),
+    ),
+    Family(
+        title="EVA-02 CLIP",
+        about="image and text, Merged-2B or LAION-2B",
+        licence="MIT",
+        rules=NORMED,
+        colour=CLIP,
+        rows=(
+            Row("eva02-clip-b16", "eva02_base_patch16_clip_224.merged2b", "ViT-B/16", 224, 16, 85.9, 768),
+            Row("eva02-clip-l14", "eva02_large_patch14_clip_224.merged2b", "ViT-L/14", 224, 14, 303.3, 1024),
+            Row("eva02-clip-l14-336", "eva02_large_patch14_clip_336.merged2b", "ViT-L/14", 336, 14, 303.6, 1024),
+            Row("eva02-clip-e14", "eva02_enormous_patch14_clip_224.laion2b", "ViT-E/14", 224, 14, 4348.7, 1792),
+            Row(
+                "eva02-clip-e14-plus",
+                "eva02_enormous_patch14_clip_224.laion2b_plus",
+                "ViT-E/14+",
+                224,
+                14,
+                4348.7,
+                1792,
+            ),
+        ),
+    ),
+)
