@@ -26,7 +26,7 @@ from pipelines.command.progress import Progress, begins, say
 from pipelines.command.run_folder import check_run
 from pipelines.command.signals import StopRequest, stop_on_signal
 from pipelines.evaluating.knn_probe import KnnProbe, open_knn_probe
-from pipelines.training.learner import Learner, finite
+from pipelines.training.learner import Learner, check_batch, finite
 from pipelines.training.online import open_live_set
 from pipelines.training.processes import make_accelerator, on_main, run_claimed, stop_agreed
 from pipelines.training.run_state import RunState, describe, restore, save_settings
@@ -86,7 +86,7 @@ def run(config: DistillConfig) -> Trained:
 
         # Model: encoder, projectors and AdamW, as the checkpoint has them when resuming
         encoder = build_encoder(spec, config.seed, config.init, sizes_given(config))
-        student = build_student(encoder, {teacher.name: teacher.kinds for teacher in data.teachers}, config)
+        student = build_student(encoder, spec, {teacher.name: teacher.kinds for teacher in data.teachers}, config)
         adamw = optimizer(student, config.peak_lr(), config.weight_decay)
         start, header = load_checkpoint(out, student, adamw) if snapshot else (0, {})
         model, adamw = accelerator.prepare(student, adamw)
@@ -96,6 +96,7 @@ def run(config: DistillConfig) -> Trained:
         save_settings(config, out, data, accelerator)
         targets = Targets(config, cache, data.teachers, data.snapshot.views, source, accelerator.device)
         learner = Learner(model, spec, data.teachers, targets, config, accelerator)
+        check_batch(model, learner.local_batch)
         stream = open_stream(config, cache, data, pool, accelerator.device)
         state = RunState(out, student, adamw, accelerator, spec, describe(config, data, tf32), start)
         steps, order = range(start, total), Order(data.train, data.snapshot.numbers, config.seed)

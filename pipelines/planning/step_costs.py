@@ -44,7 +44,7 @@ def student_cost(config: PlanConfig, teachers: Sequence[Teacher], tokens: int | 
     spec = encoder_spec(config.student, config.img_size, config.patch_size)
     encoder = build_encoder(spec, seed=0)
     targets = {teacher.spec.name: teacher.spec.kinds for teacher in teachers}
-    student = build_student(encoder, targets, DistillConfig()).to(device)
+    student = build_student(encoder, spec, targets, DistillConfig()).to(device)
     adamw = optimizer(student, peak=1e-6, weight_decay=0.03)
 
     def step(batch: int) -> float:

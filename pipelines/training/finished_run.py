@@ -80,7 +80,7 @@ def load_student(
         raise ConfigError(f"{folder} has no {CHECKPOINT}, which holds the projectors that the loss needs; restore it")
     spec = encoder_spec(settings.student, settings.img_size, settings.patch_size, settings.drop_path)
     kinds = {teacher.name: teacher.kinds for teacher in teachers}
-    student = build_student(build_encoder(spec, settings.seed), kinds, settings)
+    student = build_student(build_encoder(spec, settings.seed), spec, kinds, settings)
     steps, _ = load_checkpoint(folder, student, optimizer(student, settings.peak_lr(), settings.weight_decay))
     return student.eval(), spec, steps
 
