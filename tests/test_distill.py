@@ -25,7 +25,14 @@ from unic_cache.student.loss import distillation_loss, drop_uniforms
 from unic_cache.student.projectors import Student
 from unic_cache.student.run_files import CHECKPOINT
 
-NEWER = {"tf32", "ladder_widths", "projector", "shared_projectors", "kinds"}  # settings that older runs lack
+NEWER = {
+    "tf32",
+    "ladder_widths",
+    "projector",
+    "shared_projectors",
+    "kinds",
+    "normalize",
+}  # settings that older runs lack
 
 
 class StopAfter:

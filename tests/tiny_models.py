@@ -93,6 +93,19 @@ def tiny_swin(pretrained: bool = False, **options: Any) -> SwinTransformer:
     )  # fmt: skip
 
 
+class Blind(nn.Sequential):
+    """A model that gives no maps of its stages."""
+
+    def __init__(self, drop_path_rate: float = 0.0) -> None:
+        super().__init__(nn.Conv2d(3, 8, 16, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@register_model
+def tiny_blind(pretrained: bool = False, **options: Any) -> Blind:
+    """No family's; see `Blind`."""
+    return Blind()
+
+
 @register_model
 def tiny_dinov2_g(pretrained: bool = False, **options: Any) -> VisionTransformer:
     """DINOv2-g/14 at 518 px: SwiGLU, LayerScale."""

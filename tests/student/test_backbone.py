@@ -6,6 +6,7 @@ import timm
 import torch
 from torch import Tensor
 
+from tests import tiny_models
 from unic_cache.errors import ConfigError
 from unic_cache.student.anatomy import levels_of
 from unic_cache.student.backbone import EncoderSpec, anatomy, build_encoder, embed, encoder_spec, prepare
@@ -14,6 +15,7 @@ from unic_cache.student.loss import distillation_loss, drop_uniforms
 from unic_cache.student.projectors import Student
 from unic_cache.token_kinds import TokenKind
 
+assert tiny_models.default_cfgs
 TINY = EncoderSpec("vit_tiny_patch16_224", 32, 8)
 WITHOUT_CLASS_TOKEN = EncoderSpec("vit_pwee_patch16_reg1_gap_256", 32, 16)
 
@@ -125,9 +127,9 @@ def test_views_of_another_size_are_resized_bicubically_and_clamped() -> None:
         ("qqqq", (None, None), r"no model 'qqqq'; try vit_tiny_patch16_224"),
         ("vit_base_patch16_224.nonsense", (None, None), r"timm cannot make .*Invalid pretrained tag \(nonsense\)"),
         (
-            "gemma4_vit_167m",
-            (None, None),
-            r"gemma4_vit_167m, a .*, cannot be a student at \d+ px: .*; a student can be a plain ViT, an Eva",
+            "tiny_blind",
+            (64, None),
+            r"tiny_blind, a Blind, cannot be a student at 64 px: .*forward_interm.* be a plain ViT",
         ),
         ("vgg11", (None, None), r"timm builds a VGG without drop path; choose --drop-path 0"),
         ("test_convnext", (64, 8), r"a ConvNeXt has no patch size to choose; leave out --patch-size"),

@@ -61,6 +61,20 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, EncoderSpec, dict[str, An
     return encoder.eval(), spec, dict(metadata["provenance"])
 
 
+def spec_of_export(path: str | Path) -> EncoderSpec | None:
+    """The spec in a file, or in the run's folder that holds it; None if it is not an exported encoder.
+
+    ConfigError for one of another format.
+    """
+    file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
+    try:
+        with safe_open(file, "pt") as opened:
+            header = (opened.metadata() or {}).get(METADATA)
+    except (SafetensorError, OSError):
+        return None
+    return None if header is None else EncoderSpec.from_json(_metadata(file, header)["spec"])
+
+
 def timm_line(spec: EncoderSpec, path: str | Path) -> str:
     """Python that loads the exported encoder with timm alone (after `import timm`), with its sizes and normalisation.
 
