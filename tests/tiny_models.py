@@ -33,6 +33,7 @@ default_cfgs = {
     "tiny_swin": _published(64, IMAGENET, classifier="head.fc"),
     "tiny_dinov2_g": _published(518, IMAGENET),
     "tiny_metaclip_h": _published(224, CLIP),
+    "tiny_vit_reg_gap": _published(64, IMAGENET),
     "tiny_vit_l14": _published(224, IMAGENET),
 }
 
@@ -90,6 +91,15 @@ def tiny_swin(pretrained: bool = False, **options: Any) -> SwinTransformer:
     return _made(
         SwinTransformer, {**options, "name": "tiny_swin"}, img_size=64, patch_size=4, embed_dim=16,
         depths=(1, 1, 2, 1), num_heads=(1, 2, 2, 4), window_size=2,
+    )  # fmt: skip
+
+
+@register_model
+def tiny_vit_reg_gap(pretrained: bool = False, **options: Any) -> VisionTransformer:
+    """A plain ViT with two registers and LayerScale, without a class token, that pools by average."""
+    return _made(
+        VisionTransformer, {**options, "name": "tiny_vit_reg_gap"}, img_size=64, patch_size=16, embed_dim=32, depth=3,
+        num_heads=2, class_token=False, reg_tokens=2, init_values=1e-5, global_pool="avg",
     )  # fmt: skip
 
 

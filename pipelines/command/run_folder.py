@@ -34,7 +34,8 @@ def as_begun(config: DistillConfig, out: Path) -> DistillConfig:
     if not (out / CONFIG).exists():
         return config
     before = read_settings(out)
-    return dataclasses.replace(config, **{key: value for key, value in OLDER.items() if key not in before})
+    settings: dict[str, Any] = {key: value for key, value in OLDER.items() if key not in before}
+    return dataclasses.replace(config, **settings)
 
 
 def check_run(config: DistillConfig, out: Path) -> bool:

@@ -21,13 +21,13 @@ from unic_cache.token_kinds import TokenKind
 
 EVA, PYRAMIDS = ("tiny_dinov3", "tiny_eva02", "tiny_pe"), ("tiny_swin", "test_convnext", "test_resnet", "test_maxvit")
 WITH_HEADS = ("test_efficientnet", "mobilenetv4_conv_small_035", "test_mambaout")  # trained layers behind the last map
-VITS = ("test_vit", "vit_pwee_patch16_reg1_gap_256", "test_vit3", "tiny_siglip")
+VITS = ("test_vit", "tiny_vit_reg_gap", "test_vit3", "tiny_siglip")
 QUICK = ("tiny_dinov3", "tiny_siglip", "tiny_swin", "test_resnet", "test_efficientnet")
 FAMILIES = tuple(
     name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in (*VITS, *EVA, *PYRAMIDS, *WITH_HEADS)
 )
-SIZES = {"test_vit": 32, "vit_pwee_patch16_reg1_gap_256": 32, "tiny_eva02": 56}  # px; the others 64
+SIZES = {"test_vit": 32, "tiny_eva02": 56}  # px; the others 64
 TARGETS = {
     "both": {"cls": TokenKind(5), "patch": TokenKind(6, (4, 4))},
     "cls": {"cls": TokenKind(5)},

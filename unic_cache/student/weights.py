@@ -123,9 +123,9 @@ def _check_resampled(
     """Log what was resampled. ConfigError if the user did not give the size."""
     own = encoder.state_dict()
     named = [name for name in own if name in state and state[name].shape != own[name].shape]
-    found = [("patches" if name == KERNEL else "positions", name, tuple(state[name].shape)) for name in named]
+    found = [("patches" if name == KERNEL else "positions", name, str(tuple(state[name].shape))) for name in named]
     if not found:  # under other names
-        found = [("patches", KERNEL, ("unknown",))] if kernels else [("positions", "pos_embed", ("unknown",))]
+        found = [("patches", KERNEL, "an unknown shape")] if kernels else [("positions", "pos_embed", "another grid")]
     for what, name, theirs in found:
         shapes = f"{what} ({name}) are resampled from {theirs} to {tuple(own[name].shape) if name in own else 'fit'}"
         if what not in resample:
