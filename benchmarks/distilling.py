@@ -48,7 +48,8 @@ from pipelines.training.run_state import RunState
 from unic_cache.config import CODECS, DTYPES, PRECISIONS, DistillConfig, ExtractConfig
 from unic_cache.stream.address import Address
 from unic_cache.stream.batches import GROUP_BYTES, Batch, Stream
-from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spec
+from unic_cache.student.anatomy import levels_of
+from unic_cache.student.backbone import anatomy, build_encoder, encoder_spec
 from unic_cache.student.ladder import Ladder
 from unic_cache.student.run_files import LOG
 from unic_cache.teachers.catalog import resolve
@@ -239,11 +240,11 @@ def step_flops(student: str, seen: int) -> int:
     with torch.device("meta"):
         encoder = build_encoder(spec, seed=0)
         targets = dict.fromkeys(LARGE, KINDS)
-        ladder = Ladder(encoder.embed_dim, len(encoder.blocks), targets, seed=0)
+        ladder = Ladder(anatomy(spec).widths, targets, seed=0)
         image = torch.empty(1, 3, spec.img_size, spec.img_size)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        blocks = [(cls_BD, patch_BTD[:, : seen or None]) for cls_BD, patch_BTD in block_tokens(encoder, image)]
-        guesses = one_module_each(ladder)(blocks, GRID)
+        blocks = [(cls_BD, patch_BTD[:, : seen or None]) for cls_BD, patch_BTD in levels_of(encoder, image).tokens]
+        guesses = one_module_each(ladder)(blocks, [GRID])
         torch.autograd.backward([values.sum() for guess in guesses.values() for values in guess.values()])
     return int(counter.get_total_flops())
 

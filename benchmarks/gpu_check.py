@@ -112,14 +112,14 @@ def ladder_checks(device: torch.device, width: int, images: int) -> Iterator[Fou
         "one": {"cls": TokenKind(width), "patch": TokenKind(width, GRID)},
         "two": {"a": TokenKind(width), "b": TokenKind(width // 2), "patch": TokenKind(width, (7, 5))},
     }
-    ladder, generator = Ladder(width, 3, kinds, seed=0), torch.Generator().manual_seed(0)
+    ladder, generator = Ladder([(width, width)] * 3, kinds, seed=0), torch.Generator().manual_seed(0)
     shape = (images, 1 + GRID[0] * GRID[1], width)
     outputs = [torch.randn(shape, generator=generator) for _ in range(3)]
     uniforms = drop_uniforms(0, 0, 0, images, len(kinds))
     guesses, losses = [], []
     for at in (torch.device("cpu"), device):
         with torch.no_grad():
-            found = ladder.to(at)([(output[:, 0].to(at), output[:, 1:].to(at)) for output in outputs], GRID)
+            found = ladder.to(at)([(output[:, 0].to(at), output[:, 1:].to(at)) for output in outputs], [GRID] * 3)
             targets = {name: {kind: torch.ones_like(x) for kind, x in of.items()} for name, of in found.items()}
             losses.append(distillation_loss(found, targets, uniforms.to(at), 0.5).loss.item())
         guesses.append(torch.cat([values.cpu().flatten() for of in found.values() for values in of.values()]))

@@ -15,13 +15,13 @@ import argparse
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from unic_cache.student.backbone import build_encoder, encoder_spec
+from unic_cache.student.backbone import anatomy, encoder_spec
 from unic_cache.student.ladder import Ladder, Tokens
 from unic_cache.token_kinds import Grid, TokenKind
 
@@ -31,13 +31,13 @@ MB = 1e6
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Blocks = list[tuple[Tensor, Tensor]]
-Run = Callable[[Blocks, Grid], dict[str, Tokens]]
+Run = Callable[[Blocks, Sequence[Grid]], dict[str, Tokens]]
 
 
 def one_module_each(ladder: Ladder) -> Run:
     """The ladder as its definition has it: every module on its own, then the sum over blocks."""
 
-    def run(blocks: Blocks, _: Grid) -> dict[str, Tokens]:
+    def run(blocks: Blocks, _: Sequence[Grid]) -> dict[str, Tokens]:
         guesses: dict[str, Tokens] = {name: {} for name in ladder.targets}
         for name, guess in guesses.items():
             for at, kind in enumerate(("cls", "patch")):
@@ -56,12 +56,11 @@ class Step:
         spec = encoder_spec(student)
         if spec.grid != GRID:
             raise SystemExit(f"{student} has a grid of {spec.grid}, not {GRID}: choose one of patch 16 at 224 px")
-        with torch.device("meta"):
-            encoder = build_encoder(spec, seed=0)
-        depth, width = len(encoder.blocks), encoder.embed_dim
+        found = anatomy(spec)
+        depth, (width, _) = len(found.widths), found.widths[0]
         targets = {f"t{number}": KINDS for number in range(TEACHERS)}
-        self.grid, self.device, self.precision = spec.grid, device, precision
-        self.ladder = Ladder(width, depth, targets, seed=0).to(device)
+        self.grids, self.device, self.precision = found.grids, device, precision
+        self.ladder = Ladder(found.widths, targets, seed=0).to(device)
         torch.manual_seed(0)
         tokens = spec.grid[0] * spec.grid[1]
         self.outputs = [torch.randn(batch, 1 + tokens, width, device=device).requires_grad_() for _ in range(depth)]
@@ -71,7 +70,7 @@ class Step:
         blocks = [(output[:, 0], output[:, 1:]) for output in self.outputs]
         autocast = torch.autocast(self.device.type, self.precision) if self.precision else contextlib.nullcontext()
         with autocast:
-            guesses = run(blocks, self.grid)
+            guesses = run(blocks, self.grids)
         return torch.stack(
             [guess.float().square().mean() for part in guesses.values() for guess in part.values()]
         ).sum()

@@ -23,10 +23,12 @@ from pipelines.command.device import device_words
 from pipelines.command.environment import say_surroundings
 from pipelines.command.failures import reason
 from pipelines.command.progress import Progress, begins, say
-from pipelines.command.run_folder import check_run
+from pipelines.command.run_folder import as_begun, check_run
 from pipelines.command.signals import StopRequest, stop_on_signal
+from pipelines.command.sizes import tell_student, tell_teachers
 from pipelines.evaluating.knn_probe import KnnProbe, open_knn_probe
-from pipelines.training.learner import Learner, finite
+from pipelines.extracting.students import pixels_words, started_encoder, student_spec
+from pipelines.training.learner import Learner, check_batch, finite
 from pipelines.training.online import open_live_set
 from pipelines.training.processes import make_accelerator, on_main, run_claimed, stop_agreed
 from pipelines.training.run_state import RunState, describe, restore, save_settings
@@ -41,7 +43,7 @@ from unic_cache.errors import ConfigError
 from unic_cache.evaluate.curves import plot_losses
 from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.order import Order
-from unic_cache.student.backbone import EncoderSpec, build_encoder, encoder_spec
+from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.checkpoint import load_checkpoint
 from unic_cache.student.export import timm_line
 from unic_cache.student.ladder import can_share
@@ -75,7 +77,7 @@ def run(config: DistillConfig) -> Trained:
     with run_claimed(out, accelerator), thread_pool(config.threads) as pool, stop_on_signal() as stop:
         snapshot = Snapshot.load(out) if check_run(config, out) else None
         begin_tracking(config, accelerator)
-        spec = encoder_spec(config.student, config.img_size, config.patch_size, config.drop_path)
+        spec = student_spec(as_begun(config, out))
         tf32 = uses_tf32(config, accelerator)
 
         # Data: images, and where the teachers' tokens come from
@@ -85,8 +87,8 @@ def run(config: DistillConfig) -> Trained:
         probe = open_probe(config, spec, cache, data, pool, accelerator)
 
         # Model: encoder, projectors and AdamW, as the checkpoint has them when resuming
-        encoder = build_encoder(spec, config.seed, config.init, sizes_given(config))
-        student = build_student(encoder, {teacher.name: teacher.kinds for teacher in data.teachers}, config)
+        encoder = started_encoder(config, spec)
+        student = build_student(encoder, spec, {teacher.name: teacher.kinds for teacher in data.teachers}, config)
         adamw = optimizer(student, config.peak_lr(), config.weight_decay)
         start, header = load_checkpoint(out, student, adamw) if snapshot else (0, {})
         model, adamw = accelerator.prepare(student, adamw)
@@ -96,6 +98,7 @@ def run(config: DistillConfig) -> Trained:
         save_settings(config, out, data, accelerator)
         targets = Targets(config, cache, data.teachers, data.snapshot.views, source, accelerator.device)
         learner = Learner(model, spec, data.teachers, targets, config, accelerator)
+        check_batch(model, learner.local_batch)
         stream = open_stream(config, cache, data, pool, accelerator.device)
         state = RunState(out, student, adamw, accelerator, spec, describe(config, data, tf32), start)
         steps, order = range(start, total), Order(data.train, data.snapshot.numbers, config.seed)
@@ -221,7 +224,7 @@ def announce(config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total:
     views, processes = data.snapshot.views, int(accelerator.num_processes)
     begins(
         "distill",
-        f"{config.student} at {spec.img_size} px on {device_words(accelerator.device)}",
+        f"{config.student} at {spec.img_size} px, {pixels_words(spec)}, on {device_words(accelerator.device)}",
         f"{processes} process{'es' if processes > 1 else ''}, precision {config.precision}",
         f"{len(data.train):,} images x {len(data.snapshot.numbers)} views of {views.size} px ({views.recipe})",
         f"teachers {', '.join(teacher.name for teacher in data.teachers)}",
@@ -229,16 +232,13 @@ def announce(config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total:
         f"into {config.out}",
     )
     say_surroundings()
+    sizes = {teacher.name: int(teacher.spec["teacher"]["input_size"]) for teacher in data.teachers}
+    tell_teachers(views.size, {} if config.online else sizes, "extract views of {size} px")
+    tell_student(views.size, spec.img_size)
     for teacher in data.teachers:
         if config.shared_projectors and len(teacher.kinds) > 1 and not can_share(teacher.kinds):
             widths = ", ".join(f"{kind} has {tokens.channels:,} channels" for kind, tokens in teacher.kinds.items())
             say(f"{teacher.name} keeps a projector per token kind ({widths})")
-
-
-def sizes_given(config: DistillConfig) -> tuple[str, ...]:
-    """Which weights of --init may be resampled: those whose size the user gave."""
-    positions = config.img_size is not None or config.patch_size is not None
-    return ("positions",) * positions + ("patches",) * bool(config.patch_size)
 
 
 def uses_tf32(config: DistillConfig, accelerator: Accelerator) -> bool:

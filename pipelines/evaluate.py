@@ -21,9 +21,10 @@ from pipelines.command.device import device_words, pick_device
 from pipelines.command.environment import say_surroundings
 from pipelines.command.printing import print_table, results
 from pipelines.command.progress import Progress, begins, say
+from pipelines.command.sizes import tell_student
 from pipelines.evaluating.analysis import analysed, with_pruned
 from pipelines.evaluating.comparison import Result, compare, neighbours
-from pipelines.evaluating.encoders import TEACHER, Encoder, compared, view_size
+from pipelines.evaluating.encoders import RANDOM, TEACHER, Encoder, compared, view_size
 from pipelines.evaluating.features import KeptFeatures, features, set_name
 from pipelines.evaluating.labelled import LabelledShards, Usable, check_apart, labelled, twins
 from pipelines.evaluating.measuring import NEEDS, DenseLabels, Measured, allowed, measure
@@ -59,6 +60,9 @@ def run(config: EvaluateConfig) -> Result:
     check_sets(sets)
     tasks = allowed(config.task, sets)
     announce(config, device, encoders, views.size, sets, tasks)
+    for encoder in encoders:
+        if encoder.input_size is not None and encoder.kind != RANDOM:
+            tell_student(views.size, encoder.input_size, encoder.name)
 
     with thread_pool(config.threads) as pool, feature_folder(config) as folder:
         # Features: of the same images for every encoder, and for students without their smallest weights

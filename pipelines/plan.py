@@ -19,11 +19,13 @@ from pipelines.command.caches import tell_guests
 from pipelines.command.device import device_words, pick_device
 from pipelines.command.printing import print_table, results
 from pipelines.command.progress import Progress, begins
+from pipelines.command.sizes import tell_student
 from pipelines.extracting.calibrating import calibrated_views
 from pipelines.extracting.defaults import kept_alike, settled
 from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.sampling_rules import sampling_rules
 from pipelines.extracting.specs import pixel_codec
+from pipelines.extracting.students import named_spec
 from pipelines.extracting.teacher_weights import announce, load_teachers
 from pipelines.planning.codec_costs import ask, fit, kept_features, measure_codec
 from pipelines.planning.forecast import Costs, Forecast, KeptCost, StudentCost, calibration_seconds, forecast, stored_as
@@ -36,7 +38,6 @@ from unic_cache.config import CODECS, CODERS, FITTED, RANDOM, PlanConfig
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.codec import FeatureCodec
-from unic_cache.student.backbone import encoder_spec
 from unic_cache.teachers.model import Teacher
 from unic_cache.token_kinds import grid_of
 
@@ -50,7 +51,7 @@ def run(config: PlanConfig) -> Forecast:
     device = pick_device(config.device)
     if not config.teachers:
         raise ConfigError("no teacher: name at least one with --teacher")
-    encoder_spec(config.student, config.img_size, config.patch_size)
+    student = named_spec(config.student, config.img_size, config.patch_size)
     cache = Cache(open_location(config.cache))
     tell_guests(config.cache, cache.guests)
     asked = settled(config, cache)
@@ -62,6 +63,7 @@ def run(config: PlanConfig) -> Forecast:
         f"batch {config.batch_size}",
         f"student {config.student}",
     )
+    tell_student(config.kind.size, student.img_size)
     with thread_pool(config.threads) as pool:
         return forecast(
             config, measure(config, cache, device, pool), asked.codec is not None or asked.coder is not None
@@ -72,7 +74,7 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
     """All that the forecast needs: the disk, views, each teacher under each codec, the student's step."""
     free_bytes, disk_rate = disk(cache.location)
     teachers = load_teachers(TeacherOptions.of(config), device)
-    announce(teachers)
+    announce(teachers, config.kind.size)
     counts = token_counts(config, teachers)
     rules = {count: rules_of(config, cache, teachers, count) for count in counts}
     variants = [(codec, count) for count in counts for codec in CODECS if possible(codec, config, teachers)]

@@ -17,14 +17,22 @@ from tests.conftest import CNN, VIT, log_of, losses_of, make_shards, tree, views
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig
 from unic_cache.errors import CacheError, ConfigError, UnicCacheError
-from unic_cache.student.backbone import block_tokens, build_encoder, encoder_spec, prepare
+from unic_cache.student.anatomy import levels_of
+from unic_cache.student.backbone import build_encoder, encoder_spec, prepare
 from unic_cache.student.export import load_encoder
 from unic_cache.student.ladder import Ladder
 from unic_cache.student.loss import distillation_loss, drop_uniforms
 from unic_cache.student.projectors import Student
 from unic_cache.student.run_files import CHECKPOINT
 
-NEWER = {"tf32", "ladder_widths", "projector", "shared_projectors", "kinds"}  # settings that older runs lack
+NEWER = {
+    "tf32",
+    "ladder_widths",
+    "projector",
+    "shared_projectors",
+    "kinds",
+    "normalize",
+}  # settings that older runs lack
 
 
 class StopAfter:
@@ -109,9 +117,9 @@ def test_the_first_losses_are_those_of_a_loop_without_any_stream(training, tmp_p
     spec = encoder_spec("test_vit", 32, 16, 0.0)
     encoder = build_encoder(spec, 0)
     kinds = {teacher.name: teacher.kinds for teacher in teachers}
-    student = Student(encoder, Ladder(64, 6, kinds, 0))
+    student = Student(encoder, Ladder([(64, 64)] * 6, kinds, 0))
     images = prepare(torch.from_numpy(views), spec)
-    assert len(block_tokens(encoder, images)) == 6
+    assert len(levels_of(encoder, images).tokens) == 6
     terms = distillation_loss(student(images), targets, drop_uniforms(0, 0, 0, 8, 2), 0.5, "batch")
     (record,) = log_of(tmp_path / "one")
     assert record["loss"] == pytest.approx(terms.loss.item(), abs=1e-6)

@@ -15,7 +15,7 @@ from unic_cache.store.codecs.codec import Features
 from unic_cache.store.sampling import random_positions
 from unic_cache.stream.address import Address
 from unic_cache.stream.batches import Batch
-from unic_cache.student.backbone import build_encoder, encoder_spec, prepare
+from unic_cache.student.backbone import anatomy, build_encoder, encoder_spec, prepare
 from unic_cache.student.ladder import Ladder
 from unic_cache.student.loss import token_loss
 from unic_cache.student.projectors import Student
@@ -49,7 +49,7 @@ def learner_on(device, accelerator, config, cache, teachers):
     spec = encoder_spec("test_vit", 32, 16, config.drop_path)
     encoder = build_encoder(spec, 0)
     kinds = {teacher.name: teacher.kinds for teacher in teachers}
-    student = Student(encoder, Ladder(encoder.embed_dim, len(encoder.blocks), kinds, 0)).to(device)
+    student = Student(encoder, Ladder(anatomy(spec).widths, kinds, 0)).to(device)
     accelerator.state.device = device
     targets = Targets(config, cache, teachers, VIEWS, Cached(teachers), device)
     return Learner(student, spec, teachers, targets, config, accelerator), student

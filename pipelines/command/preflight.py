@@ -57,7 +57,8 @@ def check_extract(config: ExtractConfig) -> None:
 def check_distill(config: DistillConfig) -> None:
     """Check the run's folder, the student's name and initial weights, and the data to train on."""
     check_run(config, Path(config.out))
-    close = close_names(config.student)
+    student = config.student.partition("@")[0]
+    close = None if student in CATALOG else close_names(student.removeprefix("timm:"))
     if close is not None:
         hint = f"did you mean {' or '.join(close)}?" if close else "try vit_tiny_patch16_224"
         raise ConfigError(f"timm knows no model {config.student!r}; {hint}")

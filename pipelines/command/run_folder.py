@@ -1,5 +1,6 @@
 """A run's folder, checked without torch: whether a run may begin there, or resume."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,18 @@ FREE_ON_RESUME = frozenset(
 )
 
 
+OLDER = {"normalize": "imagenet"}  # what runs did before there was a setting for it
+
+
+def as_begun(config: DistillConfig, out: Path) -> DistillConfig:
+    """The config, and what the run in OUT, if any, did before there was a setting for it."""
+    if not (out / CONFIG).exists():
+        return config
+    before = read_settings(out)
+    settings: dict[str, Any] = {key: value for key, value in OLDER.items() if key not in before}
+    return dataclasses.replace(config, **settings)
+
+
 def check_run(config: DistillConfig, out: Path) -> bool:
     """Whether OUT holds a run to resume. ConfigError if that and --resume, or the settings, disagree."""
     if not (out / CHECKPOINT).exists():
@@ -36,7 +49,8 @@ def check_run(config: DistillConfig, out: Path) -> bool:
         raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
     before = read_settings(out)
     now = json.loads(json.dumps(config.to_json()))
-    known = {**json.loads(json.dumps(DistillConfig().to_json())), **before}  # an older run lacks newer settings
+    known = {**json.loads(json.dumps(DistillConfig().to_json())), **OLDER, **before}  # an older run lacks newer ones
+    now |= {key: now[key] or value for key, value in OLDER.items() if key not in before}
     recipe = _recipe(out)
     if recipe is not None:
         known["recipe"] = recipe  # left open, it was the cache's
@@ -73,7 +87,7 @@ def run_settings(folder: Path) -> DistillConfig:
         raise ConfigError(f"{folder / CONFIG} is not of a run of `unic-cache distill`; give a run's folder")
     data.pop("pixel_difference", None)
     try:
-        return DistillConfig.from_json(data)
+        return DistillConfig.from_json({**OLDER, **data})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{folder / CONFIG}: another release's, or edited ({error}); use that release") from error
 

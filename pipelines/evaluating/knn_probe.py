@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.command.progress import Progress, say
 from pipelines.evaluating.labelled import LabelledShards, Usable, check_labels, labelled, prints_of, tell_twins, twins
@@ -49,7 +48,7 @@ class KnnProbe:
     twins_P2: Tensor
 
     @torch.no_grad()
-    def measure(self, encoder: VisionTransformer) -> dict[str, Any]:
+    def measure(self, encoder: nn.Module) -> dict[str, Any]:
         """{"accuracy", "low", "high", "k", "images"}: the share of images that the others classify, with its interval.
 
         The encoder runs in float32 and in evaluation mode, on its own device, and draws no random number; it is left in

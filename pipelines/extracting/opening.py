@@ -61,7 +61,7 @@ def open_teachers(
     )
     say_surroundings()
     teachers = load_teachers(options, device)
-    announce(teachers)
+    announce(teachers, views.size)
     grids = {name: grid_of(teacher.spec.kinds) for name, teacher in teachers.items()}
     rules = sampling_rules(options.tokens, options.sampling, location, grids)
     if options.tokens:

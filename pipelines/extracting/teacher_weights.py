@@ -12,6 +12,7 @@ import timm
 import torch
 
 from pipelines.command.progress import say
+from pipelines.command.sizes import tell_teachers
 from pipelines.extracting.opening_options import Pairs, TeacherOptions
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.member import Member
@@ -140,8 +141,11 @@ def claimed(spec: TeacherSpec, file: str | None, licence: str | None, source: st
     return dataclasses.replace(spec, licence=licence or spec.licence, published=source or spec.published)
 
 
-def announce(teachers: Mapping[str, Teacher]) -> None:
-    """Say what runs, one line per teacher on stderr: network, size, normalization, weights and licence."""
+def announce(teachers: Mapping[str, Teacher], view: int) -> None:
+    """Say what runs, one line per teacher on stderr: network, size, normalization, weights and licence.
+
+    Then which of them see views of `view` px up-sampled too far.
+    """
     for name, teacher in teachers.items():
         spec = teacher.spec
         numbers = "/".join(",".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
@@ -149,6 +153,7 @@ def announce(teachers: Mapping[str, Teacher]) -> None:
             f"teacher {name}: {spec.arch} at {spec.input_size} px, mean/std {numbers}, weights {teacher.file} "
             f"(sha256 {str(spec.weights_file_sha256)[:SHORT]}), {spec.licence}"
         )
+    tell_teachers(view, {name: teacher.spec.input_size for name, teacher in teachers.items()}, "say --size {size}")
 
 
 def check_same_weights(teacher: Teacher, before: Member | None, url: str) -> None:

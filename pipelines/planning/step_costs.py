@@ -14,13 +14,14 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from pipelines.extracting.students import named_spec
 from pipelines.planning.codec_costs import wait_for
 from pipelines.planning.forecast import StudentCost
 from unic_cache.config import DistillConfig, PlanConfig
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.open_file import LocalFile
-from unic_cache.student.backbone import build_encoder, encoder_spec, prepare
+from unic_cache.student.backbone import build_encoder, prepare
 from unic_cache.student.loss import distillation_loss
 from unic_cache.student.projectors import build_student
 from unic_cache.student.schedule import optimizer
@@ -41,10 +42,10 @@ def student_cost(config: PlanConfig, teachers: Sequence[Teacher], tokens: int | 
     The batch doubles from 4 images until a step takes half a second, a batch has 256, or memory is full.
     """
     device, short = teachers[0].device, AUTOCAST[config.precision]
-    spec = encoder_spec(config.student, config.img_size, config.patch_size)
+    spec = named_spec(config.student, config.img_size, config.patch_size)
     encoder = build_encoder(spec, seed=0)
     targets = {teacher.spec.name: teacher.spec.kinds for teacher in teachers}
-    student = build_student(encoder, targets, DistillConfig()).to(device)
+    student = build_student(encoder, spec, targets, DistillConfig()).to(device)
     adamw = optimizer(student, peak=1e-6, weight_decay=0.03)
 
     def step(batch: int) -> float:

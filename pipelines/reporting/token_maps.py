@@ -16,7 +16,7 @@ from unic_cache.errors import CacheError
 from unic_cache.evaluate.drawing import Picture
 from unic_cache.evaluate.token_pictures import Row, Tokens, component_maps, row_figure
 from unic_cache.stream.batches import Batch
-from unic_cache.student.backbone import prepare
+from unic_cache.student.backbone import prepare, tokens
 from unic_cache.student.export import load_encoder
 
 
@@ -53,7 +53,7 @@ def token_figure(cache: Cache, runs: Sequence[Run], pattern: str | None, count: 
 
 @torch.inference_mode()
 def student_tokens(folder: Path, name: str, batch: Batch) -> Tokens:
-    """The patch tokens (N, T, D) of a run's exported encoder after its final norm."""
+    """The patch tokens (N, T, D) of a run's exported encoder, after its final norm if it has one over tokens."""
     encoder, spec, _ = load_encoder(folder)
-    tokens_NTD = encoder.forward_features(prepare(batch.views_BHWC, spec))[:, encoder.num_prefix_tokens :]
+    _, tokens_NTD = tokens(encoder, prepare(batch.views_BHWC, spec))
     return Tokens(name, spec.grid, tokens_NTD.numpy())

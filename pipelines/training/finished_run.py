@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pipelines.extracting.students import student_spec
 from pipelines.training.targets import Cached, Targets
 from pipelines.training.training_set import Snapshot, teachers_of
 from unic_cache.cache import Cache, CachedTeacher
@@ -17,7 +18,7 @@ from unic_cache.config import DistillConfig
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.stream.batches import Batch
 from unic_cache.stream.rows import Rows, usable_rows
-from unic_cache.student.backbone import EncoderSpec, build_encoder, encoder_spec, prepare
+from unic_cache.student.backbone import EncoderSpec, build_encoder, prepare
 from unic_cache.student.checkpoint import load_checkpoint
 from unic_cache.student.loss import distillation_loss
 from unic_cache.student.projectors import Student, build_student
@@ -78,9 +79,9 @@ def load_student(
     """
     if not (folder / CHECKPOINT).is_file():
         raise ConfigError(f"{folder} has no {CHECKPOINT}, which holds the projectors that the loss needs; restore it")
-    spec = encoder_spec(settings.student, settings.img_size, settings.patch_size, settings.drop_path)
+    spec = student_spec(settings)
     kinds = {teacher.name: teacher.kinds for teacher in teachers}
-    student = build_student(build_encoder(spec, settings.seed), kinds, settings)
+    student = build_student(build_encoder(spec, settings.seed), spec, kinds, settings)
     steps, _ = load_checkpoint(folder, student, optimizer(student, settings.peak_lr(), settings.weight_decay))
     return student.eval(), spec, steps
 

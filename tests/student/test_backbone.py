@@ -6,13 +6,16 @@ import timm
 import torch
 from torch import Tensor
 
+from tests import tiny_models
 from unic_cache.errors import ConfigError
-from unic_cache.student.backbone import EncoderSpec, block_tokens, build_encoder, embed, encoder_spec, prepare
+from unic_cache.student.anatomy import levels_of
+from unic_cache.student.backbone import EncoderSpec, anatomy, build_encoder, embed, encoder_spec, prepare
 from unic_cache.student.ladder import Ladder
 from unic_cache.student.loss import distillation_loss, drop_uniforms
 from unic_cache.student.projectors import Student
 from unic_cache.token_kinds import TokenKind
 
+assert tiny_models.default_cfgs
 TINY = EncoderSpec("vit_tiny_patch16_224", 32, 8)
 WITHOUT_CLASS_TOKEN = EncoderSpec("vit_pwee_patch16_reg1_gap_256", 32, 16)
 
@@ -53,13 +56,14 @@ def test_drop_path_rises_from_zero_over_the_blocks() -> None:
 
 
 @pytest.mark.parametrize("spec", [TINY, WITHOUT_CLASS_TOKEN], ids=lambda spec: spec.name)
-def test_block_tokens_are_the_blocks_raw_outputs(spec: EncoderSpec) -> None:
+def test_levels_are_the_blocks_raw_outputs(spec: EncoderSpec) -> None:
     encoder = build_encoder(spec, seed=0).eval()
     raw: list[Tensor] = []
     for block in encoder.blocks:
         block.register_forward_hook(lambda module, inputs, output: raw.append(output))
     with torch.inference_mode():
-        tokens = block_tokens(encoder, images(spec))
+        tokens, grids = levels_of(encoder, images(spec))
+    assert set(grids) == {spec.grid}
     assert len(tokens) == len(raw) == len(encoder.blocks)
     prefix = encoder.num_prefix_tokens
     for (cls_BD, patch_BTD), output in zip(tokens, raw, strict=True):
@@ -71,7 +75,7 @@ def test_block_tokens_are_the_blocks_raw_outputs(spec: EncoderSpec) -> None:
 def test_embedding_is_the_class_token_after_the_final_norm() -> None:
     encoder = build_encoder(TINY, seed=0).eval()
     with torch.inference_mode():
-        last_cls = block_tokens(encoder, images(TINY))[-1][0]
+        last_cls = levels_of(encoder, images(TINY)).tokens[-1][0]
         torch.testing.assert_close(embed(encoder, images(TINY)), encoder.norm(last_cls))
 
 
@@ -82,7 +86,7 @@ CLS, PATCH = {"cls": TokenKind(5)}, {"patch": TokenKind(6, (2, 2))}
 @pytest.mark.parametrize("spec", [TINY, WITHOUT_CLASS_TOKEN], ids=lambda spec: spec.name)
 def test_every_parameter_that_requires_a_gradient_gets_one(spec: EncoderSpec, target: dict[str, TokenKind]) -> None:
     encoder = build_encoder(spec, seed=0)
-    student = Student(encoder, Ladder(encoder.embed_dim, len(encoder.blocks), {"t": target}, seed=0)).eval()
+    student = Student(encoder, Ladder(anatomy(spec).widths, {"t": target}, seed=0)).eval()
     guesses = student(images(spec))
     targets = {"t": {kind: torch.randn_like(value) for kind, value in guesses["t"].items()}}
     distillation_loss(guesses, targets, drop_uniforms(0, 0, 0, 2, 1), 0.5).loss.backward()
@@ -123,12 +127,13 @@ def test_views_of_another_size_are_resized_bicubically_and_clamped() -> None:
         ("qqqq", (None, None), r"no model 'qqqq'; try vit_tiny_patch16_224"),
         ("vit_base_patch16_224.nonsense", (None, None), r"timm cannot make .*Invalid pretrained tag \(nonsense\)"),
         (
-            "resnet18",
-            (None, None),
-            r"resnet18 is a ResNet, but a student must be one of timm's plain VisionTransformers",
+            "tiny_blind",
+            (64, None),
+            r"tiny_blind, a Blind, cannot be a student at 64 px: .*forward_interm.* be a plain ViT",
         ),
-        ("vit_tiny_r_s16_p8_224", (None, None), r"plain VisionTransformers"),
-        ("vit_base_patch16_siglip_224", (None, None), r"pools by attention \('map'\)"),
+        ("vgg11", (None, None), r"timm builds a VGG without drop path; choose --drop-path 0"),
+        ("test_convnext", (64, 8), r"a ConvNeXt has no patch size to choose; leave out --patch-size"),
+        ("test_resnet", (102, None), r"102 px are no multiple of the 4 x 4 cells .* choose --img-size 104 or"),
         (
             "vit_tiny_patch16_224",
             (100, None),

@@ -37,6 +37,7 @@ TARGETS = {
     "keys": kinds(None, 2, (2, 4)),
 }
 GRID = (3, 2)
+GRIDS = [GRID] * 3  # of every level
 ALIKE = {name: kinds(6, 6, GRID) for name in "abcd"}  # as four teachers of one size are
 SEVERAL = {  # C-RADIO gives several summary tokens
     "radio": {"clip": TokenKind(5), "dino": TokenKind(6), "patch": TokenKind(6, (2, 4))},
@@ -86,12 +87,12 @@ def blocks(depth: int, width: int, grid: tuple[int, int], batch: int = 2) -> lis
 
 @pytest.mark.parametrize("targets", [TARGETS, SEVERAL])
 def test_ladder_equals_naive_loops(targets: dict[str, dict[str, TokenKind]]) -> None:
-    ladder = Ladder(8, 3, targets, seed=1).double()
+    ladder = Ladder([(8, 8)] * 3, targets, seed=1).double()
     with torch.no_grad():
         for value in ladder.parameters():
             value.add_(0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())))
     outputs = blocks(3, 8, GRID)
-    guesses = ladder(outputs, GRID)
+    guesses = ladder(outputs, GRIDS)
     layers = {name: list(head.children()) for name, head in ladder.heads.items()}
     for name, target in targets.items():
         assert list(guesses[name]) == list(target)
@@ -137,7 +138,7 @@ def loss_of(guesses: dict[str, Tokens]) -> torch.Tensor:
 
 def random_ladder(targets: dict[str, dict[str, TokenKind]], width: int = 8) -> Ladder:
     """Three blocks in float64, with weights far from zero and biases too."""
-    ladder = Ladder(width, 3, targets, seed=1).double()
+    ladder = Ladder([(width, width)] * 3, targets, seed=1).double()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for value in ladder.parameters():
@@ -152,7 +153,7 @@ def test_fused_ladder_has_the_values_and_gradients_of_one_module_after_the_other
     ladder = random_ladder(targets)
     leaves = [torch.cat([cls[:, None], patch], dim=1).requires_grad_() for cls, patch in blocks(3, 8, GRID)]
     outputs = [(leaf[:, 0], leaf[:, 1:]) for leaf in leaves]
-    fused, plain = ladder(outputs, GRID), one_by_one(ladder, outputs, GRID)
+    fused, plain = ladder(outputs, GRIDS), one_by_one(ladder, outputs, GRID)
     assert [(name, list(tokens)) for name, tokens in fused.items()] == [(n, list(t)) for n, t in plain.items()]
     for ours, theirs in zip(flat(fused), flat(plain), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
@@ -162,7 +163,7 @@ def test_fused_ladder_has_the_values_and_gradients_of_one_module_after_the_other
     for name, one, other in zip([*names, *"xyz"], ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
     with torch.no_grad():
-        for ours, theirs in zip(flat(ladder(outputs, GRID)), flat(plain), strict=True):
+        for ours, theirs in zip(flat(ladder(outputs, GRIDS)), flat(plain), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
 
 
@@ -184,10 +185,10 @@ def test_fused_ladder_under_bf16_autocast_is_as_close_as_one_module_after_the_ot
         assert {grad.dtype for grad in grads} == {torch.float32}
         return torch.cat([guess.float().flatten() for guess in guesses]), torch.cat([g.flatten() for g in grads])
 
-    truth = flat(exact(wide, GRID))
+    truth = flat(exact(wide, GRIDS))
     wanted = torch.autograd.grad(torch.stack([guess.square().sum() for guess in truth]).sum(), list(exact.parameters()))
     sides = [torch.cat([value.flatten() for value in values]).float() for values in (truth, wanted)]
-    fused = outcome(lambda given: ladder(given, GRID))
+    fused = outcome(lambda given: ladder(given, GRIDS))
     plain = outcome(lambda given: one_by_one(ladder, given, GRID))
     for ours, theirs, right in zip(fused, plain, sides, strict=True):
         error, usual = (((side - right).norm() / right.norm()).item() for side in (ours, theirs))
@@ -199,7 +200,7 @@ def test_training_steps_change_the_plain_parameters_alike() -> None:
     fused = random_ladder(MIXED)
     plain = copy.deepcopy(fused)
     outputs = blocks(3, 8, GRID)
-    sides = ((fused, lambda: fused(outputs, GRID)), (plain, lambda: one_by_one(plain, outputs, GRID)))
+    sides = ((fused, lambda: fused(outputs, GRIDS)), (plain, lambda: one_by_one(plain, outputs, GRID)))
     for ladder, run in sides:
         adamw = torch.optim.AdamW(ladder.parameters(), lr=1e-3, eps=1e-3, fused=True)
         for _ in range(3):
@@ -209,15 +210,15 @@ def test_training_steps_change_the_plain_parameters_alike() -> None:
             adamw.zero_grad(set_to_none=True)
     for (name, ours), theirs in zip(fused.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
-    again = Ladder(8, 3, MIXED, seed=9).double()
+    again = Ladder([(8, 8)] * 3, MIXED, seed=9).double()
     again.load_state_dict(plain.state_dict())
-    for ours, theirs in zip(flat(again(outputs, GRID)), flat(plain(outputs, GRID)), strict=True):
+    for ours, theirs in zip(flat(again(outputs, GRIDS)), flat(plain(outputs, GRIDS)), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_no_two_gradients_share_memory() -> None:
     ladder = random_ladder(ALIKE)
-    loss_of(ladder(blocks(3, 8, GRID), GRID)).backward()
+    loss_of(ladder(blocks(3, 8, GRID), GRIDS)).backward()
     spans = sorted(
         (value.grad.data_ptr(), value.grad.data_ptr() + value.grad.nbytes)
         for value in ladder.parameters()
@@ -246,7 +247,7 @@ def test_equal_teachers_cost_two_products_a_block_and_token_type() -> None:
     leaves = [leaf.requires_grad_() for output in outputs for leaf in output]
     kinds, depth = 2, 3
     with Products() as forward:
-        loss = loss_of(ladder(outputs, GRID))
+        loss = loss_of(ladder(outputs, GRIDS))
     assert forward.counts == {"mm": kinds, "addmm": kinds * depth, "baddbmm_": kinds * depth}
     with Products() as backward:
         torch.autograd.grad(loss, [*ladder.parameters(), *leaves])
@@ -259,7 +260,7 @@ def test_equal_teachers_cost_two_products_a_block_and_token_type() -> None:
 def test_each_width_of_teachers_on_one_grid_costs_one_second_product_a_block() -> None:
     ladder, outputs = random_ladder(MIXED), blocks(3, 8, GRID)
     with Products() as forward:
-        ladder(outputs, GRID)
+        ladder(outputs, GRIDS)
     cls, patch, elsewhere = len({3, 4, 5, 6, 7}), len({5, 6, 8}), len({2, 3})
     assert forward.counts["baddbmm_"] == 3 * (cls + patch + elsewhere)
     assert forward.counts["addmm"] == 3 * 3
@@ -276,7 +277,7 @@ def test_backward_needs_no_more_than_the_hidden_values_before_gelu() -> None:
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        ladder(outputs, GRID)
+        ladder(outputs, GRIDS)
     kept = sum(storage.nbytes() for pointer, storage in storages.items() if pointer not in given)
     rows, hidden, ones = 2 * (1 + 6), 8 * (1 + 1 + 4), 3
     assert kept == 8 * rows * (len(ALIKE) * hidden + ones)
@@ -286,7 +287,7 @@ def test_kept_positions_are_those_of_all_guesses() -> None:
     ladder, outputs = random_ladder(MIXED), blocks(3, 8, GRID)
     leaves = [leaf.requires_grad_() for output in outputs for leaf in output]
     kept = {(3, 2): torch.tensor([[5, 0, 3], [1, 2, 4]]), (2, 4): torch.tensor([[7], [0]]), (9, 9): torch.tensor([[0]])}
-    some, every = ladder(outputs, GRID, kept), ladder(outputs, GRID)
+    some, every = ladder(outputs, GRIDS, kept), ladder(outputs, GRIDS)
     for name, target in MIXED.items():
         for kind, spec in target.items():
             if spec.grid is not None:
@@ -301,7 +302,7 @@ def test_kept_positions_are_those_of_all_guesses() -> None:
 
 def test_a_grid_without_kept_positions_keeps_all() -> None:
     ladder, outputs = random_ladder(TARGETS), blocks(3, 8, GRID)
-    some, every = ladder(outputs, GRID, {(3, 2): torch.tensor([[0], [1]])}), ladder(outputs, GRID)
+    some, every = ladder(outputs, GRIDS, {(3, 2): torch.tensor([[0], [1]])}), ladder(outputs, GRIDS)
     assert some["vit.s@112"]["patch"].shape == (2, 1, 6)
     assert torch.equal(some["timm:lite"]["patch"], every["timm:lite"]["patch"])
     assert torch.equal(some["cls"]["cls"], every["cls"]["cls"])
@@ -342,7 +343,7 @@ def test_each_distinct_grid_is_sampled_once(monkeypatch: pytest.MonkeyPatch) -> 
         return resample_tokens(patch, grid, target)
 
     monkeypatch.setattr("unic_cache.student.ladder.resample_tokens", counted)
-    Ladder(8, 3, TARGETS, seed=1).double()(blocks(3, 8, GRID), GRID)
+    Ladder([(8, 8)] * 3, TARGETS, seed=1).double()(blocks(3, 8, GRID), GRIDS)
     assert asked == [(3, 2)] * 3 + [(2, 4)] * 3
 
 
@@ -350,7 +351,7 @@ def test_encoder_and_ladder_have_the_papers_sizes() -> None:
     teachers = {name: kinds(768, 768, (14, 14)) for name in ("dino", "deit3", "ibot", "dbot-ft")}
     with torch.device("meta"):
         encoder = build_encoder(encoder_spec("vit_base_patch16_224"), seed=0)
-        ladder = Ladder(768, 12, teachers, seed=0)
+        ladder = Ladder([(768, 768)] * 12, teachers, seed=0)
     assert sum(value.numel() for value in encoder.parameters()) == pytest.approx(85.8e6, abs=0.05e6)
     assert sum(value.numel() for value in ladder.parameters()) == pytest.approx(141.7e6, abs=0.05e6)
     hidden = [projector.get_parameter("0.weight").shape[0] for projector in ladder.heads["dino:cls"].children()]
@@ -360,10 +361,10 @@ def test_encoder_and_ladder_have_the_papers_sizes() -> None:
 def test_weights_depend_on_the_seed_alone_and_are_truncated_normal_with_zero_bias() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one = Ladder(64, 2, TARGETS, seed=3)
+    one = Ladder([(64, 64)] * 2, TARGETS, seed=3)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    same, other = Ladder(64, 2, TARGETS, seed=3), Ladder(64, 2, TARGETS, seed=4)
+    same, other = Ladder([(64, 64)] * 2, TARGETS, seed=3), Ladder([(64, 64)] * 2, TARGETS, seed=4)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     for name, value in one.named_parameters():
         if name.endswith("bias"):
@@ -375,7 +376,7 @@ def test_weights_depend_on_the_seed_alone_and_are_truncated_normal_with_zero_bia
 
 
 def test_checkpoints_have_one_plain_weight_and_bias_a_layer_drawn_one_after_the_other() -> None:
-    state = Ladder(16, 3, TARGETS, seed=3).state_dict()
+    state = Ladder([(16, 16)] * 3, TARGETS, seed=3).state_dict()
     with torch.random.fork_rng():
         torch.manual_seed(3)
         expected: dict[str, torch.Tensor] = {}
@@ -397,16 +398,18 @@ def test_checkpoints_have_one_plain_weight_and_bias_a_layer_drawn_one_after_the_
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.text(st.sampled_from("ab.%2E@:_-"), min_size=1, max_size=6), min_size=1, max_size=4, unique=True))
 def test_any_teacher_names_make_distinct_modules(names: list[str]) -> None:
-    ladder = Ladder(2, 1, {name: kinds(3, 2, (1, 1)) for name in names}, seed=0)
+    ladder = Ladder([(2, 2)], {name: kinds(3, 2, (1, 1)) for name in names}, seed=0)
     assert len(ladder.heads) == 2 * len(names)
-    Ladder(2, 1, {name: dict.fromkeys(names, TokenKind(3)) for name in names}, seed=0)  # any names of kinds too
-    assert list(ladder([(torch.zeros(1, 2), torch.zeros(1, 1, 2))], (1, 1))) == names
-    Ladder(2, 1, ladder.targets, seed=1).load_state_dict(ladder.state_dict())
+    Ladder([(2, 2)], {name: dict.fromkeys(names, TokenKind(3)) for name in names}, seed=0)  # any names of kinds too
+    assert list(ladder([(torch.zeros(1, 2), torch.zeros(1, 1, 2))], [(1, 1)])) == names
+    Ladder([(2, 2)], ladder.targets, seed=1).load_state_dict(ladder.state_dict())
 
 
 def test_student_joins_encoder_and_ladder() -> None:
     encoder = build_encoder(encoder_spec("vit_tiny_patch16_224", 32, 8), seed=0)
-    student = Student(encoder, Ladder(192, 12, {"a": kinds(5, 6, (4, 4)), "b": kinds(None, 3, (2, 2))}, seed=0))
+    student = Student(
+        encoder, Ladder([(192, 192)] * 12, {"a": kinds(5, 6, (4, 4)), "b": kinds(None, 3, (2, 2))}, seed=0)
+    )
     guesses = student(torch.randn(2, 3, 32, 32))
     shapes = {name: {kind: tuple(value.shape) for kind, value in kinds.items()} for name, kinds in guesses.items()}
     assert shapes == {"a": {"cls": (2, 5), "patch": (2, 16, 6)}, "b": {"patch": (2, 4, 3)}}
@@ -416,21 +419,21 @@ def test_student_joins_encoder_and_ladder() -> None:
 
 def test_teachers_that_teach_nothing_are_refused() -> None:
     with pytest.raises(ConfigError, match="teacher mute gives no tokens and has nothing to teach"):
-        Ladder(8, 2, {"a": kinds(3), "mute": kinds(None)}, seed=0)
+        Ladder([(8, 8)] * 2, {"a": kinds(3), "mute": kinds(None)}, seed=0)
     with pytest.raises(ConfigError, match="at least one teacher"):
-        Ladder(8, 2, {}, seed=0)
+        Ladder([(8, 8)] * 2, {}, seed=0)
 
 
 def test_hidden_widths_can_be_the_authors_for_any_student() -> None:
-    ladder = Ladder(6, 3, {"a": kinds(5, None)}, 0, hidden=(7, 11))
+    ladder = Ladder([(6, 6)] * 3, {"a": kinds(5, None)}, 0, hidden=(7, 11))
     shapes = [tuple(value.shape) for name, value in ladder.named_parameters() if name.endswith("0.weight")]
     assert shapes == [(7, 6), (7, 6), (11, 6)]
-    own, said = Ladder(6, 3, {"a": kinds(5, None)}, 0), Ladder(6, 3, {"a": kinds(5, None)}, 0, (6, 24))
+    own, said = Ladder([(6, 6)] * 3, {"a": kinds(5, None)}, 0), Ladder([(6, 6)] * 3, {"a": kinds(5, None)}, 0, (6, 24))
     assert all(torch.equal(one, other) for one, other in zip(own.parameters(), said.parameters(), strict=True))
 
 
 def test_the_last_rung_is_a_ladder_whose_other_rungs_say_nothing() -> None:
-    ladder, last = random_ladder(MIXED), LastRung(8, 3, MIXED, seed=1).double()
+    ladder, last = random_ladder(MIXED), LastRung([(8, 8)] * 3, MIXED, seed=1).double()
     with torch.no_grad():
         for name, head in ladder.heads.items():
             *others, rung = head.children()
@@ -439,7 +442,7 @@ def test_the_last_rung_is_a_ladder_whose_other_rungs_say_nothing() -> None:
                 other.get_parameter("2.weight").zero_()
                 other.get_parameter("2.bias").zero_()
     outputs = blocks(3, 8, GRID)
-    for ours, theirs in zip(flat(last(outputs, GRID)), flat(ladder(outputs, GRID)), strict=True):
+    for ours, theirs in zip(flat(last(outputs, GRIDS)), flat(ladder(outputs, GRIDS)), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=0)
     hidden = [len(value) for name, value in last.named_parameters() if name.endswith("0.weight")]
     assert set(hidden) == {4 * 8}
@@ -447,14 +450,14 @@ def test_the_last_rung_is_a_ladder_whose_other_rungs_say_nothing() -> None:
 
 def test_a_shared_ladder_is_one_whose_two_heads_have_the_same_weights_and_gets_both_gradients() -> None:
     targets = {"a": kinds(6, 6, GRID), "wide": kinds(6, 8, GRID), "b": kinds(5, 5, (2, 4)), "c": kinds(7, None)}
-    shared = Ladder(8, 3, targets, seed=1, shared=True).double()
+    shared = Ladder([(8, 8)] * 3, targets, seed=1, shared=True).double()
     assert list(shared.heads) == ["a:*", "wide:cls", "wide:patch", "b:*", "c:cls"]
-    apart = Ladder(8, 3, targets, seed=2).double()
+    apart = Ladder([(8, 8)] * 3, targets, seed=2).double()
     for name, head in apart.heads.items():
         teacher = name.partition(":")[0]
         head.load_state_dict(shared.heads[f"{teacher}:*" if teacher in "ab" else name].state_dict())
     outputs = blocks(3, 8, GRID)
-    ours, theirs = shared(outputs, GRID), apart(outputs, GRID)
+    ours, theirs = shared(outputs, GRIDS), apart(outputs, GRIDS)
     for one, other in zip(flat(ours), flat(theirs), strict=True):
         assert torch.equal(one, other)
     loss_of(ours).backward()
@@ -472,4 +475,4 @@ def test_one_summary_and_one_grid_kind_of_equal_width_can_share() -> None:
     with pytest.raises(
         ConfigError, match=r"none of wide, c can share its projectors: .* leave out --shared-projectors"
     ):
-        Ladder(8, 3, {"wide": kinds(6, 8, GRID), "c": kinds(7, None)}, seed=1, shared=True)
+        Ladder([(8, 8)] * 3, {"wide": kinds(6, 8, GRID), "c": kinds(7, None)}, seed=1, shared=True)

@@ -22,6 +22,7 @@ from unic_cache.config.options import (
     NUM_WORKERS,
     PATCH_SIZE,
     SHARDS,
+    STUDENT,
     THREADS,
     WEIGHTS,
     WORKER_INDEX,
@@ -141,7 +142,7 @@ class PlanConfig(ExtractConfig):
     keep_views: bool = option(False, "Count the pixels of the views too.")
     images: int = option(256, "Views to measure on.")
     epochs: float = option(200.0, "Epochs of the training that will read the cache.")
-    student: str = option("vit_small_patch16_224", "Student: a timm ViT.", "NAME")
+    student: str = option("vit_small_patch16_224", STUDENT, "NAME")
     img_size: int | None = option(None, IMG_SIZE)
     patch_size: int | None = option(None, PATCH_SIZE)
     precision: str = option("no", "Student's mixed precision.", choices=PRECISIONS)

@@ -40,6 +40,7 @@ PATCH_SIZE = About("Student's patch size in pixels.", unset="the model's")
 SHARDS = About(
     "WebDataset tars: a path, a glob or braces.", "PATTERN", unset="shards/*.tar, else kept views", once=True
 )
+STUDENT = "Student: [timm:]NAME[@SIZE], or a teacher's architecture by its name."
 TEACHERS = About("A teacher in the cache; repeatable.", "NAME", unset="all", flag="teacher")
 THREADS = About("Threads for decoding and reading.", unset="one per core")
 WEIGHTS = About("A teacher's weights file; repeatable.", "[NAME=]FILE")

@@ -13,7 +13,7 @@ from unic_cache.config.choices import (
     TRACKERS,
     TRAINED_RECIPES,
 )
-from unic_cache.config.options import CACHE, IMG_SIZE, PATCH_SIZE, SHARDS, TEACHERS, THREADS, option
+from unic_cache.config.options import CACHE, IMG_SIZE, PATCH_SIZE, SHARDS, STUDENT, TEACHERS, THREADS, option
 from unic_cache.config.stage import Stage
 from unic_cache.errors import ConfigError
 
@@ -24,7 +24,7 @@ class DistillConfig(Stage):
 
     cache: str = option("cache", CACHE)
     shards: str | None = option(None, SHARDS)
-    student: str = option("vit_base_patch16_224", "Student: a timm ViT.", "NAME")
+    student: str = option("vit_base_patch16_224", STUDENT, "NAME")
     out: str = option("runs/student", "Run folder.", "DIR")
     teachers: tuple[str, ...] = option((), TEACHERS)
     online: bool = option(False, "Run the teachers beside the student instead of reading a cache (to compare).")
@@ -35,7 +35,15 @@ class DistillConfig(Stage):
     calibration_images: int = option(5120, "Views used to estimate statistics (--online only).")
     img_size: int | None = option(None, IMG_SIZE)
     patch_size: int | None = option(None, PATCH_SIZE)
-    init: str | None = option(None, "Initial weights: a file or a timm model.", "FILE_OR_TIMM", unset="random")
+    init: str | None = option(
+        None, "Initial weights: a file, [timm:]NAME, or a teacher such as dino.", "FILE_OR_NAME", unset="random"
+    )
+    normalize: str | None = option(
+        None,
+        "Mean/std of the student's pixels: imagenet, model (timm's for --student), or MEAN/STD.",
+        "RULE",
+        unset="of the model that --init names, else imagenet",
+    )
     recipe: str | None = option(None, "Augmentation recipe.", choices=TRAINED_RECIPES, unset="the cache's")
     size: int | None = option(None, "View size in pixels.", unset="the cache's")
     view_seed: int | None = option(None, "Random seed of the views.", unset="the cache's")

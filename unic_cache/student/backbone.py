@@ -1,9 +1,10 @@
-"""The student's encoder: any plain Vision Transformer of timm, its block outputs and its evaluation feature.
+"""The student's encoder: a timm model, its levels and its evaluation feature, whatever its family.
 
 UNIC's student is a ViT-B/16 with random weights and drop-path rising from 0 to 0.1 over the blocks. The ladder reads
-the blocks' raw outputs; the final norm is used in evaluation only, so no loss reaches it.
+the blocks' raw outputs; the final norm is used in evaluation only, so no loss reaches it. `anatomy` has the rules for
+other families.
 
-Letters: B images, H and W pixels, C the 3 colours, T patch tokens, D the encoder's width.
+Letters: B images, H and W pixels, C the 3 colours, T patch tokens, D channels.
 """
 
 import dataclasses
@@ -15,16 +16,20 @@ from typing import Any, Self
 
 import timm
 import torch
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from unic_cache.errors import ConfigError
 from unic_cache.inputs import network_input
+from unic_cache.student.anatomy import Anatomy, examined, feature_and_patches, is_of_tokens, takes, takes_patch_size
 from unic_cache.student.weights import start_from
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CAN = (
+    "a student can be a plain ViT, an Eva-type (EVA-02, DINOv3, PE), or a model whose stages timm gives as maps: "
+    "ConvNeXt, ResNet, EfficientNet, Swin, MobileNetV4 and others"
+)
+FAILS = (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError)  # timm's models
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class EncoderSpec:
 
     name: str  # timm's
     img_size: int  # pixels, height and width
-    patch_size: int  # pixels, height and width
+    patch_size: int  # pixels, height and width; of a model with maps, those of a cell of its last one
     drop_path: float = 0.1  # rate of the last block; rises linearly from 0 at the first
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of RGB in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
@@ -71,64 +76,77 @@ def encoder_spec(
 ) -> EncoderSpec:
     """The spec of timm's `name`; sizes (pixels) default to the model's own.
 
-    ConfigError for a name that timm does not know, a model that is not a plain ViT, or sizes that do not divide.
+    ConfigError for a name that timm does not know, a model that cannot be a student, or sizes that do not divide.
     """
-    image, patch = _own_sizes(name)
-    return EncoderSpec(
-        name, image if img_size is None else img_size, patch if patch_size is None else patch_size, drop_path
-    )
+    model = _described(name)
+    image = _own_size(model, name) if img_size is None else img_size
+    if takes_patch_size(model):
+        return EncoderSpec(
+            name, image, int(model.patch_embed.patch_size[0]) if patch_size is None else patch_size, drop_path
+        )
+    if drop_path > 0 and not takes(model, "drop_path_rate"):
+        raise ConfigError(f"{name}: timm builds a {type(model).__name__} without drop path; choose --drop-path 0")
+    side = _examined(name, image, None).grids[-1][0]
+    if image % side:
+        nearest = round(image / side) * side
+        raise ConfigError(
+            f"{name}: {image} px are no multiple of the {side} x {side} cells that its last map has there; choose "
+            f"--img-size {nearest} or another multiple of 32"
+        )
+    if patch_size not in {None, image // side}:
+        raise ConfigError(f"{name}: a {type(model).__name__} has no patch size to choose; leave out --patch-size")
+    return EncoderSpec(name, image, image // side, drop_path)
 
 
-def build_encoder(
-    spec: EncoderSpec, seed: int, init: str | None = None, resample: Collection[str] = ()
-) -> VisionTransformer:
+def build_encoder(spec: EncoderSpec, seed: int, init: str | None = None, resample: Collection[str] = ()) -> nn.Module:
     """The encoder, in training mode: random weights that depend on `seed` alone, or those of `init`.
 
     `init` is a file (.safetensors, or .pth without pickled objects) or a timm name with pretrained weights. If
-    `resample` names "positions" or "patches", they are resampled to the spec's size. Only parameters that a loss on the
-    blocks' outputs reaches require gradients. ConfigError if weights cannot be loaded or do not fit.
+    `resample` names "positions" or "patches", they are resampled to the spec's size. Only parameters that a level
+    depends on require gradients. ConfigError if weights cannot be loaded or do not fit.
     """
-    _own_sizes(spec.name)
+    options, unread = create_options(spec), anatomy(spec).unread
+    if takes(_described(spec.name), "drop_path_rate"):
+        options["drop_path_rate"] = spec.drop_path
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        encoder = timm.create_model(
-            spec.name,
-            num_classes=0,
-            img_size=spec.img_size,
-            patch_size=spec.patch_size,
-            drop_path_rate=spec.drop_path,
-        )
+        encoder: nn.Module = timm.create_model(spec.name, num_classes=0, **options)
     if init is not None:
         start_from(encoder, init, resample)
-    for unused in (encoder.norm, encoder.fc_norm):
-        unused.requires_grad_(False)
+    for name in unread:
+        encoder.get_parameter(name).requires_grad_(False)
     return encoder
 
 
-def block_tokens(encoder: VisionTransformer, images_BCHW: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Raw outputs (cls_BD, patch_BTD) of every block, first to last, without the final norm.
-
-    The mean of the patch tokens stands in for a missing class token. Register tokens are left out.
-    """
-    outputs = encoder.forward_intermediates(
-        images_BCHW, return_prefix_tokens=True, norm=False, output_fmt="NLC", intermediates_only=True
-    )
-    if encoder.has_class_token:
-        return [(prefix_BRD[:, 0], patch_BTD) for patch_BTD, prefix_BRD in outputs]
-    patches = [output[0] if isinstance(output, tuple) else output for output in outputs]
-    return [(patch_BTD.mean(dim=1), patch_BTD) for patch_BTD in patches]
+def create_options(spec: EncoderSpec) -> dict[str, Any]:
+    """What timm is told to build the encoder for evaluation, besides its name and num_classes=0."""
+    return _options(spec.name, spec.img_size, spec.patch_size)
 
 
-def embed(encoder: VisionTransformer, images_BCHW: Tensor) -> Tensor:
+def anatomy(spec: EncoderSpec) -> Anatomy:
+    """The encoder's levels, and which parameters they depend on. ConfigError if its maps are not the spec's."""
+    size = spec.patch_size if takes_patch_size(_described(spec.name)) else None
+    found = _examined(spec.name, spec.img_size, size)
+    if found.grids[-1] != spec.grid:
+        raise ConfigError(
+            f"{spec.name} at {spec.img_size} px has a last grid of {found.grids[-1]} and not {spec.grid}: an edited "
+            "spec, or another version of timm"
+        )
+    return found
+
+
+def embed(encoder: nn.Module, images_BCHW: Tensor) -> Tensor:
     """The evaluation feature (B, D), timm's output without head: for most ViTs the normed class token."""
     feature_BD: Tensor = encoder(images_BCHW)
     return feature_BD
 
 
-def tokens(encoder: VisionTransformer, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """`embed`'s feature (B, D) and the patch tokens after the final norm (B, T, D), in one forward pass."""
-    features_BND = encoder.forward_features(images_BCHW)
-    return encoder.forward_head(features_BND), features_BND[:, encoder.num_prefix_tokens :]
+def tokens(encoder: nn.Module, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """`embed`'s feature (B, D) and the patch tokens (B, T, D') on the spec's grid, in one forward pass.
+
+    Patch tokens are those after the final norm, or the cells of the last map as they are.
+    """
+    return feature_and_patches(encoder, images_BCHW)
 
 
 def prepare(views_BHWC: Tensor, spec: EncoderSpec) -> Tensor:
@@ -137,8 +155,8 @@ def prepare(views_BHWC: Tensor, spec: EncoderSpec) -> Tensor:
 
 
 @functools.cache
-def _own_sizes(name: str) -> tuple[int, int]:
-    """Image and patch size (pixels) of timm's model, built without storage. ConfigError if it is not a plain ViT."""
+def _described(name: str) -> Any:
+    """timm's model as it is by default, built without storage. ConfigError if there is none of that name."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
@@ -148,17 +166,34 @@ def _own_sizes(name: str) -> tuple[int, int]:
         raise ConfigError(f"timm knows no model {name!r}; {hint}")
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, num_classes=0)
-    except RuntimeError as error:
+            return timm.create_model(name, num_classes=0)
+    except FAILS as error:
         raise ConfigError(f"timm cannot make {name!r}: {error}") from error
-    if type(model) is not VisionTransformer or not isinstance(model.patch_embed, PatchEmbed):
+
+
+def _own_size(model: Any, name: str) -> int:
+    """The model's own image size (pixels)."""
+    if is_of_tokens(model):
+        return int(model.patch_embed.img_size[0])
+    published = timm.get_pretrained_cfg(name)
+    return 224 if published is None else int(published.input_size[-1])
+
+
+def _options(name: str, img_size: int, patch_size: int | None) -> dict[str, Any]:
+    model = _described(name)
+    options: dict[str, Any] = {"img_size": img_size} if takes(model, "img_size") else {}
+    return {**options, "patch_size": patch_size} if takes_patch_size(model) else options
+
+
+@functools.cache
+def _examined(name: str, img_size: int, patch_size: int | None) -> Anatomy:
+    """The model's anatomy at these sizes (pixels). ConfigError if it cannot be a student."""
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0, **_options(name, img_size, patch_size))
+        return examined(model, img_size)
+    except FAILS as error:
+        kind = type(_described(name)).__name__
         raise ConfigError(
-            f"{name} is a {type(model).__name__}, but a student must be one of timm's plain VisionTransformers, such "
-            "as vit_tiny_patch16_224 or vit_base_patch16_224"
-        )
-    if model.attn_pool is not None:
-        raise ConfigError(
-            f"{name} pools by attention ({model.global_pool!r}), which distillation would leave untrained; choose a "
-            "ViT that pools by token or average"
-        )
-    return int(model.patch_embed.img_size[0]), int(model.patch_embed.patch_size[0])
+            f"{name}, a {kind}, cannot be a student at {img_size} px: {str(error)[:200]}; {CAN}"
+        ) from error

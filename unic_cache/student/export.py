@@ -2,7 +2,7 @@
 
 | part | content |
 |---|---|
-| tensors | the state dict of timm's model with num_classes=0, float32, under timm's names |
+| tensors | the state dict of timm's model with num_classes=0, under timm's names; real numbers in float32 |
 | header metadata `unic_cache` | JSON, sorted keys: `format` 1, `spec` (EncoderSpec), `provenance` (how it was made) |
 
 The same weights, spec and provenance give the same bytes.
@@ -16,11 +16,11 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from unic_cache.errors import ConfigError
 from unic_cache.files.local import LocalFolder
-from unic_cache.student.backbone import EncoderSpec, build_encoder
+from unic_cache.student.backbone import EncoderSpec, build_encoder, create_options
 from unic_cache.student.run_files import ENCODER
 from unic_cache.student.weights import fit_weights
 
@@ -28,12 +28,11 @@ FORMAT = 1
 METADATA = "unic_cache"
 
 
-def save_encoder(
-    path: str | Path, encoder: VisionTransformer, spec: EncoderSpec, provenance: Mapping[str, Any]
-) -> None:
+def save_encoder(path: str | Path, encoder: nn.Module, spec: EncoderSpec, provenance: Mapping[str, Any]) -> None:
     """Write the file atomically, replacing an older one. `provenance` is JSON-ready: teachers, steps, versions."""
     tensors = {
-        name: value.detach().to("cpu", torch.float32).contiguous() for name, value in encoder.state_dict().items()
+        name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
+        for name, value in encoder.state_dict().items()
     }
     metadata = {"format": FORMAT, "spec": spec.to_json(), "provenance": dict(provenance)}
     data = safetensors.torch.save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
@@ -41,7 +40,7 @@ def save_encoder(
     LocalFolder(target.parent).replace(target.name, data)
 
 
-def load_encoder(path: str | Path) -> tuple[VisionTransformer, EncoderSpec, dict[str, Any]]:
+def load_encoder(path: str | Path) -> tuple[nn.Module, EncoderSpec, dict[str, Any]]:
     """(encoder in evaluation mode, spec, provenance) of a file, or of the run's folder that holds it.
 
     ConfigError if the file is missing, broken, not ours or of another format, or if its tensors do not fit.
@@ -62,6 +61,20 @@ def load_encoder(path: str | Path) -> tuple[VisionTransformer, EncoderSpec, dict
     return encoder.eval(), spec, dict(metadata["provenance"])
 
 
+def spec_of_export(path: str | Path) -> EncoderSpec | None:
+    """The spec in a file, or in the run's folder that holds it; None if it is not an exported encoder.
+
+    ConfigError for one of another format.
+    """
+    file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
+    try:
+        with safe_open(file, "pt") as opened:
+            header = (opened.metadata() or {}).get(METADATA)
+    except (SafetensorError, OSError):
+        return None
+    return None if header is None else EncoderSpec.from_json(_metadata(file, header)["spec"])
+
+
 def timm_line(spec: EncoderSpec, path: str | Path) -> str:
     """Python that loads the exported encoder with timm alone (after `import timm`), with its sizes and normalisation.
 
@@ -69,8 +82,9 @@ def timm_line(spec: EncoderSpec, path: str | Path) -> str:
     mean and std.
     """
     overlay = {"input_size": (3, spec.img_size, spec.img_size), "mean": spec.mean, "std": spec.std, "crop_pct": 1.0}
+    options = "".join(f"{name}={value}, " for name, value in create_options(spec).items())
     return (
-        f"timm.create_model({spec.name!r}, num_classes=0, img_size={spec.img_size}, patch_size={spec.patch_size}, "
+        f"timm.create_model({spec.name!r}, num_classes=0, {options}"
         f"pretrained_cfg_overlay={overlay}, checkpoint_path={str(path)!r})"
     )
 

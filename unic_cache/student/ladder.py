@@ -1,14 +1,15 @@
 """The ladder of projectors: turns the encoder's tokens into guesses of every teacher's tokens.
 
-One MLP for each teacher, token kind and encoder block reads the block's raw output; the outputs of all blocks are
-summed. The ladder teaches every depth directly, and is thrown away after training (UNIC, arXiv 2408.05088). Summary
-tokens are guessed from the student's class token, grid tokens from its patch tokens.
+One MLP for each teacher, token kind and level of the encoder (a ViT's block, a stage) reads the level's output; the
+outputs of all levels are summed. The ladder teaches every depth directly, and is thrown away after training (UNIC,
+arXiv 2408.05088). Summary tokens are guessed from the levels' summaries (a ViT's class token), grid tokens from their
+patch tokens. Levels may differ in width and grid.
 
-Heads that read the same tokens (the class token, or patch tokens on one grid) run together, block by block: see `rung`.
+Heads that read the same tokens (summaries, or patch tokens for one grid) run together, level by level: see `rung`.
 The weights are plain parameters, joined anew for every product: the copy is cheap beside the products over a batch, and
 parameters that are views of one joined tensor would silently come apart in deepcopy and in `to(device)`.
 
-Letters: B images, T patch tokens of the student, S of a teacher, N of those the loss sees; D the encoder's width, P a
+Letters: B images, T patch tokens of the student, S of a teacher, N of those the loss sees; D a level's width, P a
 teacher's; h, w grids; R rows, the tokens of all images; Q the widths of heads that run together, side by side.
 """
 
@@ -27,25 +28,25 @@ from unic_cache.token_kinds import Grid, Kinds
 Tokens = dict[str, Tensor]  # kind -> (B, P) of a summary token, (B, S, P) of grid tokens
 Head = tuple[str, str]  # teacher, kind
 INIT_STD = 0.02
-LAST_EXPANSION = 4  # of the hidden width, on the last block
+LAST_EXPANSION = 4  # of the hidden width, on the last level
 SHARED = "*"  # in the name of a module that serves all kinds of a teacher; no kind has this name
 
 
 class Ladder(nn.Module):
-    """sum over blocks b of Linear(D, h_b) - GELU - Linear(h_b, P), with h_b = D, and 4 D on the last block.
+    """sum over levels b of Linear(D_b, h_b) - GELU - Linear(h_b, P), with h_b = D_b, and 4 D_b on the last level.
 
-    Weights are drawn from a normal of std 0.02 truncated at +-2 and depend on `seed` alone; biases are zero. UNIC's
-    code fixes h at 768 and 3072, which is D and 4 D of its ViT-B; `hidden` gives (h, h of the last block) for others.
-    With `shared`, a teacher that `can_share` has one MLP per block for both its token kinds. ConfigError if there is no
-    teacher, or one without tokens, or if `shared` and none can share.
+    `widths` are the channels (summary, patch tokens) of every level. Weights are drawn from a normal of std 0.02
+    truncated at +-2 and depend on `seed` alone; biases are zero. UNIC's code fixes h at 768 and 3072, which is D and
+    4 D of its ViT-B; `hidden` gives (h, h of the last level) for others. With `shared`, a teacher that `can_share` has
+    one MLP per level for both its token kinds. ConfigError if there is no teacher, or one without tokens, or if
+    `shared` and none can share.
     """
 
-    read: ClassVar = slice(None)  # the blocks that have a rung
+    read: ClassVar = slice(None)  # the levels that have a rung
 
     def __init__(
         self,
-        width: int,
-        depth: int,
+        widths: Sequence[tuple[int, int]],
         targets: Mapping[str, Kinds],
         seed: int,
         hidden: tuple[int, int] | None = None,
@@ -56,6 +57,12 @@ class Ladder(nn.Module):
             raise ConfigError("a student needs at least one teacher")
         if silent := [name for name, kinds in targets.items() if not kinds]:
             raise ConfigError(f"teacher {silent[0]} gives no tokens and has nothing to teach; leave it out")
+        own = widths[self.read]
+        if shared and (unlike := next((pair for pair in own if pair[0] != pair[1]), None)):
+            raise ConfigError(
+                f"this student's projectors cannot be shared: a level's summary has {unlike[0]:,} channels and its "
+                f"patch tokens {unlike[1]:,}; leave out --shared-projectors"
+            )
         if shared and not any(map(can_share, targets.values())):
             raise ConfigError(
                 f"none of {', '.join(targets)} can share its projectors: that takes one summary and one grid kind of "
@@ -68,28 +75,36 @@ class Ladder(nn.Module):
             for kind in kinds
         }
         self.heads = nn.ModuleDict()
-        rungs = len(range(depth)[self.read])
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             for (name, kind), module in self._module_of.items():
                 if module not in self.heads:
-                    self.heads[module] = _projectors(width, rungs, self.targets[name][kind].channels, hidden)
+                    tokens = self.targets[name][kind]
+                    read = [summary if tokens.grid is None else patch for summary, patch in own]
+                    self.heads[module] = _projectors(read, tokens.channels, hidden)
 
     def forward(
-        self, blocks: Sequence[tuple[Tensor, Tensor]], grid: Grid, seen: Mapping[Grid, Tensor] | None = None
+        self,
+        levels: Sequence[tuple[Tensor, Tensor]],
+        grids: Sequence[Grid],
+        seen: Mapping[Grid, Tensor] | None = None,
     ) -> dict[str, Tokens]:
-        """Guesses {teacher: {kind: (B, P) or (B, S, P)}} from the (cls_BD, patch_BTD) of every block.
+        """Guesses {teacher: {kind: (B, P) or (B, S, P)}} from the (cls_BD, patch_BTD) of every level.
 
-        `grid` is the student's (T = h * w); patch tokens are sampled at each teacher's token centres first. `seen` maps
+        `grids` are the levels' (T = h * w); patch tokens are sampled at each teacher's token centres first. `seen` maps
         a teacher's grid to positions (B, N) int64, none twice in an image: its guesses are then (B, N, P), in that
         order. Grids missing from `seen` are guessed whole.
         """
         found: dict[Head, Tensor] = {}
+        read, own = levels[self.read], grids[self.read]
         for target_grid, widths in self._sharing().items():
             if target_grid is None:
-                tokens = [cls_BD for cls_BD, _ in blocks[self.read]]
+                tokens = [cls_BD for cls_BD, _ in read]
             else:
-                tokens = [resample_tokens(patch_BTD, grid, target_grid) for _, patch_BTD in blocks[self.read]]
+                tokens = [
+                    resample_tokens(patch_BTD, grid, target_grid)
+                    for (_, patch_BTD), grid in zip(read, own, strict=True)
+                ]
                 if seen is not None and target_grid in seen:
                     places_BN1 = seen[target_grid][..., None]
                     tokens = [patch_BSD.take_along_dim(places_BN1, dim=1) for patch_BSD in tokens]
@@ -119,7 +134,7 @@ class Ladder(nn.Module):
 
 
 class LastRung(Ladder):
-    """The ladder's last rung alone: Linear(D, h) - GELU - Linear(h, P) of the last block's output, with h = 4 D.
+    """The ladder's last rung alone: Linear(D, h) - GELU - Linear(h, P) of the last level's output, with h = 4 D.
 
     It is what the paper's ablation compares the ladder with. `hidden` is as the ladder's; its first width has no use.
     """
@@ -159,10 +174,12 @@ def _sampling_matrix(size: int, target: int, device: torch.device, dtype: torch.
     return weights.to(device, dtype)
 
 
-def _projectors(width: int, depth: int, dim: int, hidden: tuple[int, int] | None) -> nn.ModuleList:
-    inner, last = hidden or (width, width * LAST_EXPANSION)
+def _projectors(widths: Sequence[int], dim: int, hidden: tuple[int, int] | None) -> nn.ModuleList:
+    middles = [*widths[:-1], widths[-1] * LAST_EXPANSION]
+    if hidden is not None:
+        middles = [hidden[0]] * (len(widths) - 1) + [hidden[1]]
     projectors = nn.ModuleList()
-    for middle in [inner] * (depth - 1) + [last]:
+    for width, middle in zip(widths, middles, strict=True):
         layers = nn.Linear(width, middle), nn.Linear(middle, dim)
         for layer in layers:
             nn.init.trunc_normal_(layer.weight, std=INIT_STD)

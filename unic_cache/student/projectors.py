@@ -1,20 +1,20 @@
 """The projectors by name, and the student that trains with them.
 
-    images -> encoder -> tokens of every block -> projectors -> guesses of every teacher's tokens -> loss
+    images -> encoder -> tokens of every level -> projectors -> guesses of every teacher's tokens -> loss
 
-Projectors are made from (encoder's width, depth, {teacher: kinds}, seed, hidden widths, shared), and are called as
-`Ladder.forward` is. They are thrown away after training.
+Projectors are made from (widths of the encoder's levels, {teacher: kinds}, seed, hidden widths, shared), and are called
+as `Ladder.forward` is. They are thrown away after training.
 
 Letters: B images, H and W pixels, C the 3 colours.
 """
 
 from collections.abc import Callable, Mapping
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from unic_cache.config import DistillConfig
-from unic_cache.student.backbone import block_tokens
+from unic_cache.student.anatomy import levels_of
+from unic_cache.student.backbone import EncoderSpec, anatomy
 from unic_cache.student.ladder import Ladder, LastRung, Tokens
 from unic_cache.token_kinds import Grid, Kinds
 
@@ -24,20 +24,28 @@ PROJECTORS: dict[str, Callable[..., nn.Module]] = {"ladder": Ladder, "last": Las
 class Student(nn.Module):
     """Encoder and projectors as one module, so that a data-parallel wrapper sees one forward."""
 
-    def __init__(self, encoder: VisionTransformer, ladder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, ladder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.ladder = ladder  # checkpoints know all projectors by this name
 
     def forward(self, images_BCHW: Tensor, seen: Mapping[Grid, Tensor] | None = None) -> dict[str, Tokens]:
         """Prepared images to guesses of every teacher's standardized tokens, or of those `seen`: see Ladder.forward."""
-        blocks = block_tokens(self.encoder, images_BCHW)
-        guesses: dict[str, Tokens] = self.ladder(blocks, tuple(self.encoder.patch_embed.grid_size), seen)
+        levels, grids = levels_of(self.encoder, images_BCHW)
+        guesses: dict[str, Tokens] = self.ladder(levels, grids, seen)
         return guesses
 
 
-def build_student(encoder: VisionTransformer, targets: Mapping[str, Kinds], config: DistillConfig) -> Student:
-    """The encoder with the projectors that `config` asks for. ConfigError if they cannot be made for these teachers."""
+def build_student(
+    encoder: nn.Module, spec: EncoderSpec, targets: Mapping[str, Kinds], config: DistillConfig
+) -> Student:
+    """The encoder with the projectors that `config` asks for. ConfigError if they cannot be made for these teachers.
+
+    Parameters of the encoder that no teacher's tokens depend on stop requiring gradients.
+    """
+    found = anatomy(spec)
+    if all(tokens.grid is not None for kinds in targets.values() for tokens in kinds.values()):
+        for name in found.unread_by_patches:
+            encoder.get_parameter(name).requires_grad_(False)
     make = PROJECTORS[config.projector]
-    width, depth = encoder.embed_dim, len(encoder.blocks)
-    return Student(encoder, make(width, depth, targets, config.seed, config.ladder_widths, config.shared_projectors))
+    return Student(encoder, make(found.widths, targets, config.seed, config.ladder_widths, config.shared_projectors))

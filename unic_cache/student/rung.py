@@ -1,4 +1,4 @@
-"""One block's share of the guesses: the MLPs of all heads that read the same tokens, as one function.
+"""One level's share of the guesses: the MLPs of all heads that read the same tokens, as one function.
 
 One product for all first layers, one GELU, and one product per teacher width for all second layers, added to the sum in
 place. Backward keeps only the hidden values before GELU.
@@ -18,9 +18,9 @@ from torch.nn.functional import gelu
 
 
 class Rung(torch.autograd.Function):
-    """total + GELU(x W1' + b1) W2' for the n heads of one block, in place and in the precision of `total`.
+    """total + GELU(x W1' + b1) W2' for the n heads of one level, in place and in the precision of `total`.
 
-    Backward recomputes GELU and the joined weights. With one function per block, a block's memory is free and its
+    Backward recomputes GELU and the joined weights. With one function per level, a level's memory is free and its
     gradients are known before the next one begins.
     """
 

@@ -4,16 +4,15 @@ No pickled object is ever loaded: .safetensors cannot hold one, and torch refuse
 """
 
 import logging
-from collections.abc import Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 import timm
 import timm.models
 import torch
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import Tensor
+from torch import Tensor, nn
 
 from unic_cache.errors import ConfigError, WeightsError
 from unic_cache.weights.conversion import Watch, quickgelu_name
@@ -23,7 +22,7 @@ from unic_cache.weights.untrained import check_values, tell_untrained
 
 HUB_TIMEOUT = 5.0  # seconds for the hub to answer before a download is tried
 SHOWN = 5  # names or shapes in an error
-RESAMPLED = {"positions": "pos_embed", "patches": "patch_embed.proj.weight"}  # only where the user gave the size
+KERNEL = "patch_embed.proj.weight"  # "patches"; all else that is resampled, above all pos_embed, is "positions"
 FLAGS = {"positions": "--img-size", "patches": "--patch-size"}  # that give it
 
 log = logging.getLogger(__name__)
@@ -46,25 +45,16 @@ def read_weights(init: str, shapes: Mapping[str, tuple[int, ...]]) -> State:
     return _read_timm(init)
 
 
-def fit_weights(
-    encoder: VisionTransformer, state: Mapping[str, Tensor], source: str, resample: Collection[str] = ()
-) -> None:
+def fit_weights(encoder: nn.Module, state: Mapping[str, Tensor], source: str, resample: Collection[str] = ()) -> None:
     """Load `state` into `encoder`, every tensor of it.
 
-    A classifier (`head.*`) is left out. If `resample` names them, timm resamples "positions" to another grid and
-    "patches", the kernel, to another size, which is logged. ConfigError names tensors that are missing, left over or of
-    another shape.
+    A classifier is left out. If `resample` names them, timm resamples "positions" to another grid and "patches", the
+    kernel, to another size, which is logged. ConfigError names tensors that are missing, left over or of another shape.
     """
-    watch = Watch()
-    try:
-        with watch:
-            given = checkpoint_filter_fn(dict(state), encoder)
-    except (RuntimeError, KeyError, ValueError, AttributeError, IndexError, TypeError) as error:
-        raise ConfigError(
-            f"{source}: these are not weights of a Vision Transformer ({error}); its names: {first_names(state)}"
-        ) from error
-    given = {name: value for name, value in given.items() if not name.startswith("head.")}
     own = encoder.state_dict()
+    given = _without_classifier(state, encoder)
+    if {name: value.shape for name, value in given.items()} != {name: value.shape for name, value in own.items()}:
+        given = _converted(encoder, state, source, resample)
     faults = [
         *(f"{name} is missing" for name in own if name not in given),
         *(f"{name} has no place" for name in given if name not in own),
@@ -81,8 +71,6 @@ def fit_weights(
             f"the weights of {source} do not fit the student: {'; '.join(faults[:SHOWN])}{more}. "
             f"Choose the --student that they were made for{names}"
         )
-    if watch.resampled:
-        _check_resampled(encoder, state, source, resample, watch.kernels)
     try:
         check_values(dict(given), encoder, source)
     except WeightsError as error:
@@ -90,7 +78,39 @@ def fit_weights(
     encoder.load_state_dict(given)
 
 
-def start_from(encoder: VisionTransformer, init: str, resample: Collection[str]) -> None:
+def _converted(encoder: nn.Module, state: Mapping[str, Tensor], source: str, resample: Collection[str]) -> State:
+    """The tensors by timm's converter for the encoder's family. ConfigError if it would resample what it may not."""
+    watch = Watch()
+    convert: Callable[[State, nn.Module], State] = getattr(
+        sys.modules[type(encoder).__module__], "checkpoint_filter_fn", lambda given, _: given
+    )
+    try:
+        with watch:
+            given = _without_classifier(convert(dict(state), encoder), encoder)
+    except (RuntimeError, KeyError, ValueError, AttributeError, IndexError, TypeError) as error:
+        raise ConfigError(
+            f"{source}: these are not weights of the student, a {type(encoder).__name__} ({error}); its names: "
+            f"{first_names(state)}"
+        ) from error
+    fits = {name: value.shape for name, value in given.items()} == {k: v.shape for k, v in encoder.state_dict().items()}
+    if watch.resampled and fits:
+        _check_resampled(encoder, state, source, resample, watch.kernels)
+    return given
+
+
+def _without_classifier(state: Mapping[str, Tensor], encoder: nn.Module) -> State:
+    """The tensors but for those of a classifier, which the encoder lacks."""
+    own, published = encoder.state_dict().keys(), getattr(encoder, "pretrained_cfg", None) or {}
+    classifier = published.get("classifier") or ()
+    parts = ("head", *((classifier,) if isinstance(classifier, str) else classifier))
+    return {
+        name: value
+        for name, value in state.items()
+        if name in own or not name.startswith(tuple(f"{part}." for part in parts))
+    }
+
+
+def start_from(encoder: nn.Module, init: str, resample: Collection[str]) -> None:
     """Load the weights of a file or a timm name into `encoder`; see `read_weights` and `fit_weights`."""
     shapes = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
     fit_weights(encoder, read_weights(init, shapes), init, resample)
@@ -98,27 +118,28 @@ def start_from(encoder: VisionTransformer, init: str, resample: Collection[str])
 
 
 def _check_resampled(
-    encoder: VisionTransformer, state: Mapping[str, Tensor], source: str, resample: Collection[str], kernels: bool
+    encoder: nn.Module, state: Mapping[str, Tensor], source: str, resample: Collection[str], kernels: bool
 ) -> None:
     """Log what was resampled. ConfigError if the user did not give the size."""
     own = encoder.state_dict()
-    for what, name in RESAMPLED.items():
-        theirs = tuple(state[name].shape) if name in state else ("unknown",)
-        if (theirs == tuple(own[name].shape)) if name in state else (what == "patches") != kernels:
-            continue
-        shapes = f"{what} ({name}) are resampled from {theirs} to {tuple(own[name].shape)}"
+    named = [name for name in own if name in state and state[name].shape != own[name].shape]
+    found = [("patches" if name == KERNEL else "positions", name, str(tuple(state[name].shape))) for name in named]
+    if not found:  # under other names
+        found = [("patches", KERNEL, "an unknown shape")] if kernels else [("positions", "pos_embed", "another grid")]
+    for what, name, theirs in found:
+        shapes = f"{what} ({name}) are resampled from {theirs} to {tuple(own[name].shape) if name in own else 'fit'}"
         if what not in resample:
             raise ConfigError(
                 f"{source} does not fit the student unless its {shapes}; choose the --img-size and --patch-size of the "
-                f"weights, or say {FLAGS[what]} {_size(encoder, what)} to have it so"
+                f"weights, or say {FLAGS[what]}{_size(encoder, what)} to have it so"
             )
         log.warning("%s: %s", source, shapes)
 
 
-def _size(encoder: VisionTransformer, what: str) -> int:
-    """The student's image or patch size, in pixels."""
-    embed: Any = encoder.patch_embed
-    return int((embed.img_size if what == "positions" else embed.patch_size)[0])
+def _size(encoder: nn.Module, what: str) -> str:
+    """The student's image or patch size in pixels, after a space, if the model says it."""
+    size = getattr(getattr(encoder, "patch_embed", None), "img_size" if what == "positions" else "patch_size", None)
+    return "" if size is None else f" {int(size[0])}"
 
 
 def _read_timm(name: str) -> State:

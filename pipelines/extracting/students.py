@@ -1,0 +1,120 @@
+"""A student by name, in the spellings that teachers have, and the weights that it starts from.
+
+| --student | architecture | image size, unless --img-size says it |
+|---|---|---|
+| NAME or timm:NAME | timm's | timm's |
+| timm:NAME@SIZE | timm's | SIZE |
+| a teacher in the catalog, as dino or dino@SIZE | that teacher's | that teacher's, or SIZE |
+
+`--init` takes a file, a timm name (with `timm:` or without), or a teacher in the catalog, whose weights are found and
+checked as for extraction. Pixels are normalised as `--normalize` says; unless it does, as the model expects that --init
+names or an exported encoder's spec tells, and otherwise by ImageNet's mean and std.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from pipelines.extracting.teacher_weights import normalization
+from unic_cache.config import DistillConfig
+from unic_cache.errors import ConfigError
+from unic_cache.student.backbone import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, build_encoder, encoder_spec
+from unic_cache.student.export import spec_of_export
+from unic_cache.student.weights import fit_weights
+from unic_cache.teachers.catalog import CATALOG, resolve
+from unic_cache.teachers.model import load_teacher
+from unic_cache.weights.untrained import tell_untrained
+
+Colour = tuple[float, float, float]
+Pixels = tuple[Colour, Colour]  # mean and std of RGB in [0, 1]
+TIMM = "timm:"
+IMAGENET, MODEL = "imagenet", "model"  # by name
+
+
+def named_spec(
+    student: str, img_size: int | None = None, patch_size: int | None = None, drop_path: float = 0.1
+) -> EncoderSpec:
+    """The spec of `--student`. ConfigError for a name that is neither timm's nor the catalog's, or two sizes."""
+    base, at, size = student.partition("@")
+    if at and not size.isdecimal():
+        raise ConfigError(f"--student {student!r}: after '@' comes the input size in px, as in {base}@224")
+    if at and img_size not in {None, int(size)}:
+        raise ConfigError(f"--student {student} and --img-size {img_size} are two sizes; give one")
+    own = int(size) if at else None
+    if base in CATALOG:
+        teacher = resolve(student)
+        return encoder_spec(teacher.arch, img_size or teacher.input_size, patch_size, drop_path)
+    return encoder_spec(base.removeprefix(TIMM), img_size or own, patch_size, drop_path)
+
+
+def student_spec(config: DistillConfig) -> EncoderSpec:
+    """The spec of a run's student, with the mean and std of its pixels. ConfigError if it cannot be made."""
+    spec = named_spec(config.student, config.img_size, config.patch_size, config.drop_path)
+    mean, std = pixels_of(config, spec)
+    return dataclasses.replace(spec, mean=mean, std=std)
+
+
+def pixels_of(config: DistillConfig, spec: EncoderSpec) -> Pixels:
+    """Mean and std by --normalize, or else by --init. ConfigError if timm does not know the model's."""
+    if config.normalize == MODEL:
+        found = timm_pixels(spec.name)
+        if found is None:
+            raise ConfigError(f"--normalize {MODEL}: timm states no mean and std of {spec.name}; give them as MEAN/STD")
+        return found
+    if config.normalize not in {None, IMAGENET}:
+        return normalization(str(config.normalize))
+    if config.normalize is None and config.init is not None:
+        return init_pixels(config.init) or (IMAGENET_MEAN, IMAGENET_STD)
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def init_pixels(init: str) -> Pixels | None:
+    """What the model that --init names expects; None for a file that does not say."""
+    if Path(init).exists() and not timm.is_model(init):
+        exported = spec_of_export(init)
+        return None if exported is None else (exported.mean, exported.std)
+    if init in CATALOG:
+        return CATALOG[init].mean, CATALOG[init].std
+    return timm_pixels(init.removeprefix(TIMM))
+
+
+def timm_pixels(name: str) -> Pixels | None:
+    """The mean and std that timm states of a model."""
+    known = timm.is_model(name.partition(".")[0])
+    published = timm.get_pretrained_cfg(name, allow_unregistered=True) if known else None
+    if published is None or published.mean is None or published.std is None:
+        return None
+    (r, g, b), (x, y, z) = published.mean, published.std
+    return (r, g, b), (x, y, z)
+
+
+def pixels_words(spec: EncoderSpec) -> str:
+    """The mean and std of the student's pixels, for people."""
+    if (spec.mean, spec.std) == (IMAGENET_MEAN, IMAGENET_STD):
+        return "ImageNet's mean/std"
+    return "mean/std " + "/".join(",".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
+
+
+def started_encoder(config: DistillConfig, spec: EncoderSpec) -> nn.Module:
+    """The encoder with its first weights. ConfigError or TeacherError if they cannot be had, or do not fit."""
+    init = config.init
+    if init is None or init not in CATALOG or Path(init).is_file():
+        return build_encoder(spec, config.seed, init and init.removeprefix(TIMM), sizes_given(config))
+    teacher = CATALOG[init]
+    if teacher.source == "file":
+        raise ConfigError(
+            f"--init {init}: its authors publish the weights at {teacher.published}; fetch the file, and give it as "
+            "--init FILE"
+        )
+    encoder = build_encoder(spec, config.seed)
+    fit_weights(encoder, load_teacher(teacher).model.state_dict(), f"--init {init}", sizes_given(config))
+    tell_untrained(encoder, f"--init {init}")
+    return encoder
+
+
+def sizes_given(config: DistillConfig) -> tuple[str, ...]:
+    """Which weights of --init may be resampled: those whose size the user gave."""
+    positions = config.img_size is not None or config.patch_size is not None or "@" in config.student
+    return ("positions",) * positions + ("patches",) * bool(config.patch_size)
