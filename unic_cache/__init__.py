@@ -42,6 +42,8 @@ _HOMES = {
     "FeatureDataset": "unic_cache.stream.dataset",
     "open_cache": "unic_cache.cache",
 }
+import_module("unic_cache.evaluate")  # before the function of that name, which a later import would replace
+
 _P = ParamSpec("_P")
 _Config = TypeVar("_Config")
 _Found = TypeVar("_Found")

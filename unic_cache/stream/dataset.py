@@ -41,6 +41,7 @@ from unic_cache.stream.given_tokens import GivenTokens
 from unic_cache.stream.loop_process import this_rank, usable_device
 from unic_cache.stream.order import Order
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
+from unic_cache.token_kinds import Kinds
 
 NO_WORKERS = (
     "a FeatureDataset reads ahead in threads of its own process, so worker processes would only read everything again: "
@@ -67,7 +68,7 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
 
     Each loop over the dataset is one epoch, in a new order and under the next cached view; `set_epoch` chooses another.
     An epoch has every image once over all ranks, and all ranks have `len(dataset)` batches: `batch_size` images each,
-    and at the end what is left, divided evenly (`drop_last` leaves it out).
+    and at the end what is left, divided evenly.
 
     For a DataLoader: `DataLoader(dataset, batch_size=None)`, without worker processes. `state_dict` and
     `load_state_dict` resume at the exact batch; torchdata's StatefulDataLoader calls them.
@@ -87,6 +88,7 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
     - `images`: False for features alone; no tars are needed then.
     - `mean`, `std`, `img_size`: give images as a network takes them: (x / 255 - mean) / std, resized if sizes differ.
     - `shuffle`, `seed`: the order of each epoch; False for the order of the cache.
+    - `drop_last`: leave out the images after the last whole step of an epoch.
     - `rank`, `world`: this process and how many there are. Default: torch.distributed's if initialized, else 0 of 1.
     - `device`: where batches are decoded. Codes are copied there, which are far smaller than features.
     - `numpy`: give numpy arrays that share the tensors' memory; only on the CPU.
@@ -174,6 +176,11 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
 
     def __getstate__(self) -> NoReturn:
         raise ConfigError(NO_WORKERS)
+
+    @property
+    def token_kinds(self) -> dict[str, Kinds]:
+        """Each teacher's token kinds by name: `.channels`, and `.grid`, (height, width) in tokens or None."""
+        return {teacher.name: teacher.kinds for teacher in self.chosen.teachers}
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next loop show this epoch from its beginning; a place in it that was loaded, or read up to, is kept.
