@@ -86,6 +86,7 @@ RANGES = {
     "tokens": Range(1, (LARGEST_IMAGE // 4) ** 2),
     "val_fraction": SHARE,
     "view_seed": SEED,
+    "view": Range(0, 99_999),
     "views": Range(1, 100_000),
     "warmup": SHARE,
     "weight_decay": Range(0, 10),

@@ -38,7 +38,7 @@ from unic_cache.stream.decoder_probe import check_pixels
 from unic_cache.stream.epoch_split import EpochSplit
 from unic_cache.stream.given_batch import FeatureBatch, GivenBatch, labelled_rows, prepared
 from unic_cache.stream.given_tokens import GivenTokens
-from unic_cache.stream.loop_process import this_rank, usable_device
+from unic_cache.stream.loop_arguments import check_flags, several, this_rank, usable_device, views_asked
 from unic_cache.stream.order import Order
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.token_kinds import Kinds
@@ -132,6 +132,8 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
     def __post_init__(self) -> None:
         numbers = ("batch_size", "size", "view_seed", "tokens", "img_size", "seed", "pixel_tolerance", "threads")
         check_integers({name: getattr(self, name) for name in numbers})
+        flags = ("images", "shuffle", "drop_last", "numpy", "skip_broken")
+        check_flags({name: getattr(self, name) for name in flags})
         self.rank, self.world = this_rank(self.rank, self.world)
         self.device = usable_device(self.device, self.numpy)
         cache = self.cache if isinstance(self.cache, Cache) else open_cache(check_path(str(self.cache), "cache"))
@@ -246,9 +248,9 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
             epoch, batch = epoch + 1, 0
 
     def _choose(self, cache: Cache) -> Chosen:
-        teachers = chosen_teachers(cache, several(self.teachers), several(self.kinds))
+        teachers = chosen_teachers(cache, several("teachers", self.teachers), several("kinds", self.kinds))
         views = chosen_views(cache, teachers, self.recipe, self.size, self.view_seed)
-        numbers = chosen_numbers(cache, teachers, views, self.views)
+        numbers = chosen_numbers(cache, teachers, views, views_asked(self.views))
         pattern = None if self.shards is None else check_pattern(str(self.shards), "shards")
         tars = chosen_tars(cache, pattern, self.split, views, numbers, self.images)
         return chosen_rows(cache, teachers, views, numbers, tars, self.skip_broken)
@@ -284,8 +286,3 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
             "shuffle": self.shuffle,
             "seed": self.seed,
         }
-
-
-def several(names: Sequence[str] | str | None) -> tuple[str, ...] | None:
-    """The names; one name stands for itself."""
-    return (names,) if isinstance(names, str) else None if names is None else tuple(names)

@@ -5,6 +5,7 @@ Letters: B images.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -45,7 +46,7 @@ def prepared(
     if not images:
         raise ConfigError("mean and std prepare images, but images is False; leave them out")
     for name, colour, least in (("mean", mean, 0.0), ("std", std, 1e-3)):
-        if len(colour) != 3 or not all(least <= value <= 1 for value in colour):
+        if len(colour) != 3 or not all(isinstance(value, Real) and least <= value <= 1 for value in colour):
             raise ConfigError(f"{name} {colour} is not of pixels in [0, 1]; give three, such as (0.485, 0.456, 0.406)")
     red, green, blue = (float(value) for value in mean)
     reds, greens, blues = (float(value) for value in std)

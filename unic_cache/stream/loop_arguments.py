@@ -1,6 +1,8 @@
-"""The process that a training loop of one's own runs in: which of how many it is, and its device."""
+"""Checks of FeatureDataset's arguments, whose types nothing else checks: a loop's rank and device, names and flags."""
 
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import distributed
@@ -41,3 +43,32 @@ def usable_device(name: str | torch.device, numpy: bool) -> torch.device:
     if numpy and device.type != "cpu":
         raise ConfigError(f"numpy arrays are on the CPU, but device is {device}; leave numpy or device out")
     return device
+
+
+def check_flags(given: Mapping[str, Any]) -> None:
+    """ConfigError if a flag is neither True nor False: any text would count as True."""
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"{name} {value!r} is neither True nor False")
+
+
+def several(name: str, given: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    """The texts of an argument; one text stands for itself. ConfigError for anything else, or for none."""
+    if given is None:
+        return None
+    texts = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(
+            f"{name} {given!r} names nothing; give a name or a list of names, or leave {name} out for all"
+        )
+    return tuple(dict.fromkeys(texts))
+
+
+def views_asked(given: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+    """A count of views, or their numbers. ConfigError for anything else."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        check_integers({"views": given})
+        return given
+    for number in given:
+        check_integers({"view": number})
+    return tuple(given)
