@@ -21,11 +21,17 @@ from torch.utils.data import DataLoader
 import unic_cache
 from pipelines import extract
 from tests.conftest import CNN, VIT, picture, png, views_of, write_tar
+from tests.fake_device import FakeDevice
 from tests.test_skip_broken import flip_row
 from unic_cache import FeatureDataset
 from unic_cache.errors import BrokenError, CacheError, ConfigError, ShardError, UnicCacheError
 from unic_cache.inputs import network_input
 from unic_cache.store.sampling import random_positions
+from unic_cache.stream import dataset as datasets
+from unic_cache.stream.address import Address
+from unic_cache.stream.batches import Batch
+from unic_cache.stream.given_batch import GivenBatch, prepared
+from unic_cache.stream.given_tokens import GivenTokens
 from unic_cache.stream.held_out import hold_out
 from unic_cache.stream.order import Order
 
@@ -297,11 +303,18 @@ class TestLoaders:
         assert len(loader) == 6
         assert all(map(equal, loader, dataset()))
 
-    def test_with_workers_are_refused_and_told_why(self, dataset):
+    def test_with_workers_are_refused_and_told_why(self, dataset, monkeypatch):
+        found = dataset(images=False)
+        with pytest.raises(ConfigError, match="num_workers=0"):
+            pickle.dumps(found)  # as a worker that is not forked gets it
+        monkeypatch.setattr(datasets, "get_worker_info", lambda: "a worker")
+        with pytest.raises(ConfigError, match=r"every batch. Use .*batch_size=None, num_workers=0"):
+            iter(found)
+
+    @pytest.mark.slow
+    def test_with_real_workers_are_refused_too(self, dataset):
         with pytest.raises(UnicCacheError, match=r"(?s)workers? .*every batch.*batch_size=None, num_workers=0"):
             next(iter(DataLoader(dataset(), batch_size=None, num_workers=1)))
-        with pytest.raises(ConfigError, match="num_workers=0"):
-            pickle.dumps(dataset())
 
 
 class TestTars:
@@ -391,6 +404,29 @@ class TestBrokenRows:
         found = dataset(cache=folder, skip_broken=True, shards=dataset().shards.replace("*", "000002"))
         with pytest.raises(BrokenError, match="none of a batch's 5 images is as committed; run `unic-cache verify`"):
             list(found)
+
+
+@pytest.mark.parametrize("scale", ["channel", "phi-s", "none"])
+@pytest.mark.parametrize("good", [[True] * 4, [True, False, True, True]])
+def test_a_gpu_gets_codes_and_makes_the_rest_without_a_wait(cache, scale, good):
+    teachers = [cache.teachers[VIT]]
+    parts = {VIT: {array.name: torch.ones(4, *array.row, dtype=torch.float16) for array in teachers[0].arrays}}
+    views = torch.zeros(4, 32, 32, 3, dtype=torch.uint8)
+    read = Batch([Address(0, 0, row, 0) for row in range(4)], views, parts, torch.tensor(good))
+    with FakeDevice() as fake:
+        tokens = GivenTokens(teachers, 0, 2, scale, fake.device)
+        given = GivenBatch(
+            cache, teachers, tokens, True, prepared(*IMAGENET.values(), 48, 32, True), True, fake.device, False
+        )
+        for _ in range(2):
+            fake.to_device.clear()
+            fake.blocking.clear()
+            found = given(read)
+    assert (fake.to_host, fake.blocking) == ([], [])
+    assert all(tensor.device == fake.device for tensor in (found["image"], found["key"], *found[VIT].values()))
+    codes = [name for name in fake.to_device if name.startswith("float")]
+    assert len(codes) == len(teachers[0].arrays)
+    assert found[VIT]["patch"].shape == (sum(good), 2, 64)
 
 
 @pytest.mark.parametrize(

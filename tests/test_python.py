@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import unic_cache
 from pipelines import distill
@@ -30,7 +28,7 @@ def test_dir_shows_what_there_is_and_nothing_is_loaded_before_it_is_used():
         unic_cache.Dataset  # noqa: B018
     code = (
         "import sys, unic_cache; dir(unic_cache); help(unic_cache.distill); assert 'torch' not in sys.modules;"
-        "from unic_cache.evaluate import curves; assert unic_cache.evaluate is not sys.modules['unic_cache.evaluate']"
+        "from unic_cache.evaluate import run_log; assert unic_cache.evaluate is not sys.modules['unic_cache.evaluate']"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
 
@@ -41,29 +39,35 @@ def test_the_dataset_explains_every_argument_and_no_other():
     assert sorted(name for line in told for name in re.findall(r"\w+", line)) == sorted(arguments)
 
 
-def test_the_lines_of_the_docs_run(cache_folder, shards, weights, tmp_path, monkeypatch):
+def run_docs(blocks: slice, changes: dict[str, str]) -> dict:
+    """The names that some of docs/PYTHON.md's code blocks define, with parts of the code changed."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/PYTHON.md").read_text(), re.DOTALL)[blocks])
+    for shown, changed in changes.items():
+        assert shown in code
+        code = code.replace(shown, changed)
+    scope = {"unic_cache": unic_cache}
+    exec(code, scope)
+    return scope
+
+
+@pytest.fixture
+def place(cache_folder, shards, tmp_path, monkeypatch) -> Path:
+    """A working folder with `cache` and `shards`."""
     shutil.copytree(cache_folder, tmp_path / "cache")
     (tmp_path / "shards").symlink_to(shards.folder)
     monkeypatch.chdir(tmp_path)
-    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/PYTHON.md").read_text(), re.DOTALL))
-    ours = {
+    return tmp_path
+
+
+def test_the_lines_of_the_docs_give_batches_samples_and_rows(place):
+    changes = {
         '"dino"': repr(VIT),
-        '"dino.pth"': repr(str(weights[VIT])),
         '"n01440764_10026", view=3': '"image00040", view=1',
         "(0, 3, ": "(0, 1, ",
         "unic-224-0-000": "unic-32-0-000",
         "batch_size=256": "batch_size=16",
-        "views=4": "views=2",
-        'student="vit_small_patch16_224"': 'student="test_vit", img_size=32, patch_size=16, batch_size=16',
-        'out="runs/small"': 'out="runs/small", tracker="none"',
-        "epochs=100": "epochs=0.2",
-        'shards="labelled/*.tar"': 'shards="shards/*.tar", task="knn", k=5',
     }
-    for shown, changed in ours.items():
-        assert shown in code
-        code = code.replace(shown, changed)
-    scope = {}
-    exec(code, scope)
+    scope = run_docs(slice(3), changes)
     assert {name: tuple(scope[name].shape[1:]) for name in ("image", "cls", "patch")} == {
         "image": (32, 32, 3),
         "cls": (64,),
@@ -72,19 +76,35 @@ def test_the_lines_of_the_docs_run(cache_folder, shards, weights, tmp_path, monk
     assert len(next(iter(scope["loader"]))["key"]) == 16
     assert {kind: tuple(x.shape) for kind, x in scope["one"].items()} == {"cls": (64,), "patch": (4, 64)}
     assert {kind: tuple(x.shape) for kind, x in scope["rows"].items()} == {"cls": (3, 64), "patch": (3, 4, 64)}
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_docs_run_the_stages(place, weights):
+    changes = {
+        '"dino"': repr(VIT),
+        '"dino.pth"': repr(str(weights[VIT])),
+        "views=4": "views=2",
+        'student="vit_small_patch16_224"': 'student="test_vit", img_size=32, patch_size=16, batch_size=16',
+        'out="runs/small"': 'out="runs/small", tracker="none"',
+        "epochs=100": "epochs=0.2",
+        'shards="labelled/*.tar"': 'shards="shards/*.tar", task="knn", k=5',
+    }
+    scope = run_docs(slice(3, None), changes)
     assert (scope["summary"].units, scope["summary"].skipped, scope["trained"].steps) == (0, 6, 1)
     assert "student" in [one["name"] for one in scope["result"].to_json()["encoders"]]
+    assert callable(unic_cache.evaluate)
 
 
 class TestFunctions:
-    def test_do_what_the_stage_does(self, training, tmp_path):
-        config = training(steps=2)
-        given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-        distill.run(config)
-        done = unic_cache.distill(**{**given, "out": tmp_path / "other", "teachers": [], "lr": 1e-3})
-        one, other = (load_file(path) for path in (tmp_path / "run/encoder.safetensors", done.encoder))
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
+    def test_run_the_stage_with_the_config_that_the_settings_mean(self, monkeypatch):
+        monkeypatch.setattr(distill, "run", lambda config: config)
+        meant = DistillConfig(cache="a/b", teachers=("dino",), epochs=3.0, ladder_widths=(8, 9), lr=1e-3, tf32=False)
+        given = {"teachers": "dino", "epochs": 3, "ladder_widths": [8, 9], "lr": 1e-3, "tf32": False}
+        assert unic_cache.distill(cache=Path("a/b"), **given) == meant
+        assert unic_cache.distill(cache="a/b", **{**given, "teachers": ["dino"]}) == meant
+        pairs = unic_cache.distill(online=True, teachers=["dino"], weights={"dino": Path("x.pth")}).weights
+        assert pairs == (("dino", "x.pth"),)
+        assert unic_cache.distill() == DistillConfig()
 
     @pytest.mark.parametrize(("name", "config"), STAGES)
     def test_have_the_settings_of_the_config_and_explain_them(self, name, config):
