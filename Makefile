@@ -62,6 +62,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.codecs
 	$(BIN)/python -m benchmarks.reading --codec int8 int4 f16 klt
 	$(BIN)/python -m benchmarks.reading --codec f16 klt --throttle 500
+	$(BIN)/python -m benchmarks.reading --codec f16 klt --loop
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.ladder
 	$(BIN)/python -m benchmarks.extracting

@@ -16,7 +16,8 @@ batches of 128. A JSON line for each codec, images a second and ratios:
 `warm`: all of it is in the page cache. `cold`: none is (posix_fadvise), and the store is read as one that does not fit
 in memory: past the page cache. `cpu_ms` is the process's own time for an image. `--throttle 500` reads from a store
 that gives 500 MB a second, as a network disk may, instead: features alone, with crops as they are (`raw`), and with
-crops as differences (`compact`).
+crops as differences (`compact`). `--loop` reads and decodes to float32 tokens instead, as `distill` does in its loop
+(`distill`) and as `FeatureDataset` does for one's own (`dataset`), and gives their ratio.
 """
 
 import argparse
@@ -24,19 +25,20 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 import webdataset
 import zarr
 
 from benchmarks.stores import ROWS, VIEWS, Throttled, write, write_theia
+from pipelines.training.targets import Cached
 from unic_cache.ahead import thread_pool
 from unic_cache.buffers import Ring
 from unic_cache.cache import Cache
@@ -47,10 +49,11 @@ from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, index_bytes, object_n
 from unic_cache.store.member import Member
 from unic_cache.store.open_objects import OpenObjects
 from unic_cache.stream.address import Address
-from unic_cache.stream.batches import Stream
+from unic_cache.stream.batches import Batch, Stream
+from unic_cache.stream.dataset import FeatureDataset
 from unic_cache.stream.gather import pieces
 from unic_cache.stream.order import Order
-from unic_cache.stream.pixels import Finish, Image, KeptPixels, ViewBatch
+from unic_cache.stream.pixels import KeptPixels
 from unic_cache.stream.rows import usable_rows
 
 BATCH = 128
@@ -65,6 +68,7 @@ def main() -> None:
     parser.add_argument("--quality", type=float, default=DEFAULT_QUALITY, help="of klt")
     parser.add_argument("--images", type=int, default=4096, help="a multiple of 1024")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--loop", action="store_true", help="decoded, by distill's loop and by FeatureDataset, alone")
     parser.add_argument("--throttle", type=float, default=0, help="MB/s; 0 is what the disk gives")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -72,7 +76,8 @@ def main() -> None:
     ways = [(codec, coder) for codec in options.codec for coder in (options.coder if codec == FITTED else CODERS[:1])]
     for codec, coder in ways:
         with tempfile.TemporaryDirectory() as folder, thread_pool(options.threads) as pool:
-            found = (throttled if options.throttle else measured)(Path(folder), codec, coder, pool, options)
+            way = throttled if options.throttle else looped if options.loop else measured
+            found = way(Path(folder), codec, coder, pool, options)
         first = first or found
         if found is not first:
             found["to_first"] = to_first(found, first)
@@ -133,6 +138,19 @@ def throttled(
     return {"throttle": options.throttle, **found}
 
 
+def looped(
+    folder: Path, codec: str, coder: str, pool: ThreadPoolExecutor, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Decoded batches of one epoch after the other, warm."""
+    write(LocalFolder(folder), codec, options.images // ROWS, coder=coder, quality=options.quality)
+    store = Store(LocalFolder(folder), pool)
+    dataset = FeatureDataset(folder, batch_size=BATCH, threads=options.threads)
+    ways = {"distill": store.decoded, "dataset": lambda: sum(len(batch["image"]) for batch in dataset)}
+    found: dict[str, Any] = rates(ways)
+    ratio = found["dataset"]["images_per_second"] / found["distill"]["images_per_second"]
+    return {**found, "dataset_to_distill": round(ratio, 3)}
+
+
 def rates(ways: dict[str, Callable[[], int]], cold: Path | None = None, runs: int = 5) -> dict[str, dict[str, float]]:
     """The best of some runs of each way, in turns, after one that does not count."""
     best: dict[str, dict[str, float]] = {}
@@ -170,17 +188,30 @@ class Store:
         self.objects = OpenObjects(location)
         self.record = lru_cache(lambda member, unit: member.record(unit))
         self.order = Order(rows, (0,), 0)
-        pixels = KeptPixels(VIEWS, self.cache, pool) if kept_views else Elsewhere()
-        self.stream = Stream(self.cache, self.teachers, VIEWS, pixels, pool, check_pixels=kept_views)
+        pixels = KeptPixels(VIEWS, self.cache, pool) if kept_views else None
+        self.stream = Stream(self.cache, self.teachers, VIEWS, pixels, pool)
+        self.decode = Cached(self.teachers)
         self.members = [teacher.member for teacher in self.teachers]
         if kept_views and self.cache.pixels is not None:
             self.members.append(self.cache.pixels)
 
     def ours(self, epochs: int) -> int:
         """All batches of some epochs."""
+        return sum(len(batch.wanted) for batch in self._batches(epochs))
+
+    def decoded(self) -> int:
+        """As many batches as an epoch has of one endless stream, and their tokens as `distill` decodes them."""
+        for batch in islice(self._endless, self.images // BATCH):
+            self.decode(batch, batch.views_BHWC)
+        return self.images
+
+    @cached_property
+    def _endless(self) -> Iterator[Batch]:
+        return self._batches(10**6)
+
+    def _batches(self, epochs: int) -> Iterator[Batch]:
         starts = range(0, epochs * self.images, BATCH)
-        batches = (self.order.samples(start, start + BATCH) for start in starts)
-        return sum(len(batch.views_BHWC) for batch in self.stream.batches(batches))
+        return self.stream.batches(self.order.samples(start, start + BATCH) for start in starts)
 
     def stock_rows(self) -> int:
         """One row after the other, in the order of training."""
@@ -208,20 +239,6 @@ class Store:
             (array.tile > 0, zarr.open_array(folder / array.name, mode="r"))
             for member, folder in folders
             for array in member.arrays
-        ]
-
-
-class Elsewhere:
-    """Views that cost nothing, in the place of those that come from elsewhere."""
-
-    def start(self, wanted: Sequence[Address], size: int) -> Finish:
-        raise NotImplementedError
-
-    def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
-        """Whatever the memory held."""
-        return [
-            lambda wanted=wanted: lambda: ViewBatch(views_NHWC[: len(wanted)], np.zeros(len(wanted), np.uint32), {})
-            for wanted in batches
         ]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.command.caches import opened
+from pipelines.command.caches import opened, refuse_other_folders
 from pipelines.command.device import device_words, pick_device
 from pipelines.command.progress import Progress, begins, say
 from pipelines.command.shares import share_lines
@@ -24,7 +24,7 @@ from pipelines.extracting.unit_rows import UNITS_BEHIND
 from pipelines.recoding.copying import copy_foundations, copy_views, missing_units
 from pipelines.recoding.transcode import Transcoder, codes_stay, target_spec, transcoder
 from unic_cache.ahead import ahead, behind, dropped, thread_pool
-from unic_cache.cache import Cache, refuse_other_folders
+from unic_cache.cache import Cache
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
 from unic_cache.files.local import LocalFolder

@@ -13,7 +13,7 @@ import torch
 from pipelines import extract, inspect, recode, verify
 from pipelines.extracting.sampling_rules import sampling_rules, tell
 from pipelines.reporting.codec_losses import frequency_bits
-from pipelines.training.targets import Targets, sample_seen
+from pipelines.training.targets import Targets
 from tests.conftest import VIT, make_shards, tree
 from unic_cache.cache import CachedTeacher, open_cache
 from unic_cache.config import InspectConfig, RecodeConfig, Views
@@ -22,7 +22,7 @@ from unic_cache.files.local import LocalFolder
 from unic_cache.store.codecs.codec import Features
 from unic_cache.store.layout import teacher_folder
 from unic_cache.store.member import Member
-from unic_cache.store.sampling import Sample, lattice_positions
+from unic_cache.store.sampling import Sample, lattice_positions, sample_seen
 from unic_cache.stream.address import Address
 from unic_cache.stream.batches import Batch
 from unic_cache.token_kinds import TokenKind

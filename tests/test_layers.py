@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PARTS = {"views", "teachers", "store", "student", "evaluate"}
 BASE = {"ahead", "buffers", "config", "draws", "errors", "files", "inputs", "tf32", "token_kinds", "weights"}
+DOOR = "unic_cache"  # the package's own file, for Python what cli.py is for the shell: it calls stages by late imports
 MODULES = sorted([*(ROOT / "unic_cache").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py"), ROOT / "cli.py"])
 
 
@@ -31,8 +32,15 @@ def dotted(path: Path) -> str:
 def graph() -> dict[str, set[str]]:
     if not GRAPH:
         names = {dotted(path) for path in MODULES}
-        GRAPH.update({dotted(path): (imports(path) & names) - {"unic_cache", "pipelines"} for path in MODULES})
+        GRAPH.update({dotted(path): (imports(path) & names) - {DOOR, "pipelines"} for path in MODULES})
     return GRAPH
+
+
+def late(path: Path) -> set[str]:
+    """What a file imports only when a function is called, or for types."""
+    body = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    now = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+    return imports(path) - now - {node.module for node in body if isinstance(node, ast.ImportFrom)}
 
 
 def part_of(module: str) -> str:
@@ -48,11 +56,23 @@ def test_parts_import_the_ground_and_themselves_and_the_ground_no_part():
             assert own <= BASE | ({part_of(name)} & PARTS), f"{name} imports {own - BASE}"
 
 
-def test_only_pipelines_join_and_only_the_cli_imports_stages():
+def test_only_pipelines_join_and_only_the_cli_and_the_door_import_stages():
     for name, imported in graph().items():
         roots = {other.split(".")[0] for other in imported}
         assert "cli" not in roots, name
-        assert not name.startswith("unic_cache") or "pipelines" not in roots, name
+        assert name == DOOR or not name.startswith("unic_cache") or "pipelines" not in roots, name
+
+
+def test_the_door_is_above_all_others_and_loads_nothing_by_itself():
+    door = ROOT / DOOR / "__init__.py"
+    assert {name for name in graph()[DOOR] if name.startswith("pipelines")} <= late(door)
+    assert {part_of(name) for name in graph()[DOOR] - late(door)} <= {"config", "errors"}
+    through = {"open_cache", "FeatureDataset", "extract", "distill", "evaluate"}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = {alias.name for alias in node.names} if isinstance(node, ast.Import | ast.ImportFrom) else set()
+            assert not (isinstance(node, ast.Import) and DOOR in names), path
+            assert not (isinstance(node, ast.ImportFrom) and node.module == DOOR and names & through), path
 
 
 def test_a_stage_is_imported_by_no_other_file_but_repair_uses_verify():
@@ -60,7 +80,7 @@ def test_a_stage_is_imported_by_no_other_file_but_repair_uses_verify():
     stages -= {f"pipelines.{path.name}" for path in (ROOT / "pipelines").iterdir() if path.is_dir()}
     for name, imported in graph().items():
         allowed = {"pipelines.verify"} if name == "pipelines.repair" else set()
-        assert name == "cli" or imported & stages <= allowed, name
+        assert name in {"cli", DOOR} or imported & stages <= allowed, name
 
 
 def test_a_room_of_the_pipelines_uses_itself_and_the_shared_rooms_before_it():

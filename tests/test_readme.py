@@ -110,15 +110,19 @@ def test_the_numpy_lines_of_the_format_give_the_readers_values(tmp_path, setting
         assert torch.allclose(torch.from_numpy(scope["own"][kind]).float(), own[kind], atol=1e-4)
 
 
-def test_the_python_lines_of_the_readme_read_features(cache_folder):
+def test_the_python_lines_of_the_readme_give_batches(cache_folder, shards, tmp_path, monkeypatch):
+    (tmp_path / "shards").symlink_to(shards.folder)
+    monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    own = {'"cache"': repr(str(cache_folder)), '"dino"': repr(VIT), '0, 3, "unic-224-0-000"': '0, 1, "unic-32-0-000"'}
+    own = {'"cache"': repr(str(cache_folder)), '"dino"': repr(VIT), '256, device="cuda"': "16"}
     for shown, ours in own.items():
-        assert code.count(shown) == 1
+        assert shown in code
         code = code.replace(shown, ours)
     scope: dict[str, Any] = {}
     exec(code, scope)
-    assert {kind: tuple(values.shape) for kind, values in scope["features"].items()} == {
-        "cls": (3, 64),
-        "patch": (3, 4, 64),
+    assert {name: tuple(scope[name].shape) for name in ("image", "label", "cls", "patch")} == {
+        "image": (2, 32, 32, 3),
+        "label": (2,),
+        "cls": (2, 64),
+        "patch": (2, 4, 64),
     }

@@ -7,6 +7,8 @@
     features = teacher.features(record, [0, 1, 2])     # {"cls": (3, D), "patch": (3, T, Dp)}, standardized float32
     places = cache.positions(teacher, unit, [0, 1, 2]) # (3, T) where those lie in the grid; None for all of it
 
+    one = cache.features("dino", key="n01440764_10026", view=3)  # {"cls": (D,), "patch": (T, Dp)} of one image
+
 All data is checked against the commit record that vouches for it.
 """
 
@@ -14,18 +16,19 @@ import copy
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from unic_cache.config import Views
-from unic_cache.errors import BrokenError, CacheError, ConfigError
-from unic_cache.files.local import LocalFolder
+from unic_cache.config import CENTER, STANDARDIZATIONS, Views
+from unic_cache.config.bounds import check_choice
+from unic_cache.errors import BrokenError, CacheError
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
+from unic_cache.sample_keys import SampleKeys
 from unic_cache.store.calibrate import Calibration
 from unic_cache.store.codecs.codec import FeatureCodec
 from unic_cache.store.commit import CommitRecord, Crcs, Unit, view_called
@@ -36,11 +39,11 @@ from unic_cache.store.open_objects import OpenObjects
 from unic_cache.store.ranges import picks
 from unic_cache.store.reader import RowArray, RowReader
 from unic_cache.store.sampling import Positions
+from unic_cache.store.standardize import Scales
 from unic_cache.token_kinds import Kinds
 from unic_cache.views.index import Segment, ShardEntry, no_cache, no_teacher, read_segments
 
 RECORDS_KEPT = 1024
-NOT_OURS = {"checkpoint.safetensors", "encoder.safetensors", "index.json"}  # files of run folders and tar folders
 READS_AT_ONCE = 8  # enough to keep a disk or a server busy
 
 
@@ -59,6 +62,7 @@ class CachedTeacher:
         self.kinds: Kinds = member.codec.features.kinds  # name -> channels and grid, summary tokens first
         self.arrays = member.arrays  # what holds these kinds
         self.calibration = calibration
+        self.scaled = Scales(calibration)
         self._calibration_crc = calibration_crc
         self.rows = RowReader(member, objects)
         self._record = lru_cache(RECORDS_KEPT)(member.record)
@@ -172,6 +176,53 @@ class Cache:
         keys = self.entry(unit.segment, unit.shard).keys
         return teacher.codec.features.positions(unit.views.seed, [(keys[row], unit.number) for row in rows])
 
+    @cached_property
+    def keys(self) -> SampleKeys:
+        """All samples by key."""
+        return SampleKeys(self.segments, self.location.url)
+
+    def features(
+        self,
+        teacher: str,
+        key: str | int,
+        view: int | str | None = None,
+        *,
+        shard: str | None = None,
+        kinds: Collection[str] | None = None,
+        standardize: str = STANDARDIZATIONS[0],
+    ) -> dict[str, Tensor]:
+        """One image's tokens, float32: {"cls": (D,), "patch": (T, Dp)}; "positions" (T,) in the grid if T are a sample.
+
+        `key` is the sample's key or its crc32, and `shard` its tar, for keys that several tars have. `view` is a name,
+        or a number if the teacher has one kind of views besides `center`; None is the first. `standardize="none"` gives
+        the teacher's own scale. A chunk of 32 images is read; for many images `FeatureDataset` is faster.
+
+        CacheError if the cache lacks it or several samples fit, or if the image was bad; BrokenError if it is damaged.
+        """
+        check_choice("standardize", standardize, STANDARDIZATIONS)
+        found = self.teacher(teacher)
+        segment, tar, row = self.keys.place(key, shard)
+        unit = self.unit(segment, tar, view if isinstance(view, str) else self._view_name(found, view))
+        record = found.record(unit)
+        if record is None:
+            raise CacheError(f"{self.location.url}: {teacher} has no {unit}; extract it first")
+        if row in record.bad:
+            raise CacheError(f"{self.location.url}: {unit}, row {row}, has no features: {record.bad[row]}")
+        tokens = found.scaled(found.features(record, [row], kinds), standardize)
+        places = self.positions(found, unit, [row]) if any(found.kinds[kind].grid for kind in tokens) else None
+        given = tokens if places is None else {**tokens, "positions": torch.from_numpy(places)}
+        return {name: values[0] for name, values in given.items()}
+
+    def _view_name(self, teacher: CachedTeacher, number: int | None) -> str:
+        """The view of that number, or the first. CacheError unless the teacher has it, and one kind to train on."""
+        kinds = {views for views, *_, tars in self.committed(teacher.member) if tars and views.recipe != CENTER}
+        names = sorted(views.name(n) for views in kinds for n in self.view_numbers(teacher.member, views))
+        own = [name for name in names if number is None or Views.parse(name)[1] == number]
+        if len(kinds) != 1 or not own:
+            listed = ", ".join(names) or "none besides center views"
+            raise CacheError(f"{self.location.url}: {teacher.name} has views {listed}; give one of them by its name")
+        return own[0]
+
     def place(self, name: str, keys: "array[int]") -> tuple[int, int]:
         """(segment, number) of the tar of that name. CacheError unless the cache was made from these very samples."""
         if name not in self._places:
@@ -243,13 +294,3 @@ def open_cache(path: str | Path) -> Cache:
     if not cache.segments:
         raise no_cache(path)
     return cache
-
-
-def refuse_other_folders(location: Location) -> None:
-    """ConfigError if a new cache would be made in a folder of tars or of a training run."""
-    if not isinstance(location, LocalFolder) or read_segments(location):
-        return
-    names = [path.name for path in location.path.iterdir()] if location.path.is_dir() else []
-    others = [name for name in sorted(names) if name in NOT_OURS or name.endswith(".tar")]
-    if others:
-        raise ConfigError(f"{location.url} holds {others[0]} and no cache; choose a folder of its own with --cache")

@@ -4,7 +4,12 @@ from collections.abc import Mapping
 
 from pipelines.command.progress import say
 from unic_cache.cache import Cache, open_cache
-from unic_cache.errors import CacheError
+from unic_cache.errors import CacheError, ConfigError
+from unic_cache.files.local import LocalFolder
+from unic_cache.files.location import Location
+from unic_cache.views.index import read_segments
+
+NOT_OURS = {"checkpoint.safetensors", "encoder.safetensors", "index.json"}  # files of run folders and tar folders
 
 
 def opened(path: str) -> Cache:
@@ -36,3 +41,13 @@ def all_teachers(cache: Cache) -> tuple[str, ...]:
                 "each of the others"
             )
     return tuple(sorted(cache.teachers))
+
+
+def refuse_other_folders(location: Location) -> None:
+    """ConfigError if a new cache would be made in a folder of tars or of a training run."""
+    if not isinstance(location, LocalFolder) or read_segments(location):
+        return
+    names = [path.name for path in location.path.iterdir()] if location.path.is_dir() else []
+    others = [name for name in sorted(names) if name in NOT_OURS or name.endswith(".tar")]
+    if others:
+        raise ConfigError(f"{location.url} holds {others[0]} and no cache; choose a folder of its own with --cache")

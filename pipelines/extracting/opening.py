@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.command.caches import tell_guests
+from pipelines.command.caches import refuse_other_folders, tell_guests
 from pipelines.command.device import device_words
 from pipelines.command.environment import say_surroundings
 from pipelines.command.progress import begins, say
@@ -15,7 +15,7 @@ from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.extracting.sampling_rules import sampling_rules, tell
 from pipelines.extracting.specs import teacher_spec
 from pipelines.extracting.teacher_weights import announce, check_claims, check_same_weights, load_teachers
-from unic_cache.cache import Cache, refuse_other_folders
+from unic_cache.cache import Cache
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from unic_cache.cache import Cache, CachedTeacher
-from unic_cache.config import LATTICE, RANDOM, DistillConfig, Views
+from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import ConfigError
-from unic_cache.store.sampling import Sample, coarser, places_among, stride
+from unic_cache.store.sampling import Sample, places_among, sample_seen
 from unic_cache.store.standardize import affine
 from unic_cache.stream.batches import Batch
 from unic_cache.teachers.model import Teacher
@@ -110,40 +110,3 @@ class Targets:
             for name, kind in heads:
                 tokens[name][kind] = tokens[name][kind].take_along_dim(index_BN[..., None], dim=1)
         return tokens, seen
-
-
-def sample_seen(grid: Grid, stored: Mapping[str, Sample], asked: int | None) -> Sample:
-    """Which tokens of a grid the loss sees, by what is stored of each teacher on it: positions that all of them have.
-
-    | stored besides whole grids | without --tokens            | with --tokens N                                   |
-    |----------------------------|-----------------------------|---------------------------------------------------|
-    | nothing                    | all tokens                  | N at random positions                             |
-    | random positions           | the fewest that are stored  | N at random positions, which all samples have     |
-    | lattices                   | the largest in all lattices | the lattice of N tokens, if it is in all lattices |
-
-    ConfigError for more tokens than that, for another N beside lattices, and for lattices beside random positions.
-    """
-    parts = {name: sample for name, sample in stored.items() if sample.count < math.prod(grid)}
-    words, rules = f"the grid {grid[0]} x {grid[1]}", {sample.rule: name for name, sample in parts.items()}
-    if len(rules) > 1:
-        each = " and ".join(f"{parts[name]} of {name}" for name in rules.values())
-        raise ConfigError(
-            f"of {words}, {each} are stored, which share no positions to train on; leave one out with --teacher, or "
-            "extract both by one rule with --sampling"
-        )
-    if LATTICE in rules:
-        step = math.lcm(*(stride(grid, sample.count) or 1 for sample in parts.values()))
-        common = Sample(LATTICE, math.prod(grid) // step**2)
-        counts = coarser(common, grid)
-        if asked is not None and asked not in counts:
-            raise ConfigError(
-                f"--tokens {asked}, but the stored tokens of {words} share {common}; choose "
-                f"{' or '.join(map(str, counts))}, or leave --tokens out"
-            )
-        return Sample(LATTICE, asked or common.count)
-    least = min(sample.count for sample in stored.values())
-    if asked is not None and asked > least:
-        raise ConfigError(
-            f"--tokens {asked}, but only {least} tokens of {words} are stored; ask for fewer, or leave --tokens out"
-        )
-    return Sample(RANDOM, asked or least)

@@ -10,6 +10,7 @@ from scipy import sparse
 
 from unic_cache import draws
 from unic_cache.errors import ConfigError
+from unic_cache.evaluate import bootstrap as module
 from unic_cache.evaluate.bootstrap import Interval, bootstrap, difference, gain, interval, resample
 from unic_cache.evaluate.task import Metric, Numbers, mean, mean_recall, per_image
 
@@ -41,7 +42,7 @@ def bounds(values: list[float]) -> tuple[float, float]:
 
 @pytest.mark.parametrize("form", [np.asarray, sparse.csr_array])
 def test_intervals_differences_and_gains_equal_a_loop(form, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unic_cache.evaluate.bootstrap.BLOCK", 7 * 33)  # several blocks, the last one partial
+    monkeypatch.setattr(module, "BLOCK", 7 * 33)  # several blocks, the last one partial
     sums = {"a": recalls(33, 5, 1), "b": recalls(33, 5, 2, 0.4)}
     for higher in (True, False):
         metrics = {name: Metric(form(rows), mean_recall, higher_is_better=higher) for name, rows in sums.items()}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unic_cache.errors import ConfigError
+from unic_cache.evaluate import knn as module
 from unic_cache.evaluate.knn import knn, knn_leave_one_out, knn_task
 from unic_cache.evaluate.task import Examples, Settings
 
@@ -36,7 +37,7 @@ def naive(train: Tensor, labels: Tensor, test: Tensor, k: int, own: bool) -> lis
 
 
 def test_knn_equals_naive_loops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unic_cache.evaluate.knn.BLOCK", 7)
+    monkeypatch.setattr(module, "BLOCK", 7)
     train, train_labels = clouds(60, 1)
     test, test_labels = clouds(25, 2)
     found = knn(train, train_labels, test, test_labels, KS)
@@ -49,7 +50,7 @@ def test_knn_equals_naive_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_leave_one_out_equals_naive_loops_without_the_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unic_cache.evaluate.knn.BLOCK", 16)
+    monkeypatch.setattr(module, "BLOCK", 16)
     features, labels = clouds(50, 3)
     found = knn_leave_one_out(features, labels, KS)
     for k in KS:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from unic_cache.errors import ConfigError
+from unic_cache.evaluate import retrieval as module
 from unic_cache.evaluate.retrieval import retrieval
 from unic_cache.evaluate.task import Examples, Settings
 
@@ -50,7 +51,7 @@ def compare(train: Examples, test: Examples, settings: Settings, without: set[Pa
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unic_cache.evaluate.retrieval.BLOCK", 300)
+    monkeypatch.setattr(module, "BLOCK", 300)
 
 
 def test_it_equals_sorted_lists() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unic_cache.errors import ConfigError
+from unic_cache.evaluate import spectrum as module
 from unic_cache.evaluate.spectrum import first_components, spectrum
 
 
@@ -16,7 +17,7 @@ def decaying(count: int, channels: int, seed: int) -> npt.NDArray[np.float64]:
 
 
 def test_dimensions_and_rank_equal_those_of_singular_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unic_cache.evaluate.spectrum.BLOCK", 170)  # many blocks, the last one of each array partial
+    monkeypatch.setattr(module, "BLOCK", 170)  # many blocks, the last one of each array partial
     one, other = decaying(55, 12, 1), decaying(30, 12, 2)
     found = spectrum([one, other])
     centred = np.concatenate([one, other])

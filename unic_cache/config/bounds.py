@@ -6,7 +6,9 @@ typing errors, which would otherwise fill the memory hours later.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from unic_cache.config.choices import FITTED
@@ -52,6 +54,8 @@ RANGES = {
     "calibration_images": Range(10, 10_000_000),
     "drop_path": SHARE,
     "drop_teacher": SHARE,
+    "batch": Range(0, MANY),  # of an epoch
+    "epoch": Range(0, MANY),
     "epochs": Range(0, 1_000_000, above=True),
     "eval_every": COUNT,  # steps
     "head_steps": COUNT,
@@ -71,6 +75,7 @@ RANGES = {
     "pixel_check": COUNT,  # views
     "pixel_tolerance": Range(0, 255),  # levels
     "quality": Range(0.5, 0.9999),  # a mean cosine
+    "rank": Range(0, 999_999),
     "save_every": COUNT,  # steps
     "seed": SEED,
     "size": Range(16, LARGEST_IMAGE),  # pixels of a view
@@ -81,10 +86,12 @@ RANGES = {
     "tokens": Range(1, (LARGEST_IMAGE // 4) ** 2),
     "val_fraction": SHARE,
     "view_seed": SEED,
+    "view": Range(0, 99_999),
     "views": Range(1, 100_000),
     "warmup": SHARE,
     "weight_decay": Range(0, 10),
     "worker_index": Range(0, 999_999),
+    "world": Range(1, 1_000_000),  # processes
 }
 
 
@@ -95,6 +102,15 @@ def check_numbers(config: Any) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int | float) and not isinstance(number, bool):
                 RANGES[field.name].check(field.name.replace("_", "-"), number)
+
+
+def check_integers(given: Mapping[str, Any]) -> None:
+    """ConfigError if a number that is given is not a whole one, or out of bounds."""
+    for name, value in given.items():
+        if value is not None:
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ConfigError(f"{name} {value!r} is not a whole number")
+            RANGES[name].check(name, int(value))
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

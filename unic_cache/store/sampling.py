@@ -23,6 +23,7 @@ from torch import Tensor
 
 from unic_cache.config import LATTICE, RANDOM
 from unic_cache.draws import Purpose, permutation, words
+from unic_cache.errors import ConfigError
 from unic_cache.token_kinds import Grid
 
 Positions = npt.NDArray[np.int64]
@@ -103,6 +104,43 @@ def no_lattice(grid: Grid, count: int) -> str:
         f"the grid of {grid[0]} x {grid[1]} has no regular lattice of {count} tokens, only of {counts}; choose one of "
         f"these with --tokens, or --sampling {RANDOM}"
     )
+
+
+def sample_seen(grid: Grid, stored: Mapping[str, Sample], asked: int | None) -> Sample:
+    """Which tokens of a grid the loss sees, by what is stored of each teacher on it: positions that all of them have.
+
+    | stored besides whole grids | without --tokens            | with --tokens N                                   |
+    |----------------------------|-----------------------------|---------------------------------------------------|
+    | nothing                    | all tokens                  | N at random positions                             |
+    | random positions           | the fewest that are stored  | N at random positions, which all samples have     |
+    | lattices                   | the largest in all lattices | the lattice of N tokens, if it is in all lattices |
+
+    ConfigError for more tokens than that, for another N beside lattices, and for lattices beside random positions.
+    """
+    parts = {name: sample for name, sample in stored.items() if sample.count < math.prod(grid)}
+    words, rules = f"the grid {grid[0]} x {grid[1]}", {sample.rule: name for name, sample in parts.items()}
+    if len(rules) > 1:
+        each = " and ".join(f"{parts[name]} of {name}" for name in rules.values())
+        raise ConfigError(
+            f"of {words}, {each} are stored, which share no positions to train on; leave one out with --teacher, or "
+            "extract both by one rule with --sampling"
+        )
+    if LATTICE in rules:
+        step = math.lcm(*(stride(grid, sample.count) or 1 for sample in parts.values()))
+        common = Sample(LATTICE, math.prod(grid) // step**2)
+        counts = coarser(common, grid)
+        if asked is not None and asked not in counts:
+            raise ConfigError(
+                f"--tokens {asked}, but the stored tokens of {words} share {common}; choose "
+                f"{' or '.join(map(str, counts))}, or leave --tokens out"
+            )
+        return Sample(LATTICE, asked or common.count)
+    least = min(sample.count for sample in stored.values())
+    if asked is not None and asked > least:
+        raise ConfigError(
+            f"--tokens {asked}, but only {least} tokens of {words} are stored; ask for fewer, or leave --tokens out"
+        )
+    return Sample(RANDOM, asked or least)
 
 
 def places_among(kept_BM: Positions, wanted_BN: Positions) -> Positions:

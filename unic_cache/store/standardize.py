@@ -14,7 +14,7 @@ channel gets variance 1, and distances between tokens only change by the scalar.
 Letters: D channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -71,3 +71,27 @@ STANDARDIZATIONS: dict[str, Callable[[Calibration, str], tuple[Tensor, Tensor] |
     "phi-s": _phi_s,
     "none": _own_values,
 }
+
+
+class Scales:
+    """A teacher's stored tokens in any standardization, each map computed and uploaded once."""
+
+    def __init__(self, calibration: Calibration) -> None:
+        self._calibration = calibration
+        self._maps: dict[tuple[str, str, torch.device], tuple[Tensor, Tensor] | None] = {}
+
+    def __call__(self, tokens: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+        """Stored values by kind, (..., D), standardized by `name` on their device. CacheError as in `affine`."""
+        if name == "none":
+            return self._calibration.destandardize(tokens)
+        found = dict(tokens)
+        for kind, x in tokens.items():
+            own = self._map(kind, name, x.device)
+            found[kind] = x if own is None else x @ own[0] + own[1]
+        return found
+
+    def _map(self, kind: str, name: str, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        if (kind, name, device) not in self._maps:
+            own = affine(self._calibration, kind, name)
+            self._maps[kind, name, device] = None if own is None else (own[0].to(device), own[1].to(device))
+        return self._maps[kind, name, device]

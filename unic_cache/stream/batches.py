@@ -3,7 +3,7 @@
 Letters: B images of a batch, N images of a group of batches, H and W pixels.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ from unic_cache.store.codecs.pixel_codec import PIXEL_CODECS
 from unic_cache.store.commit import CommitRecord, Crcs
 from unic_cache.stream.address import Address
 from unic_cache.stream.gather import Gathering, grouped, pieces
-from unic_cache.stream.pixels import Finish, PixelSource
+from unic_cache.stream.pixels import Finish, NoPixels, PixelSource
 from unic_cache.stream.rows import committed_record
 
 VIEWS_AHEAD = 3  # batches whose views are decoded in advance
@@ -65,26 +65,27 @@ class Stream:
         cache: Cache,
         teachers: Sequence[CachedTeacher],
         views: Views,
-        source: PixelSource,
+        source: PixelSource | None,
         pool: ThreadPoolExecutor,
         check_pixels: bool = True,
         pin: bool = False,
         skip_broken: bool = False,
     ) -> None:
+        """Without a source there are features alone: views are (B, 0, 0, 3), and no pixels are checked."""
         self.cache = cache
         self.teachers = teachers
         self.views = views
-        self.source = source
-        self.check_pixels = check_pixels
+        self.source = source or NoPixels()
+        self.check_pixels = check_pixels and source is not None
         self.pin = pin
         self.skip_broken = skip_broken
         self.pool = pool
-        raw = PIXEL_CODECS["raw"].array(views.size)
-        arrays = [raw, *(array for teacher in teachers for array in teacher.arrays)]
+        self.rgb = PIXEL_CODECS["raw"].array(0 if source is None else views.size)
+        arrays = [self.rgb, *(array for teacher in teachers for array in teacher.arrays)]
         self.image_bytes = sum(array.row_bytes for array in arrays)
         self._ring = Ring(spare=2)
 
-    def batches(self, wanted: Iterator[list[Address]]) -> Iterator[Batch]:
+    def batches(self, wanted: Iterator[list[Address]]) -> Generator[Batch, None, None]:
         """The wanted batches in order. BrokenError for a broken row or pixels that the teachers did not see."""
         groups = (_Group(self, group) for group in grouped(wanted, GROUP_BYTES // self.image_bytes))
         group, following = next(groups, None), None
@@ -200,8 +201,7 @@ def _committed(stream: Stream, teacher: CachedTeacher, item: Address) -> CommitR
 
 def _carve(stream: Stream, images: int) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
     """One piece of memory as views (N, H, W, 3) and each teacher's arrays (N, ...), each from a page's beginning."""
-    rgb = PIXEL_CODECS["raw"].array(stream.views.size)
-    kinds = [("", rgb), *((teacher.name, array) for teacher in stream.teachers for array in teacher.arrays)]
+    kinds = [("", stream.rgb), *((teacher.name, array) for teacher in stream.teachers for array in teacher.arrays)]
     sizes = [images * array.row_bytes for _, array in kinds]
     starts = list(accumulate((-(-size // PAGE) * PAGE for size in sizes), initial=0))
     memory = stream.memory(starts[-1])
@@ -209,4 +209,4 @@ def _carve(stream: Stream, images: int) -> tuple[Tensor, dict[str, dict[str, Ten
     for (name, array), start, size in zip(kinds, starts, sizes, strict=False):
         values = memory[start : start + size].view(getattr(torch, array.dtype))
         parts[name][array.name] = values.reshape(images, *array.row)
-    return parts.pop("")[rgb.name], parts
+    return parts.pop("")[stream.rgb.name], parts

@@ -36,12 +36,13 @@ def epoch_order(rows: Rows, seed: int, epoch: int) -> Ints:
 
 
 class Order:
-    """The endless sequence of samples: sample k is a row under a view."""
+    """The endless sequence of samples: sample k is a row under a view; without `shuffle` in the rows' order."""
 
-    def __init__(self, rows: Rows, numbers: Sequence[int], seed: int) -> None:
+    def __init__(self, rows: Rows, numbers: Sequence[int], seed: int, shuffle: bool = True) -> None:
         self.rows = rows
         self.numbers = numbers
         self.seed = seed
+        self.shuffle = shuffle
         self._epochs: dict[int, Ints] = {}
 
     def samples(self, start: int, stop: int) -> list[Address]:
@@ -52,6 +53,7 @@ class Order:
         epoch, position = divmod(place, len(self.rows))
         if epoch not in self._epochs:
             self._epochs = {kept: order for kept, order in self._epochs.items() if kept == epoch - 1}
-            self._epochs[epoch] = epoch_order(self.rows, self.seed, epoch)
+            whole = np.arange(len(self.rows), dtype=np.int64)
+            self._epochs[epoch] = epoch_order(self.rows, self.seed, epoch) if self.shuffle else whole
         number = self.numbers[epoch % len(self.numbers)]
         return self.rows.address(int(self._epochs[epoch][position]), number)

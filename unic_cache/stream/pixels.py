@@ -212,6 +212,21 @@ class KeptPixels:
         return self.cache.pixel_record(self.cache.unit(wanted.segment, wanted.shard, self.views, wanted.number))
 
 
+class NoPixels:
+    """No views at all, for features alone."""
+
+    def start(self, wanted: Sequence[Address], size: int) -> Finish:
+        """A batch of views of no pixels."""
+        return lambda: self._none(len(wanted), np.zeros((size, 0, 0, 3), np.uint8))
+
+    def group(self, batches: Sequence[Sequence[Address]], views_NHWC: Image) -> list[Callable[[], Finish]]:
+        """Nothing to start."""
+        return [partial(partial, self._none, len(wanted), views_NHWC[:0]) for wanted in batches]
+
+    def _none(self, images: int, views_BHWC: Image) -> ViewBatch:
+        return ViewBatch(views_BHWC, np.zeros(images, np.uint32), {})
+
+
 class Pixels:
     """Views from the best source that has them: kept pixels, else the tars."""
 
