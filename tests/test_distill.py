@@ -112,7 +112,7 @@ def test_the_first_losses_are_those_of_a_loop_without_any_stream(training, tmp_p
     student = Student(encoder, Ladder(64, 6, kinds, 0))
     images = prepare(torch.from_numpy(views), spec)
     assert len(block_tokens(encoder, images)) == 6
-    terms = distillation_loss(student(images), targets, drop_uniforms(0, 0, 0, 8, 2), 0.5, "batch")
+    terms = distillation_loss(student(images), targets, drop_uniforms(0, 0, 8, 2), 0.5, "batch")
     (record,) = log_of(tmp_path / "one")
     assert record["loss"] == pytest.approx(terms.loss.item(), abs=1e-6)
     for name in targets:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from unic_cache.config import DistillConfig
+from unic_cache.config.training import renamed
 from unic_cache.errors import ConfigError
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, SNAPSHOT
 
@@ -36,7 +37,10 @@ def check_run(config: DistillConfig, out: Path) -> bool:
         raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
     before = read_settings(out)
     now = json.loads(json.dumps(config.to_json()))
-    known = {**json.loads(json.dumps(DistillConfig().to_json())), **before}  # an older run lacks newer settings
+    known = {
+        **json.loads(json.dumps(DistillConfig().to_json())),
+        **renamed(before),
+    }  # an older run lacks newer settings
     recipe = _recipe(out)
     if recipe is not None:
         known["recipe"] = recipe  # left open, it was the cache's
