@@ -30,6 +30,7 @@ class FirstStage:
 
     folder: Path
     settings: DistillConfig
+    spec: EncoderSpec
     provenance: Mapping[str, Any]  # of its encoder
     weights: Mapping[str, Tensor]  # of its student; the moving average, if it kept one
 
@@ -70,7 +71,7 @@ def open_first_stage(config: DistillConfig, spec: EncoderSpec) -> FirstStage | N
                 f"{flag}: its --{name.replace('_', '-')} is {_spelled(theirs)}, not {_spelled(ours)}, and projectors "
                 f"fit no others; use the same, or take its encoder alone with --init {folder / ENCODER}"
             )
-    return FirstStage(folder, settings, provenance, weights)
+    return FirstStage(folder, settings, before, provenance, weights)
 
 
 def take_over(

@@ -9,7 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.command.progress import say
-from pipelines.training.first_stage import open_first_stage, take_over
+from pipelines.training.first_stage import FirstStage, open_first_stage, take_over
 from unic_cache.cache import CachedTeacher
 from unic_cache.config import DistillConfig
 from unic_cache.student.backbone import EncoderSpec, build_encoder
@@ -39,7 +39,7 @@ def start_student(
     """
     first = None if resuming else open_first_stage(config, spec)
     init = None if resuming else config.init if first is None else first.encoder
-    encoder = build_encoder(spec, config.seed, init, sizes_given(config))
+    encoder = build_encoder(spec, config.seed, init, sizes_given(config, first))
     student = build_student(encoder, {teacher.name: teacher.kinds for teacher in teachers}, config)
     if first is not None:
         said = take_over(student, first, teachers, config.standardize)
@@ -72,7 +72,11 @@ def moving_average(student: Student, decay: float | None, begun: bool) -> Averag
     return average
 
 
-def sizes_given(config: DistillConfig) -> tuple[str, ...]:
-    """Which weights of --init and --from may be resampled: those whose size the user gave."""
-    positions = config.img_size is not None or config.patch_size is not None
+def sizes_given(config: DistillConfig, first: FirstStage | None) -> tuple[str, ...]:
+    """Which weights of --init and --from may be resampled: those whose size the user gave.
+
+    The patch size of the run that --from names is known: to repeat it asks for nothing.
+    """
+    patch_size = config.patch_size if first is None or config.patch_size != first.spec.patch_size else None
+    positions = config.img_size is not None or patch_size is not None
     return ("positions",) * positions + ("patches",) * bool(config.patch_size)
