@@ -115,7 +115,7 @@ def ladder_checks(device: torch.device, width: int, images: int) -> Iterator[Fou
     ladder, generator = Ladder([(width, width)] * 3, kinds, seed=0), torch.Generator().manual_seed(0)
     shape = (images, 1 + GRID[0] * GRID[1], width)
     outputs = [torch.randn(shape, generator=generator) for _ in range(3)]
-    uniforms = drop_uniforms(0, 0, 0, images, len(kinds))
+    uniforms = drop_uniforms(0, 0, images, len(kinds))
     guesses, losses = [], []
     for at in (torch.device("cpu"), device):
         with torch.no_grad():

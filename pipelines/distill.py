@@ -8,7 +8,7 @@ drawn from integers. A run that was stopped and resumed therefore equals one tha
 Letters: B images, H and W pixels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +27,14 @@ from pipelines.command.run_folder import as_begun, check_run
 from pipelines.command.signals import StopRequest, stop_on_signal
 from pipelines.command.sizes import tell_student, tell_teachers
 from pipelines.evaluating.knn_probe import KnnProbe, open_knn_probe
-from pipelines.extracting.students import pixels_words, started_encoder, student_spec
-from pipelines.training.learner import Learner, check_batch, finite
+from pipelines.extracting.students import pixels_words, student_spec
+from pipelines.training.compiling import check_compiler
+from pipelines.training.learner import Learner, check_batch, finite, learn
 from pipelines.training.online import open_live_set
 from pipelines.training.processes import make_accelerator, on_main, run_claimed, stop_agreed
 from pipelines.training.run_state import RunState, describe, restore, save_settings
 from pipelines.training.runlog import Clock, RunLog
+from pipelines.training.starting import start_student
 from pipelines.training.targets import Cached, Source, Targets
 from pipelines.training.tracking import begin_tracking
 from pipelines.training.training_set import Snapshot, TrainingSet, open_training_set
@@ -44,12 +46,10 @@ from unic_cache.evaluate.curves import plot_losses
 from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.order import Order
 from unic_cache.student.backbone import EncoderSpec
-from unic_cache.student.checkpoint import load_checkpoint
 from unic_cache.student.export import timm_line
 from unic_cache.student.ladder import can_share
-from unic_cache.student.projectors import build_student
 from unic_cache.student.run_files import CURVE, ENCODER, LOG
-from unic_cache.student.schedule import learning_rate, optimizer
+from unic_cache.student.schedule import learning_rate
 from unic_cache.tf32 import float32_products
 
 Check = Callable[[RunLog, int], None]  # logs what is measured after a number of steps
@@ -63,7 +63,7 @@ class Trained:
     timm_line: str
     steps: int
     loss: float  # of the last logged steps
-    licences: dict[str, str]  # teacher -> licence
+    licences: dict[str, str]  # teacher -> licence, also of the runs that it started from
     left_out: int  # images never used, since their records are broken or missing
     broken: int  # times an image was skipped, since its stored data is broken
     main_process: bool  # whether this process is the one that reports
@@ -77,8 +77,10 @@ def run(config: DistillConfig) -> Trained:
     with run_claimed(out, accelerator), thread_pool(config.threads) as pool, stop_on_signal() as stop:
         snapshot = Snapshot.load(out) if check_run(config, out) else None
         begin_tracking(config, accelerator)
-        spec = student_spec(as_begun(config, out))
+        spec = student_spec(as_begun(config, out), out)
         tf32 = uses_tf32(config, accelerator)
+        if config.compile:
+            check_compiler(accelerator.device)
 
         # Data: images, and where the teachers' tokens come from
         cache, data, source = open_source(config, snapshot, pool, accelerator)
@@ -87,28 +89,27 @@ def run(config: DistillConfig) -> Trained:
         probe = open_probe(config, spec, cache, data, pool, accelerator)
 
         # Model: encoder, projectors and AdamW, as the checkpoint has them when resuming
-        encoder = started_encoder(config, spec)
-        student = build_student(encoder, spec, {teacher.name: teacher.kinds for teacher in data.teachers}, config)
-        adamw = optimizer(student, config.peak_lr(), config.weight_decay)
-        start, header = load_checkpoint(out, student, adamw) if snapshot else (0, {})
-        model, adamw = accelerator.prepare(student, adamw)
-        restore(accelerator, header)
+        begun = start_student(config, spec, data.teachers, snapshot is not None, accelerator.is_main_process)
+        model, adamw = accelerator.prepare(begun.student, begun.adamw)
+        average = None if begun.average is None else begun.average.module.to(accelerator.device)
+        restore(accelerator, begun.header)
 
         # Training: every step from `start` on
         save_settings(config, out, data, accelerator)
         targets = Targets(config, cache, data.teachers, data.snapshot.views, source, accelerator.device)
-        learner = Learner(model, spec, data.teachers, targets, config, accelerator)
-        check_batch(model, learner.local_batch)
+        learner = Learner(model, spec, data.teachers, targets, config, accelerator, average)
+        check_batch(model, learner.images)
         stream = open_stream(config, cache, data, pool, accelerator.device)
-        state = RunState(out, student, adamw, accelerator, spec, describe(config, data, tf32), start)
-        steps, order = range(start, total), Order(data.train, data.snapshot.numbers, config.seed)
+        made_from = describe(config, data, tf32, begun.before)
+        state = RunState(out, begun.student, adamw, accelerator, spec, made_from, begun.steps, begun.average)
+        steps, order = range(begun.steps, total), Order(data.train, data.snapshot.numbers, config.seed)
         batches = stream.batches(learner.batches(order, steps))
-        check = partial(validate, data, stream, learner, probe, encoder)
+        check = partial(validate, data, stream, learner, probe, state.exported)
         with float32_products(tf32):
             loss, broken = train(batches, learner, check, state, steps, stop)
     if accelerator.is_main_process:
         draw_losses(out)
-    licences = {teacher.name: str(teacher.spec["provenance"]["licence"]) for teacher in data.teachers}
+    licences = licences_of(made_from)
     line, left_out = timm_line(spec, out / ENCODER), data.train.left_out + data.val.left_out
     return Trained(out / ENCODER, line, total, loss, licences, left_out, broken, accelerator.is_main_process)
 
@@ -119,18 +120,16 @@ def train(
     """Do `steps`; return the loss of the last logged ones, and how often an image was skipped as broken."""
     config, accelerator, adamw, total = learner.config, learner.accelerator, state.adamw, steps.stop
     size = config.batch_size
-    log, meter, clock = RunLog(state.out, accelerator, steps.start), learner.meter(), Clock(size)
+    log, meter = RunLog(state.out, accelerator, steps.start), learner.meter(training=True)
+    clock = Clock(size // config.accumulate)
     with Progress("distill", total * size, "images", steps.start * size, not accelerator.is_main_process) as bar:
         for step in steps:
             # Step: batch, loss, gradients, update
-            with clock.waiting(), state.saved_on_error(step):
-                batch = next(batches)
             rate = set_rate(adamw, config, step, total)
-            terms = learner.training_terms(batch, step)
-            accelerator.backward(terms.loss)
+            terms = learn(partial(waited, batches, clock, state, step), learner, meter, step)
             adamw.step()
             adamw.zero_grad(set_to_none=True)
-            meter.add(terms, float(batch.good_B.any()), batch.broken)
+            state.update_average()
             done, last = step + 1, step + 1 == total
 
             # Log
@@ -158,6 +157,12 @@ def train(
         state.save(total)  # an earlier run may have stopped between its last checkpoint and its encoder
     log.close()
     return log.last_loss, meter.broken
+
+
+def waited(batches: Iterator[Batch], clock: Clock, state: RunState, done: int) -> Batch:
+    """The next batch, or part of one. If it cannot be read, the state after `done` steps is saved."""
+    with clock.waiting(), state.saved_on_error(done):
+        return next(batches)
 
 
 def validate(
@@ -206,6 +211,7 @@ def open_stream(
         check_pixels=config.pixel_tolerance == 0,
         pin=device.type == "cuda",
         skip_broken=config.skip_broken or config.online,
+        known=frozenset(data.snapshot.records) if config.allow_missing else None,
     )
 
 
@@ -226,7 +232,7 @@ def announce(config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total:
         "distill",
         f"{config.student} at {spec.img_size} px, {pixels_words(spec)}, on {device_words(accelerator.device)}",
         f"{processes} process{'es' if processes > 1 else ''}, precision {config.precision}",
-        f"{len(data.train):,} images x {len(data.snapshot.numbers)} views of {views.size} px ({views.recipe})",
+        f"{len(data.train):,} images x {len(data.snapshot.numbers)} views of {views.size} px ({views.kind})",
         f"teachers {', '.join(teacher.name for teacher in data.teachers)}",
         f"{total:,} steps of {config.batch_size} images ({total * config.batch_size / len(data.train):,.4g} epochs)",
         f"into {config.out}",
@@ -235,6 +241,10 @@ def announce(config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total:
     sizes = {teacher.name: int(teacher.spec["teacher"]["input_size"]) for teacher in data.teachers}
     tell_teachers(views.size, {} if config.online else sizes, "extract views of {size} px")
     tell_student(views.size, spec.img_size)
+    pairs = len(data.train) * len(data.snapshot.numbers)
+    for name, count in data.train.lacking.items():
+        share = f"{count:,} of {pairs:,} (image, view) pairs ({count / pairs:.1%})"
+        say(f"{name} is missing for {share}; it counts as dropped there (--allow-missing)")
     for teacher in data.teachers:
         if config.shared_projectors and len(teacher.kinds) > 1 and not can_share(teacher.kinds):
             widths = ", ".join(f"{kind} has {tokens.channels:,} channels" for kind, tokens in teacher.kinds.items())
@@ -250,6 +260,14 @@ def uses_tf32(config: DistillConfig, accelerator: Accelerator) -> bool:
     if used and accelerator.is_main_process:
         say("float32 products run in TF32, as in the authors' runs; --no-tf32 for full precision")
     return used
+
+
+def licences_of(provenance: Mapping[str, Any] | None) -> dict[str, str]:
+    """{teacher: licence} of a student and of those that it started from."""
+    if provenance is None:
+        return {}
+    own = {name: str(made["licence"]) for name, made in provenance["teachers"].items()}
+    return {**licences_of(provenance.get("from")), **own}
 
 
 def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:

@@ -120,7 +120,7 @@ def test_the_first_losses_are_those_of_a_loop_without_any_stream(training, tmp_p
     student = Student(encoder, Ladder([(64, 64)] * 6, kinds, 0))
     images = prepare(torch.from_numpy(views), spec)
     assert len(levels_of(encoder, images).tokens) == 6
-    terms = distillation_loss(student(images), targets, drop_uniforms(0, 0, 0, 8, 2), 0.5, "batch")
+    terms = distillation_loss(student(images), targets, drop_uniforms(0, 0, 8, 2), 0.5, "batch")
     (record,) = log_of(tmp_path / "one")
     assert record["loss"] == pytest.approx(terms.loss.item(), abs=1e-6)
     for name in targets:
@@ -178,9 +178,9 @@ def test_teachers_can_be_chosen_and_are_all_by_default(training, tmp_path):
     assert set(log_of(tmp_path / "run")[0]["teachers"]) == {CNN}
 
 
-@pytest.mark.parametrize("normalization", ["batch", "image"])
-def test_both_normalizations_train(training, tmp_path, normalization):
-    assert distill.run(training(normalization=normalization, steps=2)).loss > 0
+@pytest.mark.parametrize("balancing", ["batch", "image", "none"])
+def test_every_balancing_trains(training, tmp_path, balancing):
+    assert distill.run(training(balancing=balancing, steps=2)).loss > 0
 
 
 def test_bf16_trains(training):

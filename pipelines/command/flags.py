@@ -45,6 +45,7 @@ def flag(field: dataclasses.Field[Any], about: About) -> Decorator:
     shown = field.default is not False and field.default not in (None, "", ())
     return click.option(
         f"--{name}/--no-{name}" if kind is bool and field.default is not False else f"--{name}",
+        *([f"--{about.formerly}"] if about.formerly else []),
         field.name,
         metavar=about.metavar,
         help=f"{about.help} [default: {about.unset}]" if about.unset else about.help,
@@ -108,9 +109,21 @@ def widths(_context: click.Context, _parameter: click.Parameter, text: str | Non
     return tuple(map(int, parts))
 
 
+def shares(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    """'LEAST,MOST' as two numbers."""
+    if text is None:
+        return None
+    try:
+        least, most = map(float, text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not two numbers, as in 0.4,1") from error
+    return least, most
+
+
 TYPES: dict[Any, dict[str, Any]] = {
     bool: {"is_flag": True},
     tuple[int, int]: {"type": str, "callback": widths},
+    tuple[float, float]: {"type": str, "callback": shares},
     tuple[str, ...]: {"multiple": True},
     tuple[tuple[str, str], ...]: {"multiple": True, "callback": pairs},
 }

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipelines.command.run_folder import check_run
+from pipelines.command.run_folder import check_run, run_settings
 from unic_cache.config import (
     DistillConfig,
     EvaluateConfig,
@@ -56,14 +56,16 @@ def check_extract(config: ExtractConfig) -> None:
 
 def check_distill(config: DistillConfig) -> None:
     """Check the run's folder, the student's name and initial weights, and the data to train on."""
-    check_run(config, Path(config.out))
+    resuming = check_run(config, Path(config.out))
     student = config.student.partition("@")[0]
     close = None if student in CATALOG else close_names(student.removeprefix("timm:"))
     if close is not None:
         hint = f"did you mean {' or '.join(close)}?" if close else "try vit_tiny_patch16_224"
         raise ConfigError(f"timm knows no model {config.student!r}; {hint}")
-    if config.init is not None and "/" in config.init and not Path(config.init).is_file():
+    if not resuming and config.init is not None and "/" in config.init and not Path(config.init).is_file():
         raise ConfigError(f"--init {config.init}: there is no such file")
+    if not resuming and config.from_run is not None:
+        run_settings(Path(config.from_run))
     if config.online:
         check_teachers(config.teachers, dict(config.weights))
     else:

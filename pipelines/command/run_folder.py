@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unic_cache.config import DistillConfig
+from unic_cache.config.training import renamed
 from unic_cache.errors import ConfigError
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, SNAPSHOT
 
@@ -49,7 +50,8 @@ def check_run(config: DistillConfig, out: Path) -> bool:
         raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
     before = read_settings(out)
     now = json.loads(json.dumps(config.to_json()))
-    known = {**json.loads(json.dumps(DistillConfig().to_json())), **OLDER, **before}  # an older run lacks newer ones
+    unset = json.loads(json.dumps(DistillConfig().to_json()))
+    known = {**unset, **OLDER, **renamed(before)}  # an older run lacks newer settings
     now |= {key: now[key] or value for key, value in OLDER.items() if key not in before}
     recipe = _recipe(out)
     if recipe is not None:

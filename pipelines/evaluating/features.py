@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -213,8 +213,9 @@ def remember(usable: Usable, folder: Path) -> None:
 
 def set_name(source: ShardPixels, wanted: Sequence[Address], pool: ThreadPoolExecutor) -> str:
     """The folder of a set: a digest of its images' bytes and of the rules that make views from them."""
-    views: Views = source.views
-    rules = {"views": asdict(views), "augment": AUGMENT_VERSION, "decoders": decoder_versions(), "input": RULE}
+    views: Views = source.views  # center views: they have no crop scale
+    seen = {"recipe": views.recipe, "size": views.size, "seed": views.seed}
+    rules = {"views": seen, "augment": AUGMENT_VERSION, "decoders": decoder_versions(), "input": RULE}
     digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode())
     for one in pool.map(lambda item: hashlib.sha256(source.data(item)).digest(), wanted):
         digest.update(one)

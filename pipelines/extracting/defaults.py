@@ -1,4 +1,4 @@
-"""Settle what an extraction leaves open by what the cache has: recipe, size, seed, number of views, codec, tokens."""
+"""Settle what an extraction leaves open by what the cache has: the kind and number of views, codec, tokens."""
 
 import dataclasses
 from collections.abc import Collection, Iterable
@@ -7,13 +7,14 @@ from typing import Any, TypeVar
 from pipelines.command.progress import say
 from unic_cache.cache import Cache
 from unic_cache.config import CENTER, CODERS, FITTED, ExtractConfig, Views
+from unic_cache.config.views import CROP_SCALE
 from unic_cache.errors import ConfigError
 
 Config = TypeVar("Config", bound=ExtractConfig)
 
 
 def settled(config: Config, cache: Cache) -> Config:
-    """The config with recipe, size, seed and number of views filled in from the cache; says so if it adds a new kind.
+    """The config with the kind and the number of views filled in from the cache; says so if it adds a new kind.
 
     ConfigError if several kinds in the cache fit.
     """
@@ -28,8 +29,11 @@ def settled(config: Config, cache: Cache) -> Config:
     seed = config.seed
     if seed is None:
         seed = 0 if recipe == CENTER else _only(cache, "seed", seeds, 0)
-    kind = Views(recipe, size, seed)
-    config = dataclasses.replace(config, recipe=recipe, size=size, seed=seed)
+    scales = {views.crop_scale for views in alike if (views.size, views.seed) == (size, seed)}
+    scales = scales or {views.crop_scale for views in alike}
+    scale = config.crop_scale or _only(cache, "crop-scale", scales, CROP_SCALE)
+    kind = Views(recipe, size, seed, scale)
+    config = dataclasses.replace(config, recipe=recipe, size=size, seed=seed, crop_scale=scale)
     _tell(cache, kind, found)
     # never fewer than the default: a stopped run may have only begun the cache
     return dataclasses.replace(config, views=config.views or max(config.count, found.get(kind, 0)))
@@ -75,7 +79,7 @@ def _common(values: Iterable[Any]) -> Any:
 def _only(cache: Cache, flag: str, values: Collection[Any], default: Any) -> Any:
     """The only value, or the default if there is none. ConfigError on several."""
     if len(values) > 1:
-        listed = " and ".join(str(value) for value in sorted(values))
+        listed = " and ".join(str(value).strip("()").replace(" ", "") for value in sorted(values))
         raise ConfigError(f"{cache.location.url} has views of {flag} {listed}; choose one with --{flag}")
     return next(iter(values), default)
 
@@ -86,9 +90,5 @@ def _tell(cache: Cache, kind: Views, found: Collection[Views]) -> None:
     belongs = kind.size in sizes and (kind.recipe == CENTER or recipes == {CENTER})
     if not found or kind in found or belongs:
         return
-    listed = ", ".join(sorted(map(_described, found)))
-    say(f"this adds {_described(kind)} to {cache.location.url}, which has {listed}")
-
-
-def _described(views: Views) -> str:
-    return f"{views.recipe} views of {views.size} px (seed {views.seed})"
+    listed = ", ".join(sorted(map(str, found)))
+    say(f"this adds {kind} to {cache.location.url}, which has {listed}")

@@ -55,7 +55,7 @@ def open_teachers(
         command,
         f"{', '.join(options.teachers) or 'no teacher'} on {device_words(device)}, {options.dtype}",
         f"{f'{sum(entry.rows for entry in entries):,} images' if entries else 'the kept views'} x "
-        f"{options.count} views of {views.size} px ({views.recipe})",
+        f"{options.count} views of {views.size} px ({views.kind})",
         f"batch {options.batch_size}",
         f"into {options.cache}",
     )

@@ -8,10 +8,11 @@
 
 `--init` takes a file, a timm name (with `timm:` or without), or a teacher in the catalog, whose weights are found and
 checked as for extraction. Pixels are normalised as `--normalize` says; unless it does, as the model expects that --init
-names or an exported encoder's spec tells, and otherwise by ImageNet's mean and std.
+or --from names, or as an exported encoder's spec tells, and otherwise by ImageNet's mean and std.
 """
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 
 import timm
@@ -49,15 +50,21 @@ def named_spec(
     return encoder_spec(base.removeprefix(TIMM), img_size or own, patch_size, drop_path)
 
 
-def student_spec(config: DistillConfig) -> EncoderSpec:
-    """The spec of a run's student, with the mean and std of its pixels. ConfigError if it cannot be made."""
+def student_spec(config: DistillConfig, folder: Path | None = None) -> EncoderSpec:
+    """The spec of a run's student, with the mean and std of its pixels. ConfigError if it cannot be made.
+
+    A run that has begun in `folder` keeps those of its encoder there: what it started from may be gone, or changed.
+    """
     spec = named_spec(config.student, config.img_size, config.patch_size, config.drop_path)
-    mean, std = pixels_of(config, spec)
+    mean, std = pixels_of(config, spec, None if folder is None else spec_of_export(folder))
     return dataclasses.replace(spec, mean=mean, std=std)
 
 
-def pixels_of(config: DistillConfig, spec: EncoderSpec) -> Pixels:
-    """Mean and std by --normalize, or else by --init. ConfigError if timm does not know the model's."""
+def pixels_of(config: DistillConfig, spec: EncoderSpec, begun: EncoderSpec | None) -> Pixels:
+    """Mean and std by --normalize, or else by what the run was `begun` with, --init or --from.
+
+    ConfigError if timm does not know the model's.
+    """
     if config.normalize == MODEL:
         found = timm_pixels(spec.name)
         if found is None:
@@ -65,8 +72,11 @@ def pixels_of(config: DistillConfig, spec: EncoderSpec) -> Pixels:
         return found
     if config.normalize not in {None, IMAGENET}:
         return normalization(str(config.normalize))
-    if config.normalize is None and config.init is not None:
-        return init_pixels(config.init) or (IMAGENET_MEAN, IMAGENET_STD)
+    if config.normalize is None and begun is not None:
+        return begun.mean, begun.std
+    start = config.init or config.from_run
+    if config.normalize is None and start is not None:
+        return init_pixels(start) or (IMAGENET_MEAN, IMAGENET_STD)
     return IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -97,24 +107,20 @@ def pixels_words(spec: EncoderSpec) -> str:
     return "mean/std " + "/".join(",".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
 
 
-def started_encoder(config: DistillConfig, spec: EncoderSpec) -> nn.Module:
-    """The encoder with its first weights. ConfigError or TeacherError if they cannot be had, or do not fit."""
-    init = config.init
+def started_encoder(spec: EncoderSpec, seed: int, init: str | None, resample: Collection[str]) -> nn.Module:
+    """The encoder with its first weights. ConfigError or TeacherError if they cannot be had, or do not fit.
+
+    `resample` names what of them may be resampled to the spec's size: "positions", "patches".
+    """
     if init is None or init not in CATALOG or Path(init).is_file():
-        return build_encoder(spec, config.seed, init and init.removeprefix(TIMM), sizes_given(config))
+        return build_encoder(spec, seed, init and init.removeprefix(TIMM), resample)
     teacher = CATALOG[init]
     if teacher.source == "file":
         raise ConfigError(
             f"--init {init}: its authors publish the weights at {teacher.published}; fetch the file, and give it as "
             "--init FILE"
         )
-    encoder = build_encoder(spec, config.seed)
-    fit_weights(encoder, load_teacher(teacher).model.state_dict(), f"--init {init}", sizes_given(config))
+    encoder = build_encoder(spec, seed)
+    fit_weights(encoder, load_teacher(teacher).model.state_dict(), f"--init {init}", resample)
     tell_untrained(encoder, f"--init {init}")
     return encoder
-
-
-def sizes_given(config: DistillConfig) -> tuple[str, ...]:
-    """Which weights of --init may be resampled: those whose size the user gave."""
-    positions = config.img_size is not None or config.patch_size is not None or "@" in config.student
-    return ("positions",) * positions + ("patches",) * bool(config.patch_size)

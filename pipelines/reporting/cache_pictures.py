@@ -36,7 +36,7 @@ def view_section(source: Source) -> Section | None:
         "views",
         "Images under their views",
         f"{len(wanted)} images, each under {len(rows)} views.",
-        f"The pixels that the teachers saw: recipe {source.views.recipe}, {source.views.size} px, seed "
+        f"The pixels that the teachers saw: recipe {source.views.kind}, {source.views.size} px, seed "
         f"{source.views.seed}. Each column is one image.",
     )
     return Section("Views", listed(source, wanted), [picture])

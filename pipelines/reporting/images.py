@@ -125,7 +125,7 @@ def shared_views(cache: Cache, teachers: Sequence[CachedTeacher]) -> list[Views]
     """The kinds of views that all teachers have, smallest first."""
     each = [{views for views, *_, tars in cache.committed(teacher.member) if tars} for teacher in teachers]
     common = set.intersection(*each) if each else set()
-    return sorted(common, key=lambda views: (views.size, views.recipe, views.seed))
+    return sorted(common, key=lambda views: (views.size, views.kind, views.seed))
 
 
 def center_views(cache: Cache, teachers: Sequence[CachedTeacher]) -> Views:

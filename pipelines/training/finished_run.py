@@ -19,11 +19,10 @@ from unic_cache.errors import CacheError, ConfigError
 from unic_cache.stream.batches import Batch
 from unic_cache.stream.rows import Rows, usable_rows
 from unic_cache.student.backbone import EncoderSpec, build_encoder, prepare
-from unic_cache.student.checkpoint import load_checkpoint
+from unic_cache.student.checkpoint import trained_weights
 from unic_cache.student.loss import distillation_loss
 from unic_cache.student.projectors import Student, build_student
 from unic_cache.student.run_files import CHECKPOINT
-from unic_cache.student.schedule import optimizer
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class FinishedRun:
     teachers: Sequence[CachedTeacher]
     targets: Targets
     steps: int
+    loss: str  # of a token, by name
 
     @property
     def held_out(self) -> bool:
@@ -43,9 +43,13 @@ class FinishedRun:
         return bool(self.snapshot.val)
 
     def rows(self, cache: Cache) -> Rows:
-        """The held-out images, or without any those trained on. CacheError if they are not as the run read them."""
-        names = self.snapshot.val or self.snapshot.train
-        rows, records = usable_rows(cache, self.teachers, self.snapshot.views, self.snapshot.numbers[:1], names, True)
+        """The held-out images, or without any those trained on, without those that a teacher lacked.
+
+        CacheError if they are not as the run read them.
+        """
+        snapshot, names = self.snapshot, self.snapshot.val or self.snapshot.train
+        first, known = snapshot.numbers[:1], snapshot.records
+        rows, records = usable_rows(cache, self.teachers, snapshot.views, first, names, True, known=known)
         check_records(self.snapshot, cache, records)
         return rows
 
@@ -54,7 +58,8 @@ class FinishedRun:
         """(n, B): each teacher's loss on each image, as validation takes it: no path and no teacher dropped."""
         targets, seen = self.targets(batch, batch.views_BHWC)
         guesses = self.student(prepare(batch.views_BHWC, self.spec), seen)
-        return distillation_loss(guesses, targets, torch.zeros(len(batch.views_BHWC), len(self.teachers)), 0.0).losses
+        uniforms_Bn = torch.zeros(len(batch.views_BHWC), len(self.teachers))
+        return distillation_loss(guesses, targets, uniforms_Bn, 0.0, loss=self.loss).losses
 
 
 def open_finished(folder: Path, settings: DistillConfig, cache: Cache) -> FinishedRun:
@@ -67,7 +72,7 @@ def open_finished(folder: Path, settings: DistillConfig, cache: Cache) -> Finish
     teachers = teachers_of(cache, snapshot.teachers, settings.kinds)
     student, spec, steps = load_student(folder, settings, teachers)
     targets = Targets(settings, cache, teachers, snapshot.views, Cached(teachers), torch.device("cpu"))
-    return FinishedRun(student, spec, snapshot, teachers, targets, steps)
+    return FinishedRun(student, spec, snapshot, teachers, targets, steps, settings.loss)
 
 
 def load_student(
@@ -75,14 +80,19 @@ def load_student(
 ) -> tuple[Student, EncoderSpec, int]:
     """(encoder with projectors, in evaluation mode; its spec; steps done), from the run's last checkpoint.
 
-    ConfigError if the folder has none, or one that does not fit the settings and the teachers.
+    It is what the run exported: the moving average, if it kept one. ConfigError if the folder has none, or one that
+    does not fit the settings and the teachers.
     """
     if not (folder / CHECKPOINT).is_file():
         raise ConfigError(f"{folder} has no {CHECKPOINT}, which holds the projectors that the loss needs; restore it")
-    spec = student_spec(settings)
+    spec = student_spec(settings, folder)
     kinds = {teacher.name: teacher.kinds for teacher in teachers}
     student = build_student(build_encoder(spec, settings.seed), spec, kinds, settings)
-    steps, _ = load_checkpoint(folder, student, optimizer(student, settings.peak_lr(), settings.weight_decay))
+    steps, weights = trained_weights(folder)
+    try:
+        student.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ConfigError(f"{folder / CHECKPOINT}: from another student or other teachers: {error!s:.300}") from error
     return student.eval(), spec, steps
 
 

@@ -41,7 +41,10 @@ Maps = Mapping[tuple[str, str], tuple[Tensor, Tensor]]  # (teacher, kind) -> mat
 
 @dataclass(frozen=True)
 class HeldOutLosses:
-    """Each teacher's loss on each view, as validation takes it: mean over kinds and tokens, nothing dropped."""
+    """Each teacher's loss on each view: mean over kinds and tokens, nothing dropped.
+
+    It is UNIC's, whatever the run's --loss, so that runs can be compared.
+    """
 
     teachers: tuple[str, ...]
     shown: tuple[tuple[int, int], ...]  # (sample key, view number) of each column
@@ -125,5 +128,9 @@ def check_trained(settings: DistillConfig, snapshot: Snapshot, own: Cache, teach
                 "which the run learned; give a cache of the same teachers"
             )
     if not settings.online:
-        _, records = usable_rows(own, learned, snapshot.views, snapshot.numbers, snapshot.train, settings.skip_broken)
+        lacked = settings.allow_missing
+        _, records = usable_rows(
+            own, learned, snapshot.views, snapshot.numbers, snapshot.train, settings.skip_broken, lacked,
+            snapshot.records if lacked else None,
+        )  # fmt: skip
         check_records(snapshot, own, records)

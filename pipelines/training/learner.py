@@ -5,15 +5,17 @@ Letters: B images, H and W pixels, n teachers.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipelines.training.gradients import Gradients
 from pipelines.training.runlog import Meter
 from pipelines.training.targets import Targets
 from unic_cache.cache import CachedTeacher
@@ -26,7 +28,8 @@ from unic_cache.stream.order import Order
 from unic_cache.stream.rows import Rows
 from unic_cache.student.backbone import EncoderSpec, prepare
 from unic_cache.student.batch_statistics import good_alone, normalizes_by_batch, statistics_kept
-from unic_cache.student.loss import LossTerms, distillation_loss, drop_uniforms
+from unic_cache.student.drop_path import Places
+from unic_cache.student.loss import LossTerms, distillation_loss, drop_uniforms, joined
 from unic_cache.tf32 import float32_products
 from unic_cache.token_kinds import Grid
 
@@ -41,28 +44,50 @@ class Learner:
     targets: Targets
     config: DistillConfig
     accelerator: Accelerator
+    average: nn.Module | None = None  # the moving average of the model, if the run keeps one: it is what is validated
 
     @property
-    def local_batch(self) -> int:
-        """Images per step of one process."""
-        return self.config.batch_size // int(self.accelerator.num_processes)
+    def images(self) -> int:
+        """Images of one forward pass: a process's share of a batch, or a part of it."""
+        return self.config.batch_size // int(self.accelerator.num_processes) // self.config.accumulate
 
-    def meter(self) -> Meter:
+    @property
+    def gradients(self) -> Gradients:
+        """The gradients of a batch, part by part."""
+        return Gradients(self.accelerator, self.model, self.config.accumulate, self.config.clip_grad)
+
+    @cached_property
+    def places(self) -> Places:
+        """Tells the student's stochastic depth which images of the batch it sees."""
+        places: Places = self.accelerator.unwrap_model(self.model).places
+        return places
+
+    def meter(self, training: bool = False) -> Meter:
         """An empty meter for this learner's terms."""
-        return Meter(self.accelerator, {teacher.name: list(teacher.kinds) for teacher in self.teachers})
+        kinds = {teacher.name: list(teacher.kinds) for teacher in self.teachers}
+        return Meter(self.accelerator, kinds, training and self.config.clip_grad is not None)
+
+    def place(self, part: int) -> int:
+        """The place in the batch of the first image of this process's part."""
+        return (int(self.accelerator.process_index) * self.config.accumulate + part) * self.images
 
     def batches(self, order: Order, steps: range) -> Iterator[list[Address]]:
-        """This process's part of each step's batch."""
+        """This process's part of each step's batch, or its parts, in order."""
         for step in steps:
-            first = step * self.config.batch_size + self.accelerator.process_index * self.local_batch
-            yield order.samples(first, first + self.local_batch)
+            for part in range(self.config.accumulate):
+                first = step * self.config.batch_size + self.place(part)
+                yield order.samples(first, first + self.images)
 
-    def training_terms(self, batch: Batch, step: int) -> LossTerms:
-        """The loss of a training step, with the step's own draws: dropped paths and dropped teachers."""
-        seed, rank = self.config.seed, self.accelerator.process_index
-        torch.manual_seed(int(words(Purpose.TORCH, seed, step, rank, 1)[0] >> 1))
-        uniforms_Bn = drop_uniforms(seed, step, rank, len(batch.views_BHWC), len(self.teachers))
-        return self._terms(self.model, batch, uniforms_Bn, self.config.drop_teacher, self.config.normalization)
+    def training_terms(self, batch: Batch, step: int, part: int = 0) -> LossTerms:
+        """The loss of a training step's part, with the step's own draws: dropped paths and dropped teachers.
+
+        The draws of an image are a function of seed, step and its place in the batch alone.
+        """
+        config, first, images = self.config, self.place(part), len(batch.views_BHWC)
+        torch.manual_seed(int(words(Purpose.TORCH, config.seed, step, 0, 1)[0] >> 1))
+        self.places.at(first, images, config.batch_size, self.accelerator.device)
+        uniforms_Bn = drop_uniforms(config.seed, step, config.batch_size, len(self.teachers))[first : first + images]
+        return self._terms(self.model, batch, uniforms_Bn, config.drop_teacher, config.balancing)
 
     @torch.no_grad()
     def validate(self, stream: Stream, rows: Rows, number: int) -> dict[str, Any]:
@@ -71,25 +96,27 @@ class Learner:
         Each process runs the model by itself: the data-parallel wrapper would meet the others at every batch, to share
         buffers, and they may have fewer.
         """
-        share_buffers(self.accelerator, self.model)
-        self.model.eval()
-        model = self.accelerator.unwrap_model(self.model)
-        places = range(0, len(rows), self.local_batch)
-        every = [[rows.address(at, number) for at in range(i, min(i + self.local_batch, len(rows)))] for i in places]
+        model = self.accelerator.unwrap_model(self.model) if self.average is None else self.average
+        share_buffers(self.accelerator, model)
+        model.eval()
+        places = range(0, len(rows), self.images)
+        every = [[rows.address(at, number) for at in range(i, min(i + self.images, len(rows)))] for i in places]
         mine = every[self.accelerator.process_index :: self.accelerator.num_processes]
         meter = self.meter()
         for batch in stream.batches(iter(mine)):
             images = len(batch.views_BHWC)
-            terms = self._terms(model, batch, torch.zeros(images, len(self.teachers)), 0.0, "image")
+            with self.accelerator.autocast():
+                terms = self._terms(model, batch, torch.zeros(images, len(self.teachers)), 0.0, "image")
             meter.add(terms, images - batch.broken, batch.broken)
-        self.model.train()
+        model.train(self.average is None)
         return meter.read()
 
-    def _terms(self, model: nn.Module, batch: Batch, uniforms_Bn: Tensor, drop: float, normalization: str) -> LossTerms:
+    def _terms(self, model: nn.Module, batch: Batch, uniforms_Bn: Tensor, drop: float, balancing: str) -> LossTerms:
         """The loss over the good images of a batch; without any it is 0, but still a function of the model."""
         device = self.accelerator.device
         views_BHWC = batch.views_BHWC.to(device, non_blocking=True)
         uniforms_Bn = uniforms_Bn.to(device, non_blocking=True)
+        present_Bn = None if batch.present_Bn is None else batch.present_Bn.to(device, non_blocking=True)
 
         # What the teachers say, and what the student guesses: {teacher: {kind: (B, D) or (B, N, D)}}
         with float32_products(tf32=False):
@@ -100,8 +127,31 @@ class Learner:
         if 0 < batch.broken < len(batch.good_B):
             rows = batch.good_B.nonzero().flatten().to(device, non_blocking=True)
             guesses, targets, uniforms_Bn = _rows(guesses, rows), _rows(targets, rows), uniforms_Bn[rows]
-        terms = distillation_loss(guesses, targets, uniforms_Bn, drop, normalization)
-        return terms if batch.good_B.any() else dataclasses.replace(terms, loss=terms.loss * 0)
+            present_Bn = None if present_Bn is None else present_Bn[rows]
+        terms = distillation_loss(guesses, targets, uniforms_Bn, drop, balancing, self.config.loss, present_Bn)
+        if batch.good_B.any():
+            return terms
+        return dataclasses.replace(terms, loss=terms.loss * 0, total=terms.total * 0, count=terms.count * 0)
+
+
+def learn(following: Callable[[], Batch], learner: Learner, meter: Meter, step: int) -> LossTerms:
+    """The gradient of a step, over all parts of its batch, clipped; the batch's terms, which the meter counts.
+
+    `following` gives the next part.
+    """
+    gradients = learner.gradients
+    parts: list[LossTerms] = []
+    good: list[LossTerms] = []
+    broken = 0
+    for part in range(learner.config.accumulate):
+        batch = following()
+        parts.append(learner.training_terms(batch, step, part))
+        gradients.add(parts)
+        good += parts[-1:] if batch.good_B.any() else []
+        broken += batch.broken
+    terms = joined(good or parts)
+    meter.add(terms, float(bool(good)), broken, gradients.clipped())
+    return terms
 
 
 def guess(

@@ -18,6 +18,7 @@ from pipelines.training.targets import Live
 from pipelines.training.training_set import Snapshot, TrainingSet, teachers_of
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig, Views
+from unic_cache.config.views import CROP_SCALE
 from unic_cache.errors import ConfigError
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import all_rows
@@ -37,7 +38,8 @@ def open_live_set(
     """
     if not config.teachers:
         raise ConfigError("--online runs the teachers itself: name each with --teacher, and its weights with --weights")
-    views = Views(config.recipe or Views().recipe, config.size or DEFAULT_SIZE, config.view_seed or 0)
+    scale = config.crop_scale or CROP_SCALE
+    views = Views(config.recipe or Views().recipe, config.size or DEFAULT_SIZE, config.view_seed or 0, scale)
     opened = open_teachers(opening_options(config, views, worker), pool, device, "distill --online, first")
     location, tars = opened.cache.location, dict(opened.tars)
     val: tuple[str, ...] = ()
@@ -55,7 +57,7 @@ def open_live_set(
     train = train_names(config, [entry.name for entry in entries], val, held)
     rows = all_rows(cache, train)
     snapshot = Snapshot(
-        config.teachers, views.recipe, views.size, views.seed, view_numbers(config, len(rows)), train, val, {}
+        config.teachers, views.recipe, views.size, views.seed, view_numbers(config, len(rows)), train, val, {}, scale
     )
     pin = torch.cuda.is_available()
     pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin))

@@ -32,8 +32,8 @@ REFUSED = {
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
 }
 IGNORED = {  # variable -> (the setting without effect, its default, what is done instead)
-    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient accumulation", "1", "each batch is a step"),
-    "ACCELERATE_DYNAMO_BACKEND": ("dynamo backend", "no", "the student is not compiled"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient accumulation", "1", "--accumulate decides"),
+    "ACCELERATE_DYNAMO_BACKEND": ("dynamo backend", "no", "--compile decides"),
 }
 LAUNCHED = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MPI_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
@@ -73,10 +73,10 @@ def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
             f"the environment says {world} processes (WORLD_SIZE), but accelerate joins {accelerator.num_processes}, "
             f"and each would train alone: {launch_line(world)}, or unset WORLD_SIZE for one process"
         )
-    if config.batch_size % accelerator.num_processes:
-        raise ConfigError(
-            f"--batch-size {config.batch_size}, over all processes, does not divide by {accelerator.num_processes}"
-        )
+    if config.batch_size % (accelerator.num_processes * config.accumulate):
+        parts = f" processes of {config.accumulate} parts each (--accumulate)" if config.accumulate > 1 else ""
+        by = f"{accelerator.num_processes}{parts}"
+        raise ConfigError(f"--batch-size {config.batch_size}, over all processes, does not divide by {by}")
     return accelerator
 
 

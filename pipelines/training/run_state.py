@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from timm.models.vision_transformer import VisionTransformer
+from torch.optim.swa_utils import AveragedModel
 
 from pipelines.command.failures import ADVICE_HERE
 from pipelines.command.run_folder import FREE_ON_RESUME
@@ -35,6 +37,19 @@ class RunState:
     spec: EncoderSpec
     provenance: Mapping[str, Any]
     saved: int  # steps of the last checkpoint; 0 for none
+    average: AveragedModel | None = None  # of `model` over the steps; its encoder is then the one exported
+
+    @property
+    def exported(self) -> VisionTransformer:
+        """The encoder that is exported: the moving average, if there is one."""
+        student: Any = self.model if self.average is None else self.average.module
+        encoder: VisionTransformer = student.encoder
+        return encoder
+
+    def update_average(self) -> None:
+        """Take the weights after a step into the moving average, if there is one."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
 
     def save(self, steps: int) -> None:
         """Write checkpoint and encoder from the main process. A note on any error names the last checkpoint."""
@@ -58,10 +73,12 @@ class RunState:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = None if scaler is None else scaler.state_dict()
-            header = {"scaler": state, "processes": self.accelerator.num_processes}
-            save_checkpoint(self.out, steps, self.model, self.adamw.optimizer, header)
+            before = {"from": self.provenance["from"]} if "from" in self.provenance else {}
+            header = {"scaler": state, "processes": self.accelerator.num_processes, **before}
+            average: Any = None if self.average is None else self.average.module
+            save_checkpoint(self.out, steps, self.model, self.adamw.optimizer, header, average)
             self.saved = steps
-            save_encoder(self.out / ENCODER, self.model.encoder, self.spec, {**self.provenance, "steps": steps})
+            save_encoder(self.out / ENCODER, self.exported, self.spec, {**self.provenance, "steps": steps})
 
     @contextlib.contextmanager
     def _naming_checkpoint(self) -> Iterator[None]:
@@ -98,8 +115,8 @@ def save_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerat
         data.snapshot.save(out)
 
 
-def describe(config: DistillConfig, data: TrainingSet, tf32: bool) -> dict[str, Any]:
-    """The student's provenance, for the exported encoder."""
+def describe(config: DistillConfig, data: TrainingSet, tf32: bool, before: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The student's provenance, for the exported encoder; `before` is that of the run that it started from."""
     return {
         "method": "UNIC, arXiv 2408.05088",
         "teachers": {
@@ -112,7 +129,9 @@ def describe(config: DistillConfig, data: TrainingSet, tf32: bool) -> dict[str, 
         },
         "views": {**dataclasses.asdict(data.snapshot.views), "numbers": list(data.snapshot.numbers)},
         "images": len(data.train),
+        **({"missing": dict(data.train.lacking)} if data.train.lacking else {}),  # teacher -> (image, view) pairs
         "config": {key: value for key, value in config.to_json().items() if key not in FREE_ON_RESUME},
         "float32_products": "tf32" if tf32 else "float32",
         "versions": versions(),
+        **({} if before is None else {"from": dict(before)}),
     }

@@ -24,36 +24,56 @@ from unic_cache.student.run_files import LOG
 class Meter:
     """Averages of the loss terms over steps and processes. `add` never waits for the device; `read` does."""
 
-    def __init__(self, accelerator: Accelerator, kinds: Mapping[str, Sequence[str]]) -> None:
-        """`kinds` are each teacher's token kinds, so that a process that adds no batch still sums the same terms."""
+    def __init__(self, accelerator: Accelerator, kinds: Mapping[str, Sequence[str]], clipped: bool = False) -> None:
+        """`kinds` are each teacher's token kinds, so that a process that adds no batch still sums the same terms.
+
+        `clipped`: whether the norm of the gradient is read too.
+        """
         self._accelerator = accelerator
         parts = [(name, part) for name, own in kinds.items() for part in (*own, "coefficient", "top")]
-        self._names: list[tuple[str, str]] = [("", "loss"), *parts]
-        self._sum = torch.zeros(len(self._names), device=accelerator.device)
-        self._weight, self._broken = 0.0, 0
+        self._names: list[tuple[str, str]] = [("", "loss"), *parts, *([("", "grad_norm")] if clipped else [])]
+        self._sum, self._weight = torch.zeros(2, len(self._names), device=accelerator.device)
+        self._broken = 0
         self.broken = 0  # images in all that was read
 
-    def add(self, terms: LossTerms, weight: float = 1.0, broken: int = 0) -> None:
-        """Count a batch, `weight` times, and its `broken` images, which the terms leave out."""
+    def add(self, terms: LossTerms, weight: float = 1.0, broken: int = 0, norm: Tensor | None = None) -> None:
+        """Count a batch, `weight` times, and its `broken` images, which the terms leave out.
+
+        Means of a teacher that some images lack weigh as much as the share of the others. A `norm` that is not finite,
+        as in the steps that fp16 leaves out, does not count.
+        """
         values: dict[tuple[str, str], Tensor] = {("", "loss"): terms.loss.detach()}
+        shares: dict[tuple[str, str], Tensor] = {}
         for number, (name, means) in enumerate(terms.means.items()):
             values |= {(name, kind): value for kind, value in means.items()}
             values[name, "coefficient"] = terms.coefficients[number].mean()
             values[name, "top"] = (terms.top == number).float().mean()
-        self._sum = self._sum + torch.stack([values[name].float() for name in self._names]) * weight
-        self._weight += weight
+            if terms.present is not None:
+                shares |= dict.fromkeys(((name, kind) for kind in means), terms.present[number].float().mean())
+        if norm is not None:
+            values["", "grad_norm"] = norm.nan_to_num(0.0, 0.0, 0.0)
+            shares["", "grad_norm"] = norm.isfinite().float()
+        every = torch.stack([values[name].float() for name in self._names]) * weight
+        weights: Tensor | float = weight
+        if shares:
+            one = torch.ones_like(terms.loss.detach(), dtype=torch.float32)
+            share = torch.stack([shares.get(name, one) for name in self._names])
+            every, weights = every * share, share * weight
+        self._sum, self._weight = self._sum + every, self._weight + weights
         self._broken += broken
 
     def read(self) -> dict[str, Any]:
-        """{"loss", "broken", "teachers": {name: {kind, "coefficient", "top"}}} since the last read.
+        """{"loss", "broken", "teachers": {name: {kind, "coefficient", "top"}}} since the last read, and "grad_norm".
 
         `broken` counts images; if nothing but broken images came, the losses are 0.
         """
-        packed = torch.cat([self._sum, self._sum.new_tensor([self._broken, self._weight])])
+        packed = torch.cat([self._sum, self._weight, self._sum.new_tensor([self._broken])])
         total = self._accelerator.reduce(packed, "sum")
-        values = (total[:-2] / total[-1].clamp(min=1)).tolist()
-        found: dict[str, Any] = {"broken": int(total[-2]), "teachers": {}}
-        self._sum, self._weight, self._broken = torch.zeros_like(self._sum), 0.0, 0
+        sums, weights = total[:-1].chunk(2)
+        values = (sums / weights.where(weights > 0, 1.0)).tolist()
+        found: dict[str, Any] = {"broken": int(total[-1]), "teachers": {}}
+        self._sum, self._weight = torch.zeros_like(sums), torch.zeros_like(sums)
+        self._broken = 0
         self.broken += found["broken"]
         for (name, part), value in zip(self._names, values, strict=True):
             (found["teachers"].setdefault(name, {}) if name else found)[part] = value

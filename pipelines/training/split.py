@@ -17,7 +17,7 @@ from unic_cache.stream.address import Address
 from unic_cache.stream.held_out import held_out, hold_out
 from unic_cache.stream.pixels import KeptPixels, ShardPixels
 from unic_cache.stream.row_samples import rows_to_compare
-from unic_cache.stream.rows import Rows, committed_record
+from unic_cache.stream.rows import Rows, committed_records
 from unic_cache.views.index import ShardEntry
 
 PICTURES_APART = 8.0  # levels of 255 on average: no two decoders differ by as much
@@ -152,27 +152,32 @@ def check_pictures(
             )
 
 
-def tell_leaks(cache: Cache, teacher: CachedTeacher, view: tuple[Views, int], train: Rows, val: Rows) -> None:
+def tell_leaks(
+    cache: Cache, teachers: Sequence[CachedTeacher], view: tuple[Views, int], train: Rows, val: Rows
+) -> None:
     """Say how many held-out images are also trained on, in other tars: those with equal keys and equal pixels.
 
     Copies under other keys have other views and are not found.
     """
     if not len(val):
         return
-    both = int(np.isin(prints(cache, teacher, view, val), prints(cache, teacher, view, train)).sum())
+    both = int(np.isin(prints(cache, teachers, view, val), prints(cache, teachers, view, train)).sum())
     if both:
         say(f"{both} of {len(val)} held-out images are also trained on, pixel for pixel, in other tars")
 
 
-def prints(cache: Cache, teacher: CachedTeacher, view: tuple[Views, int], rows: Rows) -> npt.NDArray[np.int64]:
-    """(N,) 64 bits of each row's key and pixels, from the commit records."""
+def prints(
+    cache: Cache, teachers: Sequence[CachedTeacher], view: tuple[Views, int], rows: Rows
+) -> npt.NDArray[np.int64]:
+    """(N,) 64 bits of each row's key and pixels, from the first commit record that some teacher has."""
     found = np.zeros(len(rows), np.int64)
     places = rows.segment << 32 | rows.shard
     for place in np.unique(places).tolist():
         here = np.flatnonzero(places == place)
         segment, shard = divmod(place, 2**32)
         keys = np.asarray(cache.entry(segment, shard).keys, np.int64)[rows.row[here]]
-        record = committed_record(teacher, cache.unit(segment, shard, *view))
+        unit = cache.unit(segment, shard, *view)
+        (record, *_) = committed_records(teachers, unit, may_differ=True, may_lack=True).values()
         found[here] = keys << 32 | record.pixels[rows.row[here]].astype(np.int64)
     return found
 

@@ -15,6 +15,7 @@ from pipelines.command.tars import given_shards
 from pipelines.training.split import check_pictures, given_val, split, tell_leaks
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import CENTER, RECIPES, DistillConfig, Views
+from unic_cache.config.views import CROP_SCALE
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.local import LocalFolder
 from unic_cache.stream.decoder_probe import PixelDifference, check_pixels
@@ -36,11 +37,12 @@ class Snapshot:
     train: tuple[str, ...]  # shards
     val: tuple[str, ...]
     records: dict[str, int]  # commit record -> checksum
+    crop_scale: tuple[float, float] = CROP_SCALE
 
     @property
     def views(self) -> Views:
-        """Recipe, size and seed of all views."""
-        return Views(self.recipe, self.size, self.seed)
+        """The kind of all views."""
+        return Views(self.recipe, self.size, self.seed, self.crop_scale)
 
     def save(self, out: Path) -> None:
         """Write OUT/snapshot.json."""
@@ -52,7 +54,8 @@ class Snapshot:
         """Read what `save` wrote. ConfigError if it is missing or broken."""
         try:
             data: dict[str, Any] = json.loads((out / SNAPSHOT).read_text())
-            lists: dict[str, Any] = {key: tuple(data.pop(key)) for key in ("teachers", "numbers", "train", "val")}
+            names = ("teachers", "numbers", "train", "val", "crop_scale")  # the last is new
+            lists: dict[str, Any] = {key: tuple(data.pop(key)) for key in names if key in data}
             return cls(**lists, **data)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ConfigError(f"{out / SNAPSHOT}: cannot resume from it ({error})") from error
@@ -92,14 +95,8 @@ def open_training_set(
     names = [entry.name for entry in entries] or list(cache.shards())
     train, val = (resumed.train, resumed.val) if resumed else split(config, cache, names, entries, val_entries)
 
-    # Rows: those that every teacher has
-    train_rows, records = usable_rows(cache, teachers, views, numbers, train, config.skip_broken)
-    val_rows, val_records = usable_rows(cache, teachers, views, numbers[:1], val, config.skip_broken)
-    records |= val_records
-    if resumed and resumed.records != records:
-        raise CacheError(f"{cache.location.url}: its commit records changed since the run began; it cannot be resumed")
-    if not len(train_rows):
-        raise CacheError(f"{cache.location.url}: no image of the {len(train)} shards can be trained on")
+    # Rows: those that every teacher has, or one at least
+    train_rows, val_rows, records = usable(config, cache, teachers, (views, numbers), (train, val), resumed)
 
     # Pixels: from the cache, or decoded from the tars and compared with what the teachers saw
     pin = torch.cuda.is_available()
@@ -108,11 +105,41 @@ def open_training_set(
     if tars and not pixels.kept.has(train_rows.address(0, numbers[0])):
         difference = check_pixels(cache.location, pixels.decoded, config.pixel_tolerance)
     if resumed is None and not config.skip_broken:
-        tell_leaks(cache, teachers[0], (views, numbers[0]), train_rows, val_rows)
+        tell_leaks(cache, teachers, (views, numbers[0]), train_rows, val_rows)
     exact = ShardPixels(views, tars, pool, seen=Seen(cache)) if val and not config.pixel_tolerance else None
     check_pictures(cache, views, tars, pixels.kept, numbers[0], pool, exact)
-    snapshot = Snapshot(chosen, views.recipe, views.size, views.seed, tuple(numbers), train, val, records)
+    kind = (views.recipe, views.size, views.seed)
+    snapshot = Snapshot(chosen, *kind, tuple(numbers), train, val, records, views.crop_scale)
     return TrainingSet(snapshot, teachers, train_rows, val_rows, pixels, difference)
+
+
+def usable(
+    config: DistillConfig,
+    cache: Cache,
+    teachers: Sequence[CachedTeacher],
+    kind: tuple[Views, Sequence[int]],
+    tars: tuple[Sequence[str], Sequence[str]],
+    resumed: Snapshot | None,
+) -> tuple[Rows, Rows, dict[str, int]]:
+    """The rows to train on and to validate on, and the commit records behind them: the same when resuming.
+
+    `kind` is that of the views, with their numbers. What was extracted since the run began stays missing. CacheError if
+    anything else has changed, if there is nothing to train on, or nothing of a teacher.
+    """
+    (views, numbers), (train, val), url = kind, tars, cache.location.url
+    known = resumed.records if resumed and config.allow_missing else None
+    asked = config.skip_broken, config.allow_missing, known
+    train_rows, records = usable_rows(cache, teachers, views, numbers, train, *asked)
+    val_rows, val_records = usable_rows(cache, teachers, views, numbers[:1], val, *asked)
+    records |= val_records
+    if resumed and resumed.records != records:
+        raise CacheError(f"{url}: its commit records changed since the run began; it cannot be resumed")
+    if not len(train_rows):
+        raise CacheError(f"{url}: no image of the {len(train)} shards can be trained on")
+    for name, count in train_rows.lacking.items():
+        if count == len(train_rows) * len(numbers):
+            raise CacheError(f"{url}: {name} has none of these views; name the others with --teacher")
+    return train_rows, val_rows, records
 
 
 def teachers_of(cache: Cache, names: Sequence[str], kinds: Sequence[str]) -> tuple[CachedTeacher, ...]:
@@ -137,7 +164,8 @@ def teachers_of(cache: Cache, names: Sequence[str], kinds: Sequence[str]) -> tup
 
 def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedTeacher]) -> Views:
     """The one recipe that config and cache agree on. CacheError listing the cache's recipes if none or several fit."""
-    found = {views for views, *_, tars in cache.committed(teachers[0].member) if tars}
+    asked_of = teachers if config.allow_missing else teachers[:1]
+    found = {views for teacher in asked_of for views, *_, tars in cache.committed(teacher.member) if tars}
     fits = [
         views
         for views in found
@@ -145,14 +173,17 @@ def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedT
         and config.recipe in {None, views.recipe}
         and config.size in {None, views.size}
         and config.view_seed in {None, views.seed}
+        and config.crop_scale in {None, views.crop_scale}
     ]
     if len(fits) != 1:
-        listed = ", ".join(sorted(f"{v.recipe} (size {v.size}, seed {v.seed})" for v in found)) or "none"
+        listed = ", ".join(sorted(f"{v.kind} (size {v.size}, seed {v.seed})" for v in found)) or "none"
         seed = "any" if config.view_seed is None else config.view_seed
         asked = f"recipe {config.recipe or ('any' if fits else RECIPES[0])}, size {config.size or 'any'}, seed {seed}"
+        if config.crop_scale is not None:
+            asked += f", crop scale {','.join(map(str, config.crop_scale))}"
         raise CacheError(
-            f"{cache.location.url}: {len(fits) or 'no'} cached views of {teachers[0].name} match {asked}; the cache "
-            f"has {listed}. Choose with --recipe, --size and --view-seed, or extract the missing views"
+            f"{cache.location.url}: {len(fits) or 'no'} cached views of {asked_of[0].name} match {asked}; the cache "
+            f"has {listed}. Choose with --recipe, --size, --view-seed and --crop-scale, or extract the missing views"
         )
     return fits[0]
 
@@ -160,9 +191,9 @@ def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedT
 def view_numbers(
     config: DistillConfig, cache: Cache, teachers: Sequence[CachedTeacher], views: Views
 ) -> tuple[int, ...]:
-    """The view numbers that every teacher has, at most --views of them."""
-    common = set.intersection(*(set(cache.view_numbers(teacher.member, views)) for teacher in teachers))
-    numbers = tuple(sorted(common))
+    """The view numbers that every teacher has, or with --allow-missing any; at most --views of them."""
+    join = set.union if config.allow_missing else set.intersection
+    numbers = tuple(sorted(join(*(set(cache.view_numbers(teacher.member, views)) for teacher in teachers))))
     if not numbers:
         raise CacheError(
             f"{cache.location.url}: {', '.join(t.name for t in teachers)} have no {views} view in common; extract one"

@@ -14,6 +14,7 @@ from unic_cache.config.caching import (
     VerifyConfig,
 )
 from unic_cache.config.choices import (
+    BALANCINGS,
     CENTER,
     CODECS,
     CODERS,
@@ -21,7 +22,7 @@ from unic_cache.config.choices import (
     EVALUATION_TASKS,
     FITTED,
     LATTICE,
-    NORMALIZATIONS,
+    LOSSES,
     PIXEL_CODECS,
     PRECISIONS,
     PROJECTORS,
@@ -38,6 +39,7 @@ from unic_cache.config.training import DistillConfig
 from unic_cache.config.views import Views
 
 __all__ = [
+    "BALANCINGS",
     "CENTER",
     "CODECS",
     "CODERS",
@@ -45,7 +47,7 @@ __all__ = [
     "EVALUATION_TASKS",
     "FITTED",
     "LATTICE",
-    "NORMALIZATIONS",
+    "LOSSES",
     "PIXEL_CODECS",
     "PRECISIONS",
     "PROJECTORS",

@@ -49,11 +49,15 @@ SHARE = Range(0, 1, below=True)
 SEED = Range(0, SEEDS)
 PIXELS = Range(1, LARGEST_IMAGE)
 RANGES = {
+    "accumulate": Range(1, 65_536),  # parts of a batch
     "batch_size": Range(1, 65_536),  # images
     "bootstrap": Range(100, 1_000_000),  # resamples
     "calibration_images": Range(10, 10_000_000),
+    "clip_grad": Range(0, 1_000_000, above=True),  # a norm
+    "crop_scale": Range(0.01, 1),  # of the image's area
     "drop_path": SHARE,
     "drop_teacher": SHARE,
+    "ema": Range(0, 1, above=True, below=True),  # decay per step
     "batch": Range(0, MANY),  # of an epoch
     "epoch": Range(0, MANY),
     "epochs": Range(0, 1_000_000, above=True),

@@ -17,6 +17,7 @@ from unic_cache.config.choices import (
 )
 from unic_cache.config.options import (
     CACHE,
+    CROP_SCALE,
     DEVICE,
     IMG_SIZE,
     NUM_WORKERS,
@@ -31,7 +32,7 @@ from unic_cache.config.options import (
     option,
 )
 from unic_cache.config.stage import Stage
-from unic_cache.config.views import Views
+from unic_cache.config.views import Views, check_crop_scale
 from unic_cache.errors import ConfigError
 from unic_cache.files.paths import check_here
 
@@ -89,6 +90,7 @@ class ExtractConfig(Stage):
     recipe: str | None = option(None, "Augmentation recipe.", choices=RECIPES, unset="the cache's, or unic")
     size: int | None = option(None, "View size in pixels.", unset="the cache's, or 224")
     seed: int | None = option(None, "Random seed for the views.", unset="the cache's, or 0")
+    crop_scale: tuple[float, float] | None = option(None, CROP_SCALE, "LEAST,MOST", unset="the cache's, or 0.08,1")
     codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset=f"the cache's, or {FITTED}")
     quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="the cache's, or 0.99")
     coder: str | None = option(None, CODER, choices=CODERS, unset=f"the cache's, or {CODERS[0]}")
@@ -116,13 +118,14 @@ class ExtractConfig(Stage):
         super().__post_init__()
         if not self.teachers and not self.keep_views:
             raise ConfigError("no teacher: name at least one with --teacher, or store only pixels with --keep-views")
+        check_crop_scale(self.crop_scale)
         check_fitted(self.codec, self.quality, self.coder)
         check_worker(self.worker_index, self.num_workers)
 
     @property
     def kind(self) -> Views:
-        """The views' recipe, size and seed, with UNIC's for those left open."""
-        given = {name: getattr(self, name) for name in ("recipe", "size", "seed")}
+        """The views' recipe, size, seed and crop scale, with UNIC's for those left open."""
+        given = {name: getattr(self, name) for name in ("recipe", "size", "seed", "crop_scale")}
         return Views(**{name: value for name, value in given.items() if value is not None})
 
     @property

@@ -19,6 +19,7 @@ class About:
     choices: tuple[str, ...] = ()
     unset: str = ""  # what the default stands for, if the value itself does not say it
     flag: str = ""  # if it is not the field's name
+    formerly: str = ""  # an older name of the flag, which still works
     once: bool = False  # refuse a second value instead of taking the last
 
 
@@ -33,6 +34,7 @@ def described(about: str | About = "", metavar: str | None = None, **more: Any) 
 
 
 CACHE = About("Cache: a folder or a URL.", "DIR")
+CROP_SCALE = "Least and largest share of the image's area in a crop."
 DEVICE = About("Device: auto, cpu, cuda, cuda:1, ...")
 IMG_SIZE = About("Student's input size in pixels.", unset="the model's")
 NUM_WORKERS = About("How many workers share the work.", unset="from a SLURM array or torchrun, else 1")

@@ -1,21 +1,37 @@
 """The settings of training."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from unic_cache.config.choices import (
+    BALANCINGS,
     CENTER,
     DTYPES,
-    NORMALIZATIONS,
+    LOSSES,
     PRECISIONS,
     PROJECTORS,
     STANDARDIZATIONS,
     TRACKERS,
     TRAINED_RECIPES,
 )
-from unic_cache.config.options import CACHE, IMG_SIZE, PATCH_SIZE, SHARDS, STUDENT, TEACHERS, THREADS, option
+from unic_cache.config.options import (
+    CACHE,
+    CROP_SCALE,
+    IMG_SIZE,
+    PATCH_SIZE,
+    SHARDS,
+    STUDENT,
+    TEACHERS,
+    THREADS,
+    option,
+)
 from unic_cache.config.stage import Stage
+from unic_cache.config.views import check_crop_scale
 from unic_cache.errors import ConfigError
+
+RENAMED = {"normalization": "balancing"}  # fields of earlier releases, in the config.json of their runs
 
 
 @dataclass(frozen=True)
@@ -38,16 +54,21 @@ class DistillConfig(Stage):
     init: str | None = option(
         None, "Initial weights: a file, [timm:]NAME, or a teacher such as dino.", "FILE_OR_NAME", unset="random"
     )
+    from_run: str | None = option(
+        None, "Start from a finished run: its encoder and its projectors.", "RUN", unset="random", flag="from"
+    )
     normalize: str | None = option(
         None,
         "Mean/std of the student's pixels: imagenet, model (timm's for --student), or MEAN/STD.",
         "RULE",
-        unset="of the model that --init names, else imagenet",
+        unset="of the model that --init or --from names, else imagenet",
     )
     recipe: str | None = option(None, "Augmentation recipe.", choices=TRAINED_RECIPES, unset="the cache's")
     size: int | None = option(None, "View size in pixels.", unset="the cache's")
     view_seed: int | None = option(None, "Random seed of the views.", unset="the cache's")
+    crop_scale: tuple[float, float] | None = option(None, CROP_SCALE, "LEAST,MOST", unset="the cache's, or 0.08,1")
     views: int | None = option(None, "Views to cycle through.", unset="all")
+    allow_missing: bool = option(False, "Also train on images that some teacher lacks: it counts as dropped for them.")
     epochs: float = option(200.0, "Passes over the images.")
     steps: int | None = option(None, "Training steps, instead of --epochs.")
     batch_size: int = option(512, "Images per step, over all processes.")
@@ -58,7 +79,9 @@ class DistillConfig(Stage):
     drop_path: float = option(0.1, "Stochastic depth of the last block.")
     drop_teacher: float = option(0.5, "Probability of dropping a teacher.")
     projector: str = option(
-        "ladder", "Projectors: an MLP on every block (UNIC), or on the last block alone.", choices=PROJECTORS
+        "ladder",
+        "Projectors: an MLP on every block (UNIC), one on the last, or a transformer block on the last (DUNE).",
+        choices=PROJECTORS,
     )
     ladder_widths: tuple[int, int] | None = option(
         None, "Projectors' hidden widths: of all blocks, and of the last.", "H,LAST", unset="d,4d; UNIC's are 768,3072"
@@ -66,11 +89,19 @@ class DistillConfig(Stage):
     shared_projectors: bool = option(
         False, "Share each teacher's projectors between summary and patch tokens of equal width."
     )
-    normalization: str = option(
+    loss: str = option("unic", "Loss of a token: UNIC's or AM-RADIO's.", choices=LOSSES)
+    balancing: str = option(
         "batch",
-        "Loss average under teacher dropping: over the batch (UNIC), or per image.",
-        choices=NORMALIZATIONS,
+        "Teachers: dropped, the loss averaged over the batch (UNIC) or per image; or none dropped.",
+        choices=BALANCINGS,
+        formerly="normalization",
     )
+    ema: float | None = option(
+        None, "Export a moving average of the weights, with this decay per step.", "DECAY", unset="off"
+    )
+    clip_grad: float | None = option(None, "Clip the gradient to this norm.", "NORM", unset="off")
+    accumulate: int = option(1, "Parts that each process takes its share of the batch in, to save memory.", "N")
+    compile: bool = option(False, "Compile the student's encoder with torch.compile.")
     kinds: tuple[str, ...] = option(
         (), "A token kind for the loss, such as cls or patch; repeatable.", "KIND", unset="all that the teachers give"
     )
@@ -109,6 +140,15 @@ class DistillConfig(Stage):
             )
         if self.weights and not self.online:
             raise ConfigError("--weights are of teachers that --online runs; a cache needs none")
+        if self.init is not None and self.from_run is not None:
+            raise ConfigError("--init and --from both give the encoder's weights; choose one")
+        if self.allow_missing and self.online:
+            raise ConfigError("--allow-missing is for teachers half done in a cache; --online runs them on every image")
+        if self.balancing == "none" and self.drop_teacher not in {0.0, 0.5}:
+            raise ConfigError(f"--drop-teacher {self.drop_teacher} has no effect with --balancing none; leave one out")
+        if self.batch_size % self.accumulate:
+            raise ConfigError(f"--batch-size {self.batch_size} does not divide by --accumulate {self.accumulate}")
+        check_crop_scale(self.crop_scale)
         if self.min_lr > self.peak_lr():
             raise ConfigError(
                 f"min-lr {self.min_lr} is above the peak learning rate {self.peak_lr()}: the rate would rise to the "
@@ -118,3 +158,13 @@ class DistillConfig(Stage):
     def peak_lr(self) -> float:
         """The learning rate after warm-up: UNIC's 3e-4 per 256 images of a batch, unless `lr` is set."""
         return 3e-4 * self.batch_size / 256 if self.lr is None else self.lr
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """As `Stage.from_json`; earlier releases' settings are read too."""
+        return super().from_json(renamed(data))
+
+
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings under today's names."""
+    return {RENAMED.get(name, name): value for name, value in settings.items()}

@@ -3,7 +3,7 @@
 Letters: B images of a batch, N images of a group of batches, H and W pixels.
 """
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,7 @@ from unic_cache.config import Views
 from unic_cache.errors import BrokenError
 from unic_cache.store.codecs.pixel_codec import PIXEL_CODECS
 from unic_cache.store.commit import CommitRecord, Crcs
+from unic_cache.store.layout import commit_name
 from unic_cache.stream.address import Address
 from unic_cache.stream.gather import Gathering, grouped, pieces
 from unic_cache.stream.pixels import Finish, NoPixels, PixelSource
@@ -35,13 +36,15 @@ GROUP_BYTES = min(MEMORY // 16 // processes_here(), 2**32)  # most memory of a g
 class Batch:
     """Views `wanted` as (B, H, W, 3) uint8, and the stored arrays of each teacher: name -> array name -> (B, ...).
 
-    `good_B`, bool on the CPU, is False for images that are broken anywhere and must not count.
+    `good_B`, bool on the CPU, is False for images that are broken anywhere and must not count. `present_Bn` is False
+    where a teacher has no features of an image, columns as the stream's teachers; None if all have.
     """
 
     wanted: Sequence[Address]
     views_BHWC: Tensor
     parts: Mapping[str, Mapping[str, Tensor]]
     good_B: Tensor
+    present_Bn: Tensor | None = None
 
     @property
     def broken(self) -> int:
@@ -55,6 +58,8 @@ class Stream:
     Batches are read in groups (see `gather`), one group ahead: memory holds two groups, or three if a group is a single
     batch. A group's memory is reused once nothing refers to its batches, so callers may keep a batch for good. With
     `pin` the memory is page-locked; torch allocates it and waits for pending copies to a GPU before reusing it.
+
+    With `known`, only commit records of these names exist; a teacher without one for a row is not present there.
 
     A broken row is an error; with `skip_broken` it stays in the batch as zeros, with `good_B` False; other rows are
     unaffected.
@@ -70,8 +75,10 @@ class Stream:
         check_pixels: bool = True,
         pin: bool = False,
         skip_broken: bool = False,
+        known: Collection[str] | None = None,
     ) -> None:
         """Without a source there are features alone: views are (B, 0, 0, 3), and no pixels are checked."""
+        self.known = known
         self.cache = cache
         self.teachers = teachers
         self.views = views
@@ -108,6 +115,11 @@ class Stream:
             for left in (group, following):
                 if left is not None:
                     left.cancel()
+
+    def has(self, teacher: CachedTeacher, item: Address) -> bool:
+        """Whether the teacher has features of a row."""
+        view = self.views.name(item.number)
+        return self.known is None or commit_name(teacher.member.folder, item.segment, view, item.shard) in self.known
 
     def memory(self, size: int) -> Tensor:
         """(size,) uint8, page-aligned, not cleared; reused once nothing refers to it."""
@@ -162,21 +174,32 @@ class _Group:
             raise BrokenError(f"{self._place(wanted[place])} was good in extraction, but now: {reason}")
         good_B = np.ones(len(wanted), bool)
         good_B[list(views.bad)] = False
-        for gathering in self._gathered.values():
+        present_nB = self._present(wanted)
+        for gathering, present_B in zip(self._gathered.values(), present_nB, strict=True):
             gathered = gathering.result()
             broken = [place for place in range(len(wanted)) if rows.start + place in gathered.broken]
             if broken and not self._stream.skip_broken:
                 raise gathered.broken[rows.start + broken[0]]
             good_B[broken] = False
-            good_B &= self._same_pixels(wanted, views.crcs, gathered.crcs_N[rows])
+            good_B &= self._same_pixels(wanted, views.crcs, np.where(present_B, gathered.crcs_N[rows], views.crcs))
         parts = {teacher: {name: part[rows] for name, part in of.items()} for teacher, of in self._parts.items()}
-        return Batch(wanted, self._views_NHWC[rows], parts, torch.from_numpy(good_B))
+        present_Bn = None if self._stream.known is None else torch.from_numpy(present_nB.T)
+        return Batch(wanted, self._views_NHWC[rows], parts, torch.from_numpy(good_B), present_Bn)
 
     def cancel(self) -> None:
         """Cancel all reads that have not started."""
         self._gathered.clear()
         self._begins.clear()
         self._views.clear()
+
+    def _present(self, wanted: Sequence[Address]) -> npt.NDArray[np.bool_]:
+        """(n, B), whether a teacher has an image."""
+        teachers = self._stream.teachers
+        if self._stream.known is None:
+            return np.ones((len(teachers), len(wanted)), bool)
+        units = {item.unit: item for item in wanted}
+        has = {unit: [self._stream.has(teacher, item) for teacher in teachers] for unit, item in units.items()}
+        return np.array([has[item.unit] for item in wanted], bool).reshape(len(wanted), len(teachers)).T
 
     def _same_pixels(self, wanted: Sequence[Address], ours: Crcs, theirs: Crcs) -> npt.NDArray[np.bool_]:
         same: npt.NDArray[np.bool_] = (ours == theirs) | np.bool_(not self._stream.check_pixels)
@@ -195,7 +218,9 @@ class _Group:
         return f"{cache.unit(item.segment, item.shard, views, item.number)}, row {item.row}"
 
 
-def _committed(stream: Stream, teacher: CachedTeacher, item: Address) -> CommitRecord:
+def _committed(stream: Stream, teacher: CachedTeacher, item: Address) -> CommitRecord | None:
+    if not stream.has(teacher, item):
+        return None
     return committed_record(teacher, stream.cache.unit(item.segment, item.shard, stream.views, item.number))
 
 

@@ -38,7 +38,7 @@ class PixelDifference:
 
 def probe_name(views: Views) -> str:
     """The probe's file in a cache."""
-    return f"probe/{views.recipe}-{views.size}-{views.seed}.npz"
+    return f"probe/{views.name(0).removesuffix('-000')}.npz"
 
 
 def is_probe(name: str) -> bool:

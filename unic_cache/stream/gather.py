@@ -89,14 +89,15 @@ class Gathered:
 class Gathering:
     """Reads a group's rows of one member into `out`, array name -> (N, ...), in the threads of a pool.
 
-    Reads not yet started are cancelled when this object goes.
+    Rows are zeros where `record_of` gives None: the member has none of them. Reads not yet started are cancelled when
+    this object goes.
     """
 
     def __init__(
         self,
         pool: Executor,
         wanted: Sequence[Piece],
-        record_of: Callable[[Address], CommitRecord],
+        record_of: Callable[[Address], CommitRecord | None],
         reader: RowReader,
         out: Mapping[str, RowArray],
     ) -> None:
@@ -126,12 +127,15 @@ class Gathering:
 
 
 def _read(
-    piece: Piece, record_of: Callable[[Address], CommitRecord], reader: RowReader, out: Mapping[str, RowArray]
+    piece: Piece, record_of: Callable[[Address], CommitRecord | None], reader: RowReader, out: Mapping[str, RowArray]
 ) -> _Outcome:
+    record, wrong = None, {}
     try:
         record = record_of(piece.first)
     except BrokenError as error:
+        wrong = dict.fromkeys(piece.rows, error)
+    if record is None:
         for values in out.values():
             values[piece.places] = 0
-        return piece, None, dict.fromkeys(piece.rows, error)
+        return piece, None, wrong
     return piece, record, reader.fill(record, piece.picks, out)

@@ -4,6 +4,7 @@
 |---|---|
 | `model.NAME` | parameters and buffers of encoder and ladder |
 | `optimizer.NAME.exp_avg`, `.exp_avg_sq`, `.step` | AdamW's state of the parameter NAME |
+| `ema.NAME` | with --ema, the moving average of `model.NAME` |
 
 The header's `unic_cache` holds the steps done, the number of processes and the fp16 scaler's state. Order and random
 draws need no state: both are functions of the step's number. The file is replaced atomically.
@@ -27,7 +28,12 @@ FORMAT = 1
 
 
 def save_checkpoint(
-    out: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, header: Mapping[str, Any]
+    out: Path,
+    steps: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    header: Mapping[str, Any],
+    average: nn.Module | None = None,
 ) -> None:
     """Write OUT/checkpoint.safetensors durably, replacing the last one; `header` is JSON-ready.
 
@@ -37,22 +43,28 @@ def save_checkpoint(
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value
+    if average is not None:
+        tensors |= {f"ema.{name}": value for name, value in average.state_dict().items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"unic_cache": json.dumps({**header, "format": FORMAT, "steps": steps}, sort_keys=True)}
     LocalFolder(out).replace(CHECKPOINT, safetensors.torch.save(tensors, metadata))
 
 
-def load_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
-    """Load the saved state into model and optimizer; return (steps done, header). ConfigError if it does not fit."""
+def load_checkpoint(
+    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Load the saved state into model, optimizer and moving average; return (steps done, header).
+
+    ConfigError if it does not fit.
+    """
     path = out / CHECKPOINT
     steps, header, tensors = _read(path)
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
     parameters = dict(model.named_parameters())
     try:
-        for name, value in tensors.items():
-            kind, _, rest = name.partition(".")
-            parts[kind][rest] = value
+        parts = _parts(tensors)
         model.load_state_dict(parts["model"])
+        if average is not None:
+            average.load_state_dict(parts["ema"])
         for name, value in parts["optimizer"].items():
             parameter, _, key = name.rpartition(".")
             target = parameters[parameter]
@@ -60,6 +72,25 @@ def load_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimize
     except (RuntimeError, KeyError) as error:
         raise ConfigError(f"{path}: from another student or other teachers: {str(error)[:300]}") from error
     return steps, header
+
+
+def trained_weights(out: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    """(steps done, the student's state): the moving average if the run kept one. ConfigError without a checkpoint."""
+    steps, _, tensors = _read(out / CHECKPOINT)
+    try:
+        parts = _parts(tensors)
+    except KeyError as error:
+        raise ConfigError(f"{out / CHECKPOINT}: not a checkpoint of this release: it has {error}") from error
+    return steps, parts["ema"] or parts["model"]
+
+
+def _parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """The tensors by their first word. KeyError for an unknown one."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}, "ema": {}}
+    for name, value in tensors.items():
+        kind, _, rest = name.partition(".")
+        parts[kind][rest] = value
+    return parts
 
 
 def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]]:

@@ -53,10 +53,7 @@ class Ladder(nn.Module):
         shared: bool = False,
     ) -> None:
         super().__init__()
-        if not targets:
-            raise ConfigError("a student needs at least one teacher")
-        if silent := [name for name, kinds in targets.items() if not kinds]:
-            raise ConfigError(f"teacher {silent[0]} gives no tokens and has nothing to teach; leave it out")
+        refuse_silent(targets)
         own = widths[self.read]
         if shared and (unlike := next((pair for pair in own if pair[0] != pair[1]), None)):
             raise ConfigError(
@@ -70,7 +67,7 @@ class Ladder(nn.Module):
             )
         self.targets = {name: dict(kinds) for name, kinds in targets.items()}
         self._module_of: dict[Head, str] = {
-            (name, kind): _module_name(name, SHARED if shared and can_share(kinds) else kind)
+            (name, kind): head_name(name, SHARED if shared and can_share(kinds) else kind)
             for name, kinds in self.targets.items()
             for kind in kinds
         }
@@ -142,6 +139,14 @@ class LastRung(Ladder):
     read = slice(-1, None)
 
 
+def refuse_silent(targets: Mapping[str, Kinds]) -> None:
+    """ConfigError if there is no teacher, or one without tokens."""
+    if not targets:
+        raise ConfigError("a student needs at least one teacher")
+    if silent := [name for name, kinds in targets.items() if not kinds]:
+        raise ConfigError(f"teacher {silent[0]} gives no tokens and has nothing to teach; leave it out")
+
+
 def can_share(kinds: Kinds) -> bool:
     """Whether one MLP can guess all of a teacher's tokens: one summary and one grid kind, of equal width."""
     on_grid = sorted(tokens.grid is not None for tokens in kinds.values())
@@ -188,7 +193,7 @@ def _projectors(widths: Sequence[int], dim: int, hidden: tuple[int, int] | None)
     return projectors
 
 
-def _module_name(teacher: str, kind: str) -> str:
-    """A module name that torch accepts, different for every teacher and kind: dots are written as %2E."""
+def head_name(teacher: str, kind: str) -> str:
+    """A module's name that torch accepts, different for every teacher and kind: dots are written as %2E."""
     teacher, kind = (name.replace("%", "%25").replace(".", "%2E") for name in (teacher, kind))
     return f"{teacher}:{kind.replace(':', '%3A')}"

@@ -10,15 +10,22 @@ Letters: B images, H and W pixels, C the 3 colours.
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from unic_cache.config import DistillConfig
-from unic_cache.student.anatomy import levels_of
+from unic_cache.student.anatomy import Levels, levels_of
 from unic_cache.student.backbone import EncoderSpec, anatomy
+from unic_cache.student.drop_path import place_drop_path
 from unic_cache.student.ladder import Ladder, LastRung, Tokens
+from unic_cache.student.transformer import TransformerProjector
 from unic_cache.token_kinds import Grid, Kinds
 
-PROJECTORS: dict[str, Callable[..., nn.Module]] = {"ladder": Ladder, "last": LastRung}
+PROJECTORS: dict[str, Callable[..., nn.Module]] = {
+    "ladder": Ladder,
+    "last": LastRung,
+    "transformer": TransformerProjector,
+}
 
 
 class Student(nn.Module):
@@ -28,12 +35,21 @@ class Student(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.ladder = ladder  # checkpoints know all projectors by this name
+        self.places = place_drop_path(encoder)
+        self._levels: Callable[..., Levels] = levels_of
 
     def forward(self, images_BCHW: Tensor, seen: Mapping[Grid, Tensor] | None = None) -> dict[str, Tokens]:
         """Prepared images to guesses of every teacher's standardized tokens, or of those `seen`: see Ladder.forward."""
-        levels, grids = levels_of(self.encoder, images_BCHW)
+        levels, grids = self._levels(self.encoder, images_BCHW)
         guesses: dict[str, Tokens] = self.ladder(levels, grids, seen)
         return guesses
+
+    def compile_encoder(self) -> None:
+        """Compile the encoder when it is first used, with the draws that it has without.
+
+        The projectors are left as they are: their products are joined already.
+        """
+        self._levels = torch.compile(levels_of, options={"fallback_random": True})
 
 
 def build_student(

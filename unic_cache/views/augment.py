@@ -1,4 +1,4 @@
-"""Views: augmented images, each a pure function of (recipe, size, seed, sample key, number).
+"""Views: augmented images, each a pure function of (recipe, size, seed, crop scale, sample key, number).
 
 A teacher sees view 17 of an image today and the student sees the same pixels years later, so nothing here may depend
 on the machine: parameters come from raw Philox words by additions, products, quotients and square roots alone,
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from unic_cache.config import Views
+from unic_cache.config.views import CROP_SCALE
 from unic_cache.draws import Purpose, uniforms, words
 from unic_cache.views import colour
 
@@ -64,21 +65,24 @@ class Frame:
 
 def frame_of(size: tuple[int, int], views: Views, key: int, number: int) -> Frame:
     """The frame of view `number` of an upright image of `size` (width, height)."""
-    return _FRAMES[views.recipe](size, views.seed, key, number)
+    return _FRAMES[views.recipe](size, views, key, number)
 
 
-def parameters(size: tuple[int, int], seed: int, key: int, number: int) -> Parameters:
+def parameters(
+    size: tuple[int, int], seed: int, key: int, number: int, crop_scale: tuple[float, float] = CROP_SCALE
+) -> Parameters:
     """Draws for view `number` of an image of `size` (width, height); `key` is the sample key's crc32.
 
-    Crop 8% to 100% of the area at aspect 3/4 to 4/3, flip .5, jitter (.4, .4, .2, .1) in any order with p .8,
-    grayscale .2, blur of sigma .1 to 5 with p .2, solarize .2: the augmentation of UNIC (arXiv 2408.05088).
+    Crop 8% to 100% of the area (`crop_scale`) at aspect 3/4 to 4/3, flip .5, jitter (.4, .4, .2, .1) in any
+    order with p .8, grayscale .2, blur of sigma .1 to 5 with p .2, solarize .2: the augmentation of UNIC (arXiv
+    2408.05088).
     """
     raw = words(Purpose.VIEW, seed, key, number, _WORDS)
     draw = [float(value) for value in uniforms(raw)]
     order = np.argsort(raw[_ORDER : _ORDER + 4], kind="stable")
     factors = [low + (high - low) * u for (_, low, high), u in zip(_COLOURS, draw[_FACTORS:_GRAYSCALE], strict=True)]
     return Parameters(
-        crop=_crop(size, draw),
+        crop=_crop(size, draw, crop_scale),
         flip=draw[_FLIP] < 0.5,
         jitter=tuple((int(which), factors[which]) for which in order) if draw[_JITTER] < 0.8 else (),
         grayscale=draw[_GRAYSCALE] < 0.2,
@@ -102,11 +106,12 @@ def pixel_crc(view: View) -> int:
     return int(crc32c.crc32c(view.data))
 
 
-def _crop(size: tuple[int, int], draw: list[float]) -> tuple[int, int, int, int]:
+def _crop(size: tuple[int, int], draw: list[float], scale: tuple[float, float]) -> tuple[int, int, int, int]:
     """The first of ten random boxes that fits, at a random place; else the largest central box of aspect 3/4 to 4/3."""
     width, height = size
+    least, most = scale
     for attempt in range(_TRIES):
-        area = width * height * (0.08 + 0.92 * draw[2 * attempt])
+        area = width * height * (least + (most - least) * draw[2 * attempt])
         ratio = colour.exp(_LOG_RATIO * (2.0 * draw[2 * attempt + 1] - 1.0))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
@@ -125,7 +130,7 @@ def _cropped(image: Image.Image, drawn: Parameters, size: int) -> Image.Image:
 
 
 def _unic(image: Image.Image, views: Views, key: int, number: int, out: View) -> None:
-    drawn = parameters(image.size, views.seed, key, number)
+    drawn = _drawn(image.size, views, key, number)
     view = _cropped(image, drawn, views.size)
     planes = np.ascontiguousarray(np.asarray(view).transpose(2, 0, 1))
     for which, factor in drawn.jitter:
@@ -141,26 +146,30 @@ def _unic(image: Image.Image, views: Views, key: int, number: int, out: View) ->
 
 
 def _light(image: Image.Image, views: Views, key: int, number: int, out: View) -> None:
-    out[:] = np.asarray(_cropped(image, parameters(image.size, views.seed, key, number), views.size))
+    out[:] = np.asarray(_cropped(image, _drawn(image.size, views, key, number), views.size))
 
 
 def _center(image: Image.Image, views: Views, key: int, number: int, out: View) -> None:
     """Resize the shorter side to `size` and crop the centre, in one step: a long strip is never resized whole."""
-    box = _central(image.size, views.seed, key, number).box
+    box = _central(image.size, views, key, number).box
     out[:] = np.asarray(image.resize((views.size, views.size), Image.Resampling.BICUBIC, box=box))
 
 
-def _central(size: tuple[int, int], seed: int, key: int, number: int) -> Frame:
+def _central(size: tuple[int, int], views: Views, key: int, number: int) -> Frame:
     """The largest central square: the same for all views."""
-    del seed, key, number
+    del views, key, number
     width, height = size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return Frame((left, top, left + side, top + side), False)
 
 
-def _drawn(size: tuple[int, int], seed: int, key: int, number: int) -> Frame:
-    drawn = parameters(size, seed, key, number)
+def _drawn(size: tuple[int, int], views: Views, key: int, number: int) -> Parameters:
+    return parameters(size, views.seed, key, number, views.crop_scale)
+
+
+def _framed(size: tuple[int, int], views: Views, key: int, number: int) -> Frame:
+    drawn = _drawn(size, views, key, number)
     return Frame(drawn.crop, drawn.flip)
 
 
@@ -170,8 +179,8 @@ _RECIPES: dict[str, Callable[[Image.Image, Views, int, int, View], None]] = {
     "center": _center,
 }
 
-_FRAMES: dict[str, Callable[[tuple[int, int], int, int, int], Frame]] = {
-    "unic": _drawn,
-    "light": _drawn,
+_FRAMES: dict[str, Callable[[tuple[int, int], Views, int, int], Frame]] = {
+    "unic": _framed,
+    "light": _framed,
     "center": _central,
 }

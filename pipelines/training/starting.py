@@ -1,0 +1,83 @@
+"""The student as a run begins: at random, from weights, from another run, or from its own checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipelines.command.progress import say
+from pipelines.extracting.students import started_encoder
+from pipelines.training.first_stage import FirstStage, open_first_stage, take_over
+from unic_cache.cache import CachedTeacher
+from unic_cache.config import DistillConfig
+from unic_cache.student.backbone import EncoderSpec
+from unic_cache.student.checkpoint import load_checkpoint
+from unic_cache.student.projectors import Student, build_student
+from unic_cache.student.schedule import optimizer
+
+
+@dataclass(frozen=True)
+class Started:
+    """Everything that training changes."""
+
+    student: Student
+    average: AveragedModel | None  # with --ema
+    adamw: torch.optim.AdamW
+    steps: int  # done before
+    header: dict[str, Any]  # of the checkpoint; empty without one
+    before: dict[str, Any] | None  # the provenance of the run that --from named
+
+
+def start_student(
+    config: DistillConfig, spec: EncoderSpec, teachers: Sequence[CachedTeacher], resuming: bool, tell: bool
+) -> Started:
+    """The student with its projectors, moving average and AdamW, on the CPU. `tell`: whether this process says so.
+
+    A run that is resumed reads neither --init nor --from again.
+    """
+    first = None if resuming else open_first_stage(config, spec)
+    init = None if resuming else config.init if first is None else first.encoder
+    encoder = started_encoder(spec, config.seed, init, sizes_given(config, first))
+    student = build_student(encoder, spec, {teacher.name: teacher.kinds for teacher in teachers}, config)
+    if first is not None:
+        said = take_over(student, first, teachers, config.standardize)
+        if tell:
+            say(f"starts from {first.folder}, {first.provenance['steps']:,} steps: its encoder is taken over")
+            for name, what in said.items():
+                say(f"{name}: its projectors {what}")
+    average = moving_average(student, config.ema, resuming)
+    adamw = optimizer(student, config.peak_lr(), config.weight_decay)
+    steps, header = 0, dict[str, Any]()
+    if resuming:
+        steps, header = load_checkpoint(Path(config.out), student, adamw, average and average.module)
+    before = header.get("from") if first is None else dict(first.provenance)
+    if config.compile:
+        student.compile_encoder()
+    return Started(student, average, adamw, steps, header, before)
+
+
+def moving_average(student: Student, decay: float | None, begun: bool) -> AveragedModel | None:
+    """A copy of the student that will follow it: w' = decay w' + (1 - decay) w after each step; None without a decay.
+
+    It begins as the weights after the first step, unless the run has `begun` already. Buffers are copied.
+    """
+    if decay is None:
+        return None
+    average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+    average.n_averaged.fill_(int(begun))  # stays on the CPU: asking whether it is 0 must not wait for the device
+    average.requires_grad_(False)
+    average.eval()
+    return average
+
+
+def sizes_given(config: DistillConfig, first: FirstStage | None) -> tuple[str, ...]:
+    """Which weights of --init and --from may be resampled: those whose size the user gave.
+
+    The patch size of the run that --from names is known: to repeat it asks for nothing.
+    """
+    patch_size = config.patch_size if first is None or config.patch_size != first.spec.patch_size else None
+    positions = config.img_size is not None or patch_size is not None or "@" in config.student
+    return ("positions",) * positions + ("patches",) * bool(config.patch_size)
