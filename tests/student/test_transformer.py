@@ -18,10 +18,11 @@ TARGETS = {
     "radio": {"one": TokenKind(5), "two": TokenKind(5), "patch": TokenKind(5, (3, 2))},
 }
 GRID = (3, 2)
+GRIDS = (GRID,) * 3
 
 
 def made(**changes) -> TransformerProjector:
-    return TransformerProjector(64, 3, TARGETS, **{"seed": 1, **changes}).double()
+    return TransformerProjector([(64, 64)] * 3, TARGETS, **{"seed": 1, **changes}).double()
 
 
 def blocks(batch: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -38,8 +39,8 @@ def test_guesses_are_a_block_and_a_linear_layer_per_teacher_on_the_last_output_a
         if isinstance(layer, nn.Linear):
             nn.init.normal_(layer.bias)
     seen = {(2, 2): torch.tensor([[3, 0], [1, 2]])}
-    guesses = projector(outputs, GRID, seen)
-    again = projector([(cls * 0, patch * 0) for cls, patch in outputs[:-1]] + outputs[-1:], GRID, seen)
+    guesses = projector(outputs, GRIDS, seen)
+    again = projector([(cls * 0, patch * 0) for cls, patch in outputs[:-1]] + outputs[-1:], GRIDS, seen)
     cls_BD, patch_BTD = outputs[-1]
     for name, kinds in TARGETS.items():
         head = projector.heads[head_name(name, SHARED)]
@@ -91,7 +92,9 @@ def test_the_ladders_settings_and_silent_teachers_are_refused():
         with pytest.raises(ConfigError, match=message):
             made(**changes)
     with pytest.raises(ConfigError, match="teacher mute gives no tokens"):
-        TransformerProjector(64, 3, {"mute": {}}, seed=0)
+        TransformerProjector([(64, 64)] * 3, {"mute": {}}, seed=0)
+    with pytest.raises(ConfigError, match="of equal width, and this student's have 32 and 64 channels"):
+        TransformerProjector([(64, 64), (32, 64)], TARGETS, seed=0)
 
 
 class TestDropPath:
