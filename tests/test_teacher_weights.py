@@ -13,7 +13,14 @@ from safetensors.torch import load_file
 import cli
 from pipelines import provenance
 from pipelines.command.flags import named_file, named_value
-from pipelines.extracting.teacher_weights import claimed, files_of, load_teachers, normalization, normalization_text
+from pipelines.extracting.teacher_weights import (
+    chosen_spec,
+    claimed,
+    files_of,
+    load_teachers,
+    normalization,
+    normalization_text,
+)
 from pipelines.planning.forecast import Way, command
 from tests.conftest import CNN, VIT
 from unic_cache.cache import open_cache
@@ -99,6 +106,11 @@ class TestNormalization:
         with pytest.raises(ConfigError, match=message):
             normalization(text)
 
+    def test_settings_are_found_by_the_name_that_was_given(self):
+        config = ExtractConfig(("dino@224",), normalize=(("dino@224", "0.5/0.5"),), positions=(("", "timm"),))
+        spec = chosen_spec(config, "dino@224")
+        assert (spec.name, spec.mean, spec.position_rule) == ("dino", (0.5, 0.5, 0.5), "timm")
+
     def test_settings_of_no_teacher_are_refused(self):
         for field, value in (("normalize", "0.5/0.5"), ("positions", "timm"), ("licence", "MIT"), ("source", "x")):
             config = ExtractConfig((VIT,), **{field: (("dino", value),)})
@@ -109,6 +121,9 @@ class TestNormalization:
 
     def test_values_have_names_in_front_or_none(self):
         assert named_value("dino=MIT") == ("dino", "MIT")
+        assert named_value("dino+cls=none=MIT") == ("dino+cls=none", "MIT")
+        assert named_value("dino@96+cls=none,patch=block:8=a=b") == ("dino@96+cls=none,patch=block:8", "a=b")
+        assert named_file("dino+patch=raw-block:3=lr=1/w.pth") == ("dino+patch=raw-block:3", "lr=1/w.pth")
         assert named_value("see https://example.org/?a=b") == ("", "see https://example.org/?a=b")
 
 

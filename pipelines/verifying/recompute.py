@@ -108,8 +108,19 @@ def load_checked(
         then, now = kept.spec["teacher"]["weights_sha256"], teacher.spec.weights_sha256
         if then != now:
             raise CacheError(f"{name}: the cache was made with weights {then}, not {now}; give those with --weights")
+        check_rules(name, spec, teacher.spec.to_json())
         found[name] = kept, teacher
     return found
+
+
+def check_rules(name: str, then: Mapping[str, object], now: Mapping[str, object]) -> None:
+    """CacheError if the name stood for other targets in the release that made the cache."""
+    for key in ("cls_rule", "patch_rule", "summary_rules"):
+        if then.get(key) != now.get(key):
+            raise CacheError(
+                f"{name}: the cache was made with {key} {then.get(key)}, and the name now means {now.get(key)}; its "
+                "features can be read and trained on, but not made again: leave out --teacher-check"
+            )
 
 
 def run_again(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -66,6 +67,28 @@ def test_own_size_as_suffix_is_the_plain_teacher():
 def test_folder_is_a_plain_name():
     assert teacher_folder("timm:resnet18.a1_in1k@128") == "timm.resnet18.a1_in1k@128"
     assert teacher_folder("dbot-ft") == "dbot-ft"
+    assert teacher_folder("dino@96+cls=none,patch=block:8") == "dino@96..cls-none.patch-block.8"
+
+
+def test_rules_behind_a_name_change_the_targets_and_are_part_of_the_name():
+    spec = resolve("dinov2-b@336+patch=block:9")
+    assert (spec.name, spec.summary_rules, spec.grid_rules) == (
+        "dinov2-b@336+patch=block:9",
+        {"cls": "norm-cls"},
+        {"patch": "block:9"},
+    )
+    assert resolve("dino+patch=none,cls=pooled").name == "dino+cls=pooled,patch=none"
+    assert resolve("dino+cls=norm-cls,patch=norm-patch") == CATALOG["dino"]
+    assert resolve("c-radio-v3-b+cls=raw-cls:2").summary_rules == {"cls": "raw-cls:2"}
+    assert resolve("dinov2-b+cls=norm-cls,cls-1=block:5").summary_rules == {"cls": "norm-cls", "cls-1": "block:5"}
+    assert resolve("dinov3-convnext-t+patch=stride16-map").stride == 16
+    assert resolve("timm:test_vit+cls=none").summary_rules == {}
+
+
+def test_every_preset_has_a_name_that_a_shell_a_flag_and_a_folder_take():
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in CATALOG)
+    assert len({spec.about for spec in CATALOG.values()}) > 100
+    assert all(spec.licence and spec.published for spec in CATALOG.values())
 
 
 def test_unic_token_rules():

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import layer_norm
 
-from benchmarks.teachers import check, page, small
+from benchmarks.teachers import check, check_derived, page, small
 from pipelines import distill, extract, inspect, plan
 from tests.conftest import make_shards
 from unic_cache.cache import open_cache
@@ -193,12 +193,17 @@ def test_every_preset_goes_from_pixels_to_a_trained_student(tiny, pictures, tmp_
 @pytest.mark.parametrize("name", ["c-radio-v3-b", "dinov3-convnext-t"])
 def test_sizes_and_rules_are_those_of_timms_model(name):
     check(PRESETS[name])
+    check_derived(PRESETS[name].spec)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRESETS)
-def test_all_sizes_and_rules_are_those_of_timms_models(name):
-    check(PRESETS[name])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_sizes_and_rules_are_those_of_timms_models(family):
+    for name in FAMILIES[family]:
+        check(PRESETS[name])
+    first = PRESETS[FAMILIES[family][0]].spec
+    if first.source == "timm":
+        check_derived(first)
 
 
 def test_the_page_is_what_the_command_writes():

@@ -9,6 +9,7 @@ from crc32c import crc32c
 from safetensors.torch import save_file
 
 from pipelines import recode
+from pipelines.verifying.recompute import check_rules
 from tests.conftest import CNN, VIT, picture, png, write_tar
 from tests.verify.damage import CNN_FOLDER, check, record_of
 from unic_cache.config import RecodeConfig
@@ -63,3 +64,10 @@ class TestMadeAnew:
     def test_a_pixel_check_without_tars_makes_no_sense(self, whole):
         with pytest.raises(ConfigError, match="--pixel-check makes views again from tars: add --shards PATTERN"):
             check(whole, pixel_check=3)
+
+
+def test_a_name_that_stood_for_other_targets_is_told_and_not_compared():
+    now = {"cls_rule": "pooled", "patch_rule": "norm-patch"}
+    check_rules("timm:x", now, dict(now))
+    with pytest.raises(CacheError, match=r"timm:x: the cache was made with cls_rule norm-cls, and the name now means"):
+        check_rules("timm:x", {**now, "cls_rule": "norm-cls"}, now)
