@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines import distill, evaluate, extract
-from pipelines.extracting.students import named_spec, pixels_words, student_spec
+from pipelines.extracting.students import named_spec, pixels_words, started_encoder, student_spec
 from pipelines.training import learner
 from pipelines.training.held_out_losses import held_out_losses
 from tests import tiny_models
@@ -23,6 +23,8 @@ from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import build_encoder, embed
 from unic_cache.student.export import load_encoder, save_encoder
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER
+from unic_cache.teachers.catalog import resolve
+from unic_cache.teachers.model import load_teacher
 
 slow = pytest.mark.slow
 SIX = (  # a plain ViT with registers, rotary positions, windows, batch norms, a convolution after the maps, attention
@@ -121,6 +123,20 @@ def test_pixels_are_those_of_the_model_that_the_student_starts_from(tmp_path):
     with pytest.raises(ConfigError, match=r"--normalize 'imagnet' is not MEAN/STD"):
         mean(normalize="imagnet")
     assert pixels_words(student_spec(DistillConfig(student="tiny_siglip"))) == "ImageNet's mean/std"
+
+
+def test_a_teacher_of_the_catalog_is_a_start_by_its_name():
+    """Its weights are found, read and checked as for extraction; here, those of a package."""
+    config = DistillConfig(student="efficientnet-lite0", init="efficientnet-lite0")
+    encoder = started_encoder(config, student_spec(config))
+    teacher = load_teacher(resolve("efficientnet-lite0")).model.state_dict()
+    assert all(torch.equal(value, teacher[name]) for name, value in encoder.state_dict().items())
+    assert student_spec(config).mean == (0.5, 0.5, 0.5)
+    by_file = DistillConfig(student="test_vit@32", init="ibot")
+    with pytest.raises(
+        ConfigError, match=r"--init ibot: its authors publish .*; fetch the file, and give it as --init"
+    ):
+        started_encoder(by_file, student_spec(by_file))
 
 
 def test_a_run_keeps_its_pixels_and_an_older_one_imagenets(family, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests import tiny_models
@@ -206,3 +207,31 @@ def test_options_are_those_that_timm_takes() -> None:
     assert create_options(spec_of("tiny_swin")) == {"img_size": 64}
     assert create_options(spec_of("test_resnet")) == {}
     assert create_options(spec_of("tiny_eva02")) == {"img_size": 56, "patch_size": 14}
+
+
+def test_an_eva_starts_from_a_file_with_a_classifier_and_at_another_size_only_where_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = build_encoder(spec_of("tiny_eva02"), seed=9).state_dict()
+    path = tmp_path / "eva.safetensors"
+    save_file({**state, "head.weight": torch.zeros(10, 32), "head.bias": torch.zeros(10)}, path)
+    encoder = build_encoder(spec_of("tiny_eva02"), seed=1, init=str(path))
+    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+    larger = encoder_spec("tiny_eva02", 84)
+    with pytest.raises(
+        ConfigError, match=r"positions \(pos_embed\) are resampled from .*, or say --img-size 84 to have"
+    ):
+        build_encoder(larger, seed=1, init=str(path))
+    build_encoder(larger, seed=1, init=str(path), resample=("positions",))
+    assert "positions (pos_embed) are resampled from (1, 17, 32) to (1, 37, 32)" in caplog.text
+
+
+def test_a_residual_network_starts_from_its_own_files_and_refuses_others(tmp_path: Path) -> None:
+    state = build_encoder(spec_of("test_resnet"), seed=9).state_dict()
+    path = tmp_path / "resnet.safetensors"
+    classifier = {"fc.weight": torch.zeros(10, 96), "fc.bias": torch.zeros(10)}
+    save_file({f"module.{name}": value for name, value in {**state, **classifier}.items()}, path)
+    encoder = build_encoder(spec_of("test_resnet"), seed=1, init=str(path))
+    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+    with pytest.raises(ConfigError, match=r"these are not weights of the student, a ConvNeXt .* its names: module\."):
+        build_encoder(spec_of("test_convnext"), seed=1, init=str(path))
