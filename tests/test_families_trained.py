@@ -128,7 +128,7 @@ def test_pixels_are_those_of_the_model_that_the_student_starts_from(tmp_path):
 def test_a_teacher_of_the_catalog_is_a_start_by_its_name():
     """Its weights are found, read and checked as for extraction; here, those of a package."""
     config = DistillConfig(student="efficientnet-lite0", init="efficientnet-lite0")
-    encoder = started_encoder(config, student_spec(config))
+    encoder = started_encoder(student_spec(config), config.seed, config.init, ())
     teacher = load_teacher(resolve("efficientnet-lite0")).model.state_dict()
     assert all(torch.equal(value, teacher[name]) for name, value in encoder.state_dict().items())
     assert student_spec(config).mean == (0.5, 0.5, 0.5)
@@ -136,7 +136,7 @@ def test_a_teacher_of_the_catalog_is_a_start_by_its_name():
     with pytest.raises(
         ConfigError, match=r"--init ibot: its authors publish .*; fetch the file, and give it as --init"
     ):
-        started_encoder(by_file, student_spec(by_file))
+        started_encoder(student_spec(by_file), by_file.seed, by_file.init, ())
 
 
 def test_a_run_keeps_its_pixels_and_an_older_one_imagenets(family, tmp_path, monkeypatch):
