@@ -71,7 +71,8 @@ def test_the_commands_of_two_stages_run(recipe, size, configs, tmp_path, weights
         distill.run(
             dataclasses.replace(
                 config, student="test_vit", img_size=tiny, patch_size=16, epochs=2.0, batch_size=4, precision="no",
-                lr=config.lr or 1e-3, tracker="none", out=str(tmp_path / config.out), from_run=first, log_every=1, **here,
+                lr=config.lr or 1e-3, tracker="none", out=str(tmp_path / config.out), from_run=first, log_every=1,
+                **here,
             )
         )  # fmt: skip
     said = capsys.readouterr().err.replace("\n", " ")
