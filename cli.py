@@ -138,6 +138,7 @@ def extract(config: ExtractConfig) -> None:
     unic-cache distill
     unic-cache distill --student vit_small_patch16_224 --epochs 100 --batch-size 256 --precision bf16
     unic-cache distill --resume
+    unic-cache distill --from runs/student --img-size 336 --cache cache-336 --out runs/second-stage
     unic-cache distill --online --teacher dino --out runs/without-a-cache
     accelerate launch --num_processes 4 --module cli distill --out runs/four-gpus
     """,

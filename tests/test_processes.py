@@ -132,10 +132,10 @@ def refuse(error: Exception) -> None:
 
 
 def test_ranks_of_torchrun_train_together_and_only_the_first_claims(training, tmp_path, shards):
-    """Two processes on CPUs, started by torchrun, see the very samples and views of one world batch."""
-    common = {"steps": 4, "log_every": 4, "drop_path": 0.0, "drop_teacher": 0.0, "threads": 1}
+    """Two processes on CPUs, started by torchrun, see the samples, views and draws of one world batch, in parts."""
+    common = {"steps": 4, "log_every": 4, "balancing": "image", "threads": 1}
     common |= {"val_shards": str(shards.folder / "000002.tar"), "knn_shards": str(shards.folder / "000001.tar")}
-    config = training(out=str(tmp_path / "two"), **common)
+    config = training(out=str(tmp_path / "two"), accumulate=2, **common)
     flags = []
     for field in dataclasses.fields(DistillConfig):
         value = getattr(config, field.name)

@@ -7,7 +7,7 @@ The sum is that of the whole batch but for rounding, also in several processes, 
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,11 @@ class Gradients:
     parts: int
     clip: float | None = None  # largest norm
 
+    def alone(self, part: int) -> AbstractContextManager[Any]:
+        """Wrap a part's forward and backward pass: but for the last one, processes do not wait for each other."""
+        together = part + 1 == self.parts
+        return nullcontext() if together else self.accelerator.no_sync(self.model)  # type: ignore[no-any-return]
+
     def add(self, terms: Sequence[LossTerms]) -> None:
         """Add the last of the parts' terms so far; call it after every part."""
         last = len(terms) == self.parts
@@ -41,9 +46,7 @@ class Gradients:
             grads = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
             torch._foreach_mul_(grads, UNIT / count)
             loss = terms[-1].total / count
-        apart: Any = nullcontext() if last else self.accelerator.no_sync(self.model)
-        with apart:
-            self.accelerator.backward(loss)
+        self.accelerator.backward(loss)
 
     def clipped(self) -> Tensor | None:
         """Clip the gradient; its norm before that, on the device. None, and nothing is done, without a limit."""

@@ -145,8 +145,9 @@ def learn(following: Callable[[], Batch], learner: Learner, meter: Meter, step: 
     broken = 0
     for part in range(learner.config.accumulate):
         batch = following()
-        parts.append(learner.training_terms(batch, step, part))
-        gradients.add(parts)
+        with gradients.alone(part):
+            parts.append(learner.training_terms(batch, step, part))
+            gradients.add(parts)
         good += parts[-1:] if batch.good_B.any() else []
         broken += batch.broken
     terms = joined(good or parts)
