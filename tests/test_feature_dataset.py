@@ -470,6 +470,10 @@ def test_a_rank_that_torchrun_started_is_not_taken_for_the_only_one(dataset, mon
     with pytest.raises(ConfigError, match=r"4 processes, but torch.distributed is not initialized"):
         dataset()
     assert dataset(rank=1, world=4, batch_size=4).rank == 1
+    for name, value in {"is_initialized": True, "get_rank": 2, "get_world_size": 4}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    found = dataset(batch_size=4)
+    assert (found.rank, found.world, len(found)) == (2, 4, 6)
 
 
 class TestByKey:

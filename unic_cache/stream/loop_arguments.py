@@ -64,11 +64,11 @@ def several(name: str, given: Sequence[str] | str | None) -> tuple[str, ...] | N
     return tuple(dict.fromkeys(texts))
 
 
-def views_asked(given: int | Sequence[int] | None) -> int | tuple[int, ...] | None:
+def views_asked(given: Any) -> int | tuple[int, ...] | None:
     """A count of views, or their numbers. ConfigError for anything else."""
     if not isinstance(given, Sequence) or isinstance(given, str):
         check_integers({"views": given})
-        return given
+        return None if given is None else int(given)
     for number in given:
         check_integers({"view": number})
     return tuple(given)
