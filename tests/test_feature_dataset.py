@@ -441,6 +441,7 @@ def test_a_gpu_gets_codes_and_makes_the_rest_without_a_wait(cache, scale, good):
         ({"views": 3}, "views 3, but .* have 2 in common; choose 1 to 2"),
         ({"views": [0, 2]}, "no view 2; .* have the numbers 0, 1 in common"),
         ({"views": []}, r"views \(\) names none"),
+        ({"crop_scale": (0.4, 1)}, r"no kinds of views .* crop scale \(0.4, 1\)"),
         ({"recipe": "light"}, r"no kinds of views .* match recipe light.*it has center .*unic"),
         ({"tokens": 9}, "tokens 9, but only 1 tokens|tokens 9, but only 4 tokens"),
         ({"tokens": 1, "kinds": "cls"}, "tokens 1, but the teachers give no patch tokens"),

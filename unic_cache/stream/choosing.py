@@ -101,7 +101,12 @@ def readable(cache: Cache) -> list[str]:
 
 
 def chosen_views(
-    cache: Cache, teachers: Sequence[CachedTeacher], recipe: str | None, size: int | None, seed: int | None
+    cache: Cache,
+    teachers: Sequence[CachedTeacher],
+    recipe: str | None,
+    size: int | None,
+    seed: int | None,
+    crop_scale: Sequence[float] | None,
 ) -> Views:
     """The one kind of views that fits what is given; without a recipe, `center` is never meant.
 
@@ -114,13 +119,15 @@ def chosen_views(
         if (views.recipe != CENTER if recipe is None else views.recipe == recipe)
         and size in {None, views.size}
         and seed in {None, views.seed}
+        and (crop_scale is None or tuple(crop_scale) == views.crop_scale)
     ]
     if len(fits) != 1:
-        listed = ", ".join(sorted(f"{v.recipe} (size {v.size}, seed {v.seed})" for v in found)) or "none"
+        listed = ", ".join(sorted(f"{v.kind} (size {v.size}, seed {v.seed})" for v in found)) or "none"
         raise CacheError(
             f"{cache.location.url}: {len(fits) or 'no'} kinds of views of {teachers[0].name} match recipe "
-            f"{recipe or 'any but center'}, size {size or 'any'}, seed {'any' if seed is None else seed}; it has "
-            f"{listed}. Choose with recipe, size and view_seed, or extract the missing views"
+            f"{recipe or 'any but center'}, size {size or 'any'}, seed {'any' if seed is None else seed}, crop scale "
+            f"{crop_scale or 'any'}; it has {listed}. Choose with recipe, size, view_seed and crop_scale, or "
+            "extract the missing views"
         )
     return fits[0]
 

@@ -82,7 +82,8 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
     - `split`: "train" for the tars not held out of training, "val" for those alone, "all" for both.
     - `teachers`, `kinds`: names; only these are read. Default: all.
     - `views`: how many views to cycle through, or their numbers. Default: all that every teacher has.
-    - `recipe`, `size`, `view_seed`: which kind of views, if the cache has several; `recipe="center"` for evaluation.
+    - `recipe`, `size`, `view_seed`, `crop_scale`: which kind of views, if the cache has several; `recipe="center"` for
+      evaluation.
     - `tokens`: give N patch tokens, at positions that teachers of one grid share. Default: all stored tokens.
     - `standardize`: "channel" (UNIC's), "phi-s", or "none" for the teacher's own scale.
     - `images`: False for features alone; no tars are needed then.
@@ -112,6 +113,7 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
     recipe: str | None = None
     size: int | None = None
     view_seed: int | None = None
+    crop_scale: Sequence[float] | None = None
     tokens: int | None = None
     standardize: str = "channel"
     images: bool = True
@@ -167,7 +169,7 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
     def __repr__(self) -> str:
         chosen, views, images = self.chosen, self.chosen.views, len(self.chosen.rows)
         facts = [
-            f"{images:,} images x {len(chosen.numbers)} views of {views.size} px ({views.recipe})",
+            f"{images:,} images x {len(chosen.numbers)} views of {views.size} px ({views.kind})",
             f"labels of {'all' if self.labels == images else f'{self.labels:,}'}",
             f"teachers {', '.join(teacher.name for teacher in chosen.teachers)}",
             f"{len(self):,} batches of {self.batch_size} in an epoch of rank {self.rank} of {self.world}",
@@ -249,7 +251,7 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
 
     def _choose(self, cache: Cache) -> Chosen:
         teachers = chosen_teachers(cache, several("teachers", self.teachers), several("kinds", self.kinds))
-        views = chosen_views(cache, teachers, self.recipe, self.size, self.view_seed)
+        views = chosen_views(cache, teachers, self.recipe, self.size, self.view_seed, self.crop_scale)
         numbers = chosen_numbers(cache, teachers, views, views_asked(self.views))
         pattern = None if self.shards is None else check_pattern(str(self.shards), "shards")
         tars = chosen_tars(cache, pattern, self.split, views, numbers, self.images)
