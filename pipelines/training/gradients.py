@@ -32,7 +32,7 @@ class Gradients:
     def alone(self, part: int) -> AbstractContextManager[Any]:
         """Wrap a part's forward and backward pass: but for the last one, processes do not wait for each other."""
         together = part + 1 == self.parts
-        return nullcontext() if together else self.accelerator.no_sync(self.model)  # type: ignore[no-any-return]
+        return nullcontext() if together else self.accelerator.no_sync(self.model)
 
     def add(self, terms: Sequence[LossTerms]) -> None:
         """Add the last of the parts' terms so far; call it after every part."""
