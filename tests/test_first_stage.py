@@ -16,18 +16,30 @@ from pipelines.training.starting import start_student
 from tests.conftest import CNN, VIT
 from tests.test_distill import StopAfter
 from unic_cache.cache import open_cache
+from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import encoder_spec
 from unic_cache.student.export import load_encoder
 from unic_cache.student.run_files import CHECKPOINT, CONFIG
 
 
-@pytest.fixture
-def first(training, tmp_path):
+@pytest.fixture(scope="module")
+def finished(shards, cache_folder, tmp_path_factory):
     """The config of a finished run of both teachers at 32 px, which kept a moving average."""
-    config = training(out=str(tmp_path / "first"), steps=2, ema=0.5, projector="transformer")
+    config = DistillConfig(
+        cache=str(cache_folder), shards=shards.pattern, out=str(tmp_path_factory.mktemp("runs") / "first"),
+        student="test_vit", img_size=32, patch_size=16, steps=2, batch_size=8, lr=1e-3, log_every=2, tracker="none",
+        threads=2, ema=0.5, projector="transformer",
+    )  # fmt: skip
     distill.run(config)
     return config
+
+
+@pytest.fixture
+def first(finished, tmp_path):
+    """`finished` on a copy of the run."""
+    shutil.copytree(finished.out, tmp_path / "first")
+    return dataclasses.replace(finished, out=str(tmp_path / "first"))
 
 
 def second(first, **changes):
@@ -103,6 +115,7 @@ def test_teachers_of_other_weights_kinds_or_standardization_begin_anew(first, ca
     assert f"{VIT}: its projectors begin anew: {first.out} had its targets standardized by channel, not phi-s" in said
 
 
+@pytest.mark.slow
 def test_the_second_run_resumes_without_the_first_and_tells_of_all_teachers(first, tmp_path, monkeypatch):
     config = second(first, teachers=(CNN,), steps=3)
     whole = distill.run(config)
@@ -125,13 +138,13 @@ def test_the_second_run_resumes_without_the_first_and_tells_of_all_teachers(firs
 
 
 class TestRefused:
-    def test_what_is_no_finished_run(self, first, tmp_path, training, monkeypatch):
+    def test_what_is_no_finished_run(self, first, tmp_path, monkeypatch):
         (tmp_path / "empty").mkdir()
         for folder in ("nowhere", "empty"):
             with pytest.raises(ConfigError, match="no run of `unic-cache distill`"):
                 look(second(first, from_run=str(tmp_path / folder)))
         StopAfter(monkeypatch, 1)
-        stopped = training(out=str(tmp_path / "stopped"), projector="transformer")
+        stopped = dataclasses.replace(first, out=str(tmp_path / "stopped"), steps=6)
         with pytest.raises(KeyboardInterrupt):
             distill.run(stopped)
         monkeypatch.undo()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from pipelines import distill
 from pipelines.training.finished_run import open_finished
-from tests.conftest import CNN, VIT, losses_of
+from tests.conftest import CNN, VIT, log_of, losses_of
 from tests.test_distill import StopAfter
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import open_cache
@@ -83,6 +83,7 @@ def test_batches_say_who_is_missing_and_all_else_is_as_ever(half, shards):
                 assert not any(values.any() for values in parts.values())
 
 
+@pytest.mark.slow
 def test_a_run_says_so_and_resumes_on_the_rows_that_it_began_with(half, tmp_path, capsys, monkeypatch):
     whole, parts = (dataclasses.replace(half, out=str(tmp_path / name)) for name in ("whole", "parts"))
     distill.run(whole)
@@ -102,6 +103,15 @@ def test_a_run_says_so_and_resumes_on_the_rows_that_it_began_with(half, tmp_path
     assert all(torch.equal(one[name], other[name]) for name in one)
     cache = open_cache(half.cache)
     assert len(open_finished(tmp_path / "parts", half, cache).rows(cache)) == 77  # under view 0, without tar 2
+
+
+def test_a_teacher_counts_for_the_images_that_it_has_alone(half, tmp_path, capsys):
+    distill.run(dataclasses.replace(half, balancing="none", steps=1, batch_size=82, log_every=1))
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert f"{CNN} is missing for 50 of 164 (image, view) pairs (30.5%); it counts as dropped there" in said
+    (line,) = log_of(tmp_path / "run")
+    assert line["teachers"][CNN]["coefficient"] == pytest.approx(77 / 82)  # under view 0, without tar 2
+    assert line["teachers"][VIT]["coefficient"] == 1
 
 
 def test_what_makes_no_sense_is_refused(half, tmp_path):

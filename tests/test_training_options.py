@@ -45,9 +45,10 @@ def recorded(monkeypatch):
 def test_parts_average_and_clipping_resume_to_the_bit_and_parts_are_the_whole_batch(
     training, tmp_path, monkeypatch, recorded
 ):
-    options = {"ema": 0.6, "clip_grad": 0.5, "val_shards": training().shards.replace("*", "000002"), "eval_every": 3}
+    held_out = training().shards.replace("*", "000002")
+    options = {"ema": 0.6, "clip_grad": 0.5, "val_shards": held_out, "eval_every": 3, "steps": 4}
     distill.run(training(out=str(tmp_path / "one"), **options))
-    config = training(out=str(tmp_path / "whole"), accumulate=4, **options)
+    config = training(out=str(tmp_path / "whole"), accumulate=2, **options)
     recorded.clear()
     distill.run(config)
 
@@ -67,14 +68,14 @@ def test_parts_average_and_clipping_resume_to_the_bit_and_parts_are_the_whole_ba
     for ours, theirs in zip(log_of(tmp_path / "whole"), log_of(tmp_path / "one"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
         assert ours.get("grad_norm") == pytest.approx(theirs.get("grad_norm"), abs=1e-3)
-    assert [line.get("grad_norm", 0) > 0.5 for line in log_of(tmp_path / "one")] == [True, False, True, True, False]
+    assert [line["grad_norm"] > 0.5 for line in log_of(tmp_path / "one") if line["kind"] == "train"] == [True, True]
     one = load_file(tmp_path / "one" / CHECKPOINT)
     for name in one:
         torch.testing.assert_close(whole[name], one[name], atol=2e-4, rtol=0, msg=name)
 
     # Stopped and resumed
     parts = dataclasses.replace(config, out=str(tmp_path / "parts"))
-    StopAfter(monkeypatch, 4)
+    StopAfter(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         distill.run(parts)
     monkeypatch.undo()
@@ -89,7 +90,7 @@ def test_parts_average_and_clipping_resume_to_the_bit_and_parts_are_the_whole_ba
 
 
 def test_am_radios_loss_with_dunes_projectors_and_no_dropping_trains(training, tmp_path):
-    distill.run(training(loss="am-radio", projector="transformer", balancing="none", steps=2))
+    distill.run(training(loss="am-radio", projector="transformer", balancing="none", steps=1))
     (line,) = log_of(tmp_path / "run")
     teachers = line["teachers"].values()
     assert [teacher["coefficient"] for teacher in teachers] == [1, 1]
@@ -141,9 +142,9 @@ class TestCompile:
             return function
 
         monkeypatch.setattr(torch, "compile", stand_in)
-        distill.run(training(out=str(tmp_path / "compiled"), compile=True, steps=2))
+        distill.run(training(out=str(tmp_path / "compiled"), compile=True, steps=1))
         assert compiled[1:] == [(levels_of, {"fallback_random": True})]
-        distill.run(training(out=str(tmp_path / "plain"), steps=2))
+        distill.run(training(out=str(tmp_path / "plain"), steps=1))
         assert len(compiled) == 2
         assert losses_of(tmp_path / "compiled") == losses_of(tmp_path / "plain")
 
@@ -163,6 +164,7 @@ class TestCompile:
 
 
 class TestBalancing:
+    @pytest.mark.slow
     def test_runs_of_earlier_releases_are_read_and_resumed_by_the_old_name(self, training, tmp_path, monkeypatch):
         StopAfter(monkeypatch, 2)
         with pytest.raises(KeyboardInterrupt):
