@@ -102,7 +102,7 @@ def test_timms_converter_may_rename_but_not_resample(state, tmp_path, wrap):
     plain = load_teacher(resolve(NAME), saved(tmp_path, state))
     assert load_teacher(resolve(NAME), saved(tmp_path, wrap(foreign))).spec.weights_sha256 == plain.spec.weights_sha256
     kernel = {**foreign, "patch_embed.proj.weight": torch.randn(64, 3, 8, 8)}
-    with pytest.raises(TeacherError, match=r"timm would have resampled the patch kernels of"):
+    with pytest.raises(TeacherError, match=r"with 8 px patches, not 16: patch kernels are not resampled"):
         load_teacher(resolve(NAME), saved(tmp_path, wrap(kernel)))
     small = {**foreign, "pos_embed": torch.randn(1, 37, 64)}
     with pytest.raises(TeacherError, match=r"6 x 6 patches \(96 px\).* --teacher timm:test_vit@96"):
