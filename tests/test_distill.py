@@ -25,14 +25,10 @@ from unic_cache.student.loss import distillation_loss, drop_uniforms
 from unic_cache.student.projectors import Student
 from unic_cache.student.run_files import CHECKPOINT
 
-NEWER = {
-    "tf32",
-    "ladder_widths",
-    "projector",
-    "shared_projectors",
-    "kinds",
-    "normalize",
-}  # settings that older runs lack
+NEWER = {  # settings that older runs lack
+    "tf32", "ladder_widths", "projector", "shared_projectors", "kinds", "loss", "balancing", "ema", "clip_grad",
+    "accumulate", "compile", "crop_scale", "allow_missing", "from_run", "normalize",
+}  # fmt: skip
 
 
 class StopAfter:
@@ -178,9 +174,8 @@ def test_teachers_can_be_chosen_and_are_all_by_default(training, tmp_path):
     assert set(log_of(tmp_path / "run")[0]["teachers"]) == {CNN}
 
 
-@pytest.mark.parametrize("balancing", ["batch", "image", "none"])
-def test_every_balancing_trains(training, tmp_path, balancing):
-    assert distill.run(training(balancing=balancing, steps=2)).loss > 0
+def test_balancing_per_image_trains(training):
+    assert distill.run(training(balancing="image", steps=2)).loss > 0
 
 
 def test_bf16_trains(training):

@@ -52,7 +52,8 @@ def tiny_dinov3(pretrained: bool = False, **options: Any) -> Eva:
     return _made(
         Eva, {**options, "name": "tiny_dinov3"}, img_size=64, patch_size=16, embed_dim=32, depth=3, num_heads=2,
         init_values=1e-5, rope_type="dinov3", rope_temperature=100, use_rot_pos_emb=True, use_abs_pos_emb=False,
-        rope_rotate_half=True, use_fc_norm=False, num_reg_tokens=4, norm_layer=partial(nn.LayerNorm, eps=1e-5),
+        rope_rotate_half=True, use_fc_norm=False, qkv_bias=False, num_reg_tokens=4,
+        norm_layer=partial(nn.LayerNorm, eps=1e-5),
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Students of every family: their levels by the models' own layers, their start, gradients, export and statistics."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,21 @@ def test_an_eva_starts_from_a_file_with_a_classifier_and_at_another_size_only_wh
         build_encoder(larger, seed=1, init=str(path))
     build_encoder(larger, seed=1, init=str(path), resample=("positions",))
     assert "positions (pos_embed) are resampled from (1, 17, 32) to (1, 37, 32)" in caplog.text
+
+
+def test_dinov3s_own_files_start_an_encoder_unless_a_bias_of_theirs_would_be_lost(tmp_path: Path) -> None:
+    state = build_encoder(spec_of("tiny_dinov3"), seed=9).state_dict()
+    state = {name: value for name, value in state.items() if not name.endswith("qkv.bias")}
+    named = {name.replace("reg_token", "storage_tokens"): value for name, value in state.items()}
+    named = {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): value.clone() for name, value in named.items()}
+    named |= {f"blocks.{n}.attn.qkv.bias": torch.zeros(96) for n in range(3)}
+    save_file(named, tmp_path / "authors.safetensors")
+    encoder = build_encoder(spec_of("tiny_dinov3"), seed=1, init=str(tmp_path / "authors.safetensors"))
+    assert all(torch.equal(encoder.state_dict()[name], value) for name, value in state.items())
+    named["blocks.1.attn.qkv.bias"][3] = 0.1
+    save_file(named, tmp_path / "biased.safetensors")
+    with pytest.raises(ConfigError, match=r"has a bias blocks\.1\.attn\.qkv\.bias, and the student no place for it"):
+        build_encoder(spec_of("tiny_dinov3"), seed=1, init=str(tmp_path / "biased.safetensors"))
 
 
 def test_a_residual_network_starts_from_its_own_files_and_refuses_others(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unic_cache.errors import ConfigError, WeightsError
-from unic_cache.weights.conversion import Watch, quickgelu_name
+from unic_cache.weights.conversion import Watch, lost_bias, quickgelu_name
 from unic_cache.weights.file import read_checkpoint
 from unic_cache.weights.state_dicts import State, find, first_names
 from unic_cache.weights.untrained import check_values, tell_untrained
@@ -92,6 +92,11 @@ def _converted(encoder: nn.Module, state: Mapping[str, Tensor], source: str, res
             f"{source}: these are not weights of the student, a {type(encoder).__name__} ({error}); its names: "
             f"{first_names(state)}"
         ) from error
+    if lost := lost_bias(state, given):
+        raise ConfigError(
+            f"{source} has a bias {lost}, and the student no place for it; take timm's model of the same name with "
+            "`_qkvb`, as in --student vit_base_patch16_dinov3_qkvb"
+        )
     fits = {name: value.shape for name, value in given.items()} == {k: v.shape for k, v in encoder.state_dict().items()}
     if watch.resampled and fits:
         _check_resampled(encoder, state, source, resample, watch.kernels)

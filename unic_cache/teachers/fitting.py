@@ -22,7 +22,7 @@ from unic_cache.teachers import positions
 from unic_cache.teachers.derive import meta_model
 from unic_cache.teachers.spec import Option, TeacherSpec
 from unic_cache.teachers.weights import check_fit, content_of, fits, named_state
-from unic_cache.weights.conversion import Watch
+from unic_cache.weights.conversion import Watch, lost_bias
 from unic_cache.weights.state_dicts import Found, State, mappings, without_shared_prefix
 
 POSITIONS = "pos_embed"
@@ -110,7 +110,11 @@ def _through_timm(source: Source, content: Any, found: Found) -> State | None:
             state, watch = _converted(spec, raw, options)
             if state is None:
                 continue
-            _check_biases(source, raw, state)
+            if lost := lost_bias(raw, state):
+                raise TeacherError(
+                    f"teacher {spec.name}: {source.path} has a bias {lost}, and {spec.arch} no place for it; take "
+                    "timm's model of the same name with `_qkvb`, as in timm:vit_base_patch16_dinov3_qkvb"
+                )
             if not watch.resampled:
                 return state
             if source.published:
@@ -125,17 +129,6 @@ def _through_timm(source: Source, content: Any, found: Found) -> State | None:
                 f"{watch.resampled[0]}; choose the timm model, or the size (NAME@SIZE), that the weights are made for"
             )
     return None
-
-
-def _check_biases(source: Source, raw: State, state: State) -> None:
-    """TeacherError for biases of attention that timm's converter of DINOv3 left out, unless they are zero."""
-    has_place = any(name.endswith(("qkv.bias", "q_bias", "q_proj.bias")) for name in state)
-    lost = [name for name, bias in raw.items() if name.endswith("attn.qkv.bias") and bias.any()]
-    if lost and not has_place:
-        raise TeacherError(
-            f"teacher {source.spec.name}: {source.path} has a bias {lost[0]}, and {source.spec.arch} no place for it; "
-            "take timm's model of the same name with `_qkvb`, as in timm:vit_base_patch16_dinov3_qkvb"
-        )
 
 
 def _raw_states(content: Any, found: Found) -> Iterator[State]:

@@ -4,7 +4,7 @@ A converter maps names and layouts of other code bases to a timm model's. It als
 shape, and may leave missing ones at random; so each conversion runs under a `Watch`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import timm
@@ -41,6 +41,13 @@ class Watch(TorchFunctionMode):
         """Names of the model's tensors that nothing was copied into."""
         every = model.state_dict(keep_vars=True)
         return [name for name, tensor in every.items() if id(tensor) not in self.filled]
+
+
+def lost_bias(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of a bias of attention, not all zero, that timm's converter of DINOv3 left out; None if none is lost."""
+    if any(name.endswith(("qkv.bias", "q_bias", "q_proj.bias")) for name in after):
+        return None
+    return next((name for name, bias in before.items() if name.endswith("attn.qkv.bias") and bias.any()), None)
 
 
 def quickgelu_name(name: str) -> str | None:
