@@ -191,7 +191,7 @@ class TestChoice:
         config = PlanConfig(
             ("a", "b"), weights=(("a", "one file"), ("b", "w.pth")), shards="x/{0..3}.tar", cache="c", views=2,
             size=128, codec="klt", quality=0.98, tokens=10, sampling="random", device="cpu",
-            dtype="bfloat16", threads=3, images=50,
+            dtype="bfloat16", threads=3, images=50, crop_scale=(0.25, 1.0),
         )  # fmt: skip
         words = forecast(config, costs()).command
         with click.Context(cli.extract) as context:

@@ -28,7 +28,6 @@ from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.teacher_weights import load_teachers
 from pipelines.training.held_out_losses import held_out_losses
 from unic_cache.config import DistillConfig
-from unic_cache.config.training import renamed
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.local import LocalFolder
 from unic_cache.student.backbone import build_encoder, encoder_spec
@@ -117,7 +116,7 @@ class Study:
             resume=(out / CHECKPOINT).exists(),
             save_every=100,
             tracker="none",
-            **renamed(options),
+            **options,
         )
         distill.run(config)
         return out

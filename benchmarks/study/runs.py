@@ -170,7 +170,7 @@ def paper_runs(scale: Scale, seed: int) -> list[Run]:
         PAPER: {},
         NEITHER: {"projector": "last", "drop_teacher": 0.0},
         "paper/no-dropping": {"drop_teacher": 0.0},
-        "paper/dropping-per-image": {"normalization": "image"},  # --balancing, as results.jsonl has it
+        "paper/dropping-per-image": {"balancing": "image"},
         "paper/targets-phi-s": {"standardize": "phi-s"},
         "paper/targets-not-standardized": {"standardize": "none"},
         "paper/last-layer": {"projector": "last"},

@@ -214,6 +214,8 @@ def command(config: PlanConfig, chosen: Way) -> tuple[str, ...]:
         flag = f"--{field.metadata['about'].flag or field.name.replace('_', '-')}"
         if value is True:
             words.append(flag)
+        elif isinstance(value, tuple) and value and isinstance(value[0], float):
+            words += [flag, ",".join(map(str, value))]
         elif isinstance(value, tuple):  # of texts, or of (teacher, text)
             for one in value:
                 words += [flag, one if isinstance(one, str) else "=".join(filter(None, one))]
