@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+EXAMPLES := .venv/examples
 UNIC := $(BIN)/unic-cache
 
 SETS := tests/data/noto-emoji
@@ -21,8 +22,13 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install -q uv
-	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q --python $(BIN)/python -c constraints.txt --compile-bytecode -e '.[dev,demo,study,examples]'
+	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q --python $(BIN)/python -c constraints.txt --compile-bytecode -e '.[dev,demo,study]'
 	touch $(READY)
+
+# What only tests of the examples import: large packages, which the demo need not wait for.
+$(EXAMPLES): $(READY)
+	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,demo,study,examples]'
+	touch $(EXAMPLES)
 
 demo: $(READY)
 	rm -rf $(DEMO)
@@ -39,11 +45,11 @@ demo: $(READY)
 
 # One process a core, at most four; a file's tests share their fixtures, so they stay in one process.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
-test: $(READY)
+test: $(EXAMPLES)
 	$(PYTEST) --dist loadfile -m 'not slow'
 
 # What tries every call, kill, order or byte: minutes that a change elsewhere need not wait for.
-test-slow: $(READY)
+test-slow: $(EXAMPLES)
 	$(PYTEST) -m slow
 
 # Ceph's object gateway, a real S3 server, started on loopback and stopped again by the tests; needs Debian's packages.
