@@ -267,7 +267,8 @@ def licences_of(provenance: Mapping[str, Any] | None) -> dict[str, str]:
     if provenance is None:
         return {}
     own = {name: str(made["licence"]) for name, made in provenance["teachers"].items()}
-    return {**licences_of(provenance.get("from")), **own}
+    start = {made["name"]: str(made["licence"]) for made in [provenance.get("init")] if made}
+    return {**licences_of(provenance.get("from")), **start, **own}
 
 
 def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:

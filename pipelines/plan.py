@@ -51,7 +51,7 @@ def run(config: PlanConfig) -> Forecast:
     device = pick_device(config.device)
     if not config.teachers:
         raise ConfigError("no teacher: name at least one with --teacher")
-    student = named_spec(config.student, config.img_size, config.patch_size)
+    student = named_spec(config.student, config.img_size, config.patch_size, drop_path=0.0)
     cache = Cache(open_location(config.cache))
     tell_guests(config.cache, cache.guests)
     asked = settled(config, cache)

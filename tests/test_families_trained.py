@@ -110,7 +110,7 @@ def test_a_student_has_the_spellings_of_a_teacher():
         named_spec("timm:test_vit@big")
 
 
-def test_pixels_are_those_of_the_model_that_the_student_starts_from(tmp_path):
+def test_pixels_are_those_of_the_model_that_the_student_starts_from(tmp_path, monkeypatch):
     def mean(**fields: Any) -> tuple[float, ...]:
         return student_spec(DistillConfig(**{"student": "tiny_siglip", **fields})).mean
 
@@ -120,6 +120,15 @@ def test_pixels_are_those_of_the_model_that_the_student_starts_from(tmp_path):
     assert mean(normalize="0.1,0.2,0.3/1") == (0.1, 0.2, 0.3)
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     assert mean(init=str(tmp_path / "plain.safetensors")) == imagenet
+    with pytest.raises(ConfigError, match=r"--init .*gone\.safetensors: there is no such file"):
+        mean(init=str(tmp_path / "gone.safetensors"))
+    (tmp_path / "siglip-b").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert mean(init="siglip-b") == (0.5, 0.5, 0.5)  # the teacher, as its weights are
+    spec = dataclasses.replace(named_spec("test_vit@32"), mean=(0.1, 0.2, 0.3))
+    (tmp_path / "test_vit").mkdir()
+    save_encoder(tmp_path / "test_vit" / ENCODER, build_encoder(spec, 0), spec, {})
+    assert mean(from_run="test_vit") == (0.1, 0.2, 0.3)  # the run, not timm's model
     with pytest.raises(ConfigError, match=r"--normalize 'imagnet' is not MEAN/STD"):
         mean(normalize="imagnet")
     assert pixels_words(student_spec(DistillConfig(student="tiny_siglip"))) == "ImageNet's mean/std"
@@ -132,6 +141,9 @@ def test_a_teacher_of_the_catalog_is_a_start_by_its_name():
     teacher = load_teacher(resolve("efficientnet-lite0")).model.state_dict()
     assert all(torch.equal(value, teacher[name]) for name, value in encoder.state_dict().items())
     assert student_spec(config).mean == (0.5, 0.5, 0.5)
+    config = DistillConfig(student="vit-s-saliency@112", init="vit-s-saliency")  # from the file's 37 x 37, once
+    encoder = started_encoder(student_spec(config), config.seed, config.init, ("positions",))
+    assert torch.equal(encoder.pos_embed, load_teacher(resolve("vit-s-saliency@112")).model.pos_embed)
     by_file = DistillConfig(student="test_vit@32", init="ibot")
     with pytest.raises(
         ConfigError, match=r"--init ibot: its authors publish .*; fetch the file, and give it as --init"

@@ -74,20 +74,31 @@ def pixels_of(config: DistillConfig, spec: EncoderSpec, begun: EncoderSpec | Non
         return normalization(str(config.normalize))
     if config.normalize is None and begun is not None:
         return begun.mean, begun.std
-    start = config.init or config.from_run
-    if config.normalize is None and start is not None:
-        return init_pixels(start) or (IMAGENET_MEAN, IMAGENET_STD)
-    return IMAGENET_MEAN, IMAGENET_STD
+    first = None
+    if config.normalize is None and config.from_run is not None:
+        exported = spec_of_export(config.from_run)
+        first = None if exported is None else (exported.mean, exported.std)
+    elif config.normalize is None and config.init is not None:
+        first = init_pixels(config.init)
+    return first or (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def of_catalog(init: str) -> bool:
+    """Whether --init names a teacher of the catalog; a file of that name comes first."""
+    return init in CATALOG and not Path(init).is_file()
 
 
 def init_pixels(init: str) -> Pixels | None:
-    """What the model that --init names expects; None for a file that does not say."""
-    if Path(init).exists() and not timm.is_model(init):
+    """What the model that --init names expects; None for a file that does not say. ConfigError if there is neither."""
+    if of_catalog(init):
+        return CATALOG[init].mean, CATALOG[init].std
+    if Path(init).is_file() or (Path(init).is_dir() and not timm.is_model(init)):
         exported = spec_of_export(init)
         return None if exported is None else (exported.mean, exported.std)
-    if init in CATALOG:
-        return CATALOG[init].mean, CATALOG[init].std
-    return timm_pixels(init.removeprefix(TIMM))
+    name = init.removeprefix(TIMM)
+    if not timm.is_model(name.partition(".")[0]):
+        raise ConfigError(f"--init {init}: there is no such file, nor a model of that name in timm or the catalog")
+    return timm_pixels(name)
 
 
 def timm_pixels(name: str) -> Pixels | None:
@@ -112,7 +123,7 @@ def started_encoder(spec: EncoderSpec, seed: int, init: str | None, resample: Co
 
     `resample` names what of them may be resampled to the spec's size: "positions", "patches".
     """
-    if init is None or init not in CATALOG or Path(init).is_file():
+    if init is None or not of_catalog(init):
         return build_encoder(spec, seed, init and init.removeprefix(TIMM), resample)
     teacher = CATALOG[init]
     if teacher.source == "file":
@@ -120,6 +131,8 @@ def started_encoder(spec: EncoderSpec, seed: int, init: str | None, resample: Co
             f"--init {init}: its authors publish the weights at {teacher.published}; fetch the file, and give it as "
             "--init FILE"
         )
+    if "positions" in resample and spec.patch_size == teacher.stride:
+        teacher = teacher.resized(spec.img_size)  # once, from the grid of the file
     encoder = build_encoder(spec, seed)
     fit_weights(encoder, load_teacher(teacher).model.state_dict(), f"--init {init}", resample)
     tell_untrained(encoder, f"--init {init}")

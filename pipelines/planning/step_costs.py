@@ -42,7 +42,7 @@ def student_cost(config: PlanConfig, teachers: Sequence[Teacher], tokens: int | 
     The batch doubles from 4 images until a step takes half a second, a batch has 256, or memory is full.
     """
     device, short = teachers[0].device, AUTOCAST[config.precision]
-    spec = named_spec(config.student, config.img_size, config.patch_size)
+    spec = named_spec(config.student, config.img_size, config.patch_size, drop_path=0.0)
     encoder = build_encoder(spec, seed=0)
     targets = {teacher.spec.name: teacher.spec.kinds for teacher in teachers}
     student = build_student(encoder, spec, targets, DistillConfig()).to(device)

@@ -3,6 +3,7 @@
 Size, teachers, views and schedule are the new run's own; AdamW's state and the step start anew.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipelines.command.run_folder import run_settings
+from pipelines.training.training_set import target_rules
 from unic_cache.cache import CachedTeacher
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
@@ -108,9 +110,16 @@ def take_over(
 
 
 def counterpart(first: FirstStage, teacher: CachedTeacher) -> str | None:
-    """The first stage's teacher of the same network: the same weights, under the same name but for '@SIZE'; or None."""
+    """The first stage's teacher of the same network and targets: the same weights and rules, under the same name but
+    for '@SIZE'; or None.
+    """
     weights = teacher.spec["teacher"]["weights_sha256"]
-    found = {name for name, made in first.provenance["teachers"].items() if made["weights_sha256"] == weights}
+    rules = target_rules(teacher)
+    found = {
+        name
+        for name, made in first.provenance["teachers"].items()
+        if made["weights_sha256"] == weights and made.get("rules", rules) == rules  # older runs do not say
+    }
     if teacher.name in found:
         return teacher.name
     return next((name for name in sorted(found) if _sizeless(name) == _sizeless(teacher.name)), None)
@@ -139,7 +148,7 @@ def _key(teacher: str) -> str:
 
 
 def _sizeless(teacher: str) -> str:
-    return teacher.rpartition("@")[0] if teacher.rpartition("@")[2].isdecimal() else teacher
+    return re.sub(r"@\d+(?=\+|$)", "", teacher)
 
 
 def _spelled(value: Any) -> str:

@@ -15,7 +15,8 @@ from torch.optim.swa_utils import AveragedModel
 from pipelines.command.failures import ADVICE_HERE
 from pipelines.command.run_folder import FREE_ON_RESUME
 from pipelines.extracting.specs import versions
-from pipelines.training.training_set import TrainingSet
+from pipelines.extracting.students import of_catalog
+from pipelines.training.training_set import TrainingSet, target_rules
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError, UnicCacheError
 from unic_cache.files.local import LocalFolder
@@ -24,6 +25,7 @@ from unic_cache.student.checkpoint import save_checkpoint
 from unic_cache.student.export import save_encoder
 from unic_cache.student.projectors import Student
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER
+from unic_cache.teachers.catalog import CATALOG
 
 
 @dataclass
@@ -117,16 +119,19 @@ def save_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerat
 
 def describe(config: DistillConfig, data: TrainingSet, tf32: bool, before: Mapping[str, Any] | None) -> dict[str, Any]:
     """The student's provenance, for the exported encoder; `before` is that of the run that it started from."""
+    start = config.init if config.init is not None and of_catalog(config.init) else None
     return {
         "method": "UNIC, arXiv 2408.05088",
         "teachers": {
             teacher.name: {
                 "weights_sha256": teacher.spec["teacher"]["weights_sha256"],
                 "codec": teacher.spec["codec"],
+                "rules": target_rules(teacher),
                 **teacher.spec["provenance"],
             }
             for teacher in data.teachers
         },
+        **({} if start is None else {"init": {"name": start, "licence": CATALOG[start].licence}}),
         "views": {**dataclasses.asdict(data.snapshot.views), "numbers": list(data.snapshot.numbers)},
         "images": len(data.train),
         **({"missing": dict(data.train.lacking)} if data.train.lacking else {}),  # teacher -> (image, view) pairs

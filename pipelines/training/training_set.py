@@ -142,6 +142,12 @@ def usable(
     return train_rows, val_rows, records
 
 
+def target_rules(teacher: CachedTeacher) -> dict[str, Any]:
+    """The rules by which a teacher's activations became targets, as its spec.json has them."""
+    made = teacher.spec["teacher"]
+    return {key: made[key] for key in ("cls_rule", "patch_rule", "summary_rules", "grid_rules") if key in made}
+
+
 def teachers_of(cache: Cache, names: Sequence[str], kinds: Sequence[str]) -> tuple[CachedTeacher, ...]:
     """The named teachers, with only these token kinds if any are given.
 

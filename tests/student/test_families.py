@@ -251,3 +251,15 @@ def test_a_residual_network_starts_from_its_own_files_and_refuses_others(tmp_pat
     assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
     with pytest.raises(ConfigError, match=r"these are not weights of the student, a ConvNeXt .* its names: module\."):
         build_encoder(spec_of("test_convnext"), seed=1, init=str(path))
+
+
+@pytest.mark.filterwarnings("ignore")  # of timm
+def test_tables_of_relative_positions_are_resampled_only_where_the_size_was_given(tmp_path: Path) -> None:
+    state = build_encoder(spec_of("tiny_swin"), seed=9).state_dict()
+    table = next(name for name in state if name.endswith("relative_position_bias_table"))
+    path = tmp_path / "swin.safetensors"
+    larger = {name: torch.zeros(81, x.shape[1]) if name == table else x.clone() for name, x in state.items()}
+    save_file(larger, path)
+    assert larger[table].shape != state[table].shape
+    with pytest.raises(ConfigError, match="are resampled from"):
+        build_encoder(spec_of("tiny_swin"), seed=1, init=str(path))

@@ -13,6 +13,7 @@ from unic_cache.errors import ConfigError, TeacherError
 from unic_cache.student.backbone import EncoderSpec, build_encoder
 from unic_cache.teachers.catalog import CATALOG, resolve
 from unic_cache.teachers.model import load_teacher
+from unic_cache.weights.layouts import translated
 from unic_cache.weights.state_dicts import find
 
 PLAIN = "timm:test_vit"
@@ -81,6 +82,24 @@ def test_a_class_tokens_position_is_added_to_it_where_timm_has_none_for_it(tmp_p
     same(spec, tmp_path, theirs, {**state, "cls_token": state["cls_token"] + place})
     unchunked = {name.replace("blocks.0.", "blocks.", 1): value for name, value in theirs.items()}
     same(spec, tmp_path, unchunked, {**state, "cls_token": state["cls_token"] + place})  # by timm's converter
+
+
+@pytest.mark.parametrize("layout", [str, chunked], ids=["timm", "chunked"])
+def test_of_two_networks_in_a_mapping_the_teacher_is_taken_whatever_the_layout(tmp_path, caplog, layout):
+    spec = resolve(PLAIN)
+    state = random_state(spec)
+    both = {f"student.backbone.{layout(name)}": torch.zeros_like(value) for name, value in state.items()}
+    both |= {f"teacher.backbone.{layout(name)}": value for name, value in state.items()}
+    same(spec, tmp_path, {"model": both}, state)
+    assert "took 'model.teacher.backbone', and left 'model.student.backbone'" in caplog.text
+    unnamed = {name.replace("student.", "a.").replace("teacher.", "b."): value for name, value in both.items()}
+    with pytest.raises(TeacherError, match=r"it holds 2 networks that fit, under 'a\.backbone\.' and 'b\.backbone\.'"):
+        load_teacher(spec, saved(tmp_path, unnamed))
+
+
+def test_names_of_a_model_that_look_like_chunks_are_its_own():
+    tensors = {"blocks.0.0.norm1.weight": torch.ones(4), "blocks.1.0.norm1.weight": torch.ones(4)}
+    assert translated(tensors, dict.fromkeys(tensors, (4,))) is tensors
 
 
 def test_i_jepas_target_encoder_is_taken_out_of_its_checkpoint(tmp_path, caplog):

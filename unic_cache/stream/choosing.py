@@ -112,6 +112,8 @@ def chosen_views(
 
     CacheError listing what the cache has if none or several fit.
     """
+    if crop_scale is not None and not (isinstance(crop_scale, Sequence) and len(crop_scale) == 2):
+        raise ConfigError(f"crop_scale {crop_scale}: give two shares of an image's area, such as (0.4, 1.0)")
     found = {views for views, *_, tars in cache.committed(teachers[0].member) if tars}
     fits = [
         views

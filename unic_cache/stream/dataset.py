@@ -187,7 +187,7 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
         return {teacher.name: teacher.kinds for teacher in self.chosen.teachers}
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next loop show this epoch from its beginning; a place in it that was loaded, or read up to, is kept.
+        """Let the next loop show this epoch from its beginning; a place in it that was loaded is kept.
 
         Without it each loop shows the epoch after the last one begun.
         """

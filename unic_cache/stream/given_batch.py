@@ -47,7 +47,8 @@ def prepared(
         raise ConfigError("mean and std prepare images, but images is False; leave them out")
     given: tuple[tuple[str, Any, float], ...] = (("mean", mean, 0.0), ("std", std, 1e-3))
     for name, colour, least in given:
-        if len(colour) != 3 or not all(isinstance(value, Real) and least <= float(value) <= 1 for value in colour):
+        three = isinstance(colour, Sequence) and len(colour) == 3
+        if not three or not all(isinstance(value, Real) and least <= float(value) <= 1 for value in colour):
             raise ConfigError(f"{name} {colour} is not of pixels in [0, 1]; give three, such as (0.485, 0.456, 0.406)")
     red, green, blue = (float(value) for value in mean)
     reds, greens, blues = (float(value) for value in std)

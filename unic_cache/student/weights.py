@@ -98,7 +98,8 @@ def _converted(encoder: nn.Module, state: Mapping[str, Tensor], source: str, res
             "`_qkvb`, as in --student vit_base_patch16_dinov3_qkvb"
         )
     fits = {name: value.shape for name, value in given.items()} == {k: v.shape for k, v in encoder.state_dict().items()}
-    if watch.resampled and fits:
+    changed = [name for name, x in given.items() if name in state and state[name].numel() != x.numel()]
+    if (watch.resampled or changed) and fits:
         _check_resampled(encoder, state, source, resample, watch.kernels)
     return given
 

@@ -16,6 +16,7 @@ Shape letters: B images, N all tokens, P prefix tokens (class, registers), T gri
 Maps are read row by row. A teacher with two class tokens has {"cls": "norm-cls", "cls-1": "norm-cls:1"}.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,8 @@ def check_rules(model: Any, spec: TeacherSpec) -> None:
     for rule in (*spec.summary_rules.values(), *spec.grid_rules.values()):
         name, _, number = rule.partition(":")
         reason = next((why for names, lacks in LACKS if name in names and (why := lacks(model, number))), None)
+        if reason is None and name in BLOCK_RULES and rule in spec.summary_rules.values():
+            reason = _no_token(model, "0")
         if reason is not None:
             raise TeacherError(f"teacher {spec.name}: rule {rule} does not fit {spec.arch}: {reason}")
 
@@ -122,9 +125,9 @@ def _forward(model: Any, images_BCHW: torch.Tensor, rules: Iterable[str]) -> Act
         indices=sorted(blocks),
         norm=False,
         stop_early=not whole,
-        return_prefix_tokens=True,
         output_fmt="NLC",
         intermediates_only=not whole,
+        **({"return_prefix_tokens": True} if prefix_tokens(model) else {}),
     )
     last, outputs = answer if whole else (None, answer)
     return Activations(model, last, dict(zip(sorted(blocks), (_split(output) for output in outputs), strict=True)))
@@ -204,6 +207,8 @@ def _no_block(model: Any, number: str) -> str | None:
     last = _depth(model) - 1
     if len(set(reductions(model))) > 1:
         return f"its blocks have maps of several sizes; {MAPS_HAVE}"
+    if "return_prefix_tokens" not in inspect.signature(model.forward_intermediates).parameters:
+        return f"timm gives a {type(model).__name__}'s blocks as maps"
     return None if int(number) <= last else f"its blocks are 0 to {last}"
 
 

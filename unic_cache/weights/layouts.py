@@ -93,30 +93,46 @@ LAYOUTS: Mapping[str, Renames] = {  # a name that only this layout has, under an
     r"embeddings\.patch_embedding\.weight": CLIP,
     r"blocks\.0\.0\.norm1\.weight": CHUNKED,
 }
+INSIDE = re.compile(r"(encoder\.layers?|(model\.)?layer|(model\.)?stages)\.\d")  # of the encoder: never left out
 PARTS = ("query", "key", "value")
 
 
 def translated(tensors: State, shapes: Shapes) -> State:
     """The tensors of a known layout under the names of a timm model of these `shapes`; of any other layout unchanged.
 
+    Every network of the layout in the file stays, under its prefix: which one is meant is not decided here.
     WeightsError if the file has biases that the model has no place for.
     """
     for known, renames in LAYOUTS.items():
-        first = next((found for name in tensors if (found := re.fullmatch(rf"(|.*\.){known}", name))), None)
-        if first is not None:
-            named = _renamed(tensors, first[1], renames)
-            return _positions(_gated(_joined(named, shapes)), shapes)
+        if any(re.fullmatch(known, name) for name in shapes):  # the model's own names
+            continue
+        matches = (re.fullmatch(rf"(|.*\.){known}", name) for name in tensors)
+        prefixes = [match[1] for match in matches if match is not None]
+        if prefixes:
+            return {
+                prefix + name: tensor
+                for prefix in prefixes
+                for name, tensor in _one(_renamed(tensors, prefix, renames), shapes).items()
+            }
     return tensors
 
 
+def _one(named: State, shapes: Shapes) -> State:
+    """One network's tensors, renamed, as timm keeps them."""
+    return _positions(_gated(_joined(named, shapes)), shapes)
+
+
 def _renamed(tensors: State, prefix: str, renames: Renames) -> State:
+    """The tensors under a prefix by timm's names; those inside the encoder without such a name keep their own."""
     found: State = {}
     for name, tensor in tensors.items():
-        for pattern, new in renames:
-            place = re.fullmatch(pattern, name.removeprefix(prefix)) if name.startswith(prefix) else None
-            if place is not None:
-                found[place.expand(new)] = tensor
-                break
+        if not name.startswith(prefix):
+            continue
+        own = name.removeprefix(prefix)
+        places = (place.expand(new) for pattern, new in renames if (place := re.fullmatch(pattern, own)))
+        place = next(places, own if INSIDE.match(own) else None)
+        if place is not None:
+            found[place] = tensor
     found.pop("mask_token", None)
     if "register_tokens" in found:
         found["reg_token"] = found.pop("register_tokens")
