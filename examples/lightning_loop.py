@@ -27,7 +27,10 @@ class Data(lightning.LightningDataModule):
 
     def train_dataloader(self) -> StatefulDataLoader:
         """A loader of this process's share, without worker processes."""
-        return StatefulDataLoader(FeatureDataset(**self.given), batch_size=None)
+        dataset = FeatureDataset(**self.given)
+        # A checkpoint at an epoch's end counts that epoch here; of others, Lightning loads the loader's place.
+        dataset.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+        return StatefulDataLoader(dataset, batch_size=None)
 
 
 class Distillation(lightning.LightningModule):

@@ -39,28 +39,31 @@ def test_plain_pytorch(given, tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*GPU available but not used")
-def test_lightning(given, tmp_path):
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+@pytest.mark.parametrize(("unit", "whole", "part"), [("max_steps", 11, 8), ("max_epochs", 3, 2)])
+def test_lightning(given, tmp_path, unit, whole, part):
+    """Stopped inside an epoch, and at its end, where Lightning loads no loader's place."""
     lightning = pytest.importorskip("lightning")
     pytest.importorskip("torchdata")
     from examples.lightning_loop import Data, Distillation
     from examples.student import HeadedStudent
 
-    def fit(steps: int, resume: str | None = None) -> tuple[dict, str]:
+    def fit(until: int, resume: str | None = None) -> dict:
         torch.manual_seed(0)
         model = HeadedStudent("test_vit", FeatureDataset(**given), 32, 8)
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = lightning.Trainer(
-            max_steps=steps, accelerator="cpu", enable_checkpointing=False, default_root_dir=tmp_path, **quiet
-        )
+        kept = lightning.pytorch.callbacks.ModelCheckpoint(tmp_path / str(until), save_last=True)
+        inside = {"enable_checkpointing": False} if unit == "max_steps" else {"callbacks": [kept]}
+        trainer = lightning.Trainer(accelerator="cpu", default_root_dir=tmp_path, **{unit: until}, **inside, **quiet)
         module = Distillation(model)
         trainer.fit(module, Data(**given, img_size=32), ckpt_path=resume)
-        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
-        return module.state_dict(), str(tmp_path / f"{steps}.ckpt")
+        if unit == "max_steps":
+            trainer.save_checkpoint(tmp_path / str(until) / "last.ckpt")
+        return module.state_dict()
 
-    whole, _ = fit(11)
-    _, checkpoint = fit(8)
-    resumed, _ = fit(11, checkpoint)
-    assert same(whole, resumed)
+    never_stopped = fit(whole)
+    fit(part)
+    assert same(never_stopped, fit(whole, str(tmp_path / str(part) / "last.ckpt")))
 
 
 @pytest.mark.slow
