@@ -129,8 +129,8 @@ def _renamed(tensors: State, prefix: str, renames: Renames) -> State:
         if not name.startswith(prefix):
             continue
         own = name.removeprefix(prefix)
-        places = (place.expand(new) for pattern, new in renames if (place := re.fullmatch(pattern, own)))
-        place = next(places, own if INSIDE.match(own) else None)
+        named = (match.expand(new) for pattern, new in renames if (match := re.fullmatch(pattern, own)))
+        place = next(named, own if INSIDE.match(own) else None)
         if place is not None:
             found[place] = tensor
     found.pop("mask_token", None)
