@@ -3,7 +3,8 @@
 A batch's loss is total / count, and both are sums over its images. But `count` is known only after the last part: which
 teachers count for an image depends on its losses. So the parts before it add the gradients of total / UNIT; these are
 multiplied by UNIT / count once the last part's loss is known, just before its own gradient, of total / count, is added.
-The sum is that of the whole batch but for rounding, also in several processes, which meet in the last part alone.
+The sum is that of the whole batch but for rounding, also in several processes, which meet in the last part alone; only
+a model that normalizes by its batch (BatchNorm) sees the parts.
 """
 
 from collections.abc import Sequence

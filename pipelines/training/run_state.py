@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipelines.command.failures import ADVICE_HERE
@@ -42,10 +42,10 @@ class RunState:
     average: AveragedModel | None = None  # of `model` over the steps; its encoder is then the one exported
 
     @property
-    def exported(self) -> VisionTransformer:
+    def exported(self) -> nn.Module:
         """The encoder that is exported: the moving average, if there is one."""
         student: Any = self.model if self.average is None else self.average.module
-        encoder: VisionTransformer = student.encoder
+        encoder: nn.Module = student.encoder
         return encoder
 
     def update_average(self) -> None:

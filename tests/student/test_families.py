@@ -253,7 +253,8 @@ def test_a_residual_network_starts_from_its_own_files_and_refuses_others(tmp_pat
         build_encoder(spec_of("test_convnext"), seed=1, init=str(path))
 
 
-@pytest.mark.filterwarnings("ignore")  # of timm
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # these two: timm's interpolator of tables
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
 def test_tables_of_relative_positions_are_resampled_only_where_the_size_was_given(tmp_path: Path) -> None:
     state = build_encoder(spec_of("tiny_swin"), seed=9).state_dict()
     table = next(name for name in state if name.endswith("relative_position_bias_table"))
