@@ -43,7 +43,9 @@ def tell_untrained(model: nn.Module, where: str) -> None:
         for module in model.modules()
         if "Norm" in type(module).__name__ and isinstance(getattr(module, "weight", None), torch.Tensor)
     ]
-    if len(scales) >= LEAST_NORMS and all(_one_value(norm.weight) and _one_value(norm.bias) for norm in scales):
+    if len(scales) >= LEAST_NORMS and all(
+        _one_value(norm.weight) and _one_value(getattr(norm, "bias", None)) for norm in scales
+    ):
         log.warning(
             "%s: these look like random weights, which nobody trained: all %d norms have their initial values",
             *(where, len(scales)),
