@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 
@@ -14,8 +15,9 @@ import cli
 from pipelines import distill, evaluate, extract, verify
 from pipelines.command import preflight
 from pipelines.extracting.opening_options import TeacherOptions
+from pipelines.extracting.students import init_pixels, named_spec, started_encoder
 from pipelines.extracting.teacher_weights import chosen_spec
-from tests.teachers.outside_models import SMALL, save, shaken
+from tests.teachers.outside_models import SMALL, save, save_timm, shaken
 from unic_cache.cache import open_cache
 from unic_cache.config import EvaluateConfig, VerifyConfig
 from unic_cache.errors import CacheError, ConfigError
@@ -117,6 +119,17 @@ def test_two_names_with_one_folder_are_refused(tmp_path, settings):
         CacheError, match=r"holds the features of local-dir:\S+b--c, and local-dir:\S+c would have the same"
     ):
         extract.run(config_of(settings, tmp_path / "cache", names[1]))
+
+
+def test_a_student_starts_from_timms_layout_in_a_folder(tmp_path):
+    model = shaken(timm.create_model("test_vit", num_classes=0, img_size=32))
+    name = f"local-dir:{save_timm(tmp_path / 'm', model, 'test_vit', 32)}"
+    spec = named_spec("test_vit", 32, 16)
+    encoder = started_encoder(spec, 0, name, ())
+    assert torch.equal(encoder.pos_embed, model.pos_embed)
+    assert init_pixels(name) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    with pytest.raises(ConfigError, match=r"built by timm's name for its architecture; .* give them as --init"):
+        named_spec(name)
 
 
 def test_position_rules_of_others_are_refused(module):

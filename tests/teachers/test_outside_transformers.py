@@ -210,6 +210,10 @@ NORM = "dinov2.layernorm.weight"
             lambda state: state.update({NORM: torch.full((32,), torch.nan)}),
             r"NaN or infinite values in model.layernorm",
         ),
+        (
+            lambda state: state.update({NORM: torch.ones(32, dtype=torch.int8)}),
+            r"layernorm.weight is int8, a quantized",
+        ),
         (lambda state: state.clear() or state.update({"other": torch.ones(3)}), r"do not fit its model"),
     ],
 )
@@ -227,6 +231,21 @@ def test_a_file_of_the_users_takes_the_place_of_the_folders(tmp_path, dinov2):
     assert teacher.file == tmp_path / "other.safetensors"
     assert teacher.spec.weights_sha256 != load_teacher(resolve(dinov2)).spec.weights_sha256
     assert torch.equal(teacher.model.model.layernorm.weight, torch.ones(32))
+
+
+def test_a_config_never_makes_transformers_fetch_code(tmp_path, dinov2):
+    folder = Path(dinov2.removeprefix("local-dir:"))
+    raw = json.loads((folder / "config.json").read_text())
+    more = {
+        "attn_implementation": "someone/kernel",
+        "auto_map": {"AutoModel": "someone/code--x.Y"},
+        "use_kernels": True,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({**raw, **more}))
+    for name in ("model.safetensors", "preprocessor_config.json"):
+        (tmp_path / name).symlink_to(folder / name)
+    teacher = load_teacher(resolve(f"local-dir:{tmp_path}"))
+    assert teacher.model.model.config._attn_implementation in {"sdpa", "eager"}
 
 
 CROPPED = {**PIXELS, "size": {"shortest_edge": 64}, "crop_size": {"height": 56, "width": 56}, "do_center_crop": True}

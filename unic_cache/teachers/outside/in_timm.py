@@ -16,7 +16,9 @@ from unic_cache.teachers.outside.names import HUB
 from unic_cache.teachers.spec import Option, TeacherSpec, frozen
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-NOT_OURS = {"num_classes", "in_chans"}  # arguments of the classifier, and of the input that is always RGB
+NOT_OURS = {  # arguments of the classifier, of the input that is always RGB, and of weights from elsewhere
+    "num_classes", "in_chans", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+}  # fmt: skip
 
 
 def spec_in_timm(folder: ModelFolder, config: Mapping[str, Any], size: int | None) -> TeacherSpec:

@@ -52,6 +52,12 @@ class Loaded(NamedTuple):
 
 def loaded(network: Network, state: Mapping[str, torch.Tensor], file: Path | None, where: str) -> Loaded:
     """A network and the tensors that it was filled with, hashed. TeacherError for values that cannot be weights."""
+    short = next((name for name, x in state.items() if x.dtype.itemsize < 2 and x.dtype != torch.bool), None)
+    if short is not None:
+        raise TeacherError(
+            f"{where}: {short} is {str(state[short].dtype).removeprefix('torch.')}, a quantized copy; give weights of "
+            "float32, float16 or bfloat16"
+        )
     try:
         check_values(network.state_dict(), network, where)
     except WeightsError as error:

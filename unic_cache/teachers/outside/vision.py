@@ -37,6 +37,7 @@ LEFT_OUT = re.compile(  # heads, poolers that the table leaves out, decoders, an
     r"(^|\.)(classifier|cls_classifier|distillation_classifier|decoder|lm_head|pooler\.dense)\.|mask_token$|"
     r"position_ids$|relative_position_index$"
 )
+FETCHES = re.compile(r"auto_map|implementation|kernel_config|use_kernels|custom_pipelines")
 FROM_5 = (5, 0)
 
 
@@ -153,7 +154,7 @@ def _config(name: str, raw: Mapping[str, Any]) -> Any:
     if kind not in known or kind in INSTEAD:
         raise _refusal(name, kind, raw)
     try:
-        config = known[kind].from_dict(dict(raw))
+        config = known[kind].from_dict(_plain(raw))
     except CANNOT as error:
         raise TeacherError(f"teacher {name}: transformers cannot read its config.json: {error}") from error
     config = getattr(config, "vision_config", None) or config
@@ -166,6 +167,15 @@ def _config(name: str, raw: Mapping[str, Any]) -> Any:
     if hasattr(config, "mask_ratio"):  # of MAE: it sees all patches
         config.mask_ratio = 0.0
     return config
+
+
+def _plain(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what makes transformers fetch code from the hub: classes, and kernels for attention."""
+    return {
+        key: _plain(value) if isinstance(value, Mapping) else value
+        for key, value in raw.items()
+        if not FETCHES.search(key)
+    }
 
 
 def _refusal(name: str, kind: str, raw: Mapping[str, Any]) -> TeacherError:
@@ -225,11 +235,11 @@ def _filled(family: Family, config: Any, state: State, where: str) -> Any:
     return model
 
 
-def _blocks(model: nn.Module, config: Any) -> nn.ModuleList | tuple[()]:
+def _blocks(model: nn.Module, config: Any) -> list[nn.Module]:
     """The transformer's blocks; none of a network without."""
     depth = getattr(config, "num_hidden_layers", None)
     lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
-    return lists[0] if lists else ()
+    return list(lists[0]) if lists else []
 
 
 def _side(value: Any) -> int | None:
