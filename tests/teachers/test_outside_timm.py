@@ -15,7 +15,7 @@ from unic_cache.teachers import hub
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
 from unic_cache.teachers.outside.names import check
-from unic_cache.teachers.outside.opening import outside_spec
+from unic_cache.teachers.outside.opening import outside_file, outside_spec
 
 ARCH = "test_vit"
 
@@ -62,13 +62,15 @@ def test_arguments_of_the_description_are_used(tmp_path):
 
 
 def test_a_revision_is_a_branch_or_a_commit(cache):
-    for number, ref in enumerate(("main", "refs/pr/1")):
+    folders = [
         save_timm(on_hub(cache, "org/model", f"c{number}", ref), small(number), ARCH)
-    specs = {name: resolve(f"hf-hub:org/model{name}") for name in ("", "#refs/pr/1", "#c1")}
-    assert [spec.published.rpartition(" ")[2] for spec in specs.values()] == ["c0", "c1", "c1"]
-    sums = {load_teacher(specs[name]).spec.weights_sha256 for name in ("", "#refs/pr/1")}
-    assert len(sums) == 2
-    assert teacher_folder(specs["#refs/pr/1"].name) == "hf-hub.org--model@@refs--pr--1"
+        for number, ref in enumerate(("main", "refs/pr/1"))
+    ]
+    for name, folder in (("", folders[0]), ("#refs/pr/1", folders[1]), ("#c1", folders[1])):
+        spec = resolve(f"hf-hub:org/model{name}")
+        assert spec.published.endswith(f"commit {folder.name}")
+        assert outside_file(spec) == folder / "model.safetensors"
+    assert teacher_folder("hf-hub:org/model#refs/pr/1") == "hf-hub.org--model@@refs--pr--1"
     with pytest.raises(
         TeacherError, match=r"config.json of org/model is not in .*HF_HUB_OFFLINE is set.* as local-dir:PATH"
     ):
@@ -93,7 +95,7 @@ def test_missing_weights_are_told(cache):
     folder = save_timm(on_hub(cache, "org/model", "1234"), small(), ARCH)
     (folder / "model.safetensors").unlink()
     with pytest.raises(TeacherError, match=r"model.safetensors of org/model is not in"):
-        load_teacher(resolve("hf-hub:org/model"))
+        outside_file(resolve("hf-hub:org/model"))
 
 
 def test_random_weights_are_told(tmp_path, caplog):
