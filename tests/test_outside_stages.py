@@ -13,14 +13,14 @@ import torch
 from click.testing import CliRunner
 
 import cli
-from pipelines import distill, evaluate, extract, verify
+from pipelines import distill, evaluate, extract, provenance, verify
 from pipelines.command import preflight
 from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.students import init_pixels, named_spec, started_encoder
 from pipelines.extracting.teacher_weights import check_same_weights, chosen_spec
 from tests.teachers.outside_models import save_timm, shaken
 from unic_cache.cache import open_cache
-from unic_cache.config import EvaluateConfig, VerifyConfig
+from unic_cache.config import EvaluateConfig, InspectConfig, VerifyConfig
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.layout import teacher_folder
 from unic_cache.teachers.outside import own_module
@@ -76,6 +76,8 @@ def test_the_pages_example_runs(tmp_path, module, settings, training, shards):
     trained = distill.run(training(cache=str(cache), steps=2, log_every=1))
     assert trained.steps == 2
     assert trained.licences == {SIZED: "internal use only"}
+    inherited = provenance.run(InspectConfig(str(trained.encoder)))["teachers"][SIZED]
+    assert inherited["version"] == provenance.run(InspectConfig(str(cache)))["teachers"][SIZED]["version"] == "2"
 
 
 def test_another_version_or_other_weights_are_refused(tmp_path, module, settings, shards):

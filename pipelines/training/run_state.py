@@ -25,6 +25,8 @@ from unic_cache.student.export import save_encoder
 from unic_cache.student.projectors import Student
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER
 
+TOLD = {"weights_sha256", "version"}  # of a teacher's spec, in the encoder's provenance
+
 
 @dataclass
 class RunState:
@@ -121,7 +123,7 @@ def describe(config: DistillConfig, data: TrainingSet, tf32: bool, before: Mappi
         "method": "UNIC, arXiv 2408.05088",
         "teachers": {
             teacher.name: {
-                "weights_sha256": teacher.spec["teacher"]["weights_sha256"],
+                **{key: value for key, value in teacher.spec["teacher"].items() if key in TOLD},
                 "codec": teacher.spec["codec"],
                 **teacher.spec["provenance"],
             }

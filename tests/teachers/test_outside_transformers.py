@@ -167,6 +167,12 @@ def test_another_size_resamples_positions_as_the_library_does(tmp_path, family):
     torch.testing.assert_close(teacher(views(84))["patch"], sequence[:, FAMILIES[family][3] :])
 
 
+def test_a_size_that_the_library_cannot_run_is_refused(tmp_path):
+    save(tmp_path / "m", made("aimv2_vision_model"))
+    with pytest.raises(TeacherError, match=r"transformers:Aimv2VisionModel cannot run at 84 px: RuntimeError"):
+        load_teacher(resolve(f"local-dir:{tmp_path}/m@84"))
+
+
 def test_of_a_pair_the_image_tower_is_taken(tmp_path):
     config = transformers.CLIPConfig(**VISIBLE)
     pair = shaken(transformers.CLIPModel(config))

@@ -100,6 +100,10 @@ def fails() -> nn.Module:
     raise OSError("no such checkpoint")
 
 
+def leaves() -> nn.Module:
+    raise SystemExit(0)
+
+
 def no_module() -> int:
     return 3
 
@@ -212,6 +216,7 @@ def test_wrong_attributes_are_refused(changes, message):
         ("Restless", r"two calls gave different patch tokens of the same images"),
         ("Sociable", r"an image's \w+ tokens depend on the other images of its batch"),
         ("fails", r"its factory fails: OSError: no such checkpoint"),
+        ("leaves", r"its factory fails: SystemExit: 0"),
         ("no_module", r"its factory gives int, not a torch.nn.Module"),
         ("nothing", r"cannot import nothing of \S+: AttributeError"),
     ],

@@ -226,7 +226,7 @@ def _made(name: str, size: int | None) -> nn.Module:
     place, _, attribute = name.removeprefix(f"{PY}:").partition(":")
     try:
         factory = getattr(importlib.import_module(place), attribute)
-    except Exception as error:  # an import runs whatever the module holds
+    except (Exception, SystemExit) as error:  # an import runs whatever the module holds
         raise TeacherError(
             f"teacher {name}: cannot import {attribute} of {place}: {type(error).__name__}: {error}"
         ) from error
@@ -234,7 +234,7 @@ def _made(name: str, size: int | None) -> nn.Module:
         raise TeacherError(f"teacher {name}@{size}: its factory takes no argument `size`; leave out @{size}")
     try:
         module = factory() if size is None else factory(size=size)
-    except Exception as error:  # whatever a factory of someone's own raises
+    except (Exception, SystemExit) as error:  # whatever a factory of someone's own raises
         raise TeacherError(f"teacher {name}: its factory fails: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
         raise TeacherError(f"teacher {name}: its factory gives {type(module).__name__}, not a torch.nn.Module")
