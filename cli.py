@@ -284,7 +284,10 @@ def repair(config: RepairConfig) -> None:
 @click.argument("words", nargs=-1, metavar="[WORD]...")
 @json_flag(help="Print JSON instead of a table.")
 def teachers(words: tuple[str, ...], as_json: bool) -> None:
-    """List the teachers known by name, those that match every WORD; any timm model is `timm:NAME`."""
+    """List the teachers known by name, those that match every WORD; any timm model is `timm:NAME`.
+
+    docs/OWN_TEACHERS.md has those of transformers and open_clip, and modules of your own.
+    """
     from unic_cache.teachers.listing import lines, matching, to_json
 
     with clear_errors():

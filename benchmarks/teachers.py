@@ -41,6 +41,7 @@ to the command. `unic-cache teachers [WORD]...` lists the same in a terminal, wi
   (without), `bicubic-scale` (without, by the factor of DINO's and DINOv2's code).
 - `timm:NAME` is any other timm model; one that is in the tables gets the same targets. A CLIP that was trained with
   QuickGELU under a name without it is told, with the right name.
+- `hf-hub:`, `local-dir:`, `open_clip:` and `py:` are [teachers outside timm](OWN_TEACHERS.md).
 - `--weights NAME=FILE` takes any file of the model, under any prefix: in timm's layout; in one that timm converts
   (authors' files of CLIP, OpenCLIP, EVA, PE, DINOv2, DINOv3, AIMv2, C-RADIO, TIPS, SAM, ...); in Hugging Face's of
   DINOv2, DINOv3, I-JEPA, ViT, SigLIP and CLIP; in DINOv2's of chunked blocks, which UNIC has. Every tensor must have

@@ -100,7 +100,7 @@ def run(config: DistillConfig) -> Trained:
         learner = Learner(model, spec, data.teachers, targets, config, accelerator, average)
         check_batch(model, learner.images)
         stream = open_stream(config, cache, data, pool, accelerator.device)
-        made_from = describe(config, data, tf32, begun.before)
+        made_from = describe(config, data, tf32, begun.origin)
         state = RunState(out, begun.student, adamw, accelerator, spec, made_from, begun.steps, begun.average)
         steps, order = range(begun.steps, total), Order(data.train, data.snapshot.numbers, config.seed)
         batches = stream.batches(learner.batches(order, steps))

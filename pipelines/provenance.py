@@ -35,7 +35,7 @@ def of_cache(path: str) -> dict[str, Any]:
     for name, teacher in cache.teachers.items():
         spec = teacher.spec
         report["teachers"][name] = {
-            "weights_sha256": spec["teacher"]["weights_sha256"],
+            **{key: spec["teacher"][key] for key in ("weights_sha256", "version") if key in spec["teacher"]},
             **{key: spec["provenance"].get(key) for key in SOURCE},
             **{key: spec["provenance"][key] for key in ("recoded_from",) if key in spec["provenance"]},
             "preprocessing": {"rule": RULE, **{key: spec["teacher"].get(key) for key in RULES}},

@@ -15,7 +15,8 @@ from unic_cache.errors import ConfigError
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 RULE = r"(?:cls[a-z0-9-]*|patch)=[a-z0-9:-]+"
-NAMED = re.compile(rf"([A-Za-z0-9._:@-]+(?:\+{RULE}(?:,{RULE})*)?)=(.*)", re.DOTALL)  # a teacher's name, its value
+NAME = r"(?:(?:hf-hub|local-dir|open_clip|py):[A-Za-z0-9._:@/#-]+|[A-Za-z0-9._:@-]+)"
+NAMED = re.compile(rf"({NAME}(?:\+{RULE}(?:,{RULE})*)?)=(.*)", re.DOTALL)  # a teacher's name, its value
 
 
 def parameters(config: type, without: tuple[str, ...] = ()) -> Iterator[Decorator]:

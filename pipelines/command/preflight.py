@@ -29,6 +29,7 @@ from unic_cache.files.paths import SCHEME
 from unic_cache.files.schemes import open_location
 from unic_cache.store.layout import teacher_folder
 from unic_cache.teachers.catalog import CATALOG, base_name, no_weights, resolve
+from unic_cache.teachers.outside.names import check, is_outside
 from unic_cache.views.index import no_cache, no_teacher, segment_names
 from unic_cache.views.shards import expand
 from unic_cache.weights.timm_names import close_names
@@ -51,7 +52,19 @@ def check_shard(config: ShardConfig) -> None:
 def check_extract(config: ExtractConfig) -> None:
     """Check the teachers' names and weights, and the tars."""
     check_teachers(config.teachers, dict(config.weights))
+    check_folders(config.teachers)
     check_tars(config.shards, config.cache)
+
+
+def check_folders(names: Iterable[str]) -> None:
+    """ConfigError if two teachers would have one folder in a cache."""
+    taken: dict[str, str] = {}
+    for name in names:
+        other = taken.setdefault(teacher_folder(name), name)
+        if other != name:
+            raise ConfigError(
+                f"teachers {other} and {name} would share the folder {teacher_folder(name)} of a cache; use two caches"
+            )
 
 
 def check_distill(config: DistillConfig) -> None:
@@ -62,7 +75,9 @@ def check_distill(config: DistillConfig) -> None:
     if close is not None:
         hint = f"did you mean {' or '.join(close)}?" if close else "try vit_tiny_patch16_224"
         raise ConfigError(f"timm knows no model {config.student!r}; {hint}")
-    if not resuming and config.init is not None and "/" in config.init and not Path(config.init).is_file():
+    if not resuming and config.init is not None and is_outside(config.init):
+        check(base_name(config.init))
+    elif not resuming and config.init is not None and "/" in config.init and not Path(config.init).is_file():
         raise ConfigError(f"--init {config.init}: there is no such file")
     if not resuming and config.from_run is not None:
         run_settings(Path(config.from_run))
@@ -88,7 +103,7 @@ def check_evaluate(config: EvaluateConfig) -> None:
     """Check the encoders, the labelled tars and the cache."""
     names = [text for text in config.encoder if not Path(text).exists()]
     for text in names:
-        if not text.startswith("timm:") and base_name(text) not in CATALOG:
+        if not (text.startswith("timm:") or is_outside(text)) and base_name(text) not in CATALOG:
             raise ConfigError(
                 f"{text}: there is no such file or folder, nor a teacher of that name; `unic-cache distill --out DIR` "
                 "makes an encoder, timm:NAME is any timm model, and `unic-cache teachers` lists the others"
@@ -136,6 +151,9 @@ def check_verify(config: VerifyConfig) -> None:
 def check_teachers(names: Iterable[str], weights: Mapping[str, str]) -> None:
     """TeacherError if a teacher is unknown or a weights file is missing."""
     for name in names:
+        if is_outside(name):
+            check(base_name(name))
+            continue
         if not name.startswith("timm:"):
             spec = resolve(name)
             if spec.source == "file" and not {name, ""} & set(weights):

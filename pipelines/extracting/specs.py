@@ -13,11 +13,13 @@ from unic_cache.store.calibrate import DEFAULT_QUALITY
 from unic_cache.store.layout import FORMAT, format_of
 from unic_cache.store.member import Member
 from unic_cache.teachers.model import Teacher
+from unic_cache.teachers.spec import OPEN_CLIP, TRANSFORMERS
 from unic_cache.token_kinds import kinds_to_json
 from unic_cache.views.augment import AUGMENT_VERSION
 
 PROVENANCE = ("about", "source", "published", "licence", "weights_file_sha256")
 VERSIONS = ("unic-cache", "torch", "timm", "numpy", "pillow", "zarr", "pcodec")
+PACKAGES = {TRANSFORMERS: ("transformers",), OPEN_CLIP: ("open_clip_torch",)}  # of teachers' libraries, beside these
 
 
 def teacher_spec(
@@ -60,7 +62,7 @@ def teacher_spec(
         "calibration_images": calibration_images,
         "device": device.type,
         "augment": AUGMENT_VERSION,
-        "versions": versions(),
+        "versions": versions(*PACKAGES.get(teacher.spec.library, ())),
     }
     return {"format": format_of(made), **made}
 
@@ -81,6 +83,6 @@ def pixel_spec(size: int, codec: str) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Releases of the packages that features may depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}}
+def versions(*more: str) -> dict[str, str]:
+    """Releases of the packages that features may depend on, and of `more` packages."""
+    return {"python": platform.python_version(), **{name: version(name) for name in (*VERSIONS, *more)}}

@@ -6,9 +6,10 @@
 | timm:NAME@SIZE | timm's | SIZE |
 | a teacher in the catalog, as dino or dino@SIZE | that teacher's | that teacher's, or SIZE |
 
-`--init` takes a file, a timm name (with `timm:` or without), or a teacher in the catalog, whose weights are found and
-checked as for extraction. Pixels are normalised as `--normalize` says; unless it does, as the model expects that --init
-or --from names, or as an exported encoder's spec tells, and otherwise by ImageNet's mean and std.
+`--init` takes a file, a timm name (with `timm:` or without), a teacher in the catalog, or a model in timm's layout on
+the hub or in a folder (`hf-hub:ORG/NAME`, `local-dir:PATH`), whose weights are found and checked as for extraction.
+Pixels are normalised as `--normalize` says; unless it does, as the model expects that --init or --from names, or as an
+exported encoder's spec tells, and otherwise by ImageNet's mean and std.
 """
 
 import dataclasses
@@ -26,6 +27,8 @@ from unic_cache.student.export import spec_of_export
 from unic_cache.student.weights import fit_weights
 from unic_cache.teachers.catalog import CATALOG, resolve
 from unic_cache.teachers.model import load_teacher
+from unic_cache.teachers.outside.names import is_outside
+from unic_cache.teachers.spec import TIMM as TIMM_LIBRARY
 from unic_cache.weights.untrained import tell_untrained
 
 Colour = tuple[float, float, float]
@@ -44,6 +47,11 @@ def named_spec(
     if at and img_size not in {None, int(size)}:
         raise ConfigError(f"--student {student} and --img-size {img_size} are two sizes; give one")
     own = int(size) if at else None
+    if is_outside(base):
+        raise ConfigError(
+            f"--student {student}: a student is built by timm's name for its architecture; to start from such weights, "
+            "give them as --init"
+        )
     if base in CATALOG:
         teacher = resolve(student)
         return encoder_spec(teacher.arch, img_size or teacher.input_size, patch_size, drop_path)
@@ -83,15 +91,16 @@ def pixels_of(config: DistillConfig, spec: EncoderSpec, begun: EncoderSpec | Non
     return first or (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def of_catalog(init: str) -> bool:
-    """Whether --init names a teacher of the catalog; a file of that name comes first."""
-    return init in CATALOG and not Path(init).is_file()
+def of_model(init: str) -> bool:
+    """Whether --init names a teacher of the catalog or a model outside timm; a file of that name comes first."""
+    return (init in CATALOG or is_outside(init)) and not Path(init).is_file()
 
 
 def init_pixels(init: str) -> Pixels | None:
     """What the model that --init names expects; None for a file that does not say. ConfigError if there is neither."""
-    if of_catalog(init):
-        return CATALOG[init].mean, CATALOG[init].std
+    if of_model(init):
+        teacher = resolve(init)
+        return teacher.mean, teacher.std
     if Path(init).is_file() or (Path(init).is_dir() and not timm.is_model(init)):
         exported = spec_of_export(init)
         return None if exported is None else (exported.mean, exported.std)
@@ -123,9 +132,11 @@ def started_encoder(spec: EncoderSpec, seed: int, init: str | None, resample: Co
 
     `resample` names what of them may be resampled to the spec's size: "positions", "patches".
     """
-    if init is None or not of_catalog(init):
+    if init is None or not of_model(init):
         return build_encoder(spec, seed, init and init.removeprefix(TIMM), resample)
-    teacher = CATALOG[init]
+    teacher = resolve(init)
+    if teacher.library != TIMM_LIBRARY:
+        raise ConfigError(f"--init {init}: it is a model of {teacher.library}; a student starts from one of timm")
     if teacher.source == "file":
         raise ConfigError(
             f"--init {init}: its authors publish the weights at {teacher.published}; fetch the file, and give it as "

@@ -18,7 +18,7 @@ from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.member import Member
 from unic_cache.teachers.catalog import PUBLISHED, base_name, resolve
 from unic_cache.teachers.model import Teacher, load_teacher
-from unic_cache.teachers.spec import POSITION_RULES, TeacherSpec
+from unic_cache.teachers.spec import RULES, TIMM, TeacherSpec
 
 UNKNOWN = "licence unknown, weights by file"
 SHORT = 12  # digits of a sha256 that are shown
@@ -92,9 +92,11 @@ def chosen_spec(options: TeacherOptions, name: str) -> TeacherSpec:
     """The spec of a teacher with the given normalization and position rule. ConfigError if they are invalid."""
     pixels = told_of("--normalize", options.normalize, options.teachers).get(name)
     rule = told_of("--positions", options.positions, options.teachers).get(name)
-    if rule is not None and rule not in POSITION_RULES:
-        raise ConfigError(f"--positions {rule!r} is unknown; choose from {', '.join(POSITION_RULES)}")
     spec = resolve(name)
+    known = RULES[spec.library][2]
+    if rule is not None and rule not in known:
+        why = "is unknown; choose from" if spec.library == TIMM else f"is not a rule of {name}, which has only"
+        raise ConfigError(f"--positions {rule!r} {why} {', '.join(known)}")
     mean, std = (spec.mean, spec.std) if pixels is None else normalization(pixels)
     return dataclasses.replace(spec, mean=mean, std=std, position_rule=rule or spec.position_rule)
 
@@ -150,8 +152,10 @@ def announce(teachers: Mapping[str, Teacher], view: int) -> None:
         spec = teacher.spec
         numbers = "/".join(",".join(f"{value:.4g}" for value in values) for values in (spec.mean, spec.std))
         say(
-            f"teacher {name}: {spec.arch} at {spec.input_size} px, mean/std {numbers}, weights {teacher.file} "
-            f"(sha256 {str(spec.weights_file_sha256)[:SHORT]}), {spec.licence}"
+            f"teacher {name}: {spec.arch} at {spec.input_size} px, mean/std {numbers}, weights "
+            f"{teacher.file or 'of its own code'} (sha256 "
+            f"{str(spec.weights_file_sha256 or spec.weights_sha256)[:SHORT]}), "
+            f"{'' if spec.version is None else f'version {spec.version}, '}{spec.licence}"
         )
     tell_teachers(view, {name: teacher.spec.input_size for name, teacher in teachers.items()}, "say --size {size}")
 
@@ -160,13 +164,19 @@ def check_same_weights(teacher: Teacher, before: Member | None, url: str) -> Non
     """CacheError if the cache has the teacher with other weights: a folder holds one network's features."""
     if before is None or before.features is None:
         return
+    called = before.spec.get("teacher", {}).get("name")
+    if called != teacher.spec.name:
+        raise CacheError(
+            f"{url}/{before.folder} holds the features of {called}, and {teacher.spec.name} would have the same "
+            "folder; choose another --cache"
+        )
     then, now = before.spec.get("teacher", {}).get("weights_sha256"), teacher.spec.weights_sha256
     if then != now:
         told = before.spec.get("provenance", {}).get("weights_file_sha256")
         raise CacheError(
-            f"{url}/{before.folder} was made with other weights: teacher.weights_sha256 {str(then)[:SHORT]}... (a file "
-            f"with sha256 {str(told)[:SHORT]}...), not {str(now)[:SHORT]}...; give those with --weights, or choose "
-            "another --cache"
+            f"{url}/{before.folder} was made with other weights: teacher.weights_sha256 {str(then)[:SHORT]}... "
+            f"({f'a file with sha256 {told[:SHORT]}...' if told else 'without a file'}), not {str(now)[:SHORT]}...; "
+            "give those with --weights, or choose another --cache"
         )
 
 

@@ -15,7 +15,6 @@ from torch.optim.swa_utils import AveragedModel
 from pipelines.command.failures import ADVICE_HERE
 from pipelines.command.run_folder import FREE_ON_RESUME
 from pipelines.extracting.specs import versions
-from pipelines.extracting.students import of_catalog
 from pipelines.training.training_set import TrainingSet, target_rules
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError, UnicCacheError
@@ -25,7 +24,9 @@ from unic_cache.student.checkpoint import save_checkpoint
 from unic_cache.student.export import save_encoder
 from unic_cache.student.projectors import Student
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER
-from unic_cache.teachers.catalog import CATALOG
+
+ORIGINS = ("from", "init")  # in the provenance and the checkpoint: what the first weights were taken from
+TOLD = {"weights_sha256", "version"}  # of a teacher's spec, in the encoder's provenance
 
 
 @dataclass
@@ -75,8 +76,8 @@ class RunState:
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = None if scaler is None else scaler.state_dict()
-            before = {"from": self.provenance["from"]} if "from" in self.provenance else {}
-            header = {"scaler": state, "processes": self.accelerator.num_processes, **before}
+            origin = {key: self.provenance[key] for key in ORIGINS if key in self.provenance}
+            header = {"scaler": state, "processes": self.accelerator.num_processes, **origin}
             average: Any = None if self.average is None else self.average.module
             save_checkpoint(self.out, steps, self.model, self.adamw.optimizer, header, average)
             self.saved = steps
@@ -117,26 +118,24 @@ def save_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerat
         data.snapshot.save(out)
 
 
-def describe(config: DistillConfig, data: TrainingSet, tf32: bool, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The student's provenance, for the exported encoder; `before` is that of the run that it started from."""
-    start = config.init if config.init is not None and of_catalog(config.init) else None
+def describe(config: DistillConfig, data: TrainingSet, tf32: bool, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The student's provenance, for the exported encoder; `origin` is what it has under ORIGINS."""
     return {
         "method": "UNIC, arXiv 2408.05088",
         "teachers": {
             teacher.name: {
-                "weights_sha256": teacher.spec["teacher"]["weights_sha256"],
+                **{key: value for key, value in teacher.spec["teacher"].items() if key in TOLD},
                 "codec": teacher.spec["codec"],
                 "rules": target_rules(teacher),
                 **teacher.spec["provenance"],
             }
             for teacher in data.teachers
         },
-        **({} if start is None else {"init": {"name": start, "licence": CATALOG[start].licence}}),
         "views": {**dataclasses.asdict(data.snapshot.views), "numbers": list(data.snapshot.numbers)},
         "images": len(data.train),
         **({"missing": dict(data.train.lacking)} if data.train.lacking else {}),  # teacher -> (image, view) pairs
         "config": {key: value for key, value in config.to_json().items() if key not in FREE_ON_RESUME},
         "float32_products": "tf32" if tf32 else "float32",
         "versions": versions(),
-        **({} if before is None else {"from": dict(before)}),
+        **origin,
     }

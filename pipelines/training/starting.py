@@ -9,14 +9,16 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.command.progress import say
-from pipelines.extracting.students import started_encoder
+from pipelines.extracting.students import of_model, started_encoder
 from pipelines.training.first_stage import FirstStage, open_first_stage, take_over
+from pipelines.training.run_state import ORIGINS
 from unic_cache.cache import CachedTeacher
 from unic_cache.config import DistillConfig
 from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.checkpoint import load_checkpoint
 from unic_cache.student.projectors import Student, build_student
 from unic_cache.student.schedule import optimizer
+from unic_cache.teachers.catalog import resolve
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Started:
     adamw: torch.optim.AdamW
     steps: int  # done before
     header: dict[str, Any]  # of the checkpoint; empty without one
-    before: dict[str, Any] | None  # the provenance of the run that --from named
+    origin: dict[str, Any]  # what the student's provenance says of --from and --init, under "from" and "init"
 
 
 def start_student(
@@ -53,10 +55,20 @@ def start_student(
     steps, header = 0, dict[str, Any]()
     if resuming:
         steps, header = load_checkpoint(Path(config.out), student, adamw, average and average.module)
-    before = header.get("from") if first is None else dict(first.provenance)
+    origin = {key: header[key] for key in ORIGINS if key in header} if resuming else first_origin(config, first)
     if config.compile:
         student.compile_encoder()
-    return Started(student, average, adamw, steps, header, before)
+    return Started(student, average, adamw, steps, header, origin)
+
+
+def first_origin(config: DistillConfig, first: FirstStage | None) -> dict[str, Any]:
+    """Where the first weights of a run that begins are from, for the student's provenance."""
+    if first is not None:
+        return {"from": dict(first.provenance)}
+    if config.init is None or not of_model(config.init):
+        return {}
+    teacher = resolve(config.init)
+    return {"init": {"name": config.init, "published": teacher.published, "licence": teacher.licence}}
 
 
 def moving_average(student: Student, decay: float | None, begun: bool) -> AveragedModel | None:

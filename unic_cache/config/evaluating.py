@@ -14,7 +14,7 @@ class EvaluateConfig(Stage):
 
     encoder: tuple[str, ...] = option(
         (),
-        "A run's folder, an exported encoder, timm:NAME, or a teacher's name (which then runs); repeatable.",
+        "A run's folder, an exported encoder, or a teacher's name (timm:NAME, ...), which then runs; repeatable.",
         "X",
         unset="the cache's teachers alone",
     )

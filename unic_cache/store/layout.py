@@ -49,7 +49,7 @@ ABSENT = 2**64 - 1  # offset and size of a chunk that an object lacks
 VIEWS_MEMBER = "views"
 HELD_OUT = "held-out"
 RESERVED = frozenset({"index", "probe", HELD_OUT, VIEWS_MEMBER})
-FOLDER_NAME = str.maketrans({":": ".", "+": "..", "=": "-", ",": "."})
+FOLDER_NAME = str.maketrans({":": ".", "+": "..", "=": "-", ",": ".", "/": "--", "#": "@@"})
 
 
 def format_of(spec: Mapping[str, Any]) -> int:
@@ -143,7 +143,8 @@ def index_bytes(extent: Extent) -> int:
 def teacher_folder(name: str) -> str:
     """A teacher's folder in a cache: its name without what URLs and shells read in their own way.
 
-    `timm:resnet18@128` is `timm.resnet18@128`, and `dino+cls=none,patch=block:8` is `dino..cls-none.patch-block.8`.
+    `timm:resnet18@128` is `timm.resnet18@128`, `dino+cls=none,patch=block:8` is `dino..cls-none.patch-block.8`, and
+    `hf-hub:ORG/NAME#REVISION` is `hf-hub.ORG--NAME@@REVISION`.
     """
     return name.translate(FOLDER_NAME)
 

@@ -1,9 +1,9 @@
-"""Teachers by name: those that the project knows, and any timm model as `timm:NAME`.
+"""Teachers by name: those that the project knows, any timm model as `timm:NAME`, and teachers outside timm.
 
 Behind a name, `@SIZE` gives the same teacher at another input size in px, and `+cls=RULE,patch=RULE` other targets by
 the rules of `token_rules.py`; `none` leaves a kind out. So `dinov2-b@336+patch=block:9` has CLS as ever, and patches of
-block 9. The names are in `presets/`. Nothing here imports torch or timm before a `timm:` name is resolved, so that
-listing the teachers is quick.
+block 9. The names are in `presets/`, the forms of those outside timm in `outside/names.py`. Nothing here imports torch
+or timm before a name is resolved that is not the catalog's, so that listing the teachers is quick.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import re
 
 from unic_cache.config.bounds import LARGEST_IMAGE
 from unic_cache.errors import TeacherError
+from unic_cache.teachers.outside.names import is_outside
 from unic_cache.teachers.presets.agglomerated import AGGLOMERATED
 from unic_cache.teachers.presets.clip import CLIPS
 from unic_cache.teachers.presets.family import Preset, presets
@@ -40,10 +41,11 @@ PUBLISHED = {  # sha256 of the published tensors, if known: the same tensors in 
 
 
 def resolve(name: str) -> TeacherSpec:
-    """The spec of a teacher in CATALOG, or of `timm:NAME`, with `@SIZE` and `+KIND=RULE,...` behind it or not.
+    """The spec of a teacher in CATALOG, of `timm:NAME` or outside timm, with `@SIZE` and `+KIND=RULE,...` or without.
 
-    Touches no weights. TeacherError for an unknown teacher (the message names close ones), a size that does not suit
-    it, or rules that are unknown or do not go together.
+    Touches no weights; `py:` calls the factory, `hf-hub:` reads the model's description. TeacherError for an unknown
+    teacher (the message names close ones), a size that does not suit it, or rules that are unknown or do not go
+    together.
     """
     plain, plus, rules = name.partition("+")
     base, at, size = plain.partition("@")
@@ -55,6 +57,10 @@ def resolve(name: str) -> TeacherSpec:
         from unic_cache.teachers.derive import derive
 
         spec = derive(base.removeprefix("timm:"), int(size) if at else None)
+    elif is_outside(base):
+        from unic_cache.teachers.outside.opening import outside_spec
+
+        spec = outside_spec(base, int(size) if at else None)
     elif base not in CATALOG:
         raise TeacherError(_unknown(base))
     else:
@@ -96,7 +102,10 @@ def _unknown(name: str) -> str:
     close = [known for known in CATALOG if name and known.startswith(name)]
     close = (close or difflib.get_close_matches(name, CATALOG, n=3, cutoff=0.5))[:SHOWN]
     hint = f"did you mean {' or '.join(close)}?" if close else "`unic-cache teachers` lists them all."
-    return f"no teacher is called {name!r}; {hint} Any timm model is timm:NAME, as in timm:vit_small_patch16_224"
+    return (
+        f"no teacher is called {name!r}; {hint} Any timm model is timm:NAME, as in timm:vit_small_patch16_224; others "
+        "are hf-hub:ORG/NAME, local-dir:PATH, open_clip:ARCH/TAG and py:package.module:factory"
+    )
 
 
 def base_name(name: str) -> str:

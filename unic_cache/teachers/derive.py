@@ -15,6 +15,8 @@ Where structure does not tell, as of models that were published without a classi
 import difflib
 import functools
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -51,30 +53,63 @@ def derive(name: str, size: int | None) -> TeacherSpec:
 @functools.cache  # a spec is asked for many times, and the dry runs take a second
 def _derived(name: str, size: int | None) -> TeacherSpec:
     config = _config(name)
-    own = int(config.input_size[-1])
-    at = own if size is None else size
     arch = f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
-    model, features = _dry_run(name, arch, own, {})
-    stride, summary_rules, grid_rules = _rules(name, arch, model, features)
+    known = Known(f"timm:{name}", arch, arch, config.fixed_input_size, tuple(config.mean), tuple(config.std))
+    origin = {
+        "about": "a timm model",
+        "source": "timm",
+        "published": f"timm, as {arch}",
+        "licence": config.license or "not stated by timm; see the model's card",
+    }
+    return spec_of(known, int(config.input_size[-1]), size, origin)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a description says of a timm model."""
+
+    name: str  # of the teacher, without a size
+    arch: str  # for timm.create_model
+    tagged: str  # with the tag of its weights: names the models whose structure does not tell their targets
+    sized: bool  # whether timm builds it for one input size
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    options: tuple[tuple[str, Option], ...] = ()  # more arguments of timm.create_model
+
+
+def spec_of(known: Known, own: int, size: int | None, origin: Mapping[str, Any]) -> TeacherSpec:
+    """The spec of a model of `own` px at inputs of `size` px (None: its own); `origin` is where its weights are from.
+
+    TeacherError if it cannot be a teacher at that size.
+    """
+    at, options = own if size is None else size, dict(known.options)
+    model, features = _dry_run(known.name, known.arch, own, options)
+    stride, summary_rules, grid_rules = _rules(known, model, features)
+    sized: dict[str, Option] = {"img_size": at} if known.sized or "img_size" in options else {}
     spec = TeacherSpec(
-        name=f"timm:{name}" if at == own else f"timm:{name}@{at}",
-        about="a timm model",
-        arch=arch,
-        arch_options=(("img_size", at),) if config.fixed_input_size else (),
+        name=known.name if at == own else f"{known.name}@{at}",
+        arch=known.arch,
+        arch_options=tuple({**options, **sized}.items()),
         input_size=at,
         stride=stride,
-        mean=tuple(config.mean),
-        std=tuple(config.std),
+        mean=known.mean,
+        std=known.std,
         summary_rules=summary_rules,
         grid_rules=grid_rules,
         key_layout="timm",
         position_rule="timm",
-        source="timm",
-        published=f"timm, as {arch}",
-        licence=config.license or "not stated by timm; see the model's card",
+        **origin,
     )
     _check_grid(spec)
     return spec
+
+
+def structure_rules(name: str, model: Any, size: int) -> tuple[int, Rules, Rules]:
+    """Stride in px, summary rules and grid rules of a timm model on the meta device. TeacherError if it has none."""
+    with torch.inference_mode():
+        features = model.forward_features(torch.empty(1, 3, size, size, device="meta"))
+    known = Known(name, "", "", sized=True, mean=(0.0,) * 3, std=(1.0,) * 3)
+    return _rules(known, model, features)
 
 
 def meta_model(arch: str, options: dict[str, Option], headless: bool = False) -> Any:
@@ -106,15 +141,15 @@ def _dry_run(name: str, arch: str, size: int, options: dict[str, Option]) -> tup
         with torch.inference_mode():
             features = model.forward_features(torch.empty(1, 3, size, size, device="meta"))
     except CANNOT as error:
-        raise TeacherError(f"teacher timm:{name}: timm cannot run {arch} at {size} px: {error}") from error
+        raise TeacherError(f"teacher {name}: timm cannot run {arch} at {size} px: {error}") from error
     return model, features
 
 
-def _rules(name: str, arch: str, model: Any, features: Any) -> tuple[int, Rules, Rules]:
+def _rules(known: Known, model: Any, features: Any) -> tuple[int, Rules, Rules]:
     """Stride in px, summary rules, grid rules."""
-    scales, known = reductions(model), rules_of(arch)
-    if known is not None:
-        return scales[-1], *known
+    scales, rules = reductions(model), rules_of(known.tagged)
+    if rules is not None:
+        return scales[-1], *rules
     if isinstance(features, torch.Tensor) and features.ndim == 3 and len(set(scales)) == 1:
         pools = getattr(model, "attn_pool", None) is not None or has_norm(model, "fc_norm")
         prefix, normed = getattr(model, "cls_token", None) is not None, has_norm(model)
@@ -122,15 +157,14 @@ def _rules(name: str, arch: str, model: Any, features: Any) -> tuple[int, Rules,
         return scales[0], {CLS: summary}, {PATCH: "norm-patch" if normed else "raw-patch"}
     if not hasattr(model, "forward_intermediates") or stride16_index(model) is None:
         raise TeacherError(
-            f"teacher timm:{name}: it gives neither one sequence of patch tokens nor a map with 16 px a cell "
+            f"teacher {known.name}: it gives neither one sequence of patch tokens nor a map with 16 px a cell "
             f"(its maps have {scales} px a cell); choose another model"
         )
     return 16, {CLS: "pooled"}, {PATCH: "stride16-map"}
 
 
 def _check_grid(spec: TeacherSpec) -> None:
-    name = spec.name.removeprefix("timm:").partition("@")[0]
-    model, _ = _dry_run(name, spec.arch, spec.input_size, dict(spec.arch_options))
+    model, _ = _dry_run(spec.name, spec.arch, spec.input_size, dict(spec.arch_options))
     try:
         with torch.inference_mode():
             patch_BTD = tokens(model, torch.empty(1, 3, spec.input_size, spec.input_size, device="meta"), spec)[PATCH]

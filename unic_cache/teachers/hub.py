@@ -9,6 +9,7 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -36,25 +37,30 @@ def hub_file(spec: TeacherSpec) -> Path:
             f"pass a file with --weights {spec.name}=FILE"
         )
     repo, _, revision = config.hf_hub_id.partition("@")
-    files = (config.hf_hub_filename,) if config.hf_hub_filename else FILES
+    found = repo_file(repo, (config.hf_hub_filename,) if config.hf_hub_filename else FILES, revision or None)
+    if isinstance(found, Path):
+        return found
+    raise TeacherError(_instead(spec, repo, found))
+
+
+def repo_file(repo: str, files: Sequence[str], revision: str | None = None) -> Path | str:
+    """The local path of the first of `files` that a repository has, fetched if need be; or why there is none."""
     for file in files:
-        cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision or None)
+        cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
     if constants.HF_HUB_OFFLINE:
-        raise TeacherError(_instead(spec, repo, "HF_HUB_OFFLINE is set"))
+        return "HF_HUB_OFFLINE is set"
     if not _reachable(constants.ENDPOINT):
-        raise TeacherError(_instead(spec, repo, f"{constants.ENDPOINT} does not answer within {ANSWER_WITHIN:.0f} s"))
-    reason = "none of the expected files is there"
+        return f"{constants.ENDPOINT} does not answer within {ANSWER_WITHIN:.0f} s"
     for file in files:
         try:
-            return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision or None))
+            return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
         except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-            break
-    raise TeacherError(_instead(spec, repo, reason))
+            return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    return f"none of the expected files is there ({', '.join(files)})"
 
 
 def _instead(spec: TeacherSpec, repo: str, reason: str) -> str:

@@ -13,7 +13,8 @@ from unic_cache.teachers.spec import NONE
 DETAILED = 3  # teachers, up to which each is told in full
 HINT = (
     "NAME@SIZE sets the input size in px, NAME+cls=RULE,patch=RULE the targets (none: without); timm:NAME is any timm "
-    "model, as in timm:resnet50. More words list fewer teachers and more of each."
+    "model, as in timm:resnet50; hf-hub:ORG/NAME, local-dir:PATH, open_clip:ARCH/TAG and py:package.module:factory are "
+    "teachers outside timm (docs/OWN_TEACHERS.md). More words list fewer teachers and more of each."
 )
 
 

@@ -1,4 +1,4 @@
-"""A spec and its weights to a frozen timm model that turns views into tokens.
+"""A spec and its weights to a frozen network that turns views into tokens: timm's, or one outside timm.
 
 Shape letters: B images, H W pixels, C colours, T grid tokens, D channels.
 
@@ -20,7 +20,9 @@ from unic_cache.teachers.catalog import no_weights
 from unic_cache.teachers.derive import meta_model
 from unic_cache.teachers.fitting import Source, fitted
 from unic_cache.teachers.hub import hub_file
-from unic_cache.teachers.spec import TeacherSpec
+from unic_cache.teachers.outside.names import is_outside
+from unic_cache.teachers.outside.opening import load_outside, outside_file
+from unic_cache.teachers.spec import TIMM, TeacherSpec
 from unic_cache.teachers.token_rules import Tokens, tokens
 from unic_cache.teachers.weights import file_sha256, state_sha256
 from unic_cache.tf32 import float32_products
@@ -77,7 +79,7 @@ class Teacher:
         with float32_products(tf32=False), short:
             spec = self.spec
             images_BCHW = network_input(views_BHWC, spec.input_size, spec.mean, spec.std)
-            found = tokens(self.model, images_BCHW, spec)
+            found = tokens(self.model, images_BCHW, spec) if spec.library == TIMM else self.model(images_BCHW)
         return {kind: values.float().contiguous() for kind, values in found.items()}
 
     def check(self, finite: Mapping[str, torch.Tensor]) -> None:
@@ -110,6 +112,11 @@ def load_teacher(
     allows resampling positions to the input's grid although the spec's name gives no size. Loading is strict and never
     waits long. TeacherError if the weights are unavailable or do not fit.
     """
+    if spec.library != TIMM:
+        own = load_outside(spec, weights)
+        tell_untrained(own.network, f"teacher {spec.name}, {own.file or 'its own weights'}")
+        complete = dataclasses.replace(spec, weights_sha256=own.weights_sha256, weights_file_sha256=own.file_sha256)
+        return Teacher(complete, own.network, torch.device(device), dtype, own.file)
     path = Path(weights) if weights is not None else _source_file(spec)
     options = dict(spec.arch_options)
     if spec.headless:  # it has no buffers, so loading fills all of it
@@ -130,6 +137,8 @@ def load_teacher(
 def _source_file(spec: TeacherSpec) -> Path:
     if spec.source == "timm":
         return hub_file(spec)
+    if is_outside(spec.source):
+        return outside_file(spec)
     if spec.source == "file":
         raise no_weights(spec)
     package, _, file = spec.source.removeprefix("package:").partition("/")

@@ -11,7 +11,7 @@ from typing import Any, Self
 from unic_cache.errors import TeacherError
 from unic_cache.token_kinds import CLS, PATCH, Kinds, kinds_from_json, kinds_to_json
 
-Option = bool | int | float | str
+Option = bool | int | float | str | tuple[Any, ...]
 Rules = Mapping[str, str]  # token kind -> rule of teachers/token_rules.py
 
 SUMMARY_RULES = ("norm-cls", "raw-cls", "fc-norm-cls", "fc-norm-mean", "grid-mean", "pooled", "block", "raw-block")
@@ -20,6 +20,18 @@ MAP_RULES = ("stride16-map", "norm-map", "neck")  # of models whose features are
 OF_MAPS = ("pooled", "grid-mean")  # summary rules of such models
 NUMBERED = {"norm-cls": False, "raw-cls": False, "block": True, "raw-block": True}  # rule:number, and whether it must
 POSITION_RULES = ("timm", "bicubic", "bicubic-scale")
+OWN = "own"  # where the network itself decides: positions of transformers' models, everything of a py: module
+TIMM, TRANSFORMERS, OPEN_CLIP, PY = "timm", "transformers", "open_clip", "py"  # libraries
+RULES = {  # library -> its CLS rules, patch rules and position rules
+    TIMM: (SUMMARY_RULES, GRID_RULES, POSITION_RULES),
+    OPEN_CLIP: (SUMMARY_RULES, GRID_RULES, POSITION_RULES),
+    TRANSFORMERS: (
+        ("norm-cls", "raw-cls", "grid-mean", "pooled", "block", "raw-block"),
+        ("norm-patch", "raw-patch", "block", "raw-block"),
+        (OWN,),
+    ),
+    PY: ((OWN, "grid-mean"), (OWN,), (OWN,)),
+}
 NONE = "none"  # in JSON, the rule of a kind that the teacher lacks
 UNLOADED = kinds_to_json({})
 KEYS = {"cls_rule": ("summary_rules", CLS), "patch_rule": ("grid_rules", PATCH)}  # JSON keys of these kinds' own
@@ -34,7 +46,7 @@ class TeacherSpec:
 
     name: str  # as the user gives it, with @SIZE unless that is the default
     about: str  # one line for the list of teachers
-    arch: str  # timm's model name
+    arch: str  # timm's model name; of another library LIBRARY:NAME
     arch_options: tuple[tuple[str, Option], ...]  # more arguments of timm.create_model
     input_size: int  # pixels, height and width
     stride: int  # pixels from one grid token to the next, both ways
@@ -44,18 +56,24 @@ class TeacherSpec:
     grid_rules: Rules
     key_layout: str  # see weights.py
     position_rule: str  # how position embeddings reach another grid; see positions.py
-    source: str  # "timm", "file", or "package:PACKAGE/FILE"
+    source: str  # "timm", "file", "package:PACKAGE/FILE", or where a teacher outside timm is, as in "hf-hub:ORG/NAME"
     published: str  # where the authors publish the weights
     licence: str
     kinds: Kinds = field(default_factory=dict)  # from here on, found when loading
     weights_sha256: str | None = None  # of the tensors under timm's names, at their own grid
     weights_file_sha256: str | None = None  # of the file that holds them
+    version: str | None = None  # of what decides the output beside weights and spec; in JSON only where there is one
 
     def __post_init__(self) -> None:
+        if self.library not in RULES:
+            raise TeacherError(
+                f"teacher {self.name}: library {self.library!r} is unknown; this release has {list(RULES)}"
+            )
+        summaries, patches, places = RULES[self.library]
         for what, values, known in (
-            ("CLS rule", self.summary_rules.values(), SUMMARY_RULES),
-            ("patch rule", self.grid_rules.values(), GRID_RULES),
-            ("position rule", [self.position_rule], POSITION_RULES),
+            ("CLS rule", self.summary_rules.values(), summaries),
+            ("patch rule", self.grid_rules.values(), patches),
+            ("position rule", [self.position_rule], places),
         ):
             for value in values:
                 self._check_rule(what, value, known)
@@ -85,6 +103,12 @@ class TeacherSpec:
             raise TeacherError(f"teacher {self.name}: {what} {rule!r} must be {form}")
 
     @property
+    def library(self) -> str:
+        """What runs the network: TIMM, TRANSFORMERS, OPEN_CLIP or PY."""
+        library, colon, _ = self.arch.partition(":")
+        return library if colon else TIMM
+
+    @property
     def headless(self) -> bool:
         """Whether VGG is built without its head's hidden layers, 103 of 118 million weights: no rule reads them."""
         return self.arch.startswith("vgg") and "pooled" not in self.summary_rules.values()
@@ -100,6 +124,8 @@ class TeacherSpec:
         """A JSON-ready dict; `from_json` gives an equal spec back."""
         data = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
         del data["kinds"]
+        if self.version is None:
+            del data["version"]
         data |= {"arch_options": dict(self.arch_options), **kinds_to_json(self.kinds)}
         for key, (rules, kind) in KEYS.items():
             more = dict(data.pop(rules))
@@ -122,4 +148,10 @@ class TeacherSpec:
             own = {} if data[key] == NONE else {kind: data[key]}
             values[rules] = {**own, **data.get(rules, {})}
         kinds = kinds_from_json({**UNLOADED, **data})
-        return cls(**{**values, "kinds": kinds, "arch_options": tuple(data["arch_options"].items())})
+        options = tuple((key, frozen(value)) for key, value in data["arch_options"].items())
+        return cls(**{**values, "kinds": kinds, "arch_options": options})
+
+
+def frozen(value: Any) -> Any:
+    """JSON's value of an option, with lists as tuples."""
+    return tuple(map(frozen, value)) if isinstance(value, list) else value
