@@ -62,7 +62,7 @@ transformers runs timm's network (`pip install timm`). timm alone:
 
 
 def _onnx(spec: EncoderSpec, where: str, checked: bool) -> str:
-    mean, std = list(spec.mean), list(spec.std)
+    mean, std, (rows, columns) = list(spec.mean), list(spec.std), spec.grid
     proof = (
         "onnxruntime gave the same values as torch to 1e-4 when this was exported."
         if checked
@@ -76,15 +76,15 @@ session = onnxruntime.InferenceSession(f"{{folder}}/{ONNX}")
 feature, patch = session.run(["feature", "patch"], {{"images": images}})
 ```
 
-The feature is (B, D), and the patch tokens (B, {spec.grid[0] * spec.grid[1]}, D), on a grid of {spec.grid[0]} x {spec.grid[1]}.
+The feature is (B, D), and the patch tokens (B, {rows * columns}, D), on a grid of {rows} x {columns}.
 
-`images` is float32 (B, 3, {spec.img_size}, {spec.img_size}), B any number: RGB in [0, 1], resized bicubically with
-antialiasing, less the mean {mean}, over the std {std}. The file's metadata says so too.
+`images` is float32 (B, 3, {spec.img_size}, {spec.img_size}), B any number: RGB in [0, 1], resized bicubically
+with antialiasing, less the mean {mean}, over the std {std}. The file's metadata says so too.
 {proof}"""
 
 
 def _heads(spec: EncoderSpec, where: str, checked: bool) -> str:
-    return f"""With its projectors it guesses each teacher's tokens, in the teacher's own scale (`pip install unic-cache`):
+    return f"""With its projectors it guesses each teacher's tokens, in the teacher's own scale (by unic-cache):
 
 ```python
 import timm

@@ -13,7 +13,7 @@ from unic_cache.config import ExportConfig
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.export import encoder_bytes, licences_of, load_encoder
-from unic_cache.student.run_files import CHECKPOINT, CONFIG
+from unic_cache.student.run_files import CONFIG
 
 PATHS = ("init", "from_run", "weights", "val_shards")  # settings that may name places on the machine of the run
 
@@ -30,7 +30,7 @@ class Source:
     @property
     def folder(self) -> Path | None:
         """The run's folder; None for a file alone."""
-        return self.path if (self.path / CONFIG).is_file() and (self.path / CHECKPOINT).is_file() else None
+        return self.path if (self.path / CONFIG).is_file() else None
 
     @property
     def name(self) -> str:
