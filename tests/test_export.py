@@ -17,6 +17,7 @@ import cli
 from pipelines import distill, export, provenance
 from pipelines.command.run_folder import run_settings
 from pipelines.exporting import hub, onnx_file
+from tests import tiny_models  # noqa: F401 (timm then knows them)
 from tests.conftest import CNN, VIT, make_shards, picture, tree
 from tests.test_distill import StopAfter
 from unic_cache.config import DistillConfig, ExportConfig, InspectConfig
@@ -44,10 +45,26 @@ FAMILIES = [  # name, pixels of an image, of a patch
             ("eva02_tiny_patch14_224", 56, 14),
             ("vit_pwee_patch16_reg1_gap_256", 64, 16),
             ("vit_pe_core_tiny_patch16_384", 64, 16),
-            ("swin_tiny_patch4_window7_224", 224, None),
+            ("tiny_swin", 64, None),
             ("test_convnext", 64, None),
             ("test_efficientnet", 64, None),
             ("mobilenetv4_conv_small_035", 64, None),
+        ]
+    ),
+]
+CONVERTED = [  # the evaluator is slow, so the networks are small
+    ("test_vit", 32, 8),
+    *(
+        pytest.param(*one, marks=slow)
+        for one in [
+            ("test_resnet", 64, None),
+            ("tiny_dinov3", 64, 16),
+            ("tiny_eva02", 56, 14),
+            ("tiny_vit_reg_gap", 64, 16),
+            ("tiny_pe", 64, 16),
+            ("tiny_swin", 64, None),
+            ("test_convnext", 64, None),
+            ("test_efficientnet", 64, None),
         ]
     ),
 ]
@@ -355,15 +372,13 @@ def evaluator(data: bytes) -> Any:
     return lambda images: model.run(list(onnx_file.OUTPUTS), {onnx_file.IMAGES: images})
 
 
-@pytest.mark.parametrize(("name", "size", "patch"), FAMILIES)
+@pytest.mark.parametrize(("name", "size", "patch"), CONVERTED)
 def test_the_onnx_file_gives_torchs_values_for_any_batch(name, size, patch, tmp_path, capsys, monkeypatch):
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(onnx_file, "find_spec", lambda package: None)  # no onnxruntime
-    if name.startswith("swin"):
-        name, size = "tiny_swin", 64  # the evaluator is slow
     file = file_of(tmp_path / "run", name, size, patch)
     one = exported(file, tmp_path / "a/out", "onnx").out
-    if name == "mobilenetv4_conv_small_035":
+    if name == "test_efficientnet":
         assert tree(one) == tree(exported(file, tmp_path / "b/out", "onnx").out)
     assert "not compared with torch: onnxruntime is missing; install" in capsys.readouterr().err
     assert "It was not compared with torch" in (one / "README.md").read_text()

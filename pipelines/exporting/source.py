@@ -64,7 +64,7 @@ class Source:
         images = self.provenance.get("images")
         if not images or not {"epochs", "batch_size"} <= settings.keys():
             return None
-        return max(1, round(settings["epochs"] * images / settings["batch_size"]))
+        return max(1, round(float(settings["epochs"] * images / settings["batch_size"])))
 
     @property
     def unfinished(self) -> bool:
