@@ -11,11 +11,12 @@ from pathlib import Path
 
 from pipelines.command.caches import opened
 from pipelines.command.preflight import check_free
-from pipelines.command.progress import say
+from pipelines.command.progress import begins, say
 from pipelines.command.run_folder import run_settings
 from pipelines.exporting import hub
 from pipelines.exporting.card import Card
 from pipelines.exporting.folder import write_folder
+from pipelines.exporting.loaded import check_loads
 from pipelines.exporting.loading import HUB, ONNX, line
 from pipelines.exporting.onnx_file import INSTALL, onnx_bytes
 from pipelines.exporting.source import Source, open_source
@@ -52,12 +53,24 @@ def run(config: ExportConfig) -> Exported:
         hub.check_token(config.push)
     source = open_source(config)
     results = None if config.results is None else read_evaluation(Path(config.results), config.results)
+    begins(
+        "export",
+        f"{source.spec.name} at {source.spec.img_size} px"
+        + ("" if source.steps is None else f" after {source.steps:,} steps"),
+        f"for {config.format}",
+        f"into {config.out}",
+    )
 
     # The format's files, and the card that says how they are loaded
     files, checked = FORMATS[config.format](source, config)
     where = Path(config.out).resolve().name if config.push is None else HUB + config.push
     files[README] = Card(source, config.format, where, results, checked).to_bytes()
-    write_folder(config.out, files)
+
+    def check(folder: Path) -> None:
+        if CONFIG in files:
+            check_loads(folder, source.encoder, source.spec.img_size)
+
+    write_folder(config.out, files, check)
 
     # The hub
     address = None

@@ -289,6 +289,28 @@ def test_other_things_are_never_touched_and_half_an_export_is_none(tmp_path, mon
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tmp")]
 
 
+def test_what_timm_would_not_load_as_the_student_is_not_written(tmp_path, monkeypatch):
+    file = file_of(tmp_path / "run", "test_vit", 32, 8)
+    honest = export.timm_config
+    for changes, said in (
+        (
+            {"architecture": "test_vit2"},
+            r"timm .* cannot load what would be exported \(RuntimeError: .*nothing was written",
+        ),
+        ({"act_layer": "relu"}, "makes another network of what would be exported: its features differ"),
+    ):
+
+        def changed(*arguments, changes=changes):
+            made = honest(*arguments)
+            options = {key: value for key, value in changes.items() if key != "architecture"}
+            return {**made, **changes, "model_args": {**made["model_args"], **options}}
+
+        monkeypatch.setattr(export, "timm_config", changed)
+        with pytest.raises(UnicCacheError, match=said):
+            exported(file, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 class Hub:
     """Stands in for huggingface_hub.HfApi."""
 

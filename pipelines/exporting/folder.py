@@ -1,8 +1,8 @@
-"""OUT: a folder that is there whole, or not at all."""
+"""OUT: a folder that is there whole and checked, or not at all."""
 
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipelines.command.preflight import check_free
@@ -10,8 +10,8 @@ from unic_cache.files.durable import sync_folder
 from unic_cache.files.local import LocalFolder
 
 
-def write_folder(out: str, files: Mapping[str, bytes]) -> None:
-    """Write the files into a hidden folder beside OUT, durably, then rename it. ConfigError unless OUT is free.
+def write_folder(out: str, files: Mapping[str, bytes], check: Callable[[Path], None]) -> None:
+    """Write a hidden folder beside OUT, durably; `check` it, and rename it. ConfigError unless OUT is free.
 
     A command that is killed leaves the hidden folder at most.
     """
@@ -23,6 +23,7 @@ def write_folder(out: str, files: Mapping[str, bytes]) -> None:
         folder = LocalFolder(hidden)
         for name in sorted(files):
             folder.replace(name, files[name])
+        check(hidden)
         hidden.rename(path)  # also over an empty folder
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
