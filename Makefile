@@ -25,9 +25,9 @@ $(READY): pyproject.toml constraints.txt
 	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q --python $(BIN)/python -c constraints.txt --compile-bytecode -e '.[dev,demo,study]'
 	touch $(READY)
 
-# What only tests of the examples import: large packages, which the demo need not wait for.
+# What only tests import, of the examples and of the other extras: large packages, which the demo need not wait for.
 $(EXAMPLES): $(READY)
-	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,demo,study,examples]'
+	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,demo,study,examples,hub,open-clip,onnx]'
 	touch $(EXAMPLES)
 
 demo: $(READY)

@@ -22,6 +22,7 @@ from pipelines.command.threads import settle_waiting
 from unic_cache.config import (
     DistillConfig,
     EvaluateConfig,
+    ExportConfig,
     ExtractConfig,
     InspectConfig,
     PlanConfig,
@@ -151,7 +152,7 @@ def distill(config: DistillConfig) -> None:
     if not done.main_process:
         return
     click.echo(f"{done.steps} steps, loss {done.loss:.4f}; the encoder is {done.encoder}. Load it with")
-    click.echo(f"  {done.timm_line}")
+    click.echo(f"  {done.folder_line}")
     click.echo(f"It learned from {', '.join(f'{name} ({licence})' for name, licence in done.licences.items())}.")
     if done.left_out or done.broken:
         click.echo(
@@ -184,6 +185,31 @@ def evaluate(config: EvaluateConfig, as_json: bool) -> None:
         click.echo(json.dumps(result.to_json(), indent=1))
     else:
         pipeline.show(result)
+
+
+@command(
+    ExportConfig,
+    examples="""
+    unic-cache export runs/student exported
+    unic-cache export runs/student published --format hf --results results.json --push my-group/my-student --private
+    unic-cache export runs/student/encoder.safetensors onnx --format onnx
+    unic-cache export runs/student heads --format heads
+    """,
+)
+def export(config: ExportConfig) -> None:
+    """Write the student of RUN as a folder OUT that other software loads, with a model card.
+
+    RUN is a run's folder, or an encoder's file alone. Students inherit the terms of their teachers' licences; the card
+    lists them.
+    """
+    from pipelines import export as pipeline
+
+    done = pipeline.run(config)
+    click.echo(f"The export is {done.out}. Load it with\n  {done.line}")
+    if done.licences:
+        click.echo(f"It learned from {', '.join(f'{name} ({licence})' for name, licence in done.licences.items())}.")
+    if done.address is not None:
+        click.echo(f"It is on the hub: {done.address}")
 
 
 @command(

@@ -8,7 +8,7 @@ drawn from integers. A run that was stopped and resumed therefore equals one tha
 Letters: B images, H and W pixels.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -46,10 +46,11 @@ from unic_cache.evaluate.curves import plot_losses
 from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.order import Order
 from unic_cache.student.backbone import EncoderSpec
-from unic_cache.student.export import timm_line
+from unic_cache.student.export import licences_of, timm_line
 from unic_cache.student.ladder import can_share
-from unic_cache.student.run_files import CURVE, ENCODER, LOG
+from unic_cache.student.run_files import CURVE, ENCODER, LOG, MODEL
 from unic_cache.student.schedule import learning_rate
+from unic_cache.student.timm_layout import folder_line
 from unic_cache.tf32 import float32_products
 
 Check = Callable[[RunLog, int], None]  # logs what is measured after a number of steps
@@ -60,13 +61,19 @@ class Trained:
     """The result of a run."""
 
     encoder: Path
-    timm_line: str
+    timm_line: str  # Python that loads the file
     steps: int
     loss: float  # of the last logged steps
     licences: dict[str, str]  # teacher -> licence, also of the runs that it started from
     left_out: int  # images never used, since their records are broken or missing
     broken: int  # times an image was skipped, since its stored data is broken
     main_process: bool  # whether this process is the one that reports
+
+    @property
+    def folder_line(self) -> str:
+        """Python that loads the run's folder, or the file if timm cannot read the folder."""
+        folder = self.encoder.parent
+        return folder_line(folder) if (folder / MODEL).exists() else self.timm_line
 
 
 def run(config: DistillConfig) -> Trained:
@@ -260,15 +267,6 @@ def uses_tf32(config: DistillConfig, accelerator: Accelerator) -> bool:
     if used and accelerator.is_main_process:
         say("float32 products run in TF32, as in the authors' runs; --no-tf32 for full precision")
     return used
-
-
-def licences_of(provenance: Mapping[str, Any] | None) -> dict[str, str]:
-    """{teacher: licence} of a student and of those that it started from."""
-    if provenance is None:
-        return {}
-    own = {name: str(made["licence"]) for name, made in provenance["teachers"].items()}
-    start = {made["name"]: str(made["licence"]) for made in [provenance.get("init")] if made}
-    return {**licences_of(provenance.get("from")), **start, **own}
 
 
 def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:

@@ -1,7 +1,6 @@
 """Report where a cache's features or a student come from: weights, licences, preprocessing, library versions."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,8 +9,7 @@ from pipelines.command.caches import opened
 from pipelines.command.printing import results
 from unic_cache.config import InspectConfig
 from unic_cache.inputs import RULE
-from unic_cache.student.export import load_encoder
-from unic_cache.student.run_files import ENCODER
+from unic_cache.student.export import encoder_file, licences_of, load_encoder
 
 SOURCE = ("about", "source", "published", "licence", "weights_file_sha256")
 RULES = ("arch", "arch_options", "input_size", "mean", "std", "cls_rule", "patch_rule", "position_rule")
@@ -19,13 +17,13 @@ MADE_WITH = ("codec", "dtype", "device", "batch_size", "augment", "versions")
 
 
 def run(config: InspectConfig) -> dict[str, Any]:
-    """JSON-ready: of an exported student (a run's folder, or its file), or else of the cache that is there."""
+    """JSON-ready: of an exported student (a folder that holds one, or its file), or else of the cache that is there."""
     return of_student(config.cache) if is_student(config.cache) else of_cache(config.cache)
 
 
 def is_student(path: str) -> bool:
-    """Whether `path` is an exported student: a run's folder or its file."""
-    return Path(path).is_file() or (Path(path) / ENCODER).is_file()
+    """Whether `path` is an exported student: a folder that holds one, or its file."""
+    return encoder_file(path).is_file()
 
 
 def of_cache(path: str) -> dict[str, Any]:
@@ -50,8 +48,8 @@ def of_student(path: str) -> dict[str, Any]:
     """{"encoder", "student", "inherits": {licence: teachers}, and what `distill` wrote into the file's header}."""
     _, spec, provenance = load_encoder(path)
     licences: dict[str, list[str]] = {}
-    for name, teacher in provenance.get("teachers", {}).items():
-        licences.setdefault(str(teacher.get("licence")), []).append(name)
+    for name, licence in licences_of(provenance).items():
+        licences.setdefault(licence, []).append(name)
     return {"encoder": path, "student": spec.to_json(), "inherits": licences, **provenance}
 
 

@@ -94,14 +94,14 @@ def make_shards(folder: Path, rows: tuple[int, ...], first: int = 0, name: str =
     return Shards(folder, rows)
 
 
-def views_of(shards, shard: int, number: int) -> np.ndarray:
+def views_of(shards, shard: int, number: int, size: int = 32) -> np.ndarray:
     """A tar's views made the slow and obvious way, one after the other."""
     path = str(shards.folder / f"{shard:06d}.tar")
     (entry,) = tar_files.describe([path])
     with tar_files.OpenShard(path, entry) as tar:
         return np.stack(
             [
-                make_view(decode(tar.read(row)), Views("unic", 32, 0), entry.keys[row], number)
+                make_view(decode(tar.read(row)), Views("unic", size, 0), entry.keys[row], number)
                 for row in range(entry.rows)
             ]
         )

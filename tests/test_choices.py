@@ -5,6 +5,8 @@ import torch
 from accelerate.utils import LoggerType
 
 import cli
+from pipelines import export
+from pipelines.exporting import loading
 from pipelines.planning.step_costs import AUTOCAST
 from unic_cache import config
 from unic_cache.evaluate import linear, tasks
@@ -33,6 +35,8 @@ from unic_cache.views import augment
         (config.PRECISIONS, AUTOCAST),
         (config.DTYPES, writer.ADOPT_DISTANCE),
         (config.EVALUATION_TASKS, tasks.TASKS),
+        (config.EXPORTS, export.FORMATS),
+        (config.EXPORTS, loading.SNIPPETS),
         (config.SOLVERS, linear.SOLVERS),
         (spec.SUMMARY_RULES, tokens.SUMMARY_RULES),
         (spec.GRID_RULES, tokens.GRID_RULES),

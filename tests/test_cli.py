@@ -119,10 +119,7 @@ def test_the_whole_way_from_a_folder_of_images_to_a_table(run, tmp_path, weights
     distill = ["--student", "test_vit", "--img-size", 32, "--patch-size", 16, "--out", out, "--tracker", "none"]
     done = run("distill", *common, *distill, "--steps", 3, "--batch-size", 8)
     assert done.exit_code == 0
-    assert (
-        "timm.create_model('test_vit', num_classes=0, img_size=32, patch_size=16, pretrained_cfg_overlay="
-        in done.output
-    )
+    assert f"timm.create_model('local-dir:{out}', pretrained=True)" in done.output
     done = run("evaluate", "--encoder", out, *common)
     assert done.exit_code == 0
     for name in (VIT, CNN, "random student", "student", "over random (95%)"):

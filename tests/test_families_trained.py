@@ -69,8 +69,10 @@ def test_ten_steps_are_resumed_to_the_bit_and_the_export_loads_in_timm(family, n
     exec(f"model = {whole.timm_line}", space)
     encoder, spec, _ = load_encoder(tmp_path / "whole")
     images = torch.randn(2, 3, spec.img_size, spec.img_size, generator=torch.Generator().manual_seed(0))
+    folder = timm.create_model(f"local-dir:{tmp_path / 'whole'}", pretrained=True).eval()
     with torch.inference_mode():
         torch.testing.assert_close(space["model"].eval()(images), embed(encoder, images), atol=1e-6, rtol=0)
+        assert torch.equal(folder(images), space["model"](images))
     start = timm.create_model(spec.name, num_classes=0).state_dict()
     moved = {key for key, value in load_file(whole.encoder).items() if "running_" in key and value.ne(start[key]).any()}
     assert bool(moved) == any("running_" in key for key in start)

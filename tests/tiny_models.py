@@ -3,11 +3,12 @@
 Each is the class, and the unusual parts, of a published model; widths and depths are tiny.
 """
 
+import sys
 from functools import partial
 from typing import Any
 
 from timm.layers import SwiGLUPacked
-from timm.models import register_model
+from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
@@ -39,15 +40,14 @@ default_cfgs = {
 
 
 def _made(kind: type[nn.Module], options: dict[str, Any], **own: Any) -> Any:
-    ours = {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained_strict"}
-    name = options.pop("name")
-    model = kind(**{**own, **{key: value for key, value in options.items() if key not in ours}})
-    model.pretrained_cfg = default_cfgs[name]
-    return model
+    """As timm makes its models: by a published description, and with weights if `pretrained`."""
+    options = {**own, **options}
+    convert = sys.modules[kind.__module__].checkpoint_filter_fn
+    return build_model_with_cfg(kind, options.pop("name"), pretrained_filter_fn=convert, **options)
 
 
 @register_model
-def tiny_dinov3(pretrained: bool = False, **options: Any) -> Eva:
+def tiny_dinov3(**options: Any) -> Eva:
     """DINOv3: rotary positions, four registers, LayerScale; timm pools its patches although it has a class token."""
     return _made(
         Eva, {**options, "name": "tiny_dinov3"}, img_size=64, patch_size=16, embed_dim=32, depth=3, num_heads=2,
@@ -58,7 +58,7 @@ def tiny_dinov3(pretrained: bool = False, **options: Any) -> Eva:
 
 
 @register_model
-def tiny_eva02(pretrained: bool = False, **options: Any) -> Eva:
+def tiny_eva02(**options: Any) -> Eva:
     """EVA-02: absolute and rotary positions, SwiGLU with a norm, the final norm after an average of the patches."""
     return _made(
         Eva, {**options, "name": "tiny_eva02"}, img_size=56, patch_size=14, embed_dim=32, depth=3, num_heads=2,
@@ -67,7 +67,7 @@ def tiny_eva02(pretrained: bool = False, **options: Any) -> Eva:
 
 
 @register_model
-def tiny_pe(pretrained: bool = False, **options: Any) -> Eva:
+def tiny_pe(**options: Any) -> Eva:
     """Perception Encoder core: a class token, and attention pooling."""
     return _made(
         Eva, {**options, "name": "tiny_pe"}, img_size=64, patch_size=16, embed_dim=32, depth=3, num_heads=2,
@@ -78,7 +78,7 @@ def tiny_pe(pretrained: bool = False, **options: Any) -> Eva:
 
 
 @register_model
-def tiny_siglip(pretrained: bool = False, **options: Any) -> VisionTransformer:
+def tiny_siglip(**options: Any) -> VisionTransformer:
     """SigLIP: no class token, and attention pooling."""
     return _made(
         VisionTransformer, {**options, "name": "tiny_siglip"}, img_size=64, patch_size=16, embed_dim=32, depth=3,
@@ -87,7 +87,7 @@ def tiny_siglip(pretrained: bool = False, **options: Any) -> VisionTransformer:
 
 
 @register_model
-def tiny_swin(pretrained: bool = False, **options: Any) -> SwinTransformer:
+def tiny_swin(**options: Any) -> SwinTransformer:
     """Swin: windows, maps with channels last."""
     return _made(
         SwinTransformer, {**options, "name": "tiny_swin"}, img_size=64, patch_size=4, embed_dim=16,
@@ -96,7 +96,7 @@ def tiny_swin(pretrained: bool = False, **options: Any) -> SwinTransformer:
 
 
 @register_model
-def tiny_vit_reg_gap(pretrained: bool = False, **options: Any) -> VisionTransformer:
+def tiny_vit_reg_gap(**options: Any) -> VisionTransformer:
     """A plain ViT with two registers and LayerScale, without a class token, that pools by average."""
     return _made(
         VisionTransformer, {**options, "name": "tiny_vit_reg_gap"}, img_size=64, patch_size=16, embed_dim=32, depth=3,
@@ -118,7 +118,7 @@ def tiny_blind(pretrained: bool = False, **options: Any) -> Blind:
 
 
 @register_model
-def tiny_dinov2_g(pretrained: bool = False, **options: Any) -> VisionTransformer:
+def tiny_dinov2_g(**options: Any) -> VisionTransformer:
     """DINOv2-g/14 at 518 px: SwiGLU, LayerScale."""
     return _made(
         VisionTransformer, {**options, "name": "tiny_dinov2_g"}, img_size=518, patch_size=14, embed_dim=24, depth=2,
@@ -127,7 +127,7 @@ def tiny_dinov2_g(pretrained: bool = False, **options: Any) -> VisionTransformer
 
 
 @register_model
-def tiny_metaclip_h(pretrained: bool = False, **options: Any) -> VisionTransformer:
+def tiny_metaclip_h(**options: Any) -> VisionTransformer:
     """MetaCLIP-H/14 at 224 px: a norm before the blocks, QuickGELU."""
     return _made(
         VisionTransformer, {**options, "name": "tiny_metaclip_h"}, img_size=224, patch_size=14, embed_dim=32, depth=2,
@@ -136,7 +136,7 @@ def tiny_metaclip_h(pretrained: bool = False, **options: Any) -> VisionTransform
 
 
 @register_model
-def tiny_vit_l14(pretrained: bool = False, **options: Any) -> VisionTransformer:
+def tiny_vit_l14(**options: Any) -> VisionTransformer:
     """ViT-L/14 at 224 px, UNIC-L's student."""
     return _made(
         VisionTransformer, {**options, "name": "tiny_vit_l14"}, img_size=224, patch_size=14, embed_dim=16, depth=3,

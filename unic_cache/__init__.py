@@ -4,6 +4,7 @@
 |---|---|
 | `FeatureDataset` | batches of images and features for a training loop of your own |
 | `open_cache` | a `Cache`: teachers, views, and any row or sample as features |
+| `load_heads` | a `Heads`, made by `export --format heads`: a student that guesses each teacher's features |
 | `extract`, `distill`, `evaluate` | the commands as functions; their arguments are the flags, with `_` for `-` |
 | `UnicCacheError` | the parent of all errors that a user can fix; a ValueError |
 
@@ -24,15 +25,18 @@ if TYPE_CHECKING:
     from pipelines.extract import Summary
     from unic_cache.cache import Cache, CachedTeacher, open_cache
     from unic_cache.stream.dataset import FeatureDataset
+    from unic_cache.student.heads import Heads, load_heads
 
 __all__ = [
     "Cache",
     "CachedTeacher",
     "FeatureDataset",
+    "Heads",
     "UnicCacheError",
     "distill",
     "evaluate",
     "extract",
+    "load_heads",
     "open_cache",
 ]
 
@@ -40,6 +44,8 @@ _HOMES = {
     "Cache": "unic_cache.cache",
     "CachedTeacher": "unic_cache.cache",
     "FeatureDataset": "unic_cache.stream.dataset",
+    "Heads": "unic_cache.student.heads",
+    "load_heads": "unic_cache.student.heads",
     "open_cache": "unic_cache.cache",
 }
 import_module("unic_cache.evaluate")  # before the function of that name, which a later import would replace

@@ -14,6 +14,7 @@ from pipelines.command.run_folder import check_run, run_settings
 from unic_cache.config import (
     DistillConfig,
     EvaluateConfig,
+    ExportConfig,
     ExtractConfig,
     InspectConfig,
     PlanConfig,
@@ -118,6 +119,31 @@ def check_evaluate(config: EvaluateConfig) -> None:
         check_cache(config.cache, config.teachers)
 
 
+def check_export(config: ExportConfig) -> None:
+    """Check what is exported, the packages that it needs, and that OUT is free."""
+    check_there(config.run)
+    check_free(config.out)
+    if config.results is not None and not Path(config.results).is_file():
+        raise ConfigError(f"--results {config.results}: there is no such file; `evaluate --out FILE` writes it")
+    lacking = [name for name in ("onnx", "onnxscript") if config.format == "onnx" and find_spec(name) is None]
+    if lacking:
+        raise ConfigError(f"--format onnx needs {' and '.join(lacking)}: `pip install 'unic-cache[onnx]'`")
+    if config.format == "heads":
+        run_settings(Path(config.run))
+    if config.cache is not None:
+        check_cache(config.cache)
+
+
+def check_free(out: str) -> None:
+    """ConfigError if OUT is a file, or a folder with anything in it."""
+    path = Path(out)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{out} is a file; choose a folder for the export")
+    first = min((entry.name for entry in path.iterdir()), default=None) if path.is_dir() else None
+    if first is not None:
+        raise ConfigError(f"{out} holds {first}; choose a new folder, or delete this one first")
+
+
 def check_inspect(config: InspectConfig) -> None:
     """Check the cache's folder, and for pictures the run and the tars."""
     check_folder(config.cache)
@@ -216,6 +242,7 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     PlanConfig: check_extract,
     DistillConfig: check_distill,
     EvaluateConfig: check_evaluate,
+    ExportConfig: check_export,
     RecodeConfig: lambda config: check_cache(config.source, config.teachers),
     VerifyConfig: check_verify,
     InspectConfig: check_inspect,

@@ -8,7 +8,7 @@ from typing import Any
 from unic_cache.config import DistillConfig
 from unic_cache.config.training import renamed
 from unic_cache.errors import ConfigError
-from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, SNAPSHOT
+from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, SNAPSHOT, TIMM_KEYS
 
 FREE_ON_RESUME = frozenset(
     {
@@ -87,9 +87,9 @@ def run_settings(folder: Path) -> DistillConfig:
         raise ConfigError(f"{folder / CONFIG}: damaged ({error}); restore it") from error
     if not isinstance(data, dict) or data.get("stage") != DistillConfig.stage:
         raise ConfigError(f"{folder / CONFIG} is not of a run of `unic-cache distill`; give a run's folder")
-    data.pop("pixel_difference", None)
+    settings = {key: value for key, value in data.items() if key not in {"pixel_difference", *TIMM_KEYS}}
     try:
-        return DistillConfig.from_json({**OLDER, **data})
+        return DistillConfig.from_json({**OLDER, **settings})
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{folder / CONFIG}: another release's, or edited ({error}); use that release") from error
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipelines.command.failures import ADVICE_HERE
+from pipelines.command.progress import say
 from pipelines.command.run_folder import FREE_ON_RESUME
 from pipelines.extracting.specs import versions
 from pipelines.training.training_set import TrainingSet, target_rules
@@ -21,9 +21,10 @@ from unic_cache.errors import ConfigError, UnicCacheError
 from unic_cache.files.local import LocalFolder
 from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.checkpoint import save_checkpoint
-from unic_cache.student.export import save_encoder
+from unic_cache.student.export import licences_of, save_encoder
 from unic_cache.student.projectors import Student
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER
+from unic_cache.student.timm_layout import config_bytes, lay_out_run
 
 ORIGINS = ("from", "init")  # in the provenance and the checkpoint: what the first weights were taken from
 TOLD = {"weights_sha256", "version"}  # of a teacher's spec, in the encoder's provenance
@@ -41,6 +42,7 @@ class RunState:
     provenance: Mapping[str, Any]
     saved: int  # steps of the last checkpoint; 0 for none
     average: AveragedModel | None = None  # of `model` over the steps; its encoder is then the one exported
+    told: bool = False  # that the folder is no layout for timm
 
     @property
     def exported(self) -> nn.Module:
@@ -82,6 +84,10 @@ class RunState:
             save_checkpoint(self.out, steps, self.model, self.adamw.optimizer, header, average)
             self.saved = steps
             save_encoder(self.out / ENCODER, self.exported, self.spec, {**self.provenance, "steps": steps})
+            why_not = lay_out_run(self.out, self.exported, self.spec, licences_of(self.provenance).values())
+            if why_not and not self.told:
+                say(f"timm cannot load {self.out} as a folder: {why_not}; `unic-cache export` makes one that it can")
+                self.told = True
 
     @contextlib.contextmanager
     def _naming_checkpoint(self) -> Iterator[None]:
@@ -114,7 +120,7 @@ def save_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerat
         settings = config.to_json()
         if data.difference is not None:
             settings["pixel_difference"] = dataclasses.asdict(data.difference)
-        LocalFolder(out).replace(CONFIG, (json.dumps(settings, sort_keys=True, indent=1) + "\n").encode())
+        LocalFolder(out).replace(CONFIG, config_bytes(settings))
         data.snapshot.save(out)
 
 

@@ -20,6 +20,7 @@ from unic_cache.config.choices import (
     CODERS,
     DTYPES,
     EVALUATION_TASKS,
+    EXPORTS,
     FITTED,
     LATTICE,
     LOSSES,
@@ -34,6 +35,7 @@ from unic_cache.config.choices import (
     TRACKERS,
 )
 from unic_cache.config.evaluating import EvaluateConfig
+from unic_cache.config.exporting import ExportConfig
 from unic_cache.config.reporting import ReportConfig
 from unic_cache.config.training import DistillConfig
 from unic_cache.config.views import Views
@@ -45,6 +47,7 @@ __all__ = [
     "CODERS",
     "DTYPES",
     "EVALUATION_TASKS",
+    "EXPORTS",
     "FITTED",
     "LATTICE",
     "LOSSES",
@@ -59,6 +62,7 @@ __all__ = [
     "TRACKERS",
     "DistillConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "ExtractConfig",
     "InspectConfig",
     "PlanConfig",

@@ -18,6 +18,7 @@ PROJECTORS = ("ladder", "last", "transformer")
 LOSSES = ("unic", "am-radio")
 BALANCINGS = ("batch", "image", "none")
 STANDARDIZATIONS = ("channel", "phi-s", "none")
+EXPORTS = ("timm", "hf", "onnx", "heads")
 EVALUATION_TASKS = ("knn", "linear", "retrieval", "segmentation", "depth")
 SOLVERS = ("lbfgs", "sgd")
 TRACKERS = (  # accelerate's

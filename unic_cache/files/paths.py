@@ -24,7 +24,7 @@ VARIABLE = re.compile(r"\$(?:\{\w+\}|[A-Za-z_]\w*)")
 ANYWHERE = {"cache", "source", "target"}  # a folder: a path or a URL
 TARS = {"shards", "val_shards", "knn_shards", "train", "test"}  # a pattern of tars: paths or URLs
 # a local path; `init` may be a model's name instead
-HERE = {"images", "out", "masks", "depths", "lists", "encoder", "init", "features", "inputs"}
+HERE = {"images", "out", "masks", "depths", "lists", "encoder", "init", "features", "inputs", "run", "results"}
 ONLY_HERE = "only a local path is accepted here; copy files from or to a store with its own tools"
 SHARD_ONLY_HERE = "`shard` packs local files into a local folder; copy that to the store afterwards"
 

@@ -51,6 +51,23 @@ def between(own: Calibration, other: Calibration, kind: str, name: str) -> tuple
     return torch.from_numpy(to_stored * scale).float(), torch.from_numpy(shift - offset @ to_stored * scale).float()
 
 
+def own_scale(calibration: Calibration, kind: str, name: str) -> tuple[Tensor, Tensor]:
+    """float32 (scale (D,) or (D, D), offset (D,)): what takes values standardized by `name` to the teacher's own.
+
+    They are value * scale + offset, or value @ scale + offset. CacheError as in `affine`.
+    """
+    std, mean = np.maximum(calibration.std[kind], STD_GUARD), calibration.mean[kind]
+    found = affine(calibration, kind, name)
+    if found is None:
+        return torch.from_numpy(std).float(), torch.from_numpy(mean).float()
+    matrix, offset = (part.double().numpy() for part in found)
+    if np.array_equal(matrix, np.diag(np.diagonal(matrix))):
+        to_stored = 1 / np.diagonal(matrix)
+        return torch.from_numpy(to_stored * std).float(), torch.from_numpy(mean - offset * to_stored * std).float()
+    to_stored = np.linalg.inv(matrix)
+    return torch.from_numpy(to_stored * std).float(), torch.from_numpy(mean - offset @ to_stored * std).float()
+
+
 def _phi_s(calibration: Calibration, kind: str) -> tuple[Tensor, Tensor]:
     if kind not in calibration.covariance:
         raise CacheError(f"standardization phi-s needs the covariance of {kind} tokens, which the calibration lacks")

@@ -4,6 +4,7 @@
 |---|---|
 | tensors | the state dict of timm's model with num_classes=0, under timm's names; real numbers in float32 |
 | header metadata `unic_cache` | JSON, sorted keys: `format` 1, `spec` (EncoderSpec), `provenance` (how it was made) |
+| header metadata `format` | `pt`, which releases 4 of transformers ask for |
 
 The same weights, spec and provenance give the same bytes.
 """
@@ -13,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -21,8 +21,9 @@ from torch import nn
 from unic_cache.errors import ConfigError
 from unic_cache.files.local import LocalFolder
 from unic_cache.student.backbone import EncoderSpec, build_encoder, create_options
-from unic_cache.student.run_files import ENCODER
+from unic_cache.student.run_files import ENCODER, MODEL
 from unic_cache.student.weights import fit_weights
+from unic_cache.weights.writing import safetensors_bytes
 
 FORMAT = 1
 METADATA = "unic_cache"
@@ -30,22 +31,34 @@ METADATA = "unic_cache"
 
 def save_encoder(path: str | Path, encoder: nn.Module, spec: EncoderSpec, provenance: Mapping[str, Any]) -> None:
     """Write the file atomically, replacing an older one. `provenance` is JSON-ready: teachers, steps, versions."""
+    target = Path(path)
+    LocalFolder(target.parent).replace(target.name, encoder_bytes(encoder, spec, provenance))
+
+
+def encoder_bytes(encoder: nn.Module, spec: EncoderSpec, provenance: Mapping[str, Any]) -> bytes:
+    """The file that `save_encoder` writes."""
     tensors = {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
         for name, value in encoder.state_dict().items()
     }
     metadata = {"format": FORMAT, "spec": spec.to_json(), "provenance": dict(provenance)}
-    data = safetensors.torch.save(tensors, {METADATA: json.dumps(metadata, sort_keys=True)})
-    target = Path(path)
-    LocalFolder(target.parent).replace(target.name, data)
+    return safetensors_bytes(tensors, {METADATA: json.dumps(metadata, sort_keys=True), "format": "pt"})
+
+
+def encoder_file(path: str | Path) -> Path:
+    """The file itself, or the one in a folder: a run's, or what `unic-cache export` made."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    return folder / (MODEL if not (folder / ENCODER).exists() and (folder / MODEL).is_file() else ENCODER)
 
 
 def load_encoder(path: str | Path) -> tuple[nn.Module, EncoderSpec, dict[str, Any]]:
-    """(encoder in evaluation mode, spec, provenance) of a file, or of the run's folder that holds it.
+    """(encoder in evaluation mode, spec, provenance) of a file, or of the folder that holds it: see `encoder_file`.
 
     ConfigError if the file is missing, broken, not ours or of another format, or if its tensors do not fit.
     """
-    file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
+    file = encoder_file(path)
     if not file.is_file():
         raise ConfigError(f"{file}: no such file; `unic-cache distill --out DIR` makes DIR/{ENCODER}")
     try:
@@ -62,11 +75,11 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, EncoderSpec, dict[str, An
 
 
 def spec_of_export(path: str | Path) -> EncoderSpec | None:
-    """The spec in a file, or in the run's folder that holds it; None if it is not an exported encoder.
+    """The spec in a file, or in the folder that holds it; None if it is not an exported encoder.
 
     ConfigError for one of another format.
     """
-    file = Path(path) / ENCODER if Path(path).is_dir() else Path(path)
+    file = encoder_file(path)
     try:
         with safe_open(file, "pt") as opened:
             header = (opened.metadata() or {}).get(METADATA)
@@ -87,6 +100,16 @@ def timm_line(spec: EncoderSpec, path: str | Path) -> str:
         f"timm.create_model({spec.name!r}, num_classes=0, {options}"
         f"pretrained_cfg_overlay={overlay}, checkpoint_path={str(path)!r})"
     )
+
+
+def licences_of(provenance: Mapping[str, Any] | None) -> dict[str, str]:
+    """{teacher: licence} of a student, and of what it started from, by its provenance."""
+    if provenance is None:
+        return {}
+    teachers = provenance.get("teachers")
+    own = {name: made.get("licence") for name, made in teachers.items()} if isinstance(teachers, Mapping) else {}
+    start = {made["name"]: made.get("licence") for made in [provenance.get("init")] if made}
+    return {**licences_of(provenance.get("from")), **{name: str(licence) for name, licence in {**start, **own}.items()}}
 
 
 def _metadata(file: Path, header: str | None) -> dict[str, Any]:

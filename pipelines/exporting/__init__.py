@@ -1,0 +1,1 @@
+"""The parts of `export`: what is exported, its files by format, the model card, and the hub."""

@@ -1,0 +1,56 @@
+"""From a run's guesses to its teachers' own values: by the statistics of the cache that it learned from."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unic_cache.cache import Cache, CachedTeacher
+from unic_cache.config import Views
+from unic_cache.errors import CacheError
+from unic_cache.store.standardize import own_scale
+from unic_cache.student.heads import Scale
+
+FACTS = ("about", "licence", "published")  # of a teacher's provenance
+
+
+def scales_of(teachers: Sequence[CachedTeacher], standardize: str) -> dict[tuple[str, str], Scale]:
+    """The scale of each teacher and kind; `standardize` is the run's."""
+    return {
+        (teacher.name, kind): own_scale(teacher.calibration, kind, standardize)
+        for teacher in teachers
+        for kind in teacher.kinds
+    }
+
+
+def facts_of(teacher: CachedTeacher) -> dict[str, Any]:
+    """What is known of a teacher, JSON-ready: which activations of which network its tokens are."""
+    spec = teacher.spec["teacher"]
+    rules = {key: spec.get(key) for key in ("arch", "input_size", "mean", "std", "cls_rule", "patch_rule")}
+    own = {key: teacher.spec["provenance"].get(key) for key in FACTS}
+    return {**own, **rules, "weights_sha256": spec["weights_sha256"]}
+
+
+def check_learned(
+    cache: Cache,
+    teachers: Sequence[CachedTeacher],
+    provenance: Mapping[str, Any],
+    shown: tuple[Views, Sequence[int], Sequence[str]] | None,
+    records: Mapping[str, int],
+) -> None:
+    """CacheError unless the run learned from this cache: another may lie under its name now.
+
+    Its teachers have the weights that the run's had, and each has a commit record that the run began with. `shown` is
+    what the run saw: views, their numbers, and tars; None for a run without records, whose teachers were --online.
+    """
+    url = cache.location.url
+    for teacher in teachers:
+        before = provenance.get("teachers", {}).get(teacher.name, {})
+        if teacher.spec["teacher"]["weights_sha256"] != before.get("weights_sha256"):
+            raise CacheError(f"{url}: {teacher.name} has other weights than the run's teacher; name its cache: --cache")
+        if shown is None:
+            continue
+        views, numbers, names = shown
+        places = cache.shards()
+        units = (cache.unit(*places[name], views, number) for name in names if name in places for number in numbers)
+        own = (record for unit in units if (record := teacher.record(unit)) is not None)
+        if not any(records.get(record.name) == record.checksum for record in own):
+            raise CacheError(f"{url} is not the cache that the run learned {teacher.name} from; name it with --cache")

@@ -1,0 +1,89 @@
+"""The folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` reads, and `hf-hub:` when it is on the hub.
+
+| file | content |
+|---|---|
+| `config.json` | architecture, its arguments (image and patch size), input size, mean and std |
+| `model.safetensors` | the encoder, under timm's names |
+
+timm takes all other keys of `config.json` as not its own, so that a run's settings, or transformers' keys, may stand
+beside them. A run's folder is such a layout: its `model.safetensors` is a link to the encoder.
+"""
+
+import json
+import secrets
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unic_cache.files.local import LocalFolder
+from unic_cache.student.backbone import EncoderSpec, create_options
+from unic_cache.student.run_files import CONFIG, ENCODER, MODEL
+
+TRANSFORMERS = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperModel"], "dtype": "float32"}
+
+
+def timm_config(encoder: Any, spec: EncoderSpec, licences: Collection[str] = ()) -> dict[str, Any]:
+    """What timm reads of `config.json`, JSON-ready; its keys are TIMM_KEYS.
+
+    `timm.data.resolve_model_data_config` then gives the student's own size, mean and std, and the whole image.
+    `licences` are the teachers'.
+    """
+    own = encoder.pretrained_cfg
+    size = [3, spec.img_size, spec.img_size]
+    return {
+        "architecture": spec.name.partition(".")[0],
+        "num_classes": 0,
+        "num_features": int(encoder.num_features),
+        "model_args": create_options(spec),
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": size,
+            "fixed_input_size": bool(own.get("fixed_input_size", False)),
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": own.get("first_conv"),
+            "classifier": own.get("classifier"),
+            **({"license": "; ".join(sorted(set(licences)))} if licences else {}),
+        },
+    }
+
+
+def config_bytes(config: dict[str, Any]) -> bytes:
+    """`config.json`, with sorted keys."""
+    return (json.dumps(config, sort_keys=True, indent=1) + "\n").encode()
+
+
+def folder_line(folder: str | Path) -> str:
+    """Python that loads such a folder with timm alone, after `import timm`."""
+    return f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True)"
+
+
+def lay_out_run(out: Path, encoder: nn.Module, spec: EncoderSpec, licences: Collection[str]) -> str | None:
+    """Make a run's folder such a layout, once its encoder is there; if that cannot be, the reason.
+
+    A copy of a run has a copied file in place of the link, which would grow old: it becomes a link again.
+    """
+    try:
+        before = json.loads((out / CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        return f"{CONFIG} cannot be read ({error})"
+    after = config_bytes({**before, **timm_config(encoder, spec, licences)})
+    if after != config_bytes(before):
+        LocalFolder(out).replace(CONFIG, after)
+    link = out / MODEL
+    if link.is_symlink() and link.readlink() == Path(ENCODER):
+        return None
+    temporary = out / f".tmp-0-{secrets.token_hex(8)}"
+    try:
+        temporary.symlink_to(ENCODER)
+    except OSError as error:
+        return f"its file system has no links ({error.strerror})"
+    temporary.replace(link)
+    return None
