@@ -133,7 +133,8 @@ def train(
         for step in steps:
             # Step: batch, loss, gradients, update
             rate = set_rate(adamw, config, step, total)
-            terms = learn(partial(waited, batches, clock, state, step), learner, meter, step)
+            with state.saved_on_error(step):
+                terms = learn(partial(waited, batches, clock), learner, meter, step)
             adamw.step()
             adamw.zero_grad(set_to_none=True)
             state.update_average()
@@ -166,9 +167,9 @@ def train(
     return log.last_loss, meter.broken
 
 
-def waited(batches: Iterator[Batch], clock: Clock, state: RunState, done: int) -> Batch:
-    """The next batch, or part of one. If it cannot be read, the state after `done` steps is saved."""
-    with clock.waiting(), state.saved_on_error(done):
+def waited(batches: Iterator[Batch], clock: Clock) -> Batch:
+    """The next batch, or part of one."""
+    with clock.waiting():
         return next(batches)
 
 

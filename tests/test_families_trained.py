@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines import distill, evaluate, extract
-from pipelines.extracting.students import named_spec, pixels_words, started_encoder, student_spec
+from pipelines.extracting.students import named_spec, named_start, pixels_words, started_encoder, student_spec
 from pipelines.training import learner
 from pipelines.training.held_out_losses import held_out_losses
 from tests import tiny_models
@@ -101,6 +101,28 @@ def test_broken_rows_do_not_reach_batch_norms(family):
         distill.run(family("test_resnet", batch_size=1))
 
 
+def test_an_error_in_a_later_part_saves_the_step_before(family, tmp_path, monkeypatch):
+    """The averages of the first part are not in its checkpoint."""
+    fields = {"steps": 4, "accumulate": 2}
+    StopAfter(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        distill.run(family("test_resnet", out=str(tmp_path / "stopped"), **fields))
+    monkeypatch.undo()
+    honest, parts = distill.waited, iter(range(6))
+
+    def failing(*arguments):
+        if next(parts) == 5:
+            raise OSError("gone")
+        return honest(*arguments)
+
+    monkeypatch.setattr(distill, "waited", failing)
+    with pytest.raises(OSError, match="gone"):
+        distill.run(family("test_resnet", out=str(tmp_path / "failed"), **fields))
+    stopped, failed = (load_file(tmp_path / name / CHECKPOINT) for name in ("stopped", "failed"))
+    assert stopped.keys() == failed.keys()
+    assert all(torch.equal(stopped[key], failed[key]) for key in stopped)
+
+
 def test_a_student_has_the_spellings_of_a_teacher():
     assert named_spec("timm:test_vit@32", None, 16) == named_spec("test_vit", 32, 16)
     found = named_spec("efficientnet-lite0@64")
@@ -146,11 +168,28 @@ def test_a_teacher_of_the_catalog_is_a_start_by_its_name():
     config = DistillConfig(student="vit-s-saliency@112", init="vit-s-saliency")  # from the file's 37 x 37, once
     encoder = started_encoder(student_spec(config), config.seed, config.init, ("positions",))
     assert torch.equal(encoder.pos_embed, load_teacher(resolve("vit-s-saliency@112")).model.pos_embed)
+    spec = student_spec(DistillConfig(student="vit-s-saliency@112", init="vit-s-saliency@112"))
+    assert torch.equal(started_encoder(spec, 0, "vit-s-saliency@112", ()).pos_embed, encoder.pos_embed)
     by_file = DistillConfig(student="test_vit@32", init="ibot")
     with pytest.raises(
         ConfigError, match=r"--init ibot: its authors publish .*; fetch the file, and give it as --init"
     ):
         started_encoder(student_spec(by_file), by_file.seed, by_file.init, ())
+
+
+def test_what_stands_behind_the_name_of_a_start(tmp_path):
+    assert named_start("timm:test_vit@32") == ("timm:test_vit", 32)
+    assert named_start("dinov2-s@224") == ("dinov2-s", 224)
+    assert named_start("hf-hub:org/name#main@224") == ("hf-hub:org/name#main", 224)
+    (tmp_path / "start@2.pth").touch()
+    for file in (str(tmp_path / "start@2.pth"), "runs/gone@2.pth"):
+        assert named_start(file) == (file, None)
+    with pytest.raises(ConfigError, match=r"--init dino\+cls=none: rules behind .* the whole model, --init dino$"):
+        named_start("dino+cls=none")
+    with pytest.raises(ConfigError, match="--init dino@big: after '@' comes the input size in px, as in dino@224"):
+        named_start("dino@big")
+    with pytest.raises(ConfigError, match=r"--init dino@448: the student has 32 px; say --img-size 448, or --init"):
+        started_encoder(named_spec("test_vit@32"), 0, "dino@448", ())
 
 
 def test_a_run_keeps_its_pixels_and_an_older_one_imagenets(family, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from unic_cache.files.local import LocalFolder
 from unic_cache.files.paths import SCHEME
 from unic_cache.files.schemes import open_location
 from unic_cache.store.layout import teacher_folder
+from unic_cache.student.run_files import ENCODER
 from unic_cache.teachers.catalog import CATALOG, base_name, no_weights, resolve
 from unic_cache.teachers.outside.names import check, is_outside
 from unic_cache.views.index import no_cache, no_teacher, segment_names
@@ -79,6 +80,11 @@ def check_distill(config: DistillConfig) -> None:
     if not resuming and config.init is not None and is_outside(config.init):
         check(base_name(config.init))
     elif not resuming and config.init is not None and "/" in config.init and not Path(config.init).is_file():
+        if Path(config.init).is_dir():
+            raise ConfigError(
+                f"--init {config.init} is a folder; give its {ENCODER}, or --from {config.init} to take a run's "
+                "projectors too, or --init local-dir:PATH for a model in timm's layout"
+            )
         raise ConfigError(f"--init {config.init}: there is no such file")
     if not resuming and config.from_run is not None:
         run_settings(Path(config.from_run))

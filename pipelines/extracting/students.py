@@ -8,6 +8,7 @@
 
 `--init` takes a file, a timm name (with `timm:` or without), a teacher in the catalog, or a model in timm's layout on
 the hub or in a folder (`hf-hub:ORG/NAME`, `local-dir:PATH`), whose weights are found and checked as for extraction.
+`@SIZE` behind a name, the student's own size, lets its positions be resampled to that, as --img-size does.
 Pixels are normalised as `--normalize` says; unless it does, as the model expects that --init or --from names, or as an
 exported encoder's spec tells, and otherwise by ImageNet's mean and std.
 """
@@ -25,7 +26,7 @@ from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, build_encoder, encoder_spec
 from unic_cache.student.export import spec_of_export
 from unic_cache.student.weights import fit_weights
-from unic_cache.teachers.catalog import CATALOG, resolve
+from unic_cache.teachers.catalog import CATALOG, base_name, resolve
 from unic_cache.teachers.model import load_teacher
 from unic_cache.teachers.outside.names import is_outside
 from unic_cache.teachers.spec import TIMM as TIMM_LIBRARY
@@ -91,6 +92,26 @@ def pixels_of(config: DistillConfig, spec: EncoderSpec, begun: EncoderSpec | Non
     return first or (IMAGENET_MEAN, IMAGENET_STD)
 
 
+def named_start(init: str) -> tuple[str, int | None]:
+    """--init without the `@SIZE` behind a model's name, and that size in px; a file's name is left as it is.
+
+    ConfigError for what is no size, and for rules of targets.
+    """
+    base, at, size = init.partition("@")
+    model = base_name(init).removeprefix(TIMM)
+    known = is_outside(init) or model in CATALOG or timm.is_model(model.partition(".")[0])
+    if Path(init).exists() or not known:
+        return init, None
+    if "+" in init:
+        raise ConfigError(
+            f"--init {init}: rules behind '+' choose a teacher's targets; a student starts from the whole model, "
+            f"--init {init.partition('+')[0]}"
+        )
+    if at and not size.isdecimal():
+        raise ConfigError(f"--init {init}: after '@' comes the input size in px, as in {base}@224")
+    return base, int(size) if at else None
+
+
 def of_model(init: str) -> bool:
     """Whether --init names a teacher of the catalog or a model outside timm; a file of that name comes first."""
     return (init in CATALOG or is_outside(init)) and not Path(init).is_file()
@@ -98,6 +119,7 @@ def of_model(init: str) -> bool:
 
 def init_pixels(init: str) -> Pixels | None:
     """What the model that --init names expects; None for a file that does not say. ConfigError if there is neither."""
+    init, _ = named_start(init)
     if of_model(init):
         teacher = resolve(init)
         return teacher.mean, teacher.std
@@ -132,8 +154,16 @@ def started_encoder(spec: EncoderSpec, seed: int, init: str | None, resample: Co
 
     `resample` names what of them may be resampled to the spec's size: "positions", "patches".
     """
-    if init is None or not of_model(init):
-        return build_encoder(spec, seed, init and init.removeprefix(TIMM), resample)
+    if init is None:
+        return build_encoder(spec, seed)
+    init, size = named_start(init)
+    if size not in {None, spec.img_size}:
+        raise ConfigError(
+            f"--init {init}@{size}: the student has {spec.img_size} px; say --img-size {size}, or --init {init}"
+        )
+    resample = {*resample, "positions"} if size else resample
+    if not of_model(init):
+        return build_encoder(spec, seed, init.removeprefix(TIMM), resample)
     teacher = resolve(init)
     if teacher.library != TIMM_LIBRARY:
         raise ConfigError(f"--init {init}: it is a model of {teacher.library}; a student starts from one of timm")

@@ -27,7 +27,12 @@ from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.order import Order
 from unic_cache.stream.rows import Rows
 from unic_cache.student.backbone import EncoderSpec, prepare
-from unic_cache.student.batch_statistics import good_alone, normalizes_by_batch, statistics_kept
+from unic_cache.student.batch_statistics import (
+    good_alone,
+    normalizes_by_batch,
+    statistics_kept,
+    statistics_restored_on_error,
+)
 from unic_cache.student.drop_path import Places
 from unic_cache.student.loss import LossTerms, distillation_loss, drop_uniforms, joined
 from unic_cache.tf32 import float32_products
@@ -143,13 +148,15 @@ def learn(following: Callable[[], Batch], learner: Learner, meter: Meter, step: 
     parts: list[LossTerms] = []
     good: list[LossTerms] = []
     broken = 0
-    for part in range(learner.config.accumulate):
-        batch = following()
-        with gradients.alone(part):
-            parts.append(learner.training_terms(batch, step, part))
-            gradients.add(parts)
-        good += parts[-1:] if batch.good_B.any() else []
-        broken += batch.broken
+    several = learner.config.accumulate > 1
+    with statistics_restored_on_error(learner.model) if several else nullcontext():
+        for part in range(learner.config.accumulate):
+            batch = following()
+            with gradients.alone(part):
+                parts.append(learner.training_terms(batch, step, part))
+                gradients.add(parts)
+            good += parts[-1:] if batch.good_B.any() else []
+            broken += batch.broken
     terms = joined(good or parts)
     meter.add(terms, float(bool(good)), broken, gradients.clipped())
     return terms

@@ -9,7 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.command.progress import say
-from pipelines.extracting.students import of_model, started_encoder
+from pipelines.extracting.students import named_start, of_model, started_encoder
 from pipelines.training.first_stage import FirstStage, open_first_stage, take_over
 from pipelines.training.run_state import ORIGINS
 from unic_cache.cache import CachedTeacher
@@ -65,9 +65,9 @@ def first_origin(config: DistillConfig, first: FirstStage | None) -> dict[str, A
     """Where the first weights of a run that begins are from, for the student's provenance."""
     if first is not None:
         return {"from": dict(first.provenance)}
-    if config.init is None or not of_model(config.init):
+    if config.init is None or not of_model(named_start(config.init)[0]):
         return {}
-    teacher = resolve(config.init)
+    teacher = resolve(named_start(config.init)[0])
     return {"init": {"name": config.init, "published": teacher.published, "licence": teacher.licence}}
 
 

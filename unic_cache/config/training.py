@@ -52,7 +52,7 @@ class DistillConfig(Stage):
     img_size: int | None = option(None, IMG_SIZE)
     patch_size: int | None = option(None, PATCH_SIZE)
     init: str | None = option(
-        None, "Initial weights: a file, [timm:]NAME, or a teacher such as dino.", "FILE_OR_NAME", unset="random"
+        None, "Initial weights: a file, [timm:]NAME, or a teacher such as dino[@SIZE].", "FILE_OR_NAME", unset="random"
     )
     from_run: str | None = option(
         None, "Start from a finished run: its encoder and its projectors.", "RUN", unset="random", flag="from"

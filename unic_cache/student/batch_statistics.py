@@ -42,6 +42,19 @@ def statistics_kept(module: nn.Module) -> Iterator[None]:
             layer.train()
 
 
+@contextmanager
+def statistics_restored_on_error(module: nn.Module) -> Iterator[None]:
+    """If an error ends what is inside, the statistics are again those of its beginning."""
+    layers = [one for one in module.modules() if normalizes_by_batch_itself(one)]
+    before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers(recurse=False)]
+    try:
+        yield
+    except BaseException:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
+
+
 def normalizes_by_batch_itself(layer: nn.Module) -> bool:
     """Whether the layer, without its children, keeps statistics of its batches."""
     return any(name.endswith(AVERAGES) for name, _ in layer.named_buffers(recurse=False))
