@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 import cli
 from pipelines import provenance
 from pipelines.command.flags import named_file, named_value
+from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.teacher_weights import (
     chosen_spec,
     claimed,
@@ -203,6 +204,14 @@ class TestExtract:
         assert done.exit_code == 0
         assert "keeps licence 'licence unknown" in done.stderr
         assert open_cache(tmp_path / "cache").teachers[VIT].spec["provenance"]["licence"].startswith("licence unknown")
+
+
+def test_a_rule_of_positions_that_changes_nothing_is_told(capsys):
+    name = "efficientnet-lite0@64"
+    load_teachers(TeacherOptions((name,), positions=(("", "bicubic"),)), CPU)
+    assert f"--positions {name}=bicubic changes nothing: the network has no table of" in capsys.readouterr().err
+    load_teachers(TeacherOptions((name,), positions=((name, "timm"),)), CPU)  # its own, as `verify` says it
+    assert "--positions" not in capsys.readouterr().err
 
 
 def test_every_flag_of_a_teacher_travels_from_plan_to_extract():

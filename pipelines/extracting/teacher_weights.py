@@ -36,9 +36,17 @@ def load_teachers(options: TeacherOptions, device: torch.device) -> dict[str, Te
     teachers = {}
     for name, spec in specs.items():
         teacher = load_teacher(spec, files.get(name), device, TORCH_DTYPES[options.dtype], resample=name in rules)
+        if rules.get(name, resolve(name).position_rule) != resolve(name).position_rule and not has_table(teacher):
+            say(f"--positions {name}={rules[name]} changes nothing: the network has no table of positions on a grid")
         teacher.spec = claimed(teacher.spec, files.get(name), licences.get(name), sources.get(name))
         teachers[name] = teacher
     return teachers
+
+
+def has_table(teacher: Teacher) -> bool:
+    """Whether the network adds a table of positions (1, N, D), which a rule resamples; of others than timm's, True."""
+    table = getattr(teacher.model, "pos_embed", None)
+    return teacher.spec.library != TIMM or (isinstance(table, torch.Tensor) and table.ndim == 3)
 
 
 def told_of(flag: str, pairs: Pairs, teachers: Sequence[str]) -> dict[str, str]:
