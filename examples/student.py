@@ -33,12 +33,13 @@ class HeadedStudent(nn.Module):
     def forward(self, batch: dict) -> Tensor:
         """The mean over teachers and token kinds of 1 - cosine, a scalar."""
         tokens_BTD = self.encoder.forward_features(batch["image"])
+        summary_BD = self.encoder.forward_head(tokens_BTD)  # the class token, or what a ViT without one pools
         skipped = self.encoder.num_prefix_tokens
         grid = self.encoder.patch_embed.grid_size
         losses = []
         for teacher, kinds in self.kinds.items():
             for name, kind in kinds.items():
-                seen = tokens_BTD[:, 0] if kind.grid is None else at_grid(tokens_BTD[:, skipped:], grid, kind.grid)
+                seen = summary_BD if kind.grid is None else at_grid(tokens_BTD[:, skipped:], grid, kind.grid)
                 if kind.grid is not None and "positions" in batch[teacher]:
                     seen = seen.take_along_dim(batch[teacher]["positions"][..., None], dim=1)
                 guess = self.heads[head_name(teacher, name)](seen)

@@ -59,7 +59,6 @@ MODELS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_file_of_hugging_faces_gives_its_outputs_in_timm(tmp_path, name):
     kind, settings, arch, options = MODELS[name]

@@ -168,13 +168,11 @@ def through(names, tiny, pictures, folder: Path) -> None:
     distill.run(DistillConfig(cache=cache, out=str(folder / "run"), **student, **options))
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_each_rule_goes_from_pixels_to_a_trained_student(tiny, pictures, tmp_path):
     through([*RULES, *OTHERS], tiny, pictures, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["dinov2-s+patch=none", "sam-b"])
 def test_a_plan_costs_teachers_without_patches_and_without_a_class_token(tiny, pictures, name):
     made = {"views": 1, "size": 32, "batch_size": 2, "calibration_images": 10, "device": "cpu", "threads": 1}
@@ -185,7 +183,6 @@ def test_a_plan_costs_teachers_without_patches_and_without_a_class_token(tiny, p
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_preset_goes_from_pixels_to_a_trained_student(tiny, pictures, tmp_path, family):
     through(FAMILIES[family], tiny, pictures, tmp_path)

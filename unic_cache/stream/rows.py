@@ -142,6 +142,6 @@ def not_committed(teacher: CachedTeacher, unit: Unit) -> BrokenError:
     """The error for a unit without a commit record."""
     return BrokenError(
         f"{teacher.member.location.url}: {teacher.name} has no {unit}: it was never extracted, or extraction did not "
-        "finish; run the same `unic-cache extract` again, or train on fewer views with --views, or with "
-        "--allow-missing on what there is"
+        "finish; run the same `unic-cache extract` again, or read fewer views; `distill --allow-missing` trains on "
+        "what there is"
     )
