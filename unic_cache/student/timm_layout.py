@@ -30,7 +30,7 @@ def timm_config(encoder: Any, spec: EncoderSpec, licences: Collection[str] = ())
     `timm.data.resolve_model_data_config` then gives the student's own size, mean and std, and the whole image.
     `licences` are the teachers'.
     """
-    own = encoder.pretrained_cfg
+    own = getattr(encoder, "pretrained_cfg", None) or {}
     size = [3, spec.img_size, spec.img_size]
     return {
         "architecture": spec.name.partition(".")[0],
@@ -70,6 +70,8 @@ def lay_out_run(out: Path, encoder: nn.Module, spec: EncoderSpec, licences: Coll
 
     A copy of a run has a copied file in place of the link, which would grow old: it becomes a link again.
     """
+    if getattr(encoder, "pretrained_cfg", None) is None:
+        return f"{spec.name} is not built by timm's builder, which alone loads weights by name"
     try:
         before = json.loads((out / CONFIG).read_bytes())
     except (OSError, ValueError) as error:
