@@ -91,7 +91,7 @@ def run(config: DistillConfig) -> Trained:
 
         # Data: images, and where the teachers' tokens come from
         cache, data, source = open_source(config, snapshot, pool, accelerator)
-        total = config.steps or max(1, round(config.epochs * len(data.train) / config.batch_size))
+        total = config.total_steps(len(data.train))
         announce(config, spec, data, total, accelerator)
         probe = open_probe(config, spec, cache, data, pool, accelerator)
 

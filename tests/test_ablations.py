@@ -1,5 +1,6 @@
 """distill's options for the paper's ablations, and the yardstick that compares the students."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.standardize import affine
 from unic_cache.student.backbone import prepare
 from unic_cache.student.loss import distillation_loss
-from unic_cache.student.run_files import CHECKPOINT
+from unic_cache.student.run_files import CHECKPOINT, CONFIG
 
 
 class TestKinds:
@@ -124,6 +125,10 @@ class TestHeldOutLosses:
         teacher.spec = {**teacher.spec, "teacher": {**teacher.spec["teacher"], "weights_sha256": "0" * 64}}
         with pytest.raises(CacheError, match=rf"{VIT} has other weights than in .*give a cache of the same teachers"):
             check_trained(config, Snapshot.load(run), own, [whole.teacher(VIT)])
+        settings = json.loads((run / CONFIG).read_text())
+        (run / CONFIG).write_text(json.dumps({**settings, "steps": 2}))
+        with pytest.raises(ConfigError, match="run has done 1 of 2 steps; finish it with --resume first"):
+            held_out_losses(run, config.cache, held_out, [0], own_cache=str(moved))
         Path(run / CHECKPOINT).unlink()
         with pytest.raises(ConfigError, match="which holds the projectors"):
             held_out_losses(run, config.cache, held_out, [0])

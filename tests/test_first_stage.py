@@ -148,7 +148,7 @@ class TestRefused:
         with pytest.raises(KeyboardInterrupt):
             distill.run(stopped)
         monkeypatch.undo()
-        with pytest.raises(ConfigError, match=r"that run has done 1 of 6 steps; finish it with --resume first"):
+        with pytest.raises(ConfigError, match=r"stopped has done 1 of 6 steps; finish it with --resume first"):
             distill.run(second(first, from_run=stopped.out))
         (Path(stopped.out) / CHECKPOINT).unlink()
         with pytest.raises(ConfigError, match=rf"--from .*has no {CHECKPOINT}, which holds the projectors"):

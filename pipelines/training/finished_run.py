@@ -6,6 +6,7 @@ Letters: B images, n teachers.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,13 @@ def open_finished(folder: Path, settings: DistillConfig, cache: Cache) -> Finish
     student, spec, steps = load_student(folder, settings, teachers)
     targets = Targets(settings, cache, teachers, snapshot.views, Cached(teachers), torch.device("cpu"))
     return FinishedRun(student, spec, snapshot, teachers, targets, steps, settings.loss)
+
+
+def check_finished(folder: Path, settings: DistillConfig, steps: int, provenance: Mapping[str, Any]) -> None:
+    """ConfigError unless the run has done all its steps; `provenance` is that of its encoder."""
+    total = settings.total_steps(provenance["images"])
+    if not steps == provenance["steps"] == total:
+        raise ConfigError(f"{folder} has done {steps} of {total} steps; finish it with --resume first")
 
 
 def load_student(

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipelines.command.run_folder import run_settings
+from pipelines.training.finished_run import check_finished
 from pipelines.training.training_set import target_rules
 from unic_cache.cache import CachedTeacher
 from unic_cache.config import DistillConfig
@@ -59,11 +60,9 @@ def open_first_stage(config: DistillConfig, spec: EncoderSpec) -> FirstStage | N
             )
         steps, weights = trained_weights(folder)
         _, before, provenance = load_encoder(folder)
+        check_finished(folder, settings, steps, provenance)
     except ConfigError as error:
         raise ConfigError(f"{flag}: {error}") from error
-    total = settings.steps or max(1, round(settings.epochs * provenance["images"] / settings.batch_size))
-    if not steps == provenance["steps"] == total:
-        raise ConfigError(f"{flag}: that run has done {steps} of {total} steps; finish it with --resume first")
     if before.name != spec.name:
         raise ConfigError(f"{flag}: its student is {before.name}, not {spec.name}; add --student {before.name}")
     for name in ALIKE:

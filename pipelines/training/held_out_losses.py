@@ -18,7 +18,7 @@ from torch import Tensor
 from pipelines.command.caches import opened
 from pipelines.command.run_folder import run_settings
 from pipelines.command.tars import given_shards
-from pipelines.training.finished_run import check_records, load_student
+from pipelines.training.finished_run import check_finished, check_records, load_student
 from pipelines.training.online import FOLDER
 from pipelines.training.targets import Cached, Targets
 from pipelines.training.training_set import Snapshot, teachers_of
@@ -32,6 +32,7 @@ from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import usable_rows
 from unic_cache.student.backbone import EncoderSpec, prepare
+from unic_cache.student.export import load_encoder
 from unic_cache.student.ladder import Tokens
 from unic_cache.student.loss import distillation_loss
 from unic_cache.student.projectors import Student
@@ -65,15 +66,16 @@ def held_out_losses(
 
     The mean is over the token kinds that the run learned. Without `shards`, it is on all images of a cache that keeps
     its views. Views have the run's recipe, size and seed. `own_cache` is where the cache that the run was trained from
-    is now; by default, where it was. ConfigError without a checkpoint; CacheError if the caches hold features of
-    different networks, or lack any of this.
+    is now; by default, where it was. ConfigError without a checkpoint, or before the last step; CacheError if the
+    caches hold features of different networks, or lack any of this.
     """
     folder, on = Path(run), torch.device(device)
     settings, snapshot = run_settings(folder), Snapshot.load(folder)
     whole, own = opened(cache), opened(own_cache or (str(folder / FOLDER) if settings.online else settings.cache))
     teachers = teachers_of(whole, snapshot.teachers, settings.kinds)
     check_trained(settings, snapshot, own, teachers)
-    student, spec, _ = load_student(folder, settings, teachers)
+    student, spec, steps = load_student(folder, settings, teachers)
+    check_finished(folder, settings, steps, load_encoder(folder)[2])
     maps = restatements(settings, own, teachers, on)
     paths, entries = given_shards(shards, whole.pixels is not None)
     tars = {whole.place(entry.name, entry.keys): (path, entry) for path, entry in zip(paths, entries, strict=True)}

@@ -159,6 +159,10 @@ class DistillConfig(Stage):
         """The learning rate after warm-up: UNIC's 3e-4 per 256 images of a batch, unless `lr` is set."""
         return 3e-4 * self.batch_size / 256 if self.lr is None else self.lr
 
+    def total_steps(self, images: int) -> int:
+        """Steps of a run on so many images: `steps`, or else `epochs` in whole batches, at least one."""
+        return self.steps or max(1, round(self.epochs * images / self.batch_size))
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """As `Stage.from_json`; earlier releases' settings are read too."""
