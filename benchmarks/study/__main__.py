@@ -17,6 +17,8 @@ from benchmarks.study.scales import FIRST, SCALES
 from benchmarks.study.sets import make_sets
 from pipelines.command.failures import clear_errors
 from pipelines.command.progress import say
+from unic_cache.errors import ConfigError
+from unic_cache.files.local import LocalFolder
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,6 +52,7 @@ def work(options: argparse.Namespace) -> None:
             click.echo(f"{run.name} {run.seed}")
         return
     if not options.page:
+        claim_folder(options.work, scale.name)
         sets = make_sets(options.work, scale.images, scale.labelled_images, say)
         try:
             done = Study(scale, options.work, options.results, sets).run_all(options.only)
@@ -58,6 +61,14 @@ def work(options: argparse.Namespace) -> None:
         say(f"study: {done} runs done, none left{f' of {options.only}' if options.only else ''}")
         return
     draw(options)
+
+
+def claim_folder(folder: Path, scale: str) -> None:
+    """Write the scale's name into the folder. ConfigError if it holds another scale's caches and runs."""
+    file = folder / "scale"
+    if file.exists() and (other := file.read_text().strip()) != scale:
+        raise ConfigError(f"{folder} holds the study at scale {other}; give --work another folder for scale {scale}")
+    LocalFolder(folder).replace(file.name, f"{scale}\n".encode())
 
 
 def draw(options: argparse.Namespace) -> None:

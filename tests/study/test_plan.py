@@ -5,10 +5,12 @@ import json
 
 import pytest
 
+from benchmarks.study.__main__ import claim_folder
 from benchmarks.study.runs import ONLINE, Kept, plan
 from benchmarks.study.scales import SCALES
 from tests.study.made_up import lines_of
 from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, RecodeConfig
+from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import encoder_spec
 
 SMALL = SCALES["small"]
@@ -98,3 +100,10 @@ def test_what_cannot_be_told_apart_is_not_combined():
         for line in lines_of(SMALL)
     ]
     assert len(plan(SMALL, unsure)) == len(plan(SMALL))
+
+
+def test_a_folder_serves_one_scale(tmp_path):
+    claim_folder(tmp_path / "work", "small")
+    claim_folder(tmp_path / "work", "small")
+    with pytest.raises(ConfigError, match="holds the study at scale small; give --work another folder for scale full"):
+        claim_folder(tmp_path / "work", "full")
