@@ -43,6 +43,9 @@ class TestKinds:
         (record,) = log_of(tmp_path / "run")
         assert [set(teacher) for teacher in record["teachers"].values()] == [{"patch", "coefficient", "top"}] * 2
         assert record["loss"] == pytest.approx(sum(one["patch"] for one in record["teachers"].values()) / 2)
+        with pytest.raises(ConfigError, match="--kinds masks: no teacher gives such tokens; choose from cls, patch"):
+            distill.run(training(kinds=("masks",), out=str(tmp_path / "other"), **online))
+        assert not list((tmp_path / "other").rglob("calibration.npz"))
 
     def test_that_no_teacher_or_not_every_teacher_gives_are_named(self, training, cache, monkeypatch):
         with pytest.raises(ConfigError, match="--kinds CLS: no teacher gives such tokens; choose from cls, patch"):

@@ -15,13 +15,14 @@ from pipelines.extracting.opening import open_teachers
 from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.training.split import marked, tell_validation, train_names
 from pipelines.training.targets import Live
-from pipelines.training.training_set import Snapshot, TrainingSet, teachers_of
+from pipelines.training.training_set import Snapshot, TrainingSet, check_kinds, teachers_of
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig, Views
 from unic_cache.config.views import CROP_SCALE
 from unic_cache.errors import ConfigError
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import all_rows
+from unic_cache.teachers.catalog import resolve
 from unic_cache.views.index import extend_index
 
 DEFAULT_SIZE = 224  # pixels of a view
@@ -38,6 +39,8 @@ def open_live_set(
     """
     if not config.teachers:
         raise ConfigError("--online runs the teachers itself: name each with --teacher, and its weights with --weights")
+    specs = [resolve(name) for name in config.teachers]
+    check_kinds({spec.name: (*spec.summary_rules, *spec.grid_rules) for spec in specs}, config.kinds)
     scale = config.crop_scale or CROP_SCALE
     views = Views(config.recipe or Views().recipe, config.size or DEFAULT_SIZE, config.view_seed or 0, scale)
     opened = open_teachers(opening_options(config, views, worker), pool, device, "distill --online, first")

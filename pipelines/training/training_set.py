@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,18 +154,26 @@ def teachers_of(cache: Cache, names: Sequence[str], kinds: Sequence[str]) -> tup
     ConfigError if a teacher has none of them, or if no teacher has one of them.
     """
     teachers = tuple(cache.teacher(name) for name in names)
-    if not kinds or not teachers:
+    if not kinds:
         return teachers
-    given = {kind: None for teacher in teachers for kind in teacher.kinds}
-    if unknown := [kind for kind in kinds if kind not in given]:
-        raise ConfigError(f"--kinds {unknown[0]}: no teacher gives such tokens; choose from {', '.join(given)}")
-    if silent := [teacher for teacher in teachers if not teacher.kinds.keys() & set(kinds)]:
-        listed = ", ".join(f"{teacher.name} (it gives {', '.join(teacher.kinds)})" for teacher in silent)
+    check_kinds({teacher.name: tuple(teacher.kinds) for teacher in teachers}, kinds)
+    return tuple(teacher.only(kinds) for teacher in teachers)
+
+
+def check_kinds(given: Mapping[str, Sequence[str]], kinds: Sequence[str]) -> None:
+    """ConfigError if a teacher gives none of the token kinds that --kinds names, or if no teacher gives one of them.
+
+    `given` has each teacher's.
+    """
+    every = dict.fromkeys(kind for own in given.values() for kind in own)
+    if given and (unknown := [kind for kind in kinds if kind not in every]):
+        raise ConfigError(f"--kinds {unknown[0]}: no teacher gives such tokens; choose from {', '.join(every)}")
+    if silent := [name for name, own in given.items() if kinds and not set(own) & set(kinds)]:
+        listed = ", ".join(f"{name} (it gives {', '.join(given[name])})" for name in silent)
         raise ConfigError(
             f"no {' or '.join(dict.fromkeys(kinds))} tokens from {listed}; add another --kinds, or name the other "
             "teachers with --teacher"
         )
-    return tuple(teacher.only(kinds) for teacher in teachers)
 
 
 def cached_views(config: DistillConfig, cache: Cache, teachers: Sequence[CachedTeacher]) -> Views:
