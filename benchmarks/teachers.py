@@ -39,8 +39,8 @@ to the command. `unic-cache teachers [WORD]...` lists the same in a terminal, wi
   ...; any `cls` rule replaces them all: `c-radio-v3-b+cls=raw-cls:2` is DINOv2's alone.
 - `--positions NAME=RULE` sets how positions reach another grid: `timm` (bicubic with antialiasing), `bicubic`
   (without), `bicubic-scale` (without, by the factor of DINO's and DINOv2's code).
-- `timm:NAME` is any other timm model; one that is in the tables gets the same targets. A CLIP that was trained with
-  QuickGELU under a name without it is told, with the right name.
+- `timm:NAME` is any other timm model; one whose timm weights are in the tables gets the same targets. A CLIP that was
+  trained with QuickGELU under a name without it is told, with the right name.
 - `hf-hub:`, `local-dir:`, `open_clip:` and `py:` are [teachers outside timm](OWN_TEACHERS.md).
 - `--weights NAME=FILE` takes any file of the model, under any prefix: in timm's layout; in one that timm converts
   (authors' files of CLIP, OpenCLIP, EVA, PE, DINOv2, DINOv3, AIMv2, C-RADIO, TIPS, SAM, ...); in Hugging Face's of
@@ -54,7 +54,7 @@ A student inherits the terms of its teachers' licences. `extract` says them as i
 No real weights were at hand but those of the Python packages; the notes say what only they can show.
 
 - **Sizes**, of all: the true architecture on the meta device has these parameters, tokens and channels, and `timm:NAME`
-  has the preset's targets (of one in each family). By this command, and by `make test-slow`.
+  has the preset's targets where its weights are timm's. By this command, and in part by `make test-slow`.
 - **Targets**, of each rule: a small model of the same class with random weights, loaded strictly from a file, against a
   plain forward of timm's modules.
 - **From pixels to a student**: the same small models through `extract`, `inspect` and `distill`. Each rule in
@@ -69,12 +69,10 @@ M: millions of parameters. GB: weights in float32. Tokens: of the patch kind. A 
 
 def main() -> None:
     """Check every preset at its true size, then write the page."""
-    families: set[str] = set()
     for number, preset in enumerate(PRESETS.values()):
         check(preset)
-        if preset.family not in families and preset.spec.source == "timm":
+        if preset.spec.source == "timm":
             check_derived(preset.spec)
-        families.add(preset.family)
         print(f"{number + 1} of {len(PRESETS)}: {preset.spec.name}", file=sys.stderr)
     PAGE.write_text(page())
 
