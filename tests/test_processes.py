@@ -93,6 +93,13 @@ def test_what_accelerate_launch_sets_by_itself_is_not_told(tmp_path, monkeypatch
     assert capsys.readouterr().err == ""
 
 
+def test_one_python_process_trains_in_one_precision(tmp_path):
+    made(tmp_path, precision="bf16")
+    made(tmp_path, precision="bf16")
+    with pytest.raises(ConfigError, match="has trained in precision bf16, .*; train in precision no in another process"):
+        made(tmp_path)
+
+
 def test_one_process_where_more_were_asked_for_is_told(tmp_path, monkeypatch, capsys):
     """`accelerate launch --cpu --num_processes 2` sets these, and starts one."""
     for name, value in {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():

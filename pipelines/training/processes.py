@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import GradientAccumulationPlugin
 
@@ -46,6 +47,11 @@ def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
     check_settings(config)
     if config.tracker not in {"none", *map(str, get_available_trackers())}:
         raise no_tracker(config.tracker)
+    if is_initialized() and (before := AcceleratorState().mixed_precision) != config.precision:
+        raise ConfigError(
+            f"this Python process has trained in precision {before}, which accelerate keeps for as long as it lives; "
+            f"train in precision {config.precision} in another process"
+        )
     world = world_size()
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE
     if world > 1 and on_cpu:
