@@ -96,7 +96,7 @@ def test_what_accelerate_launch_sets_by_itself_is_not_told(tmp_path, monkeypatch
 def test_one_python_process_trains_in_one_precision(tmp_path):
     made(tmp_path, precision="bf16")
     made(tmp_path, precision="bf16")
-    with pytest.raises(ConfigError, match="has trained in precision bf16, .*; train in precision no in another process"):
+    with pytest.raises(ConfigError, match=r"trained in precision bf16, .*; train in precision no in another process"):
         made(tmp_path)
 
 
