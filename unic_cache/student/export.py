@@ -107,9 +107,10 @@ def licences_of(provenance: Mapping[str, Any] | None) -> dict[str, str]:
     if provenance is None:
         return {}
     teachers = provenance.get("teachers")
-    own = {name: made.get("licence") for name, made in teachers.items()} if isinstance(teachers, Mapping) else {}
-    start = {made["name"]: made.get("licence") for made in [provenance.get("init")] if made}
-    return {**licences_of(provenance.get("from")), **{name: str(licence) for name, licence in {**start, **own}.items()}}
+    own = dict(teachers) if isinstance(teachers, Mapping) else {}
+    start = {made["name"]: made for made in [provenance.get("init")] if made}
+    said = {name: str(made.get("licence") or "unknown") for name, made in {**start, **own}.items()}
+    return {**licences_of(provenance.get("from")), **said}
 
 
 def _metadata(file: Path, header: str | None) -> dict[str, Any]:
