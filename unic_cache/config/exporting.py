@@ -28,7 +28,7 @@ class ExportConfig(Stage):
     )
     results: str | None = option(None, "A file of `evaluate --out`, for the model card.", "FILE")
     push: str | None = option(None, "Also upload OUT to the Hugging Face hub as this model.", "ORG/NAME")
-    private: bool = option(False, "If --push makes the model there, make it private.")
+    private: bool = option(False, "Upload to a private model alone; if --push makes it, it is private.")
     allow_unfinished: bool = option(False, "Also export a student whose run has not done all its steps.")
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from unic_cache.files.durable import NO_LINKS
 from unic_cache.files.local import LocalFolder
 from unic_cache.student.backbone import EncoderSpec, create_options
 from unic_cache.student.run_files import CONFIG, ENCODER, MODEL
@@ -66,13 +67,14 @@ def folder_line(folder: str | Path) -> str:
 
 
 def lay_out_run(out: Path, encoder: nn.Module, spec: EncoderSpec, licences: Collection[str]) -> str | None:
-    """Make a run's folder such a layout, once its encoder is there; if that cannot be, the reason.
+    """Make a run's folder such a layout, of the encoder that is there or will be; if that cannot be, the reason.
 
-    A copy of a run has a copied file in place of the link, which would grow old: it becomes a link again.
+    A copy of a run has a copied file in place of the link, which would grow old: it becomes a link again, or goes.
+    OSError if the disk fails.
     """
     try:
-        before = json.loads((out / CONFIG).read_bytes())
-    except (OSError, ValueError) as error:
+        before = dict(json.loads((out / CONFIG).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         return f"{CONFIG} cannot be read ({error})"
     after = config_bytes({**before, **timm_config(encoder, spec, licences)})
     if after != config_bytes(before):
@@ -84,6 +86,9 @@ def lay_out_run(out: Path, encoder: nn.Module, spec: EncoderSpec, licences: Coll
     try:
         temporary.symlink_to(ENCODER)
     except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        link.unlink(missing_ok=True)
         return f"its file system has no links ({error.strerror})"
     temporary.replace(link)
     return None
