@@ -209,6 +209,7 @@ def test_transformers_loads_the_folder_by_the_cards_lines(name, size, patch, tmp
     scope: dict[str, Any] = {"image": picture(3, (size, size))}
     for code in snippets(tmp_path / "out"):
         exec(code, scope)
+    assert scope["last"].shape[0] == 1
     encoder, _, _ = load_encoder(file)
     pixels = scope["processor"](scope["image"], return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
@@ -496,6 +497,9 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=re.escape(said)):
             ExportConfig("run", "out", **changes)
+    for places in (("run", "hf-hub:me/student"), ("local-dir:run", "out")):
+        with pytest.raises(ConfigError, match="RUN and OUT are plain paths; --push ORG/NAME publishes on the hub"):
+            ExportConfig(*places)
 
 
 @pytest.mark.parametrize(("name", "size", "patch"), CONVERTED)
@@ -510,6 +514,8 @@ def test_onnxruntime_gives_torchs_values_for_any_batch(name, size, patch, tmp_pa
     run = onnx_file.onnxruntime_session(data)
     with torch.inference_mode():
         wanted = tokens(encoder, images_of(size))
+    (_, width), (_, count, channels) = (tuple(value.shape) for value in wanted)
+    assert f"is (B, {width}), and the patch tokens (B, {count}, {channels}), on a" in (one / README).read_text()
     for own, found in zip(wanted, run(np.asarray(images_of(size))), strict=True):
         np.testing.assert_allclose(found, own, rtol=1e-4, atol=1e-4)
     with pytest.raises(UnicCacheError, match=r"patch of 1 images differs from torch by .*nothing was written"):
