@@ -23,6 +23,7 @@ from pipelines.command.run_folder import run_settings
 from pipelines.export import README
 from pipelines.exporting import hub, onnx_file
 from pipelines.exporting.places import placeless
+from pipelines.extracting.students import init_origin
 from tests import tiny_models  # noqa: F401 (timm then knows them)
 from tests.conftest import CNN, VIT, make_shards, picture, tree
 from tests.test_distill import StopAfter
@@ -297,6 +298,20 @@ def test_the_card_counts_teachers_alone_and_says_what_took_effect(tmp_path):
     assert "| a | unknown |" in card.text
 
 
+def test_the_licences_of_the_first_weights_go_on(tmp_path):
+    """Of another student, whose teachers bind this one too, and of timm's; a file that says nothing has none."""
+    file = file_of(tmp_path / "run", "test_vit", 32, 8)
+    known = {"name": str(file), "licence": "Apache-2.0; MIT"}
+    assert init_origin(str(file)) == known
+    assert init_origin("timm:vit_tiny_patch16_224")["licence"] == "apache-2.0"
+    assert set(init_origin("dino")) == {"name", "published", "licence"}
+    save_file(load_encoder(file)[0].state_dict(), tmp_path / "plain.safetensors")
+    assert init_origin(str(tmp_path / "plain.safetensors")) == {}
+    other = file_of(tmp_path / "other", "test_vit", 32, 8, init=known, config={"init": str(file)})
+    card = (exported(other, tmp_path / "out").out / README).read_text()
+    assert "began with the weights encoder.safetensors, whose licence, Apache-2.0; MIT, binds it too." in card
+
+
 def test_no_folder_of_this_machine_is_named(tmp_path):
     """Paths in settings, and those of `local-dir:` teachers and first weights wherever they stand."""
     one, two = "local-dir:/home/someone/models/vit", "local-dir:/data/vit@336+cls=none"
@@ -322,6 +337,7 @@ def test_no_folder_of_this_machine_is_named(tmp_path):
     }  # fmt: skip
     assert placeless({"config": {"init": "hf-hub:org/model"}})["config"] == {"init": "hf-hub:org/model"}
     assert placeless({"config": {"init": "/home/someone/start.pth"}})["config"] == {"init": "start.pth"}
+    assert placeless({"init": {"name": "/home/someone/start.pth"}})["init"] == {"name": "start.pth"}
     file = file_of(tmp_path / "run", "test_vit", 32, 8, **made)
     for form in ("timm", "hf"):
         assert b"someone" not in b"".join(tree(exported(file, tmp_path / form, form).out).values())

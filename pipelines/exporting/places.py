@@ -73,6 +73,8 @@ def _without_paths(provenance: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(settings.get("weights"), list | tuple):
             settings["weights"] = [[name, _last(file)] for name, file in settings["weights"]]
         found["config"] = settings
+    if isinstance(found.get("init"), Mapping) and not is_outside(str(found["init"].get("name"))):
+        found["init"] = {**found["init"], "name": _last(found["init"].get("name"))}
     if isinstance(found.get("from"), Mapping):
         found["from"] = _without_paths(found["from"])
     return found

@@ -28,7 +28,8 @@ TRANSFORMERS = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperMode
 def timm_config(encoder: Any, spec: EncoderSpec, licences: Collection[str] = ()) -> dict[str, Any]:
     """What timm reads of `config.json`, JSON-ready; its keys are TIMM_KEYS.
 
-    `timm.data.resolve_model_data_config` then gives the student's own size, mean and std, and the whole image.
+    `timm.data.resolve_model_data_config` then gives the student's own size, mean and std, and the largest square in the
+    middle of an image.
     `licences` are the teachers'.
     """
     own = encoder.pretrained_cfg
