@@ -42,7 +42,7 @@ class Exported:
 
     out: Path
     line: str  # Python that loads it
-    licences: dict[str, str]  # teacher -> licence, also of the runs that it started from
+    licences: dict[str, str]  # of teachers and first weights, by name, also of the runs that it started from
     address: str | None  # on the hub
 
 

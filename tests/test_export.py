@@ -551,7 +551,7 @@ def test_on_the_command_line(finished, tmp_path, monkeypatch):
     done = invoke(finished.out, "out")
     assert done.exit_code == 0, done.output
     assert "The export is out. Load it with\n  timm.create_model('local-dir:out', pretrained=True)" in done.output
-    assert f"It learned from {VIT} (" in done.output.replace(CNN, VIT)
+    assert f"It inherits the terms of {VIT} (" in done.output.replace(CNN, VIT)
     again = invoke(finished.out, "out")
     assert (again.exit_code, "out holds README.md" in again.output) == (2, True)
     for words, said in (

@@ -99,9 +99,9 @@ class Card:
             sha256 = str(made.get("weights_sha256") or "")[:16]
             licence = self.source.licences[name]
             yield f"| {cell(name)} | {cell(licence)} | {cell(made.get('published') or '')} | {sha256} |"
-        for start, licence in starts(self.source.provenance):
-            known = "whose licence" if licence is None else f"whose licence, {licence},"
-            yield f"\nIts encoder began with the weights {start}, {known} binds it too."
+        for start, known in starts(self.source.provenance):
+            theirs = "whose licence" if known is None else f"whose licence, {known},"
+            yield f"\nIts encoder began with the weights {start}, {theirs} binds it too."
 
     def _recipe(self) -> Iterator[str]:
         source, provenance = self.source, self.source.provenance

@@ -73,6 +73,13 @@ def lay_out_run(out: Path, encoder: nn.Module, spec: EncoderSpec, licences: Coll
     A copy of a run has a copied file in place of the link, which would grow old: it becomes a link again, or goes.
     OSError if the disk fails.
     """
+    why_not = _laid_out(out, encoder, spec, licences)
+    if why_not:
+        (out / MODEL).unlink(missing_ok=True)
+    return why_not
+
+
+def _laid_out(out: Path, encoder: nn.Module, spec: EncoderSpec, licences: Collection[str]) -> str | None:
     try:
         before = dict(json.loads((out / CONFIG).read_bytes()))
     except (OSError, ValueError, TypeError) as error:
@@ -89,7 +96,6 @@ def lay_out_run(out: Path, encoder: nn.Module, spec: EncoderSpec, licences: Coll
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        link.unlink(missing_ok=True)
         return f"its file system has no links ({error.strerror})"
     temporary.replace(link)
     return None
