@@ -234,7 +234,7 @@ def test_the_card_names_teachers_licences_recipe_results_and_runs(tmp_path, monk
         "encoders": {name: {"kind": kind, **score} for name, kind in kinds.items()},
     }  # fmt: skip
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"images": 9, "tasks": {"knn": task}}))
+    results.write_text(json.dumps({"images": 9, "trained_on": 7, "tasks": {"knn": task}}))
     exported(file, tmp_path / "out", results=str(results))
     card = (tmp_path / "out/README.md").read_text()
     for line in (
@@ -245,6 +245,7 @@ def test_the_card_names_teachers_licences_recipe_results_and_runs(tmp_path, monk
         "- 4 steps\n",
         "- 10 images, 2 views each: recipe unic, 32 px",
         "- loss unic",
+        "Of the test images, up to 7 were seen in training, without labels.\n",
         "| encoder | knn (20-NN, %) |",
         "| this student | 50.0 (40.0..60.0) |\n| dino | 50.0 (40.0..60.0) |",
     ):

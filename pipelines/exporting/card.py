@@ -32,7 +32,7 @@ RECIPE: dict[str, Callable[[Any], str]] = {
     "kinds": lambda value: f"token kinds {', '.join(value)}",
     "ema": lambda value: f"moving average of the weights, decay {value:g}",
     "clip_grad": lambda value: f"gradient clipped to {value:g}",
-    "precision": lambda value: f"precision {value}",
+    "precision": lambda value: f"mixed precision: {value}",
     "seed": lambda value: f"seed {value}",
 }  # settings in the card, and how
 
@@ -137,6 +137,9 @@ def table(results: Evaluation, source: Source) -> Iterator[str]:
     units = [f"{task} ({result.metric}{', %' if result.unit == '%' else ''})" for task, result in results.tasks.items()]
     yield "Measured by `unic-cache evaluate`; intervals of 95 % over the test images."
     yield ""
+    if results.trained_on:
+        yield f"Of the test images, up to {results.trained_on:,} were seen in training, without labels."
+        yield ""
     yield f"| encoder | {' | '.join(map(cell, units))} |"
     yield "|---|" + "---|" * len(units)
     for one in shown:

@@ -79,6 +79,7 @@ class Evaluation:
     tasks: Mapping[str, TaskResult]
     analysis: Mapping[str, Analysis] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)  # student -> sha256 of its tensors; older files lack it
+    trained_on: int = 0  # test images that a student was trained on
 
 
 def read_evaluation(path: Path, label: str) -> Evaluation:
@@ -103,7 +104,8 @@ def read_evaluation(path: Path, label: str) -> Evaluation:
         tasks = {shown(name): _task(task) for name, task in data["tasks"].items()}
         analysis = {shown(name): _analysis(one) for name, one in (data.get("analysis") or {}).items()}
         weights = {shown(name): str(sha256) for name, sha256 in (data.get("weights") or {}).items()}
-        return Evaluation(label, _count(data["images"]), tasks, analysis, weights)
+        seen = _count(data.get("trained_on", 0))
+        return Evaluation(label, _count(data["images"]), tasks, analysis, weights, seen)
 
 
 def shown(text: str) -> str:
