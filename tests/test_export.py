@@ -171,6 +171,15 @@ def test_a_copied_run_that_goes_on_does_not_keep_an_old_model(training, tmp_path
         exported(tmp_path / "copy", tmp_path / "out")
     half = exported(tmp_path / "copy", tmp_path / "half", allow_unfinished=True)
     assert "**Its training was not finished: 2 of 4 steps.**" in (half.out / "README.md").read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.training.run_state.save_encoder", killed)
+    with pytest.raises(KeyboardInterrupt):  # between checkpoint and encoder
+        distill.run(training(steps=4, out=str(tmp_path / "copy"), resume=True))
+    monkeypatch.undo()
+    assert (tmp_path / "copy" / MODEL).is_symlink()
     distill.run(training(steps=4, out=str(tmp_path / "copy"), resume=True))
     check_timm_loads(tmp_path / "copy", tmp_path / "copy")
     exported(tmp_path / "copy", tmp_path / "out")
