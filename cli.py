@@ -153,7 +153,9 @@ def distill(config: DistillConfig) -> None:
         return
     click.echo(f"{done.steps} steps, loss {done.loss:.4f}; the encoder is {done.encoder}. Load it with")
     click.echo(f"  {done.folder_line}")
-    click.echo(f"It learned from {', '.join(f'{name} ({licence})' for name, licence in done.licences.items())}.")
+    click.echo(
+        f"It inherits the terms of {', '.join(f'{name} ({licence})' for name, licence in done.licences.items())}."
+    )
     if done.left_out or done.broken:
         click.echo(
             f"Broken: {done.left_out} images were left out, and images were skipped {done.broken} times; "
@@ -207,7 +209,9 @@ def export(config: ExportConfig) -> None:
     done = pipeline.run(config)
     click.echo(f"The export is {done.out}. Load it with\n  {done.line}")
     if done.licences:
-        click.echo(f"It learned from {', '.join(f'{name} ({licence})' for name, licence in done.licences.items())}.")
+        click.echo(
+            f"It inherits the terms of {', '.join(f'{name} ({licence})' for name, licence in done.licences.items())}."
+        )
     if done.address is not None:
         click.echo(f"It is on the hub: {done.address}")
 

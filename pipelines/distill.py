@@ -64,7 +64,7 @@ class Trained:
     timm_line: str  # Python that loads the file
     steps: int
     loss: float  # of the last logged steps
-    licences: dict[str, str]  # teacher -> licence, also of the runs that it started from
+    licences: dict[str, str]  # of teachers and first weights, by name, also of the runs that it started from
     left_out: int  # images never used, since their records are broken or missing
     broken: int  # times an image was skipped, since its stored data is broken
     main_process: bool  # whether this process is the one that reports

@@ -24,7 +24,7 @@ from pipelines.command.progress import Progress, begins, say
 from pipelines.command.sizes import tell_student
 from pipelines.evaluating.analysis import analysed, with_pruned
 from pipelines.evaluating.comparison import Result, compare, neighbours
-from pipelines.evaluating.encoders import RANDOM, TEACHER, Encoder, compared, view_size
+from pipelines.evaluating.encoders import RANDOM, STUDENT, TEACHER, Encoder, compared, view_size
 from pipelines.evaluating.features import KeptFeatures, features, set_name
 from pipelines.evaluating.labelled import LabelledShards, Usable, check_apart, labelled, twins
 from pipelines.evaluating.measuring import NEEDS, DenseLabels, Measured, allowed, measure
@@ -115,6 +115,7 @@ def gathered(
         tasks={task: compared_in(task, one, encoders, *how) for task, one in measured.items()},
         analysis=analysis,
         remarks=fidelities(encoders),
+        weights={one.name: one.identity["weights"] for one in encoders if one.kind == STUDENT},
     )
 
 

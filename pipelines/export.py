@@ -42,7 +42,7 @@ class Exported:
 
     out: Path
     line: str  # Python that loads it
-    licences: dict[str, str]  # teacher -> licence, also of the runs that it started from
+    licences: dict[str, str]  # of teachers and first weights, by name, also of the runs that it started from
     address: str | None  # on the hub
 
 
@@ -110,7 +110,7 @@ def with_heads(source: Source, config: ExportConfig) -> tuple[Files, bool]:
     cache = learned_cache(config, source.folder, settings)
     teachers = teachers_of(cache, snapshot.teachers, settings.kinds)
     shown = None if settings.online else (snapshot.views, snapshot.numbers, snapshot.train)
-    check_learned(cache, teachers, source.provenance, shown, snapshot.records)
+    check_learned(cache, teachers, source.made, shown, snapshot.records)
     student, _, steps = load_student(source.folder, settings, teachers)
     if steps != source.steps:
         raise ConfigError(
@@ -118,14 +118,24 @@ def with_heads(source: Source, config: ExportConfig) -> tuple[Files, bool]:
             "going on, or was stopped while it saved: continue it with --resume"
         )
     made = Projector(settings.projector, settings.ladder_widths, settings.shared_projectors)
-    facts = {teacher.name: (teacher.kinds, facts_of(teacher)) for teacher in teachers}
-    scales = scales_of(teachers, settings.standardize)
+    own, places = [teacher.name for teacher in teachers], source.places
+    tensors = places.projectors(student.ladder.state_dict(), own)
+    facts = {places(one.name): (one.kinds, places(facts_of(one))) for one in teachers}
+    scales = {(places(name), kind): one for (name, kind), one in scales_of(teachers, settings.standardize).items()}
     files, _ = of_timm(source, config)
-    return {**files, HEADS: heads_bytes(student.ladder, made, scales, facts, source.model)}, False
+    return {**files, HEADS: heads_bytes(tensors, made, scales, facts, source.model)}, False
 
 
 def learned_cache(config: ExportConfig, folder: Path, settings: DistillConfig) -> Cache:
-    """The cache that the run learned from. CacheError if it is not there any more."""
+    """The cache that the run learned from. CacheError if it is not there any more.
+
+    ConfigError if another is named for a run --online: nothing tells whether it has the same statistics.
+    """
+    if settings.online and config.cache is not None:
+        raise ConfigError(
+            f"{folder}: its teachers were --online, and the run standardized them by its own statistics, in "
+            f"{folder / FOLDER}; leave out --cache"
+        )
     if config.cache is not None:
         return opened(config.cache)
     try:

@@ -13,6 +13,7 @@ from unic_cache.student.export import encoder_file, licences_of, load_encoder
 
 SOURCE = ("about", "source", "published", "licence", "weights_file_sha256")
 RULES = ("arch", "arch_options", "input_size", "mean", "std", "cls_rule", "patch_rule", "position_rule")
+MORE_RULES = ("summary_rules", "grid_rules")  # of a teacher with several class tokens, or several grids
 MADE_WITH = ("codec", "dtype", "device", "batch_size", "augment", "versions")
 
 
@@ -36,7 +37,11 @@ def of_cache(path: str) -> dict[str, Any]:
             **{key: spec["teacher"][key] for key in ("weights_sha256", "version") if key in spec["teacher"]},
             **{key: spec["provenance"].get(key) for key in SOURCE},
             **{key: spec["provenance"][key] for key in ("recoded_from",) if key in spec["provenance"]},
-            "preprocessing": {"rule": RULE, **{key: spec["teacher"].get(key) for key in RULES}},
+            "preprocessing": {
+                "rule": RULE,
+                **{key: spec["teacher"].get(key) for key in RULES},
+                **{key: spec["teacher"][key] for key in MORE_RULES if key in spec["teacher"]},
+            },
             **{key: spec.get(key) for key in MADE_WITH},
         }
     if cache.pixels is not None:

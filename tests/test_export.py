@@ -1,9 +1,12 @@
 """`export`: what it writes is loaded by the software it is for, and gives the student's own values."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,12 +14,16 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import cli
 from pipelines import distill, export, provenance
 from pipelines.command.run_folder import run_settings
+from pipelines.export import README
 from pipelines.exporting import hub, onnx_file
+from pipelines.exporting.places import placeless
+from pipelines.extracting.students import init_origin
 from tests import tiny_models  # noqa: F401 (timm then knows them)
 from tests.conftest import CNN, VIT, make_shards, picture, tree
 from tests.test_distill import StopAfter
@@ -25,6 +32,8 @@ from unic_cache.errors import ConfigError, UnicCacheError
 from unic_cache.student.backbone import build_encoder, embed, encoder_spec, tokens
 from unic_cache.student.export import load_encoder, save_encoder
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, MODEL
+from unic_cache.student.timm_layout import lay_out_run
+from unic_cache.teachers.weights import state_sha256
 
 slow = pytest.mark.slow
 PROVENANCE = {
@@ -162,6 +171,15 @@ def test_a_copied_run_that_goes_on_does_not_keep_an_old_model(training, tmp_path
         exported(tmp_path / "copy", tmp_path / "out")
     half = exported(tmp_path / "copy", tmp_path / "half", allow_unfinished=True)
     assert "**Its training was not finished: 2 of 4 steps.**" in (half.out / "README.md").read_text()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipelines.training.run_state.save_encoder", killed)
+    with pytest.raises(KeyboardInterrupt):  # between checkpoint and encoder
+        distill.run(training(steps=4, out=str(tmp_path / "copy"), resume=True))
+    monkeypatch.undo()
+    assert (tmp_path / "copy" / MODEL).is_symlink()
     distill.run(training(steps=4, out=str(tmp_path / "copy"), resume=True))
     check_timm_loads(tmp_path / "copy", tmp_path / "copy")
     exported(tmp_path / "copy", tmp_path / "out")
@@ -201,6 +219,7 @@ def test_transformers_loads_the_folder_by_the_cards_lines(name, size, patch, tmp
     scope: dict[str, Any] = {"image": picture(3, (size, size))}
     for code in snippets(tmp_path / "out"):
         exec(code, scope)
+    assert scope["last"].shape[0] == 1
     encoder, _, _ = load_encoder(file)
     pixels = scope["processor"](scope["image"], return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
@@ -224,7 +243,7 @@ def test_the_card_names_teachers_licences_recipe_results_and_runs(tmp_path, monk
         "encoders": {name: {"kind": kind, **score} for name, kind in kinds.items()},
     }  # fmt: skip
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"images": 9, "tasks": {"knn": task}}))
+    results.write_text(json.dumps({"images": 9, "trained_on": 7, "tasks": {"knn": task}}))
     exported(file, tmp_path / "out", results=str(results))
     card = (tmp_path / "out/README.md").read_text()
     for line in (
@@ -235,6 +254,7 @@ def test_the_card_names_teachers_licences_recipe_results_and_runs(tmp_path, monk
         "- 4 steps\n",
         "- 10 images, 2 views each: recipe unic, 32 px",
         "- loss unic",
+        "Of the test images, up to 7 were seen in training, without labels.\n",
         "| encoder | knn (20-NN, %) |",
         "| this student | 50.0 (40.0..60.0) |\n| dino | 50.0 (40.0..60.0) |",
     ):
@@ -251,6 +271,112 @@ def test_the_card_names_teachers_licences_recipe_results_and_runs(tmp_path, monk
     with pytest.raises(ConfigError, match="it has the students student, other, and none is called run; evaluate this"):
         exported(file, tmp_path / "more", results=str(results))
     assert not (tmp_path / "more").exists()
+
+
+def test_results_of_another_student_are_not_this_ones(tmp_path):
+    file, other = file_of(tmp_path / "run", "test_vit", 32, 8), file_of(tmp_path / "other", "test_vit", 32, 16)
+    one = {"kind": "student", "value": 0.5, "low": 0.4, "high": 0.6}
+    task = {"metric": "20-NN", "unit": "%", "higher_is_better": True, "images": 9, "encoders": {"student": one}}
+    results = tmp_path / "results.json"
+    weights = {"student": state_sha256(load_encoder(other)[0].state_dict())}  # as `evaluate` writes them
+    results.write_text(json.dumps({"images": 9, "tasks": {"knn": task}, "weights": weights}))
+    with pytest.raises(ConfigError, match=r"has the students student, and none has the weights of .*; run `unic-cache"):
+        exported(file, tmp_path / "out", results=str(results))
+    assert (
+        "| this student | 50.0 (" in (exported(other, tmp_path / "out", results=str(results)).out / README).read_text()
+    )
+
+
+def test_the_card_counts_teachers_alone_and_says_what_took_effect(tmp_path):
+    """Weights that the student began with are no teacher; a setting without effect is none."""
+    file = file_of(
+        tmp_path / "run", "test_vit", 32, 8,
+        teachers={"a": {"licence": "MIT"}, "b": {"licence": "mit"}},
+        init={"name": "dino", "licence": "MIT", "published": "https://example.org"},
+        config={"init": "dino", "batch_size": 512, "lr": None, "balancing": "none", "drop_teacher": 0.5},
+    )  # fmt: skip
+    card = ModelCard.load(exported(file, tmp_path / "out").out / README)
+    assert (card.data.license, card.data.library_name) == ("mit", "timm")
+    assert "distilled by unic-cache from 2 teachers." in card.text
+    assert "| dino |" not in card.text
+    assert "Its encoder began with the weights dino, whose licence, MIT, binds it too." in card.text
+    assert "- peak learning rate 0.0006" in card.text
+    assert "dropped" not in card.text
+    other = file_of(tmp_path / "other", "test_vit", 32, 8, teachers={"a": {"licence": None}}, init=None)
+    card = ModelCard.load(exported(other, tmp_path / "more", "hf").out / README)
+    assert (card.data.license, card.data.library_name) == ("other", "transformers")
+    assert "| a | unknown |" in card.text
+
+
+def test_the_licences_of_the_first_weights_go_on(tmp_path):
+    """Of another student, whose teachers bind this one too, and of timm's; a file that says nothing has none."""
+    file = file_of(tmp_path / "run", "test_vit", 32, 8)
+    known = {"name": str(file), "licence": "Apache-2.0; MIT"}
+    assert init_origin(str(file)) == known
+    assert init_origin("timm:vit_tiny_patch16_224")["licence"] == "apache-2.0"
+    assert set(init_origin("dino")) == {"name", "published", "licence"}
+    save_file(load_encoder(file)[0].state_dict(), tmp_path / "plain.safetensors")
+    assert init_origin(str(tmp_path / "plain.safetensors")) == {}
+    other = file_of(tmp_path / "other", "test_vit", 32, 8, init=known, config={"init": str(file)})
+    card = (exported(other, tmp_path / "out").out / README).read_text()
+    assert "began with the weights encoder.safetensors, whose licence, Apache-2.0; MIT, binds it too." in card
+
+
+def test_no_folder_of_this_machine_is_named(tmp_path):
+    """Paths in settings, and those of `local-dir:` teachers and first weights wherever they stand."""
+    one, two = "local-dir:/home/someone/models/vit", "local-dir:/data/vit@336+cls=none"
+    said = {"about": "timm's vit of /home/someone/models/vit", "licence": "not stated; see /home/someone/models/vit"}
+    first = {"teachers": {two: {"published": "/data/vit"}}, "config": {"val_shards": "s3://secret/val/{0..3}.tar"}}
+    made = {
+        "teachers": {one: said, "hf-hub:org/model": {"published": "https://hub/org/model"}},
+        "init": {"name": one, "published": "/home/someone/models/vit"},
+        "config": {
+            "teachers": [one], "init": one, "weights": [["hf-hub:org/model", "/home/someone/x.pth"]],
+            "from_run": "/home/someone/runs/first/", "student": "vit",
+        },
+        "from": first,
+    }  # fmt: skip
+    found = placeless(made)
+    assert not {"someone", "secret", "/data"} & set(re.findall(r"someone|secret|/data", json.dumps(found)))
+    assert found["teachers"].keys() == {"local-dir:vit-2", "hf-hub:org/model"}
+    assert found["teachers"]["local-dir:vit-2"]["about"] == "timm's vit of vit-2"
+    assert found["from"]["teachers"] == {"local-dir:vit@336+cls=none": {"published": "vit"}}
+    assert found["config"] == {
+        "teachers": ["local-dir:vit-2"], "init": "local-dir:vit-2", "weights": [["hf-hub:org/model", "x.pth"]],
+        "from_run": "first", "student": "vit",
+    }  # fmt: skip
+    assert placeless({"config": {"init": "hf-hub:org/model"}})["config"] == {"init": "hf-hub:org/model"}
+    assert placeless({"config": {"init": "/home/someone/start.pth"}})["config"] == {"init": "start.pth"}
+    assert placeless({"init": {"name": "/home/someone/start.pth"}})["init"] == {"name": "start.pth"}
+    file = file_of(tmp_path / "run", "test_vit", 32, 8, **made)
+    for form in ("timm", "hf"):
+        assert b"someone" not in b"".join(tree(exported(file, tmp_path / form, form).out).values())
+
+
+def test_a_run_on_a_disk_without_links_keeps_no_old_model_and_a_full_disk_is_an_error(tmp_path, monkeypatch):
+    encoder, spec, _ = load_encoder(file_of(tmp_path, "test_vit", 32, 8))
+    (tmp_path / CONFIG).write_text('{"stage": "distill"}')
+    (tmp_path / MODEL).write_bytes(b"of a copied run")
+
+    def fails(number):
+        def symlink_to(path, target):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(Path, "symlink_to", symlink_to)
+
+    fails(errno.ENOSPC)
+    with pytest.raises(OSError, match="No space left"):
+        lay_out_run(tmp_path, encoder, spec, ())
+    fails(errno.EPERM)
+    assert lay_out_run(tmp_path, encoder, spec, ()) == "its file system has no links (Operation not permitted)"
+    assert not (tmp_path / MODEL).exists()
+
+
+def test_a_run_overwrites_no_model_that_is_not_its_own(training, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / MODEL).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=r"holds model\.safetensors but no checkpoint: a new run would overwrite it"):
+        distill.run(training())
 
 
 def test_one_licence_of_all_is_the_cards(tmp_path):
@@ -316,6 +442,7 @@ class Hub:
 
     calls: ClassVar[list[tuple[str, Any]]] = []
     fails: str | None = None
+    role, public = "write", False
 
     def _called(self, name: str, *what: Any) -> str:
         if self.fails == name:
@@ -323,8 +450,12 @@ class Hub:
         self.calls.append((name, what))
         return "https://hub.example/me/student"
 
-    def whoami(self) -> str:
-        return self._called("whoami")
+    def whoami(self) -> dict[str, Any]:
+        self._called("whoami")
+        return {"name": "me", "auth": {"type": "access_token", "accessToken": {"role": self.role}}}
+
+    def model_info(self, repo: str) -> SimpleNamespace:
+        return SimpleNamespace(private=not self.public)
 
     def create_repo(self, repo: str, private: bool | None, exist_ok: bool) -> str:
         return self._called("create_repo", repo, private, exist_ok)
@@ -370,6 +501,14 @@ def test_what_the_hub_refuses_is_told_in_one_line(tmp_path, api, monkeypatch):
     ):
         exported(file, tmp_path / "out", push="me/student")
     check_timm_loads(tmp_path / "out", file)
+    monkeypatch.setattr(api, "fails", None)
+    monkeypatch.setattr(api, "public", True)
+    with pytest.raises(UnicCacheError, match=r"me/student is public; make it private on the hub, or leave out --priv"):
+        exported(file, tmp_path / "kept", push="me/student", private=True)
+    assert "upload_folder" not in [name for name, _ in api.calls]
+    monkeypatch.setattr(api, "role", "read")
+    with pytest.raises(ConfigError, match=r"the token of me only reads; log in with `hf auth login`"):
+        exported(file, tmp_path / "more", push="me/student")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):
         exported(file, tmp_path / "more", push="me/student")
@@ -384,6 +523,9 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=re.escape(said)):
             ExportConfig("run", "out", **changes)
+    for places in (("run", "hf-hub:me/student"), ("local-dir:run", "out")):
+        with pytest.raises(ConfigError, match="RUN and OUT are plain paths; --push ORG/NAME publishes on the hub"):
+            ExportConfig(*places)
 
 
 @pytest.mark.parametrize(("name", "size", "patch"), CONVERTED)
@@ -398,6 +540,8 @@ def test_onnxruntime_gives_torchs_values_for_any_batch(name, size, patch, tmp_pa
     run = onnx_file.onnxruntime_session(data)
     with torch.inference_mode():
         wanted = tokens(encoder, images_of(size))
+    (_, width), (_, count, channels) = (tuple(value.shape) for value in wanted)
+    assert f"is (B, {width}), and the patch tokens (B, {count}, {channels}), on a" in (one / README).read_text()
     for own, found in zip(wanted, run(np.asarray(images_of(size))), strict=True):
         np.testing.assert_allclose(found, own, rtol=1e-4, atol=1e-4)
     with pytest.raises(UnicCacheError, match=r"patch of 1 images differs from torch by .*nothing was written"):
@@ -417,7 +561,7 @@ def test_on_the_command_line(finished, tmp_path, monkeypatch):
     done = invoke(finished.out, "out")
     assert done.exit_code == 0, done.output
     assert "The export is out. Load it with\n  timm.create_model('local-dir:out', pretrained=True)" in done.output
-    assert f"It learned from {VIT} (" in done.output.replace(CNN, VIT)
+    assert f"It inherits the terms of {VIT} (" in done.output.replace(CNN, VIT)
     again = invoke(finished.out, "out")
     assert (again.exit_code, "out holds README.md" in again.output) == (2, True)
     for words, said in (

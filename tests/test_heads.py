@@ -4,6 +4,7 @@ import dataclasses
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 import unic_cache
 from pipelines import distill, export, extract
-from pipelines.exporting.teacher_scale import check_learned
+from pipelines.exporting.places import places_in
+from pipelines.exporting.teacher_scale import check_learned, facts_of
 from pipelines.training.finished_run import load_student
 from pipelines.training.training_set import Snapshot
 from tests import tiny_models
@@ -28,7 +30,10 @@ from unic_cache.store.standardize import affine, own_scale
 from unic_cache.student.backbone import prepare
 from unic_cache.student.export import load_encoder, save_encoder
 from unic_cache.student.heads import HEADS, Heads
+from unic_cache.student.ladder import Ladder
 from unic_cache.student.run_files import CHECKPOINT, ENCODER, MODEL
+from unic_cache.student.transformer import TransformerProjector
+from unic_cache.token_kinds import TokenKind
 
 slow = pytest.mark.slow
 
@@ -158,6 +163,35 @@ def test_the_cache_must_be_the_runs_own(ran, tmp_path):
     made["teachers"][CNN]["weights_sha256"] = "00"
     with pytest.raises(CacheError, match=r"has other weights than the run's teacher; name its cache: --cache"):
         check_learned(cache, teachers, made, None, {})
+
+
+def test_a_run_online_has_its_own_statistics(tmp_path):
+    settings = DistillConfig(online=True, teachers=(VIT,))
+    with pytest.raises(ConfigError, match=r"were --online, .* by its own statistics, in run.online; leave out --cache"):
+        export.learned_cache(ExportConfig("run", "out", "heads", cache=str(tmp_path)), Path("run"), settings)
+
+
+def test_the_facts_of_a_teacher_name_every_rule():
+    rules = {
+        "cls_rule": "none",
+        "patch_rule": "norm-patch",
+        "summary_rules": {"cls-1": "prefix:0", "cls-2": "prefix:4"},
+    }
+    spec = {"arch": "radio", "weights_sha256": "00", "version": "1", "name": "c-radio", **rules}
+    found = facts_of(SimpleNamespace(spec={"teacher": spec, "provenance": {"licence": "x"}}))
+    assert found.items() >= {**rules, "version": "1", "licence": "x", "weights_sha256": "00"}.items()
+
+
+def test_a_folders_place_is_not_in_its_projectors_names():
+    kinds, place = {"cls": TokenKind(3), "patch": TokenKind(3, (2, 2))}, "local-dir:/home/a.b/vit"
+    for make in (
+        lambda name: Ladder([(8, 8)], {name: kinds, VIT: kinds}, 0, None, True),
+        lambda name: TransformerProjector([(8, 8)], {name: kinds, VIT: kinds}, 0),
+    ):
+        own = make(place).state_dict()
+        found = places_in(place).projectors(own, [place, VIT])
+        assert [*found.values()] == [*own.values()]
+        make("local-dir:vit").load_state_dict(found)  # strictly
 
 
 def test_halves_of_two_exports_and_files_that_are_none_are_refused(ran, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 import cli
+from unic_cache.config import DistillConfig, EvaluateConfig
 from unic_cache.errors import ConfigError
 from unic_cache.files.paths import braced, check_here, check_path, check_pattern
 from unic_cache.files.schemes import open_location
@@ -68,6 +69,16 @@ def test_what_is_called_so_may_be_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "$x").mkdir()
     assert check_path("$x") == "$x"
+
+
+def test_a_models_name_may_hold_an_absolute_path():
+    for name in ("local-dir:/models/ours", "local-dir:models/ours", "hf-hub:org/name", "open_clip:ViT-B-32/tag"):
+        assert DistillConfig(init=name).init == name
+        assert EvaluateConfig(encoder=(name,), shards="x.tar").encoder == (name,)
+    with pytest.raises(ConfigError, match="did you mean s3://bucket/x"):
+        DistillConfig(init="local-dir:s3:/bucket/x")
+    with pytest.raises(ConfigError, match="neither a local path nor a supported URL"):
+        DistillConfig(out="local-dir:/models/ours")
 
 
 def test_each_place_where_paths_come_in_checks_them():

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import unic_cache
-from pipelines import distill
+from pipelines import distill, export
 from tests.conftest import VIT
-from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig
+from unic_cache.config import DistillConfig, EvaluateConfig, ExportConfig, ExtractConfig
 from unic_cache.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +46,7 @@ def run_docs(blocks: slice, changes: dict[str, str]) -> dict:
     for shown, changed in changes.items():
         assert shown in code
         code = code.replace(shown, changed)
-    scope = {"unic_cache": unic_cache}
+    scope = {"unic_cache": unic_cache, "torch": torch}
     exec(code, scope)
     return scope
 
@@ -89,10 +90,13 @@ def test_the_lines_of_the_docs_run_the_stages(place, weights):
         "epochs=100": "epochs=0.2",
         'shards="labelled/*.tar"': 'shards="shards/*.tar", task="knn", k=5',
     }
-    scope = run_docs(slice(3, None), changes)
+    scope = run_docs(slice(4, None), changes)
     assert (scope["summary"].units, scope["summary"].skipped, scope["trained"].steps) == (0, 6, 1)
     assert "student" in [one["name"] for one in scope["result"].to_json()["encoders"]]
     assert callable(unic_cache.evaluate)
+    export.run(ExportConfig("runs/small", "heads", "heads"))
+    guesses = run_docs(slice(3, 4), {"views": "torch.zeros(2, 48, 48, 3, dtype=torch.uint8)"})["guesses"]
+    assert {kind: tuple(x.shape) for kind, x in guesses[VIT].items()} == {"cls": (2, 64), "patch": (2, 4, 64)}
 
 
 class TestFunctions:

@@ -8,7 +8,7 @@ from typing import Any
 from unic_cache.config import DistillConfig
 from unic_cache.config.training import renamed
 from unic_cache.errors import ConfigError
-from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, SNAPSHOT, TIMM_KEYS
+from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, MODEL, SNAPSHOT, TIMM_KEYS
 
 FREE_ON_RESUME = frozenset(
     {
@@ -98,11 +98,12 @@ def refuse_others(out: Path) -> None:
     """ConfigError if a new run in OUT would overwrite anything but an unfinished run's files."""
     if (out / CONFIG).exists():
         read_settings(out)
-    if (out / ENCODER).exists():
-        raise ConfigError(
-            f"{out} holds {ENCODER} but no checkpoint: a new run would overwrite it; choose another --out, or "
-            "move it away"
-        )
+    for name in (ENCODER, MODEL):
+        if (out / name).exists():
+            raise ConfigError(
+                f"{out} holds {name} but no checkpoint: a new run would overwrite it; choose another --out, or move it "
+                "away"
+            )
 
 
 def _recipe(out: Path) -> str | None:

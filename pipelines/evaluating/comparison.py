@@ -29,6 +29,7 @@ class Result:
     tasks: Mapping[str, TaskResult] = dataclasses.field(default_factory=dict)
     analysis: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     remarks: Sequence[str] = ()
+    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)  # student -> sha256 of its tensors
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
@@ -36,7 +37,7 @@ class Result:
         data["encoders"] = [dataclasses.asdict(one) for one in self.encoders]
         made_of = {name: text for name, _, text, _ in self.rows}
         data["tasks"] = {task: task_json(result, made_of) for task, result in self.tasks.items()}
-        return {**data, "analysis": dict(self.analysis)}
+        return {**data, "analysis": dict(self.analysis), "weights": dict(self.weights)}
 
     def notes(self) -> list[str]:
         """What the tables do not say."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from unic_cache.student.backbone import EncoderSpec
+from unic_cache.student.backbone import EncoderSpec, anatomy
 from unic_cache.student.timm_layout import folder_line
 
 HUB = "hf-hub:"
@@ -53,8 +53,10 @@ processor = AutoImageProcessor.from_pretrained({local!r})
 model = AutoModel.from_pretrained({local!r}).eval()
 with torch.inference_mode():
     found = model(**processor(image, return_tensors="pt"))  # of a PIL image
-feature, tokens = found.pooler_output, found.last_hidden_state
+feature, last = found.pooler_output, found.last_hidden_state
 ```
+
+`last` has all tokens of a ViT, its class and register tokens first; of a network with maps it is the last map.
 
 transformers runs timm's network (`pip install timm`). timm alone:
 
@@ -62,7 +64,7 @@ transformers runs timm's network (`pip install timm`). timm alone:
 
 
 def _onnx(spec: EncoderSpec, where: str, checked: bool) -> str:
-    mean, std, (rows, columns) = list(spec.mean), list(spec.std), spec.grid
+    mean, std, (rows, columns), own = list(spec.mean), list(spec.std), spec.grid, anatomy(spec)
     proof = (
         "onnxruntime gave the same values as torch to 1e-4 when this was exported."
         if checked
@@ -76,7 +78,8 @@ session = onnxruntime.InferenceSession(f"{{folder}}/{ONNX}")
 feature, patch = session.run(["feature", "patch"], {{"images": images}})
 ```
 
-The feature is (B, D), and the patch tokens (B, {rows * columns}, D), on a grid of {rows} x {columns}.
+The feature is (B, {own.feature}), and the patch tokens (B, {rows * columns}, {own.widths[-1][1]}), on a grid of
+{rows} x {columns}.
 
 `images` is float32 (B, 3, {spec.img_size}, {spec.img_size}), B any number: RGB in [0, 1], resized bicubically
 with antialiasing, less the mean {mean}, over the std {std}. The file's metadata says so too.

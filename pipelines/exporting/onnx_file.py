@@ -28,6 +28,7 @@ TOLERANCE = 1e-4  # largest difference from torch, of values up to 1; of larger 
 LARGEST = 2_000_000_000  # bytes of weights in one file: protobuf ends at 2 GiB
 TRACED, CHECKED = 2, (1, 3)  # images in a batch
 INSTALL = "install them with `pip install 'unic-cache[onnx]'`"
+NOISY = ("torch.onnx", "onnxscript")  # loggers that tell what concerns nobody
 IMAGES, OUTPUTS = "images", ("feature", "patch")
 
 Arrays = Sequence[npt.NDArray[np.float32]]
@@ -68,10 +69,10 @@ def onnx_bytes(source: Source) -> tuple[bytes, bool]:
 def converted(model: nn.Module, img_size: int) -> Any:
     """The graph as onnx's ModelProto, with a free batch size, without traces of this machine."""
     images_BCHW = example(TRACED, img_size)
-    noisy = logging.getLogger("torch.onnx")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)
+    levels = {log: log.level for log in map(logging.getLogger, NOISY)}
     try:
+        for log in levels:
+            log.setLevel(logging.ERROR)
         with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
@@ -90,7 +91,8 @@ def converted(model: nn.Module, img_size: int) -> Any:
             "export it with --format timm"
         ) from error
     finally:
-        noisy.setLevel(level)
+        for log, level in levels.items():
+            log.setLevel(level)
     assert program is not None
     return program.model_proto
 

@@ -9,13 +9,12 @@ from typing import Any
 from torch import nn
 
 from pipelines.command.progress import say
+from pipelines.exporting.places import Places, placeless, places_in
 from unic_cache.config import ExportConfig
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.export import encoder_bytes, licences_of, load_encoder
 from unic_cache.student.run_files import CONFIG
-
-PATHS = ("init", "from_run", "weights", "val_shards")  # settings that may name places on the machine of the run
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,17 @@ class Source:
     path: Path
     encoder: nn.Module  # in evaluation mode; the moving average, if the run kept one
     spec: EncoderSpec
-    provenance: Mapping[str, Any]  # how it was made, without places on the machine of the run
+    made: Mapping[str, Any]  # its provenance, as the file has it
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """How it was made, without places on the machine of the run."""
+        return placeless(self.made)
+
+    @cached_property
+    def places(self) -> Places:
+        """The places that its provenance names."""
+        return places_in(self.made)
 
     @property
     def folder(self) -> Path | None:
@@ -36,7 +45,9 @@ class Source:
     def name(self) -> str:
         """What it is called: the folder's name, or the file's unless that is every student's."""
         path = self.path.resolve()
-        return path.parent.name if path.is_file() and path.stem in {"encoder", "model"} else path.stem
+        if path.is_dir():
+            return path.name
+        return path.parent.name if path.stem in {"encoder", "model"} else path.stem
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -80,27 +91,10 @@ class Source:
 def open_source(config: ExportConfig) -> Source:
     """The student in RUN. ConfigError if there is none, or if its run was to go on and that was not allowed."""
     encoder, spec, provenance = load_encoder(config.run)
-    source = Source(Path(config.run), encoder, spec, placeless(provenance))
+    source = Source(Path(config.run), encoder, spec, provenance)
     if source.unfinished:
         done = f"{config.run}: its run has done {source.steps:,} of {source.total:,} steps"
         if not config.allow_unfinished:
             raise ConfigError(f"{done}; finish it with `unic-cache distill --resume`, or add --allow-unfinished")
         say(f"{done}; the export says so")
     return source
-
-
-def placeless(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The provenance with the names of files alone, without the folders that they were in."""
-    found = dict(provenance)
-    if isinstance(found.get("config"), Mapping):
-        settings = dict(found["config"])
-        found["config"] = settings | {key: _names(settings[key]) for key in PATHS if key in settings}
-    if isinstance(found.get("from"), Mapping):
-        found["from"] = placeless(found["from"])
-    return found
-
-
-def _names(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_names(one) for one in value]
-    return value.rstrip("/").rpartition("/")[2] if isinstance(value, str) else value

@@ -10,6 +10,9 @@ from unic_cache.store.standardize import own_scale
 from unic_cache.student.heads import Scale
 
 FACTS = ("about", "licence", "published")  # of a teacher's provenance
+NETWORK = ("arch", "arch_options", "version", "weights_sha256")  # of its spec: which network it is,
+INPUT = ("input_size", "mean", "std", "position_rule")  # how it sees images,
+TARGETS = ("cls_rule", "patch_rule", "summary_rules", "grid_rules")  # and which of its activations are taken
 
 
 def scales_of(teachers: Sequence[CachedTeacher], standardize: str) -> dict[tuple[str, str], Scale]:
@@ -23,10 +26,11 @@ def scales_of(teachers: Sequence[CachedTeacher], standardize: str) -> dict[tuple
 
 def facts_of(teacher: CachedTeacher) -> dict[str, Any]:
     """What is known of a teacher, JSON-ready: which activations of which network its tokens are."""
-    spec = teacher.spec["teacher"]
-    rules = {key: spec.get(key) for key in ("arch", "input_size", "mean", "std", "cls_rule", "patch_rule")}
-    own = {key: teacher.spec["provenance"].get(key) for key in FACTS}
-    return {**own, **rules, "weights_sha256": spec["weights_sha256"]}
+    spec, made = teacher.spec["teacher"], teacher.spec["provenance"]
+    return {
+        **{key: made.get(key) for key in FACTS},
+        **{key: spec[key] for key in (*NETWORK, *INPUT, *TARGETS) if key in spec},
+    }
 
 
 def check_learned(

@@ -24,7 +24,7 @@ from pipelines.extracting.teacher_weights import normalization
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, build_encoder, encoder_spec
-from unic_cache.student.export import spec_of_export
+from unic_cache.student.export import licences_of, provenance_of_export, spec_of_export
 from unic_cache.student.weights import fit_weights
 from unic_cache.teachers.catalog import CATALOG, base_name, resolve
 from unic_cache.teachers.model import load_teacher
@@ -115,6 +115,19 @@ def named_start(init: str) -> tuple[str, int | None]:
 def of_model(init: str) -> bool:
     """Whether --init names a teacher of the catalog or a model outside timm; a file of that name comes first."""
     return (init in CATALOG or is_outside(init)) and not Path(init).is_file()
+
+
+def init_origin(init: str) -> dict[str, str]:
+    """What is known of the weights that --init names, with their licence; empty if that is not known."""
+    start, _ = named_start(init)
+    if of_model(start):
+        teacher = resolve(start)
+        return {"name": init, "published": teacher.published, "licence": teacher.licence}
+    if Path(init).is_file():  # another run's student
+        licences = set(licences_of(provenance_of_export(init)).values())
+        return {"name": init, "licence": "; ".join(sorted(licences))} if licences else {}
+    published = timm.get_pretrained_cfg(start.removeprefix(TIMM), allow_unregistered=True)
+    return {"name": init, "licence": published.license} if published and published.license else {}
 
 
 def init_pixels(init: str) -> Pixels | None:

@@ -83,8 +83,8 @@ class RunState:
             average: Any = None if self.average is None else self.average.module
             save_checkpoint(self.out, steps, self.model, self.adamw.optimizer, header, average)
             self.saved = steps
-            save_encoder(self.out / ENCODER, self.exported, self.spec, {**self.provenance, "steps": steps})
             why_not = lay_out_run(self.out, self.exported, self.spec, licences_of(self.provenance).values())
+            save_encoder(self.out / ENCODER, self.exported, self.spec, {**self.provenance, "steps": steps})
             if why_not and not self.told:
                 say(f"timm cannot load {self.out} as a folder: {why_not}; `unic-cache export` makes one that it can")
                 self.told = True

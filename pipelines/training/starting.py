@@ -9,7 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.command.progress import say
-from pipelines.extracting.students import named_start, of_model, started_encoder
+from pipelines.extracting.students import init_origin, started_encoder
 from pipelines.training.first_stage import FirstStage, open_first_stage, take_over
 from pipelines.training.run_state import ORIGINS
 from unic_cache.cache import CachedTeacher
@@ -18,7 +18,6 @@ from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.checkpoint import load_checkpoint
 from unic_cache.student.projectors import Student, build_student
 from unic_cache.student.schedule import optimizer
-from unic_cache.teachers.catalog import resolve
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,8 @@ def first_origin(config: DistillConfig, first: FirstStage | None) -> dict[str, A
     """Where the first weights of a run that begins are from, for the student's provenance."""
     if first is not None:
         return {"from": dict(first.provenance)}
-    if config.init is None or not of_model(named_start(config.init)[0]):
-        return {}
-    teacher = resolve(named_start(config.init)[0])
-    return {"init": {"name": config.init, "published": teacher.published, "licence": teacher.licence}}
+    known = {} if config.init is None else init_origin(config.init)
+    return {"init": known} if known else {}
 
 
 def moving_average(student: Student, decay: float | None, begun: bool) -> AveragedModel | None:

@@ -8,6 +8,7 @@ from unic_cache.config.options import CACHE, About, option
 from unic_cache.config.stage import Stage
 from unic_cache.errors import ConfigError
 
+NAMED = re.compile(r"(hf-hub|local-dir):")  # before a name in timm
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -28,11 +29,14 @@ class ExportConfig(Stage):
     )
     results: str | None = option(None, "A file of `evaluate --out`, for the model card.", "FILE")
     push: str | None = option(None, "Also upload OUT to the Hugging Face hub as this model.", "ORG/NAME")
-    private: bool = option(False, "If --push makes the model there, make it private.")
+    private: bool = option(False, "Upload to a private model alone; if --push makes it, it is private.")
     allow_unfinished: bool = option(False, "Also export a student whose run has not done all its steps.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for place in (self.run, self.out):
+            if NAMED.match(place):
+                raise ConfigError(f"{place}: RUN and OUT are plain paths; --push ORG/NAME publishes on the hub")
         if self.push is not None and not REPOSITORY.fullmatch(self.push):
             raise ConfigError(f"--push {self.push}: the hub's models are called ORG/NAME, as in my-group/my-student")
         if self.private and self.push is None:

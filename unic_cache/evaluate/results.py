@@ -78,6 +78,8 @@ class Evaluation:
     images: int
     tasks: Mapping[str, TaskResult]
     analysis: Mapping[str, Analysis] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)  # student -> sha256 of its tensors; older files lack it
+    trained_on: int = 0  # test images that a student was trained on
 
 
 def read_evaluation(path: Path, label: str) -> Evaluation:
@@ -101,7 +103,9 @@ def read_evaluation(path: Path, label: str) -> Evaluation:
     with _reading(path):
         tasks = {shown(name): _task(task) for name, task in data["tasks"].items()}
         analysis = {shown(name): _analysis(one) for name, one in (data.get("analysis") or {}).items()}
-        return Evaluation(label, _count(data["images"]), tasks, analysis)
+        weights = {shown(name): str(sha256) for name, sha256 in (data.get("weights") or {}).items()}
+        seen = _count(data.get("trained_on", 0))
+        return Evaluation(label, _count(data["images"]), tasks, analysis, weights, seen)
 
 
 def shown(text: str) -> str:

@@ -23,8 +23,9 @@ VARIABLE = re.compile(r"\$(?:\{\w+\}|[A-Za-z_]\w*)")
 # names of fields: `source` is (teacher, text) pairs in one config, and `images` is a number in another
 ANYWHERE = {"cache", "source", "target"}  # a folder: a path or a URL
 TARS = {"shards", "val_shards", "knn_shards", "train", "test"}  # a pattern of tars: paths or URLs
-# a local path; `init` may be a model's name instead
-HERE = {"images", "out", "masks", "depths", "lists", "encoder", "init", "features", "inputs", "run", "results"}
+HERE = {"images", "out", "masks", "depths", "lists", "encoder", "init", "features", "inputs", "run", "results"}  # local
+NAMES = {"encoder", "init"}  # of these: may be a model's name instead, also that of a folder
+FOLDER = "local-dir:"  # before the path, in such a name
 ONLY_HERE = "only a local path is accepted here; copy files from or to a store with its own tools"
 SHARD_ONLY_HERE = "`shard` packs local files into a local folder; copy that to the store afterwards"
 
@@ -46,7 +47,8 @@ def check_paths(config: Any) -> None:
             elif field.name in TARS:
                 check_pattern(text, flag)
             elif field.name in HERE:
-                check_here(text, flag, SHARD_ONLY_HERE if config.stage == "shard" else ONLY_HERE)
+                path = text.removeprefix(FOLDER) if field.name in NAMES else text
+                check_here(path, flag, SHARD_ONLY_HERE if config.stage == "shard" else ONLY_HERE)
 
 
 def check_path(text: str, flag: str = "") -> str:

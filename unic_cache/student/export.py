@@ -79,13 +79,14 @@ def spec_of_export(path: str | Path) -> EncoderSpec | None:
 
     ConfigError for one of another format.
     """
-    file = encoder_file(path)
-    try:
-        with safe_open(file, "pt") as opened:
-            header = (opened.metadata() or {}).get(METADATA)
-    except (SafetensorError, OSError):
-        return None
-    return None if header is None else EncoderSpec.from_json(_metadata(file, header)["spec"])
+    found = _told(path)
+    return None if found is None else EncoderSpec.from_json(found["spec"])
+
+
+def provenance_of_export(path: str | Path) -> dict[str, Any] | None:
+    """How the encoder in a file or folder was made; None and ConfigError as for `spec_of_export`."""
+    found = _told(path)
+    return None if found is None else dict(found["provenance"])
 
 
 def timm_line(spec: EncoderSpec, path: str | Path) -> str:
@@ -107,9 +108,21 @@ def licences_of(provenance: Mapping[str, Any] | None) -> dict[str, str]:
     if provenance is None:
         return {}
     teachers = provenance.get("teachers")
-    own = {name: made.get("licence") for name, made in teachers.items()} if isinstance(teachers, Mapping) else {}
-    start = {made["name"]: made.get("licence") for made in [provenance.get("init")] if made}
-    return {**licences_of(provenance.get("from")), **{name: str(licence) for name, licence in {**start, **own}.items()}}
+    own = dict(teachers) if isinstance(teachers, Mapping) else {}
+    start = {made["name"]: made for made in [provenance.get("init")] if made}
+    said = {name: str(made.get("licence") or "unknown") for name, made in {**start, **own}.items()}
+    return {**licences_of(provenance.get("from")), **said}
+
+
+def _told(path: str | Path) -> dict[str, Any] | None:
+    """The header of a file, or of the one in a folder; None if it is not an exported encoder."""
+    file = encoder_file(path)
+    try:
+        with safe_open(file, "pt") as opened:
+            header = (opened.metadata() or {}).get(METADATA)
+    except (SafetensorError, OSError):
+        return None
+    return None if header is None else _metadata(file, header)
 
 
 def _metadata(file: Path, header: str | None) -> dict[str, Any]:

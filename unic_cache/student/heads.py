@@ -126,14 +126,17 @@ class _Scale(nn.Module):
 
 
 def heads_bytes(
-    projectors: nn.Module,
+    projectors: Mapping[str, Tensor],
     made: Projector,
     scales: Mapping[tuple[str, str], Scale],
     teachers: Mapping[str, tuple[Kinds, Mapping[str, Any]]],
     model: bytes,
 ) -> bytes:
-    """`heads.safetensors`. `scales` are by (teacher, kind); `teachers` have kinds and facts; `model` is the encoder."""
-    tensors = {f"projectors.{name}": value for name, value in projectors.state_dict().items()}
+    """`heads.safetensors`: the projectors' tensors, `scales` by (teacher, kind), teachers' kinds and facts.
+
+    `model` is the encoder's file.
+    """
+    tensors = {f"projectors.{name}": value for name, value in projectors.items()}
     for head, (scale, offset) in scales.items():
         tensors |= {f"scale.{head_name(*head)}": scale, f"offset.{head_name(*head)}": offset}
     metadata = {

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from unic_cache.files.durable import NO_LINKS
 from unic_cache.files.local import LocalFolder
 from unic_cache.student.backbone import EncoderSpec, create_options
 from unic_cache.student.run_files import CONFIG, ENCODER, MODEL
@@ -27,7 +28,8 @@ TRANSFORMERS = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperMode
 def timm_config(encoder: Any, spec: EncoderSpec, licences: Collection[str] = ()) -> dict[str, Any]:
     """What timm reads of `config.json`, JSON-ready; its keys are TIMM_KEYS.
 
-    `timm.data.resolve_model_data_config` then gives the student's own size, mean and std, and the whole image.
+    `timm.data.resolve_model_data_config` then gives the student's own size, mean and std, and the largest square in the
+    middle of an image.
     `licences` are the teachers'.
     """
     own = getattr(encoder, "pretrained_cfg", None) or {}
@@ -66,15 +68,23 @@ def folder_line(folder: str | Path) -> str:
 
 
 def lay_out_run(out: Path, encoder: nn.Module, spec: EncoderSpec, licences: Collection[str]) -> str | None:
-    """Make a run's folder such a layout, once its encoder is there; if that cannot be, the reason.
+    """Make a run's folder such a layout, of the encoder that is there or will be; if that cannot be, the reason.
 
-    A copy of a run has a copied file in place of the link, which would grow old: it becomes a link again.
+    A copy of a run has a copied file in place of the link, which would grow old: it becomes a link again, or goes.
+    OSError if the disk fails.
     """
+    why_not = _laid_out(out, encoder, spec, licences)
+    if why_not:
+        (out / MODEL).unlink(missing_ok=True)
+    return why_not
+
+
+def _laid_out(out: Path, encoder: nn.Module, spec: EncoderSpec, licences: Collection[str]) -> str | None:
     if getattr(encoder, "pretrained_cfg", None) is None:
         return f"{spec.name} is not built by timm's builder, which alone loads weights by name"
     try:
-        before = json.loads((out / CONFIG).read_bytes())
-    except (OSError, ValueError) as error:
+        before = dict(json.loads((out / CONFIG).read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         return f"{CONFIG} cannot be read ({error})"
     after = config_bytes({**before, **timm_config(encoder, spec, licences)})
     if after != config_bytes(before):
@@ -86,6 +96,8 @@ def lay_out_run(out: Path, encoder: nn.Module, spec: EncoderSpec, licences: Coll
     try:
         temporary.symlink_to(ENCODER)
     except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         return f"its file system has no links ({error.strerror})"
     temporary.replace(link)
     return None
