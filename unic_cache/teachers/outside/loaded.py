@@ -50,9 +50,17 @@ class Loaded(NamedTuple):
     file_sha256: str | None
 
 
+def tensors_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """A network's state dict without what is no tensor, which a module of someone's own may keep there."""
+    return {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
+
+
 def loaded(network: Network, state: Mapping[str, torch.Tensor], file: Path | None, where: str) -> Loaded:
     """A network and the tensors that it was filled with, hashed. TeacherError for values that cannot be weights."""
-    short = next((name for name, x in state.items() if x.dtype.itemsize < 2 and x.dtype != torch.bool), None)
+    own = {tensor.dtype for tensor in tensors_of(network).values()}  # a table of bytes may be the network's own
+    short = next(
+        (name for name, x in state.items() if x.dtype.itemsize < 2 and x.dtype not in {*own, torch.bool}), None
+    )
     if short is not None:
         raise TeacherError(
             f"{where}: {short} is {str(state[short].dtype).removeprefix('torch.')}, a quantized copy; give weights of "
