@@ -83,7 +83,7 @@ def load_module(spec: TeacherSpec, weights: Path | None) -> Loaded:
             f"teacher {name}: two calls of its factory gave modules with different {'tokens' if same else 'tensors'}; "
             "load its weights from a file in the factory, seed what is random, or pass a file with --weights"
         )
-    given = tensors_of(module) if state is None else state
+    given = tensors_of(module) if state is None else in_parallel(state, tensors_of(module))
     found = loaded(network, given, weights, f"the weights of teacher {name} from {weights or 'its factory'}")
     # tensors outside the state dict decide the output too
     return found if weights is not None else found._replace(weights_sha256=before.tensors)
