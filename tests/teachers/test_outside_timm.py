@@ -14,11 +14,17 @@ from unic_cache.store.layout import teacher_folder
 from unic_cache.teachers import hub
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
-from unic_cache.teachers.outside.folders import ModelFolder
-from unic_cache.teachers.outside.names import check
+from unic_cache.teachers.outside.folders import ModelFolder, opened
+from unic_cache.teachers.outside.names import check, imported
 from unic_cache.teachers.outside.opening import outside_file, outside_spec
 
 ARCH = "test_vit"
+
+
+def forget() -> None:
+    """As in another process."""
+    outside_spec.cache_clear()
+    opened.cache_clear()
 
 
 @pytest.fixture
@@ -27,9 +33,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "_reachable", lambda url: pytest.fail("asked the network"))
-    outside_spec.cache_clear()
+    forget()
     yield tmp_path
-    outside_spec.cache_clear()
+    forget()
 
 
 def small(seed: int = 0, **options):
@@ -96,6 +102,16 @@ def test_descriptions_that_are_wrong_are_refused(tmp_path, change, message):
     save_timm(tmp_path / "m", small(), ARCH, **{"architecture": ARCH, **change})
     with pytest.raises(TeacherError, match=message):
         resolve(f"local-dir:{tmp_path}/m")
+
+
+def test_a_branch_that_moves_leaves_a_teacher_of_one_commit(cache):
+    before = save_timm(on_hub(cache, "org/model", "1234"), small(0), ARCH)
+    spec = resolve("hf-hub:org/model")
+    after = save_timm(on_hub(cache, "org/model", "5678"), small(1), ARCH)
+    assert outside_file(spec) == before / "model.safetensors"
+    forget()
+    spec = resolve("hf-hub:org/model")
+    assert (spec.published[-4:], outside_file(spec).parent) == ("5678", after)
 
 
 def test_what_is_cached_does_not_decide_between_two_layouts(cache, monkeypatch):
@@ -187,3 +203,10 @@ def test_a_missing_extra_is_told(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(TeacherError, match=r"it needs open_clip, .*pip install 'unic-cache\[open-clip\]'"):
         check("open_clip:ViT-B-32/openai")
+
+
+def test_an_extra_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
+    (tmp_path / "half_installed.py").write_text("import no_such_torchvision")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(TeacherError, match=r"half_installed cannot be imported: ModuleNotFoundError: No module named"):
+        imported("half_installed", "open_clip:ViT-B-32/openai")

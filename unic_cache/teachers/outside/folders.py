@@ -1,5 +1,6 @@
 """A model's files, on the hub or in a folder: the hub's cache first, then a short reach, then a clear error."""
 
+import functools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,8 +70,12 @@ class ModelFolder:
         return " ".join(", ".join(map(str, names)).split()) or UNSTATED.format(self.published)
 
 
+@functools.cache
 def opened(outside: Outside) -> ModelFolder:
-    """The folder of a hf-hub: or local-dir: name, pinned to one commit. TeacherError if no file in it describes it."""
+    """The folder of a hf-hub: or local-dir: name. TeacherError if no file in it describes it.
+
+    One of the hub is pinned to a commit for the whole process: a branch may move between its config and its weights.
+    """
     folder = ModelFolder(outside.name, outside.scheme, outside.place, outside.revision)
     # one after the other: with both in a repository, which of them is cached must not decide what the name means
     first = folder.find(CONFIGS[0])
