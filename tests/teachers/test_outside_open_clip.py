@@ -109,6 +109,15 @@ def test_a_rule_for_another_width_is_refused(tmp_path):
         load_teacher(resolve(f"local-dir:{tmp_path}/m+patch=norm-patch"))
 
 
+def test_a_summary_that_is_a_map_is_refused(tmp_path):
+    """open_clip's own pool comes after timm's network, which then pools nothing."""
+    vision = {"timm_model_name": "test_convnext", "timm_pool": "rot_attn", "timm_proj": "", "image_size": 160}
+    save(tmp_path / "m", vision)
+    with pytest.raises(TeacherError, match=r"its cls by rule pooled has shape \(1, 64, 5, 5\), and is no vector"):
+        load_teacher(resolve(f"local-dir:{tmp_path}/m"))
+    assert load_teacher(resolve(f"local-dir:{tmp_path}/m+cls=grid-mean")).spec.kinds["cls"] == TokenKind(48)
+
+
 def test_a_tag_takes_its_file_from_the_hubs_cache(tmp_path, monkeypatch):
     """Of a model that open_clip knows, with the sizes of a small one."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
