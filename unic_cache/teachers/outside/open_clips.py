@@ -72,7 +72,7 @@ def spec_in_open_clip(folder: ModelFolder, config: Mapping[str, Any], size: int 
     """The spec of a folder in open_clip's layout. TeacherError if its tower cannot be a teacher."""
     _library(folder.name)
     description, said = config.get("model_cfg"), config.get("preprocess_cfg")
-    if not all(isinstance(part, Mapping) for part in (description, said)) or "vision_cfg" not in description:
+    if not isinstance(description, Mapping) or not isinstance(said, Mapping) or "vision_cfg" not in description:
         raise TeacherError(
             f"teacher {folder.name}: its open_clip_config.json lacks model_cfg with vision_cfg, or preprocess_cfg"
         )

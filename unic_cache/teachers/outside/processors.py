@@ -32,8 +32,8 @@ def pixels_of(folder: ModelFolder) -> Pixels:
             f"teacher {folder.name}: its mean and std are not known: {path}; the processor's save_pretrained writes "
             f"them to {FILE}"
         )
-    said, whose = read_json(path, folder.name), f"teacher {folder.name}: its {path.name}"
-    said = said.get("image_processor") if path.name == JOINT else said
+    content, whose = read_json(path, folder.name), f"teacher {folder.name}: its {path.name}"
+    said = content.get("image_processor") if path.name == JOINT else content
     if not isinstance(said, Mapping):
         raise TeacherError(f"{whose} says nothing of images; the processor's save_pretrained writes {FILE}")
     factor = float(said.get("rescale_factor") or 1 / 255) if _flag(said, "do_rescale") else 1
