@@ -116,6 +116,11 @@ def leaves() -> nn.Module:
     raise SystemExit(0)
 
 
+def empty() -> nn.Module:
+    """Without values, as models too large for one device begin."""
+    return Plain().to("meta")
+
+
 def no_module() -> int:
     return 3
 
@@ -230,6 +235,7 @@ def test_wrong_attributes_are_refused(changes, message):
         ("Sociable", r"an image's \w+ tokens depend on the other images of its batch"),
         ("fails", r"its factory fails: OSError: no such checkpoint"),
         ("leaves", r"its factory fails: SystemExit: 0"),
+        ("empty", r"its factory fails: NotImplementedError: Cannot copy out of meta tensor"),
         ("no_module", r"its factory gives int, not a torch.nn.Module"),
         ("nothing", r"cannot import nothing of \S+: AttributeError"),
     ],

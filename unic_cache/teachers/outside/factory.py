@@ -28,11 +28,11 @@ def made(name: str, size: int | None) -> nn.Module:
             raise TeacherError(f"teacher {name}@{size}: its factory takes no argument `size`; leave out @{size}")
         try:
             module = factory() if size is None else factory(size=size)
+            if isinstance(module, nn.Module):
+                return module.to("cpu")
         except (Exception, SystemExit) as error:  # whatever a factory of someone's own raises
             raise TeacherError(f"teacher {name}: its factory fails: {type(error).__name__}: {error}") from error
-        if not isinstance(module, nn.Module):
-            raise TeacherError(f"teacher {name}: its factory gives {type(module).__name__}, not a torch.nn.Module")
-        return module.to("cpu")
+        raise TeacherError(f"teacher {name}: its factory gives {type(module).__name__}, not a torch.nn.Module")
 
 
 @contextlib.contextmanager
