@@ -32,6 +32,7 @@ from unic_cache.weights.state_dicts import State, first_names
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 VISION = ("vision_model.", "vision_encoder.")  # what precedes the names of a pair's image tower; the first counts
+PAIRED = {"vision_config", "vision_config_dict"}  # one of which a pair's config has
 TRIFLES = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "architectures", "_commit_hash", "auto_map"}
 LEFT_OUT = re.compile(  # heads, poolers that the table leaves out, decoders, and tables that are made anew
     r"(^|\.)(classifier|cls_classifier|distillation_classifier|decoder|lm_head|pooler\.dense)\.|mask_token$|"
@@ -159,6 +160,8 @@ def _config(name: str, raw: Mapping[str, Any]) -> Any:
         config = known[kind].from_dict(_plain(raw))
     except Exception as error:  # it checks the types of a config's values, and raises a class of its own
         raise TeacherError(f"teacher {name}: transformers cannot read its config.json: {error}") from error
+    if hasattr(config, "vision_config") and not PAIRED & raw.keys():  # transformers would take its defaults
+        raise TeacherError(f"teacher {name}: its config.json is of a pair, {kind}, and has no vision_config")
     config = getattr(config, "vision_config", None) or config
     found = str(getattr(config, "model_type", None))
     if found not in FAMILIES:
