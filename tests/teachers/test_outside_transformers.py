@@ -205,6 +205,7 @@ def test_weights_in_parts_and_of_half_precision_are_read(tmp_path, dinov2):
     assert (tmp_path / "m/model.safetensors.index.json").exists()
     teacher = load_teacher(resolve(f"local-dir:{tmp_path}/m"))
     assert {tensor.dtype for tensor in teacher.model.parameters()} == {torch.float32}
+    assert teacher.spec.weights_file_sha256 is None
     expected = load_teacher(resolve(dinov2))(views())["patch"]
     assert torch.cosine_similarity(teacher(views())["patch"], expected, dim=-1).min() > 0.999
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from unic_cache.errors import TeacherError, WeightsError
+from unic_cache.teachers.outside.files import INDEX
 from unic_cache.teachers.spec import TeacherSpec
 from unic_cache.teachers.token_rules import Tokens
 from unic_cache.teachers.weights import file_sha256, state_sha256
@@ -47,7 +48,7 @@ class Loaded(NamedTuple):
     network: Network
     weights_sha256: str
     file: Path | None  # None if the weights come with the module's own code
-    file_sha256: str | None
+    file_sha256: str | None  # None without one file that holds them all
 
 
 def tensors_of(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -70,4 +71,5 @@ def loaded(network: Network, state: Mapping[str, torch.Tensor], file: Path | Non
         check_values(network.state_dict(), network, where)
     except WeightsError as error:
         raise TeacherError(str(error)) from error
-    return Loaded(network, state_sha256(dict(state)), file, None if file is None else file_sha256(file))
+    alone = None if file is None or file.name.endswith(INDEX) else file  # an index says nothing of what its parts hold
+    return Loaded(network, state_sha256(dict(state)), file, None if alone is None else file_sha256(alone))
