@@ -1,6 +1,7 @@
 """Teachers outside timm through the commands: docs/OWN_TEACHERS.md's example, caches, and what is refused there."""
 
 import importlib
+import io
 import json
 import re
 import sys
@@ -11,10 +12,13 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 import cli
 from pipelines import distill, evaluate, extract, provenance, verify
 from pipelines.command import preflight
+from pipelines.command.printing import results
+from pipelines.command.progress import Progress, say
 from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.students import init_pixels, named_spec, started_encoder
 from pipelines.extracting.teacher_weights import check_same_weights, chosen_spec
@@ -90,7 +94,13 @@ def test_another_version_or_other_weights_are_refused(tmp_path, module, settings
         extract.run(config_of(settings, cache, SIZED))
     with pytest.raises(CacheError, match=r"the cache was made with version 2, and the name now means 3"):
         verify.run(VerifyConfig(str(cache), teacher_check=4, device="cpu", threads=2))
+    module.write_text(code.replace("size: int = 224", "size: int = 64"))
+    forget()
+    extract.run(config_of(settings, cache, NAME))
     module.write_text(code)
+    forget()
+    with pytest.raises(CacheError, match=r"scanner: the cache was made with input_size 64, and the name now means 224"):
+        verify.run(VerifyConfig(str(cache), teacher_check=4, device="cpu", threads=2))
     state = torch.load("scanner.pth", weights_only=True)
     torch.save({name: tensor + 0.01 for name, tensor in state.items()}, "scanner.pth")
     forget()
@@ -104,6 +114,17 @@ def test_the_other_commands_take_such_names(tmp_path, module, settings, training
         EvaluateConfig(encoder=(SIZED,), shards=shards.pattern, task=("knn",), device="cpu", threads=2, bootstrap=100)
     )
     assert found.tasks
+
+
+def test_a_name_is_printed_as_it_is(capsys):
+    """`:robot:` and other words are codes of emoji to rich."""
+    results().print("py:robot:factory")
+    say("py:robot:factory")
+    with Progress("run py:robot:factory", 2, "images") as progress:
+        line = Console(width=100, file=io.StringIO(), force_terminal=True)
+        line.print(progress._bar.get_renderable())
+    assert line.file.getvalue().count("py:robot:factory") == 1
+    assert capsys.readouterr() == ("py:robot:factory\n", "py:robot:factory\n")
 
 
 def test_two_names_with_one_folder_are_refused(tmp_path, settings):
@@ -132,6 +153,10 @@ def test_a_student_starts_from_timms_layout_in_a_folder(tmp_path):
     assert init_pixels(name) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
     with pytest.raises(ConfigError, match=r"built by timm's name for its architecture; .* give them as --init"):
         named_spec(name)
+    save_timm(tmp_path / "m", model, "test_vit", 32, model_args={"img_size": 32, "num_heads": 1})
+    outside_spec.cache_clear()
+    with pytest.raises(ConfigError, match=r"its config.json builds test_vit with {'num_heads': 1}, and a student"):
+        started_encoder(spec, 0, name, ())
 
 
 def test_position_rules_of_others_are_refused(module):

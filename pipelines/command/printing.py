@@ -19,7 +19,7 @@ ERRORS = "unic-cache-plain"
 
 def results() -> Console:
     """The console for results, unlimited in width without a terminal, whatever COLUMNS says."""
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # as in py:robot:factory
     if not sys.stdout.isatty():
         console.width = WIDE
     return console

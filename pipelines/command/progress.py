@@ -15,7 +15,7 @@ from rich.progress import Progress as RichProgress
 FIRST_LINE = 5.0  # seconds until a log gets a line, even if nothing is done yet
 LOG_EVERY = 30.0  # seconds between lines if stderr is not a terminal
 
-console = Console(stderr=True, soft_wrap=True)
+console = Console(stderr=True, soft_wrap=True, emoji=False)
 _under_way = threading.Event()  # set once the command has said what it does
 
 
@@ -59,12 +59,12 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         drawn = console.is_terminal and console.file.isatty()  # FORCE_COLOR makes a file a terminal, but no tty
         self._bar = RichProgress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             disable=quiet or not drawn,
         )

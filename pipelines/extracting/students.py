@@ -23,7 +23,14 @@ from torch import nn
 from pipelines.extracting.teacher_weights import normalization
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
-from unic_cache.student.backbone import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec, build_encoder, encoder_spec
+from unic_cache.student.backbone import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EncoderSpec,
+    build_encoder,
+    create_options,
+    encoder_spec,
+)
 from unic_cache.student.export import licences_of, provenance_of_export, spec_of_export
 from unic_cache.student.weights import fit_weights
 from unic_cache.teachers.catalog import CATALOG, base_name, resolve
@@ -184,6 +191,12 @@ def started_encoder(spec: EncoderSpec, seed: int, init: str | None, resample: Co
         raise ConfigError(
             f"--init {init}: its authors publish the weights at {teacher.published}; fetch the file, and give it as "
             "--init FILE"
+        )
+    odd = {key: value for key, value in teacher.arch_options if key not in create_options(spec)}
+    if is_outside(init) and odd:  # such as num_heads, which changes no shape
+        raise ConfigError(
+            f"--init {init}: its config.json builds {teacher.arch} with {odd}, and a student is built by its name "
+            "alone; if its weights fit that nonetheless, give their file as --init FILE"
         )
     if "positions" in resample and spec.patch_size == teacher.stride:
         teacher = teacher.resized(spec.img_size)  # once, from the grid of the file

@@ -18,11 +18,11 @@ from unic_cache.errors import CacheError, ConfigError
 from unic_cache.store.member import Member
 from unic_cache.teachers.catalog import PUBLISHED, base_name, resolve
 from unic_cache.teachers.model import Teacher, load_teacher
+from unic_cache.teachers.outside.colours import LARGEST
 from unic_cache.teachers.spec import RULES, TIMM, TeacherSpec
 
 UNKNOWN = "licence unknown, weights by file"
 SHORT = 12  # digits of a sha256 that are shown
-LARGEST = 4.0  # a larger mean or std is not one of pixels in [0, 1]
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

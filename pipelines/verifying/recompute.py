@@ -114,8 +114,8 @@ def load_checked(
 
 
 def check_rules(name: str, then: Mapping[str, object], now: Mapping[str, object]) -> None:
-    """CacheError if the name stood for other targets, or another version of the network, when the cache was made."""
-    for key in ("cls_rule", "patch_rule", "summary_rules", "version"):
+    """CacheError if the name stood for other targets, another size or another version when the cache was made."""
+    for key in ("cls_rule", "patch_rule", "summary_rules", "input_size", "stride", "version"):
         if then.get(key) != now.get(key):
             raise CacheError(
                 f"{name}: the cache was made with {key} {then.get(key)}, and the name now means {now.get(key)}; its "

@@ -1,5 +1,6 @@
 """open_clip's image towers as teachers: tokens equal to open_clip's own, before the projection."""
 
+import dataclasses
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from unic_cache.teachers import positions
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
 from unic_cache.teachers.outside.opening import outside_spec
+from unic_cache.token_kinds import TokenKind
 
 open_clip = pytest.importorskip("open_clip")
 TEXT = {"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
@@ -89,6 +91,31 @@ def test_another_size_resamples_positions_as_open_clip_does(tmp_path):
     expected = own_tokens(visual, views(96))
     torch.testing.assert_close(teacher(views(96))["patch"], expected[:, 1:])
     assert "timm" in positions.RULES
+
+
+def test_positions_of_timms_tower_follow_timms_rule_alone(tmp_path):
+    """Another rule would be recorded, and not be what was done."""
+    save(tmp_path / "m", TIMM)
+    spec = dataclasses.replace(resolve(f"local-dir:{tmp_path}/m@64"), position_rule="bicubic")
+    with pytest.raises(TeacherError, match=r"resampled by rule timm alone, not bicubic; leave out --positions"):
+        load_teacher(spec)
+
+
+def test_a_rule_for_another_width_is_refused(tmp_path):
+    """The last norm of a tower with an attention pool is of what it pools."""
+    save(tmp_path / "m", {**VIT, "attentional_pool": True, "attn_pooler_queries": 4, "attn_pooler_heads": 2})
+    assert load_teacher(resolve(f"local-dir:{tmp_path}/m")).spec.kinds["cls"] == TokenKind(24)
+    with pytest.raises(TeacherError, match=r"cannot run at 64 px: RuntimeError"):
+        load_teacher(resolve(f"local-dir:{tmp_path}/m+patch=norm-patch"))
+
+
+def test_a_summary_that_is_a_map_is_refused(tmp_path):
+    """open_clip's own pool comes after timm's network, which then pools nothing."""
+    vision = {"timm_model_name": "test_convnext", "timm_pool": "rot_attn", "timm_proj": "", "image_size": 160}
+    save(tmp_path / "m", vision)
+    with pytest.raises(TeacherError, match=r"its cls by rule pooled has shape \(1, 64, 5, 5\), and is no vector"):
+        load_teacher(resolve(f"local-dir:{tmp_path}/m"))
+    assert load_teacher(resolve(f"local-dir:{tmp_path}/m+cls=grid-mean")).spec.kinds["cls"] == TokenKind(48)
 
 
 def test_a_tag_takes_its_file_from_the_hubs_cache(tmp_path, monkeypatch):

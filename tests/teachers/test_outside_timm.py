@@ -14,10 +14,17 @@ from unic_cache.store.layout import teacher_folder
 from unic_cache.teachers import hub
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
-from unic_cache.teachers.outside.names import check
+from unic_cache.teachers.outside.folders import ModelFolder, opened
+from unic_cache.teachers.outside.names import check, imported
 from unic_cache.teachers.outside.opening import outside_file, outside_spec
 
 ARCH = "test_vit"
+
+
+def forget() -> None:
+    """As in another process."""
+    outside_spec.cache_clear()
+    opened.cache_clear()
 
 
 @pytest.fixture
@@ -26,9 +33,9 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "_reachable", lambda url: pytest.fail("asked the network"))
-    outside_spec.cache_clear()
+    forget()
     yield tmp_path
-    outside_spec.cache_clear()
+    forget()
 
 
 def small(seed: int = 0, **options):
@@ -81,7 +88,13 @@ def test_a_revision_is_a_branch_or_a_commit(cache):
     ("change", "message"),
     [
         ({"architecture": "vit_unheard_of"}, r"timm \S+ has no architecture 'vit_unheard_of'"),
-        ({"pretrained_cfg": {"mean": [0, 0, 0]}}, r"lacks input_size, mean or std"),
+        ({"pretrained_cfg": {"mean": [0, 0, 0]}}, r"lacks 'input_size'"),
+        (
+            {"pretrained_cfg": {"input_size": [3, 64, 64], "mean": [127] * 3, "std": [58] * 3}},
+            r"its config.json's mean \[127, 127, 127\] is not one of pixels in \[0, 1\]",
+        ),
+        ({"pretrained_cfg": "ours"}, r"config.json or the processor's file is not as it should be: TypeError"),
+        ({"model_args": ["img_size"]}, r"config.json or the processor's file is not as it should be: ValueError"),
         ({"model_args": {"in_chans": 1}}, r"no square of three colours"),
     ],
 )
@@ -89,6 +102,54 @@ def test_descriptions_that_are_wrong_are_refused(tmp_path, change, message):
     save_timm(tmp_path / "m", small(), ARCH, **{"architecture": ARCH, **change})
     with pytest.raises(TeacherError, match=message):
         resolve(f"local-dir:{tmp_path}/m")
+
+
+def test_a_branch_that_moves_leaves_a_teacher_of_one_commit(cache):
+    before = save_timm(on_hub(cache, "org/model", "1234"), small(0), ARCH)
+    spec = resolve("hf-hub:org/model")
+    after = save_timm(on_hub(cache, "org/model", "5678"), small(1), ARCH)
+    assert outside_file(spec) == before / "model.safetensors"
+    forget()
+    spec = resolve("hf-hub:org/model")
+    assert (spec.published[-4:], outside_file(spec).parent) == ("5678", after)
+
+
+def test_what_is_cached_does_not_decide_between_two_layouts(cache, monkeypatch):
+    """A repository may be in timm's or transformers' layout and in open_clip's; config.json counts."""
+    folder = save_timm(on_hub(cache, "org/model", "1234"), small(), ARCH)
+    config = (folder / "config.json").rename(cache / "config.json")
+    (folder / "open_clip_config.json").write_text("{}")
+
+    def fetch(repo, file, revision):
+        assert (repo, file) == ("org/model", "config.json")
+        return str(config.rename(folder / file))
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_reachable", lambda url: True)
+    monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", fetch)
+    assert resolve("hf-hub:org/model").arch == ARCH
+
+
+def test_a_file_that_the_cache_knows_to_be_absent_is_not_asked_for(cache, monkeypatch):
+    folder = on_hub(cache, "org/model", "1234")
+    absent = folder.parent.parent / ".no_exist/1234"
+    absent.mkdir(parents=True)
+    (absent / "model.safetensors").touch()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert hub.repo_file("org/model", ["model.safetensors"]).startswith("none of the expected files is there")
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("license: [mit, apache-2.0]", "mit, apache-2.0"),
+        ("license: other\nlicense_name: ours", "ours"),
+        ("- a list", "not stated by its card"),
+    ],
+)
+def test_licences_of_every_form_are_read(tmp_path, card, licence):
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    assert ModelFolder("name", "local-dir", str(tmp_path)).licence().startswith(licence)
 
 
 def test_missing_weights_are_told(cache):
@@ -142,3 +203,10 @@ def test_a_missing_extra_is_told(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(TeacherError, match=r"it needs open_clip, .*pip install 'unic-cache\[open-clip\]'"):
         check("open_clip:ViT-B-32/openai")
+
+
+def test_an_extra_that_cannot_be_imported_is_told(tmp_path, monkeypatch):
+    (tmp_path / "half_installed.py").write_text("import no_such_torchvision")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(TeacherError, match=r"half_installed cannot be imported: ModuleNotFoundError: No module named"):
+        imported("half_installed", "open_clip:ViT-B-32/openai")

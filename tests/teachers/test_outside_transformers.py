@@ -173,15 +173,27 @@ def test_a_size_that_the_library_cannot_run_is_refused(tmp_path):
         load_teacher(resolve(f"local-dir:{tmp_path}/m@84"))
 
 
-def test_of_a_pair_the_image_tower_is_taken(tmp_path):
-    config = transformers.CLIPConfig(**VISIBLE)
-    pair = shaken(transformers.CLIPModel(config))
-    save(tmp_path / "m", pair)
+@pytest.mark.parametrize("pair", ["CLIP", "MetaClip2", "Siglip", "Aimv2", "Tipsv2"])
+def test_of_a_pair_the_image_tower_is_taken(tmp_path, pair):
+    """Whatever its names begin with in the file."""
+    model = shaken(getattr(transformers, f"{pair}Model")(getattr(transformers, f"{pair}Config")(**VISIBLE)))
+    save(tmp_path / "m", model)
     teacher = load_teacher(resolve(f"local-dir:{tmp_path}/m"))
-    tower = pair.vision_model
+    tower = model.vision_model
     with torch.inference_mode():
-        sequence = tower.post_layernorm(tower(pixel_values=normalised(views())).last_hidden_state)
-    torch.testing.assert_close(teacher(views()), {"cls": sequence[:, 0], "patch": sequence[:, 1:]})
+        answer = tower(pixel_values=normalised(views()))
+        sequence = answer.last_hidden_state
+        sequence = tower.post_layernorm(sequence) if "clip" in pair.lower() and pair != "Siglip" else sequence
+    pooled, prefix = teacher.spec.summary_rules == {"cls": "pooled"}, teacher.model.prefix
+    expected = {"cls": answer.pooler_output if pooled else sequence[:, 0], "patch": sequence[:, prefix:]}
+    torch.testing.assert_close(teacher(views()), expected)
+
+
+def test_a_siglip_without_its_pool_gives_the_mean(tmp_path):
+    model = shaken(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SMALL, vision_use_head=False)))
+    save(tmp_path / "m", model)
+    assert resolve(f"local-dir:{tmp_path}/m").summary_rules == {"cls": "grid-mean"}
+    load_teacher(resolve(f"local-dir:{tmp_path}/m"))
 
 
 def test_weights_in_parts_and_of_half_precision_are_read(tmp_path, dinov2):
@@ -193,8 +205,33 @@ def test_weights_in_parts_and_of_half_precision_are_read(tmp_path, dinov2):
     assert (tmp_path / "m/model.safetensors.index.json").exists()
     teacher = load_teacher(resolve(f"local-dir:{tmp_path}/m"))
     assert {tensor.dtype for tensor in teacher.model.parameters()} == {torch.float32}
+    assert teacher.spec.weights_file_sha256 is None
     expected = load_teacher(resolve(dinov2))(views())["patch"]
     assert torch.cosine_similarity(teacher(views())["patch"], expected, dim=-1).min() > 0.999
+
+
+def test_a_part_that_the_users_index_lacks_is_not_taken_from_the_folder(tmp_path, dinov2):
+    model = transformers.Dinov2Model.from_pretrained(dinov2.removeprefix("local-dir:"))
+    for folder in ("published", "tuned"):
+        save(tmp_path / folder, model)
+        (tmp_path / folder / "model.safetensors").unlink()
+        model.save_pretrained(tmp_path / folder, max_shard_size="20KB")
+    parts = sorted(tmp_path.glob("tuned/model-*.safetensors"))
+    parts[-1].unlink()
+    with pytest.raises(TeacherError, match=rf"{parts[-1].name}.*there is no such file"):
+        load_teacher(resolve(f"local-dir:{tmp_path}/published"), str(tmp_path / "tuned/model.safetensors.index.json"))
+
+
+def test_a_file_with_two_networks_is_told(tmp_path, dinov2, caplog):
+    state = load_file(Path(dinov2.removeprefix("local-dir:"), "model.safetensors"))
+    other = {name: values + 1 for name, values in state.items()}
+    torch.save({"ema": other, "model": state}, tmp_path / "named.pth")
+    teacher = load_teacher(resolve(dinov2), str(tmp_path / "named.pth"))
+    assert "took 'model', and left 'ema'" in caplog.text
+    assert teacher.spec.weights_sha256 == load_teacher(resolve(dinov2)).spec.weights_sha256
+    torch.save({"first": other, "second": state}, tmp_path / "unnamed.pth")
+    with pytest.raises(TeacherError, match=r"holds 2 networks of one size, under 'first' and 'second'"):
+        load_teacher(resolve(dinov2), str(tmp_path / "unnamed.pth"))
 
 
 def changed(state, change):
@@ -211,7 +248,10 @@ NORM = "dinov2.layernorm.weight"
     [
         (lambda state: state.pop(NORM), r"do not fit its model, Dinov2Model: layernorm.weight is missing"),
         (lambda state: state.update({"dinov2.extra.weight": torch.ones(3)}), r"extra.weight is not part of it"),
-        (lambda state: state.update({NORM: torch.ones(31)}), r"do not fit its model"),
+        (
+            lambda state: state.update({NORM: torch.ones(31)}),
+            r"layernorm.weight \(31,\), where it has \(32,\), does not fit",
+        ),
         (
             lambda state: state.update({NORM: torch.full((32,), torch.nan)}),
             r"NaN or infinite values in model.layernorm",
@@ -270,10 +310,17 @@ CROPPED = {**PIXELS, "size": {"shortest_edge": 64}, "crop_size": {"height": 56, 
         ({}, PIXELS, r"names neither timm's architecture nor transformers' model_type"),
         ({"model_type": "vit", "num_channels": 4}, PIXELS, r"4 channels, not 3"),
         ({"model_type": "vit", "quantization_config": {"quant_method": "gptq"}}, PIXELS, r"its weights are quantized"),
-        ({"model_type": "vit"}, None, r"has no preprocessor_config.json with its mean and std"),
+        ({"model_type": "vit", "image_size": "56"}, PIXELS, r"transformers cannot read its config.json: .*image_size"),
+        ({"model_type": "clip", "vision_config": "small"}, PIXELS, r"transformers cannot read its config.json"),
+        ({"model_type": "clip"}, PIXELS, r"its config.json is of a pair, clip, and has no vision_config"),
+        ({"model_type": "vit"}, None, r"mean and std are not known: \S+ holds none of preprocessor_config.json"),
+        ({"model_type": "vit"}, {**PIXELS, "rescale_factor": "1/255"}, r"not as it should be: ValueError"),
+        ({"model_type": "vit"}, {**PIXELS, "do_flip_channel_order": True}, r"has do_flip_channel_order; wrap"),
+        ({"model_type": "vit"}, {**PIXELS, "image_mean": [127] * 3}, r"mean \[127, 127, 127\] is not one of pixels"),
+        ({"model_type": "vit"}, {**PIXELS, "size": "56"}, r"makes inputs of '56' x '56' px"),
         ({"model_type": "vit"}, {**PIXELS, "rescale_factor": 1 / 127.5}, r"scales pixels by 0.0078"),
         ({"model_type": "vit"}, {**PIXELS, "do_rescale": False}, r"scales pixels by 1,"),
-        ({"model_type": "vit"}, {**PIXELS, "image_std": [1, 1]}, r"image_std .* is \[1, 1\], not three numbers"),
+        ({"model_type": "vit"}, {**PIXELS, "image_std": [1, 1]}, r"std is \[1, 1\], and must be three numbers"),
         ({"model_type": "vit"}, {**PIXELS, "size": {"height": 56, "width": 70}}, r"inputs of 56 x 70 px"),
         ({"model_type": "vit", "patch_size": 15}, PIXELS, r"56 px is no multiple of the patch size 15 px"),
     ],

@@ -11,7 +11,7 @@ from tests.teachers.outside_models import normalised, views
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
-from unic_cache.teachers.outside import own_module
+from unic_cache.teachers.outside import factory, own_module
 from unic_cache.token_kinds import TokenKind
 
 HERE = f"py:{__name__}:"
@@ -81,6 +81,18 @@ def hidden_noise() -> nn.Module:
     return model
 
 
+class Unregistered(Plain):
+    """What is random is a plain attribute, which no digest sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(next(COUNT))
+        self.turn = torch.randn(8, 8)
+
+    def forward(self, images):
+        return {kind: values @ self.turn for kind, values in super().forward(images).items()}
+
+
 class Restless(Plain):
     """In training whatever is said, as by functional dropout."""
 
@@ -102,6 +114,11 @@ def fails() -> nn.Module:
 
 def leaves() -> nn.Module:
     raise SystemExit(0)
+
+
+def empty() -> nn.Module:
+    """Without values, as models too large for one device begin."""
+    return Plain().to("meta")
 
 
 def no_module() -> int:
@@ -213,10 +230,12 @@ def test_wrong_attributes_are_refused(changes, message):
     [
         ("random_weights", r"two calls of its factory gave modules with different tensors"),
         ("hidden_noise", r"two calls of its factory gave modules with different tensors"),
+        ("Unregistered", r"two calls of its factory gave modules with different tokens"),
         ("Restless", r"two calls gave different patch tokens of the same images"),
         ("Sociable", r"an image's \w+ tokens depend on the other images of its batch"),
         ("fails", r"its factory fails: OSError: no such checkpoint"),
         ("leaves", r"its factory fails: SystemExit: 0"),
+        ("empty", r"its factory fails: NotImplementedError: Cannot copy out of meta tensor"),
         ("no_module", r"its factory gives int, not a torch.nn.Module"),
         ("nothing", r"cannot import nothing of \S+: AttributeError"),
     ],
@@ -224,6 +243,87 @@ def test_wrong_attributes_are_refused(changes, message):
 def test_modules_that_are_not_stable_are_refused(factory, message):
     with pytest.raises(TeacherError, match=message):
         load_teacher(resolve(f"{HERE}{factory}"))
+
+
+def test_what_a_file_does_not_hold_must_be_the_same_each_time(tmp_path):
+    save_file(Plain().state_dict(), tmp_path / "own.safetensors")
+    with pytest.raises(TeacherError, match=r"two calls of its factory gave modules with different tokens"):
+        load_teacher(resolve(f"{HERE}Unregistered"), str(tmp_path / "own.safetensors"))
+
+
+class Reusing(Plain):
+    """Writes each answer into the tensors of the last one, as CUDA graphs do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = {}
+
+    def forward(self, images):
+        found = super().forward(images)
+        return {
+            kind: self.held.setdefault(values.shape, values.clone()).copy_(values) for kind, values in found.items()
+        }
+
+
+def test_an_answer_stays_when_the_module_writes_the_next_one_into_it():
+    teacher = load_teacher(resolve(f"{HERE}Reusing"))
+    first = teacher(views())
+    kept = {kind: values.clone() for kind, values in first.items()}
+    teacher(views().flip(0))
+    torch.testing.assert_close(first, kept)
+
+
+class Keeping(Plain):
+    """Keeps more in its state than real numbers, wraps what it runs, and answers in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.ModuleDict({"stem": self.stem, "norm": self.norm})
+        del self.stem, self.norm
+        self.module.register_buffer("table", torch.arange(4, dtype=torch.uint8))
+
+    def get_extra_state(self):
+        return {"made": "here"}
+
+    def set_extra_state(self, state) -> None:
+        pass
+
+    def forward(self, images):
+        patch_BTD = self.module["norm"](self.module["stem"](images)).flatten(2).transpose(1, 2).half()
+        return {"cls": patch_BTD.mean(dim=1), "patch": patch_BTD}
+
+
+class Wrapping(Keeping):
+    """The same without a state beside its tensors."""
+
+    get_extra_state, set_extra_state = nn.Module.get_extra_state, nn.Module.set_extra_state
+
+
+def test_states_of_every_kind_are_read(tmp_path):
+    assert load_teacher(resolve(f"{HERE}Keeping"))(views())["cls"].dtype == torch.float32
+    state = Wrapping().state_dict()
+    assert all(name.startswith("module.") for name in state)
+    save_file(state, tmp_path / "own.safetensors")
+    save_file({f"module.{name}": values for name, values in state.items()}, tmp_path / "parallel.safetensors")
+    for file in ("own.safetensors", "parallel.safetensors"):
+        load_teacher(resolve(f"{HERE}Wrapping"), str(tmp_path / file))
+    with pytest.raises(TeacherError, match=r"(?s)do not fit its model: .*_extra_state"):
+        load_teacher(resolve(f"{HERE}Keeping"), str(tmp_path / "own.safetensors"))
+
+
+def careless() -> nn.Module:
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    print("<All keys matched successfully>")
+    return Plain().to_empty(device="cpu").float()
+
+
+def test_what_a_factory_sets_for_the_whole_process_is_put_back(capsys):
+    module = factory.made(f"{HERE}careless", None)
+    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
+    assert torch.get_default_device() == module.stem.weight.device == torch.device("cpu")
+    assert capsys.readouterr() == ("", "<All keys matched successfully>\n")
 
 
 def test_lacking_attributes_are_named():

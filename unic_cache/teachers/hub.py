@@ -45,14 +45,19 @@ def hub_file(spec: TeacherSpec) -> Path:
 
 def repo_file(repo: str, files: Sequence[str], revision: str | None = None) -> Path | str:
     """The local path of the first of `files` that a repository has, fetched if need be; or why there is none."""
-    for file in files:
-        cached = huggingface_hub.try_to_load_from_cache(repo, file, revision=revision)
-        if isinstance(cached, str):
-            return Path(cached)
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    if not _reachable(constants.ENDPOINT):
-        return f"{constants.ENDPOINT} does not answer within {ANSWER_WITHIN:.0f} s"
+    cached = {file: huggingface_hub.try_to_load_from_cache(repo, file, revision=revision) for file in files}
+    found = next((path for path in cached.values() if isinstance(path, str)), None)
+    if found is not None:
+        return Path(found)
+    unknown = [file for file, path in cached.items() if path is None]  # the cache knows that the others do not exist
+    why_not = _unreachable() if unknown else None
+    return (
+        why_not or _downloaded(repo, unknown, revision) or f"none of the expected files is there ({', '.join(files)})"
+    )
+
+
+def _downloaded(repo: str, files: Sequence[str], revision: str | None) -> Path | str | None:
+    """The first of `files` that the hub has, or why it cannot be had; None if it has none."""
     for file in files:
         try:
             return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
@@ -60,7 +65,7 @@ def repo_file(repo: str, files: Sequence[str], revision: str | None = None) -> P
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
             return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-    return f"none of the expected files is there ({', '.join(files)})"
+    return None
 
 
 def _instead(spec: TeacherSpec, repo: str, reason: str) -> str:
@@ -69,6 +74,14 @@ def _instead(spec: TeacherSpec, repo: str, reason: str) -> str:
         f"{reason}. Pass a file with --weights {spec.name}=FILE (published: {spec.published}), or run once on a "
         "machine with internet and copy that cache folder here"
     )
+
+
+def _unreachable() -> str | None:
+    """Why the hub cannot be asked; None if it can."""
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    answers = _reachable(constants.ENDPOINT)
+    return None if answers else f"{constants.ENDPOINT} does not answer within {ANSWER_WITHIN:.0f} s"
 
 
 def _reachable(url: str) -> bool:

@@ -48,12 +48,18 @@ class Teacher:
         side = spec.input_size // spec.stride
         grids = dict.fromkeys(spec.grid_rules, (side, side))
         found = self(blank)
-        self._check_grids(found)
+        self._check_shapes(found)
         kinds = {kind: TokenKind(x.shape[-1], grids.get(kind)) for kind, x in found.items()}
         self.spec = dataclasses.replace(spec, kinds=in_order(kinds))
 
-    def _check_grids(self, blank: Tokens) -> None:
+    def _check_shapes(self, blank: Tokens) -> None:
         side = self.spec.input_size // self.spec.stride
+        for kind, rule in self.spec.summary_rules.items():
+            if blank[kind].ndim != 2:  # such as a map that the network's own head would pool
+                raise TeacherError(
+                    f"teacher {self.spec.name}: its {kind} by rule {rule} has shape {tuple(blank[kind].shape)}, and is "
+                    "no vector; take +cls=grid-mean, or leave it out with +cls=none"
+                )
         for kind in self.spec.grid_rules:
             if blank[kind].shape[1] != side * side:
                 raise TeacherError(

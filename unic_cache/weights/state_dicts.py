@@ -111,6 +111,29 @@ def find(content: Any, shapes: Shapes, path: Path, rename: Callable[[str], str] 
     return best
 
 
+def largest(content: Any, path: Path) -> State:
+    """The tensors of the largest mapping of a checkpoint, for a network whose names are not known.
+
+    Of several as large, one that is PREFERRED by its name. WeightsError if there is none, or if the names do not tell
+    them apart. What is left is logged, if it may be a network too.
+    """
+    found = sorted(mappings(content), key=lambda one: (-len(one[1]), _ranks(one[0])))
+    if not found:
+        raise WeightsError(f"weights file {path}: no tensors in it")
+    (taken, tensors), *others = found
+    left = {where: x for where, x in others if len(x) > ENOUGH * len(tensors) and not _same(x, tensors)}
+    equals = [where for where, x in left.items() if len(x) == len(tensors) and _ranks(where) == _ranks(taken)]
+    if equals:
+        raise WeightsError(
+            f"weights file {path}: it holds {len(equals) + 1} networks of one size, under "
+            f"{' and '.join(map(_label, (taken, *equals)))}; save the one you mean to a file of its own"
+        )
+    if left:
+        shown = ", ".join(map(_label, list(left)[:SHOWN]))
+        log.warning("weights file %s: took %s, and left %s", path, _label(taken), shown)
+    return tensors
+
+
 def without_shared_prefix(tensors: State) -> State:
     """Names without leading parts that all share, such as `module.` of data parallelism."""
     while tensors:

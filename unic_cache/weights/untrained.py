@@ -25,7 +25,7 @@ def check_values(state: State, model: nn.Module, where: str) -> None:
     """WeightsError if a tensor that is real in the model holds integers, 8-bit codes, NaN or infinity."""
     for name, own in model.state_dict().items():
         given = state.get(name)
-        if given is None or not own.is_floating_point():
+        if given is None or not isinstance(own, torch.Tensor) or not own.is_floating_point():
             continue
         if not given.is_floating_point() or given.dtype.itemsize < 2:
             raise WeightsError(

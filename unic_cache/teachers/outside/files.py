@@ -1,20 +1,22 @@
 """A model's weights by file: whole, or in the parts that an index names. Nothing is unpickled but tensors."""
 
+from collections.abc import Collection
 from pathlib import Path
 
-from unic_cache.errors import TeacherError
+from unic_cache.errors import TeacherError, WeightsError
 from unic_cache.teachers.outside.folders import ModelFolder, read_json
 from unic_cache.teachers.weights import content_of
-from unic_cache.weights.state_dicts import State, mappings, without_shared_prefix
+from unic_cache.weights.state_dicts import State, largest
 
 INDEX = ".index.json"
+WRAPPER = "module."
 FLAT = "any"  # a layout without readers of its own
 
 
 def read_state(path: Path, name: str, folder: ModelFolder | None = None) -> State:
     """The tensors of a file, or of all files that it is the index of. TeacherError if they cannot be read.
 
-    The parts are those of `folder`, or else lie beside the index.
+    The parts lie beside the index, or else are those of `folder`.
     """
     if not path.name.endswith(INDEX):
         return _tensors(path, name)
@@ -36,8 +38,13 @@ def read_state(path: Path, name: str, folder: ModelFolder | None = None) -> Stat
 
 
 def _tensors(path: Path, name: str) -> State:
-    found = [tensors for _, tensors in mappings(content_of(path, FLAT, name))]
-    if not found:
-        raise TeacherError(f"teacher {name}: no tensors in {path}")
-    largest = max(found, key=len)
-    return without_shared_prefix(largest) if all(key.startswith("module.") for key in largest) else largest
+    try:
+        return largest(content_of(path, FLAT, name), path)
+    except WeightsError as error:
+        raise TeacherError(f"teacher {name}: {error}") from error
+
+
+def in_parallel(state: State, own: Collection[str] = ()) -> State:
+    """The tensors without the prefix of data parallelism, unless the network's `own` names begin with it too."""
+    wrapped = all(key.startswith(WRAPPER) for key in state) and not state.keys() <= set(own)
+    return {key.removeprefix(WRAPPER): tensor for key, tensor in state.items()} if wrapped else state

@@ -1,5 +1,6 @@
 """A model's files, on the hub or in a folder: the hub's cache first, then a short reach, then a clear error."""
 
+import functools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,11 +55,6 @@ class ModelFolder:
         """A JSON file's content. TeacherError if it is missing or no JSON object."""
         return read_json(self.file(file), self.name)
 
-    def optional(self, file: str) -> Any:
-        """A JSON file's content, or None if there is no such file."""
-        found = self.find(file)
-        return read_json(found, self.name) if isinstance(found, Path) else None
-
     def licence(self) -> str:
         """What the model's card states."""
         card = self.find(CARD)
@@ -66,15 +62,24 @@ class ModelFolder:
             data = metadata_load(card) if isinstance(card, Path) else None
         except Exception:  # a card is prose; its head may hold anything
             data = None
-        data = data or {}
-        stated = data.get("license_name") if data.get("license") in {None, "other"} else data.get("license")
-        return str(stated or UNSTATED.format(self.published))
+        said = data if isinstance(data, dict) else {}
+        stated = said.get("license")
+        if stated is None or stated == "other":
+            stated = said.get("license_name")
+        names = stated if isinstance(stated, list) else [stated] if stated else []
+        return " ".join(", ".join(map(str, names)).split()) or UNSTATED.format(self.published)
 
 
+@functools.cache
 def opened(outside: Outside) -> ModelFolder:
-    """The folder of a hf-hub: or local-dir: name, pinned to one commit. TeacherError if no file in it describes it."""
+    """The folder of a hf-hub: or local-dir: name. TeacherError if no file in it describes it.
+
+    One of the hub is pinned to a commit for the whole process: a branch may move between its config and its weights.
+    """
     folder = ModelFolder(outside.name, outside.scheme, outside.place, outside.revision)
-    config = folder.file(*CONFIGS)
+    # one after the other: with both in a repository, which of them is cached must not decide what the name means
+    first = folder.find(CONFIGS[0])
+    config = first if isinstance(first, Path) else folder.file(*CONFIGS)
     # the hub's cache is .../snapshots/COMMIT/config.json: the other files must be of that commit too
     return replace(folder, revision=config.parent.name) if folder.scheme == HUB else folder
 

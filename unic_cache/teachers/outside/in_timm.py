@@ -11,6 +11,7 @@ import timm
 
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.derive import Known, spec_of
+from unic_cache.teachers.outside.colours import colours
 from unic_cache.teachers.outside.folders import ModelFolder
 from unic_cache.teachers.outside.names import HUB
 from unic_cache.teachers.spec import Option, TeacherSpec, frozen
@@ -29,9 +30,9 @@ def spec_in_timm(folder: ModelFolder, config: Mapping[str, Any], size: int | Non
         raise TeacherError(f"teacher {folder.name}: timm {timm.__version__} has no architecture {arch!r}")
     try:
         channels, height, width = said["input_size"]
-        mean, std = (_colour(said[key]) for key in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise TeacherError(f"teacher {folder.name}: its config.json lacks input_size, mean or std ({error})") from error
+        mean, std = colours(said["mean"], said["std"], f"teacher {folder.name}: its config.json's")
+    except KeyError as error:
+        raise TeacherError(f"teacher {folder.name}: its config.json lacks {error}") from error
     if channels != 3 or height != width or arguments.get("in_chans", 3) != 3:
         raise TeacherError(f"teacher {folder.name}: its input {said['input_size']} is no square of three colours")
     tagged = f"{arch}.{said['tag']}" if said.get("tag") else arch
@@ -51,8 +52,3 @@ def spec_in_timm(folder: ModelFolder, config: Mapping[str, Any], size: int | Non
         "licence": said.get("license") or folder.licence(),
     }
     return spec_of(known, side, size, origin)
-
-
-def _colour(values: Any) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)

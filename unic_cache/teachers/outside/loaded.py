@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from unic_cache.errors import TeacherError, WeightsError
+from unic_cache.teachers.outside.files import INDEX
 from unic_cache.teachers.spec import TeacherSpec
 from unic_cache.teachers.token_rules import Tokens
 from unic_cache.teachers.weights import file_sha256, state_sha256
@@ -47,12 +48,20 @@ class Loaded(NamedTuple):
     network: Network
     weights_sha256: str
     file: Path | None  # None if the weights come with the module's own code
-    file_sha256: str | None
+    file_sha256: str | None  # None without one file that holds them all
+
+
+def tensors_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """A network's state dict without what is no tensor, which a module of someone's own may keep there."""
+    return {name: value for name, value in network.state_dict().items() if isinstance(value, torch.Tensor)}
 
 
 def loaded(network: Network, state: Mapping[str, torch.Tensor], file: Path | None, where: str) -> Loaded:
     """A network and the tensors that it was filled with, hashed. TeacherError for values that cannot be weights."""
-    short = next((name for name, x in state.items() if x.dtype.itemsize < 2 and x.dtype != torch.bool), None)
+    own = {tensor.dtype for tensor in tensors_of(network).values()}  # a table of bytes may be the network's own
+    short = next(
+        (name for name, x in state.items() if x.dtype.itemsize < 2 and x.dtype not in {*own, torch.bool}), None
+    )
     if short is not None:
         raise TeacherError(
             f"{where}: {short} is {str(state[short].dtype).removeprefix('torch.')}, a quantized copy; give weights of "
@@ -62,4 +71,5 @@ def loaded(network: Network, state: Mapping[str, torch.Tensor], file: Path | Non
         check_values(network.state_dict(), network, where)
     except WeightsError as error:
         raise TeacherError(str(error)) from error
-    return Loaded(network, state_sha256(dict(state)), file, None if file is None else file_sha256(file))
+    alone = None if file is None or file.name.endswith(INDEX) else file  # an index says nothing of what its parts hold
+    return Loaded(network, state_sha256(dict(state)), file, None if alone is None else file_sha256(alone))

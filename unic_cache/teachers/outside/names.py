@@ -10,12 +10,14 @@
 A size and rules come behind, as for every teacher: `hf-hub:ORG/NAME#REVISION@SIZE+cls=none`.
 """
 
+import importlib
 import importlib.util
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unic_cache.errors import TeacherError
 
@@ -74,6 +76,15 @@ def check_installed(package: str, name: str) -> None:
         raise TeacherError(
             f"teacher {name}: it needs {package}, which is not installed: pip install 'unic-cache[{EXTRAS[package]}]'"
         )
+
+
+def imported(package: str, name: str) -> Any:
+    """The package of an extra. TeacherError if it is not installed, or its import fails."""
+    check_installed(package, name)
+    try:
+        return importlib.import_module(package)
+    except (ImportError, OSError, RuntimeError) as error:  # one of its own needs is missing, or of another release
+        raise TeacherError(f"teacher {name}: {package} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def check_folder(outside: Outside) -> None:

@@ -6,7 +6,6 @@ text tower is never built with its real size, nor are its weights kept.
 
 import difflib
 import hashlib
-import importlib
 import json
 import logging
 from collections.abc import Mapping
@@ -20,13 +19,14 @@ from unic_cache.errors import TeacherError
 from unic_cache.teachers import positions
 from unic_cache.teachers.derive import structure_rules
 from unic_cache.teachers.hub import repo_file
-from unic_cache.teachers.outside.files import read_state
+from unic_cache.teachers.outside.colours import colours
+from unic_cache.teachers.outside.files import in_parallel, read_state
 from unic_cache.teachers.outside.folders import ModelFolder, opened
 from unic_cache.teachers.outside.loaded import CANNOT, Loaded, Network, loaded, running
-from unic_cache.teachers.outside.names import HUB, Outside, check_installed, parsed
+from unic_cache.teachers.outside.names import HUB, Outside, imported, parsed
 from unic_cache.teachers.outside.names import OPEN_CLIP as SCHEME
 from unic_cache.teachers.outside.sequences import SequenceNetwork
-from unic_cache.teachers.spec import OPEN_CLIP, Rules, TeacherSpec
+from unic_cache.teachers.spec import OPEN_CLIP, TIMM, Rules, TeacherSpec
 from unic_cache.teachers.token_rules import Tokens, check_rules, tokens
 from unic_cache.teachers.weights import check_fit
 from unic_cache.token_kinds import CLS, PATCH
@@ -72,8 +72,10 @@ def spec_in_open_clip(folder: ModelFolder, config: Mapping[str, Any], size: int 
     """The spec of a folder in open_clip's layout. TeacherError if its tower cannot be a teacher."""
     _library(folder.name)
     description, said = config.get("model_cfg"), config.get("preprocess_cfg")
-    if not isinstance(description, Mapping) or not isinstance(said, Mapping):
-        raise TeacherError(f"teacher {folder.name}: its open_clip_config.json lacks model_cfg or preprocess_cfg")
+    if not isinstance(description, Mapping) or not isinstance(said, Mapping) or "vision_cfg" not in description:
+        raise TeacherError(
+            f"teacher {folder.name}: its open_clip_config.json lacks model_cfg with vision_cfg, or preprocess_cfg"
+        )
     published = folder.published if folder.scheme != HUB else f"{folder.published}, commit {folder.revision}"
     return _spec(
         folder.name, folder.place, description, said, size, {"published": published, "licence": folder.licence()}
@@ -88,7 +90,7 @@ def load_open_clip(spec: TeacherSpec, weights: Path | None) -> Loaded:
         raise TeacherError(f"teacher {spec.name}: its description changed while it was opened; start again")
     visual = tower(spec.name, description)
     path = weights or _published_file(outside)
-    state = image_tensors(read_state(path, spec.name))
+    state = image_tensors(in_parallel(read_state(path, spec.name)))
     shapes = {name: tuple(tensor.shape) for name, tensor in visual.state_dict().items()}
     check_fit(state, shapes, spec.name, str(path))
     visual.load_state_dict(state, strict=True)
@@ -97,8 +99,8 @@ def load_open_clip(spec: TeacherSpec, weights: Path | None) -> Loaded:
 
 def tower(name: str, description: Mapping[str, Any], device: str = "cpu") -> Any:
     """The image tower that a description is of. TeacherError if open_clip cannot build it."""
-    vision = {key: value for key, value in description["vision_cfg"].items() if key != "timm_model_pretrained"}
     try:
+        vision = {key: value for key, value in description["vision_cfg"].items() if key != "timm_model_pretrained"}
         with torch.device(device):
             pair = _library(name).CustomTextCLIP(
                 description["embed_dim"], vision, NO_TEXT, quick_gelu=bool(description.get("quick_gelu"))
@@ -139,6 +141,11 @@ def _network(visual: Any, spec: TeacherSpec) -> Network:
     """The tower at the spec's input size."""
     if hasattr(visual, "trunk"):
         if spec.input_size != _own_size(visual, spec.name) and hasattr(visual.trunk, "set_input_size"):
+            if spec.position_rule != TIMM:
+                raise TeacherError(
+                    f"teacher {spec.name}: its image tower is timm's, whose positions are resampled by rule {TIMM} "
+                    f"alone, not {spec.position_rule}; leave out --positions"
+                )
             with running(spec):
                 visual.trunk.set_input_size(img_size=spec.input_size)
         return TimmTower(visual.trunk, spec)
@@ -162,6 +169,7 @@ def _spec(
     stride, summary_rules, grid_rules = _rules(name, visual)
     own = _own_size(visual, name)
     at = size or own
+    mean, std = colours(said.get("mean"), said.get("std"), f"teacher {name}: its description's")
     return TeacherSpec(
         name=name if at == own else f"{name}@{at}",
         about=f"the image tower of open_clip's {label}",
@@ -169,12 +177,12 @@ def _spec(
         arch_options=(),
         input_size=at,
         stride=stride,
-        mean=_colour(name, said, "mean"),
-        std=_colour(name, said, "std"),
+        mean=mean,
+        std=std,
         summary_rules=summary_rules,
         grid_rules=grid_rules,
         key_layout=OPEN_CLIP,
-        position_rule="timm",
+        position_rule=TIMM,
         source=name,
         version=version_of(description),
         **origin,
@@ -228,14 +236,5 @@ def _published_file(outside: Outside) -> Path:
     )
 
 
-def _colour(name: str, said: Mapping[str, Any], key: str) -> tuple[float, float, float]:
-    try:
-        red, green, blue = map(float, said[key])
-    except (KeyError, TypeError, ValueError) as error:
-        raise TeacherError(f"teacher {name}: its description has no {key} of three colours") from error
-    return red, green, blue
-
-
 def _library(name: str) -> Any:
-    check_installed("open_clip", name)
-    return importlib.import_module("open_clip")
+    return imported("open_clip", name)

@@ -12,7 +12,7 @@ from typing import Any
 from unic_cache.errors import TeacherError
 from unic_cache.teachers.outside.folders import ModelFolder, opened, read_json
 from unic_cache.teachers.outside.in_timm import WEIGHTS, spec_in_timm
-from unic_cache.teachers.outside.loaded import Loaded
+from unic_cache.teachers.outside.loaded import CANNOT, Loaded
 from unic_cache.teachers.outside.names import CONFIGS, FOLDER, HUB, OPEN_CLIP, PY, Outside, check, parsed
 from unic_cache.teachers.outside.open_clips import load_open_clip, spec_by_tag, spec_in_open_clip
 from unic_cache.teachers.outside.own_module import load_module, spec_of_module
@@ -44,15 +44,21 @@ def _spec_of_folder(outside: Outside, size: int | None) -> TeacherSpec:
     folder = opened(outside)
     path = folder.file(*CONFIGS)
     config = read_json(path, folder.name)
-    if path.name == CONFIGS[1]:
-        return spec_in_open_clip(folder, config, size)
-    for key, layout in LAYOUTS.items():
-        if key in config:
-            return layout(folder, config, size)
-    raise TeacherError(
-        f"teacher {folder.name}: its config.json names neither timm's architecture nor transformers' model_type; wrap "
-        "the model as py:package.module:factory"
-    )
+    layouts = [LAYOUTS[key] for key in LAYOUTS if key in config] if path.name == CONFIGS[0] else [spec_in_open_clip]
+    if not layouts:
+        raise TeacherError(
+            f"teacher {folder.name}: its config.json names neither timm's architecture nor transformers' model_type; "
+            "wrap the model as py:package.module:factory"
+        )
+    try:
+        return layouts[0](folder, config, size)
+    except TeacherError:
+        raise
+    except CANNOT as error:  # a config is anyone's text
+        raise TeacherError(
+            f"teacher {folder.name}: {path} or the processor's file is not as it should be: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 LAYOUTS: dict[str, Callable[[ModelFolder, Any, int | None], TeacherSpec]] = {  # by what config.json names

@@ -8,8 +8,6 @@ Letters: B images, T grid tokens, D channels.
 """
 
 import functools
-import importlib
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,8 +16,10 @@ import torch
 from torch import nn
 
 from unic_cache.errors import TeacherError
-from unic_cache.teachers.outside.files import read_state
-from unic_cache.teachers.outside.loaded import Loaded, Network, loaded, running
+from unic_cache.teachers.outside.colours import colours
+from unic_cache.teachers.outside.factory import made
+from unic_cache.teachers.outside.files import in_parallel, read_state
+from unic_cache.teachers.outside.loaded import Loaded, Network, loaded, running, tensors_of
 from unic_cache.teachers.outside.names import Outside
 from unic_cache.teachers.spec import OWN, PY, TeacherSpec
 from unic_cache.teachers.token_rules import Tokens
@@ -31,7 +31,6 @@ IMAGES = 2  # of a check
 APART = 1e-3  # largest difference between two calls, as a share of the largest value: kernels may sum in other orders
 BATCHED = 1e-2  # the same, between an image alone and in a batch
 TEXTS = ("name", "version", "licence")
-LARGEST = 4.0  # a larger mean or std is not one of pixels in [0, 1]
 
 
 class OwnTeacher(Protocol):
@@ -55,10 +54,11 @@ class OwnTeacher(Protocol):
 
 
 class Described(NamedTuple):
-    """A module's spec, and the digest of all its tensors."""
+    """A module's spec, the digest of all its tensors, and what it gives for noise."""
 
     spec: TeacherSpec
     tensors: str
+    answer: Tokens
 
 
 def spec_of_module(outside: Outside, size: int | None) -> TeacherSpec:
@@ -68,26 +68,40 @@ def spec_of_module(outside: Outside, size: int | None) -> TeacherSpec:
 
 def load_module(spec: TeacherSpec, weights: Path | None) -> Loaded:
     """The module, made anew, with its own weights or those of a file. TeacherError if it is not the same again."""
-    name, _, size = spec.name.partition("+")[0].partition("@")
-    module = _made(name, int(size) if size else None)
-    before = _described(name, int(size) if size else None)
-    if _digest(module) != before.tensors and weights is None:
-        raise TeacherError(
-            f"teacher {name}: two calls of its factory gave modules with different tensors; load its weights from a "
-            "file in the factory, seed what is random, or pass a file with --weights"
-        )
-    state: State = dict(module.state_dict())
-    where = f"the weights of teacher {name} from {weights or 'its factory'}"
-    if weights is not None:
-        state = read_state(weights, name)
-        check_fit(state, {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}, name, str(weights))
-        module.load_state_dict(state, strict=True)
+    name, _, at = spec.name.partition("+")[0].partition("@")
+    size = int(at) if at else None
+    state = None if weights is None else read_state(weights, name)
+    module, before = _filled(name, size, state, weights), _described(name, size)
+    same = weights is not None or _digest(module) == before.tensors
     network = OwnNetwork(module, spec)
     network.eval().requires_grad_(False)
     check_answers(network)
-    found = loaded(network, state, weights, where)
+    expected = before.answer if weights is None else _answer(name, _filled(name, size, state, weights), spec.input_size)
+    answer = _answer(name, module, spec.input_size)
+    if not same or any(_apart(answer[kind], values) > APART for kind, values in expected.items()):
+        raise TeacherError(
+            f"teacher {name}: two calls of its factory gave modules with different {'tokens' if same else 'tensors'}; "
+            "load its weights from a file in the factory, seed what is random, or pass a file with --weights"
+        )
+    given = tensors_of(module) if state is None else in_parallel(state, tensors_of(module))
+    found = loaded(network, given, weights, f"the weights of teacher {name} from {weights or 'its factory'}")
     # tensors outside the state dict decide the output too
     return found if weights is not None else found._replace(weights_sha256=before.tensors)
+
+
+def _filled(name: str, size: int | None, state: State | None, weights: Path | None) -> nn.Module:
+    """What the factory gives, with the tensors of `state` if there is one. TeacherError if they do not fit."""
+    module = made(name, size)
+    if state is None:
+        return module
+    own = tensors_of(module)
+    given = in_parallel(state, own)
+    check_fit(given, {key: tuple(tensor.shape) for key, tensor in own.items()}, name, str(weights))
+    try:
+        module.load_state_dict(given, strict=True)
+    except RuntimeError as error:  # a module may keep more there than tensors
+        raise TeacherError(f"the weights of teacher {name} from {weights} do not fit its model: {error}") from error
+    return module
 
 
 class OwnNetwork(Network):
@@ -133,14 +147,14 @@ class OwnNetwork(Network):
                     f"teacher {name}: its {kind} for {images} images is {tensor.dtype} of shape "
                     f"{tuple(tensor.shape)}, and must be of real numbers and shape ({', '.join(map(str, wanted))})"
                 )
-        return answer
+        # copies: a module may write its next answer into the same tensors
+        return {kind: answer[kind].to(torch.float32, copy=True) for kind in needed}
 
 
 def check_answers(network: OwnNetwork) -> None:
     """TeacherError if tokens are not finite, differ between two calls, or depend on the other images of a batch."""
     spec = network.spec
-    draws = torch.Generator().manual_seed(0)
-    images_BCHW = torch.randn(IMAGES, 3, spec.input_size, spec.input_size, generator=draws)
+    images_BCHW = _noise(IMAGES, spec.input_size)
     with torch.inference_mode():
         first, again, alone = (
             network(images_BCHW.clone()),
@@ -150,13 +164,12 @@ def check_answers(network: OwnNetwork) -> None:
     for kind, values in first.items():
         if not values.isfinite().all():
             raise TeacherError(f"teacher {spec.name}: NaN or infinite {kind} tokens of noise images; check its weights")
-        scale = float(values.abs().max())
-        if float((values - again[kind]).abs().max()) > APART * scale:
+        if _apart(values, again[kind]) > APART:
             raise TeacherError(
                 f"teacher {spec.name}: two calls gave different {kind} tokens of the same images; after eval() it must "
                 "draw nothing at random and keep no state"
             )
-        if float((values[:1] - alone[kind]).abs().max()) > BATCHED * scale:
+        if _apart(values[:1], alone[kind]) > BATCHED:
             raise TeacherError(
                 f"teacher {spec.name}: an image's {kind} tokens depend on the other images of its batch; is a norm "
                 "over the batch still training?"
@@ -165,7 +178,7 @@ def check_answers(network: OwnNetwork) -> None:
 
 @functools.cache  # a spec is asked for many times, and a factory may take long
 def _described(name: str, size: int | None) -> Described:
-    module: Any = _made(name, size)
+    module: Any = made(name, size)
     tensors = _digest(module)  # before it runs
     wanted = [*TEXTS, "size", "mean", "std", "grid"]
     lacking = [key for key in wanted if not hasattr(module, key)]
@@ -180,6 +193,10 @@ def _described(name: str, size: int | None) -> Described:
         raise TeacherError(f"teacher {name}: its size is {module.size!r}, and must be a number of px")
     if size is not None and module.size != size:
         raise TeacherError(f"teacher {name}: asked for {size} px, its factory gave a module of {module.size} px")
+    answer = _answer(name, module, module.size)
+    if PATCH in answer and module.grid is None:
+        raise TeacherError(f"teacher {name}: its module gives patch tokens, but its grid is None; say their grid")
+    mean, std = colours(module.mean, module.std, f"teacher {name}: its")
     spec = TeacherSpec(
         name=name if size is None else f"{name}@{size}",
         about=f"{module.name}, version {module.version}",
@@ -187,9 +204,9 @@ def _described(name: str, size: int | None) -> Described:
         arch_options=(),
         input_size=module.size,
         stride=_stride(name, module.size, module.grid),
-        mean=_colour(name, "mean", module.mean),
-        std=_colour(name, "std", module.std),
-        summary_rules={CLS: OWN} if CLS in _kinds(name, module) else {},
+        mean=mean,
+        std=std,
+        summary_rules={CLS: OWN} if CLS in answer else {},
         grid_rules={} if module.grid is None else {PATCH: OWN},
         key_layout=PY,
         position_rule=OWN,
@@ -198,60 +215,39 @@ def _described(name: str, size: int | None) -> Described:
         licence=module.licence,
         version=module.version,
     )
-    return Described(spec, tensors)
+    return Described(spec, tensors, answer)
 
 
-def _kinds(name: str, module: Any) -> frozenset[str]:
-    """The kinds that a module gives. TeacherError for others than cls and patch, or patches without a grid."""
+def _answer(name: str, module: Any, size: int) -> Tokens:
+    """What a module gives for an image of noise. TeacherError if that is anything but cls and patch tokens."""
     with torch.inference_mode():
         try:
-            answer = module.eval()(torch.zeros(1, 3, module.size, module.size))
+            answer = module.eval()(_noise(1, size))
         except Exception as error:  # whatever a module of someone's own raises
             raise TeacherError(
-                f"teacher {name}: its module fails on images (1, 3, {module.size}, {module.size}): "
-                f"{type(error).__name__}: {error}"
+                f"teacher {name}: its module fails on images (1, 3, {size}, {size}): {type(error).__name__}: {error}"
             ) from error
-    if not isinstance(answer, Mapping) or not answer or set(answer) - {CLS, PATCH}:
-        shown = ", ".join(map(repr, answer)) if isinstance(answer, Mapping) else type(answer).__name__
+    given = answer if isinstance(answer, Mapping) else {}
+    if not given or set(given) - {CLS, PATCH} or not all(isinstance(x, torch.Tensor) for x in given.values()):
+        shown = ", ".join(f"{key!r}" for key in given) or type(answer).__name__
         raise TeacherError(
-            f"teacher {name}: its module gives {shown or 'nothing'}; it must give {CLS!r}, {PATCH!r} or both"
+            f"teacher {name}: its module gives {shown}; it must give {CLS!r}, {PATCH!r} or both, as tensors"
         )
-    if PATCH in answer and module.grid is None:
-        raise TeacherError(f"teacher {name}: its module gives patch tokens, but its grid is None; say their grid")
-    return frozenset(answer)
+    return {kind: values.float().clone() for kind, values in given.items()}
 
 
-def _made(name: str, size: int | None) -> nn.Module:
-    """What the factory gives. TeacherError if it cannot be imported or called, or gives no module."""
-    place, _, attribute = name.removeprefix(f"{PY}:").partition(":")
-    try:
-        factory = getattr(importlib.import_module(place), attribute)
-    except (Exception, SystemExit) as error:  # an import runs whatever the module holds
-        raise TeacherError(
-            f"teacher {name}: cannot import {attribute} of {place}: {type(error).__name__}: {error}"
-        ) from error
-    if size is not None and not _takes_size(factory):
-        raise TeacherError(f"teacher {name}@{size}: its factory takes no argument `size`; leave out @{size}")
-    try:
-        module = factory() if size is None else factory(size=size)
-    except (Exception, SystemExit) as error:  # whatever a factory of someone's own raises
-        raise TeacherError(f"teacher {name}: its factory fails: {type(error).__name__}: {error}") from error
-    if not isinstance(module, nn.Module):
-        raise TeacherError(f"teacher {name}: its factory gives {type(module).__name__}, not a torch.nn.Module")
-    return module
+def _noise(count: int, size: int) -> torch.Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def _takes_size(factory: Any) -> bool:
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):
-        return False
-    return "size" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+def _apart(left: torch.Tensor, right: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
+    return float((left - right).abs().max()) / max(float(left.abs().max()), 1e-30)
 
 
 def _digest(module: nn.Module) -> str:
     """sha256 of every tensor: parameters and buffers, persistent or not."""
-    return state_sha256({**dict(module.named_parameters()), **dict(module.named_buffers()), **module.state_dict()})
+    return state_sha256({**dict(module.named_parameters()), **dict(module.named_buffers()), **tensors_of(module)})
 
 
 def _stride(name: str, size: int, grid: Any) -> int:
@@ -268,13 +264,3 @@ def _stride(name: str, size: int, grid: Any) -> int:
 
 def _is_pair(grid: Any) -> bool:
     return isinstance(grid, Sequence) and len(grid) == 2 and all(isinstance(side, int) for side in grid)
-
-
-def _colour(name: str, key: str, values: Any) -> tuple[float, float, float]:
-    try:
-        red, green, blue = (float(value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise TeacherError(f"teacher {name}: its {key} is {values!r}, and must be three numbers") from error
-    if not all((key == "mean" or value > 0) and abs(value) <= LARGEST for value in (red, green, blue)):
-        raise TeacherError(f"teacher {name}: its {key} {values!r} is not one of pixels in [0, 1]")
-    return red, green, blue

@@ -5,13 +5,15 @@ Its own resizing is not used: a view becomes a network's input by one rule (`uni
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from unic_cache.errors import TeacherError
-from unic_cache.teachers.outside.folders import ModelFolder
+from unic_cache.teachers.outside.colours import Colour, colours
+from unic_cache.teachers.outside.folders import ModelFolder, read_json
 
 FILE, JOINT = "preprocessor_config.json", "processor_config.json"
-Colour = tuple[float, float, float]
+STEPS = ("do_flip_channel_order", "do_grayscale", "rescale_offset")  # that change more than mean and std
 
 
 class Pixels(NamedTuple):
@@ -24,26 +26,25 @@ class Pixels(NamedTuple):
 
 def pixels_of(folder: ModelFolder) -> Pixels:
     """The pixels that a model's processor makes. TeacherError without one, or for what is no plain mean and std."""
-    said = folder.optional(FILE)
-    if said is None:
-        said = (folder.optional(JOINT) or {}).get("image_processor")
+    path = folder.find(FILE, JOINT)
+    if not isinstance(path, Path):
+        raise TeacherError(
+            f"teacher {folder.name}: its mean and std are not known: {path}; the processor's save_pretrained writes "
+            f"them to {FILE}"
+        )
+    content, whose = read_json(path, folder.name), f"teacher {folder.name}: its {path.name}"
+    said = content.get("image_processor") if path.name == JOINT else content
     if not isinstance(said, Mapping):
-        raise TeacherError(
-            f"teacher {folder.name}: {folder.place} has no {FILE} with its mean and std; save it with the processor's "
-            "save_pretrained"
-        )
-    factor = (said.get("rescale_factor") or 1 / 255) if _flag(said, "do_rescale") else 1
-    if not math.isclose(factor, 1 / 255, rel_tol=1e-3):
-        raise TeacherError(
-            f"teacher {folder.name}: its {FILE} scales pixels by {factor}, not by 1/255 to [0, 1]; wrap the model as "
-            "py:package.module:factory"
-        )
+        raise TeacherError(f"{whose} says nothing of images; the processor's save_pretrained writes {FILE}")
+    factor = float(said.get("rescale_factor") or 1 / 255) if _flag(said, "do_rescale") else 1
+    odd = next((key for key in STEPS if said.get(key)), None)
+    if odd is not None or not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+        why = f"scales pixels by {factor}, not by 1/255 to [0, 1]" if odd is None else f"has {odd}"
+        raise TeacherError(f"{whose} {why}; wrap the model as py:package.module:factory")
     if not _flag(said, "do_normalize"):
-        return Pixels((0.0,) * 3, (1.0,) * 3, _size(said, folder.name))
-    mean, std = (_colour(said, key, folder.name) for key in ("image_mean", "image_std"))
-    if min(std) <= 0:
-        raise TeacherError(f"teacher {folder.name}: image_std {std} in its {FILE} is not above 0")
-    return Pixels(mean, std, _size(said, folder.name))
+        return Pixels((0.0,) * 3, (1.0,) * 3, _size(said, whose))
+    mean, std = ([x] * 3 if isinstance(x, int | float) else x for x in (said.get("image_mean"), said.get("image_std")))
+    return Pixels(*colours(mean, std, f"{whose}'s"), _size(said, whose))
 
 
 def _flag(said: Mapping[str, Any], key: str, default: bool = True) -> bool:
@@ -52,17 +53,7 @@ def _flag(said: Mapping[str, Any], key: str, default: bool = True) -> bool:
     return default if value is None else bool(value)
 
 
-def _colour(said: Mapping[str, Any], key: str, name: str) -> Colour:
-    values = said.get(key)
-    values = [values] * 3 if isinstance(values, int | float) else values
-    try:
-        red, green, blue = map(float, values or ())
-    except (TypeError, ValueError) as error:
-        raise TeacherError(f"teacher {name}: {key} in its {FILE} is {said.get(key)!r}, not three numbers") from error
-    return red, green, blue
-
-
-def _size(said: Mapping[str, Any], name: str) -> int | None:
+def _size(said: Mapping[str, Any], whose: str) -> int | None:
     """The side of the square that the network gets, in px."""
     size = said.get("size")
     if _flag(said, "do_center_crop", "crop_size" in said) and said.get("crop_size") is not None:
@@ -74,6 +65,8 @@ def _size(said: Mapping[str, Any], name: str) -> int | None:
         width = size.get("width", size.get("shortest_edge"))
     else:
         height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    if height != width:
-        raise TeacherError(f"teacher {name}: its {FILE} makes inputs of {height} x {width} px; teachers' are square")
-    return int(height) if isinstance(height, int) and height > 0 else None
+    if height is None and width is None:
+        return None
+    if height != width or isinstance(height, bool) or not isinstance(height, int) or height < 1:
+        raise TeacherError(f"{whose} makes inputs of {height!r} x {width!r} px; teachers' are square")
+    return height

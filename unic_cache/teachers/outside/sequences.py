@@ -79,7 +79,7 @@ class SequenceNetwork(Network):
                 hooks.callback(handle.remove)
             with running(self.spec):
                 pooled = self._run(self.model, images_BCHW)
-        return self._tokens(outputs, last, pooled)
+                return self._tokens(outputs, last, pooled)
 
     def _tokens(self, outputs: dict[int, torch.Tensor], last: int, pooled: torch.Tensor | None) -> Tokens:
         norm = self._norm[0]

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from unic_cache.errors import TeacherError
-from unic_cache.teachers.outside.files import read_state
+from unic_cache.teachers.outside.files import in_parallel, read_state
 from unic_cache.teachers.outside.folders import ModelFolder, opened
 from unic_cache.teachers.outside.loaded import CANNOT, Loaded, loaded
-from unic_cache.teachers.outside.names import HUB, check_installed, parsed
+from unic_cache.teachers.outside.names import HUB, imported, parsed
 from unic_cache.teachers.outside.processors import pixels_of
 from unic_cache.teachers.outside.sequences import SequenceNetwork
 from unic_cache.teachers.spec import OWN, TRANSFORMERS, TeacherSpec
@@ -31,7 +31,8 @@ from unic_cache.token_kinds import CLS, PATCH
 from unic_cache.weights.state_dicts import State, first_names
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-VISION = "vision_model."  # what precedes the names of a pair's image tower
+VISION = ("vision_model.", "vision_encoder.")  # what precedes the names of a pair's image tower; the first counts
+PAIRED = {"vision_config", "vision_config_dict"}  # one of which a pair's config has
 TRIFLES = {"transformers_version", "torch_dtype", "dtype", "_name_or_path", "architectures", "_commit_hash", "auto_map"}
 LEFT_OUT = re.compile(  # heads, poolers that the table leaves out, decoders, and tables that are made anew
     r"(^|\.)(classifier|cls_classifier|distillation_classifier|decoder|lm_head|pooler\.dense)\.|mask_token$|"
@@ -87,6 +88,8 @@ def spec_in_transformers(folder: ModelFolder, raw: Mapping[str, Any], size: int 
     if stride is None or own is None:
         raise TeacherError(f"teacher {folder.name}: its patches and its images must be square")
     at, means = size or own, getattr(config, "use_mean_pooling", False)  # BEiT's: its last norm is of the mean alone
+    pools = means or getattr(config, "use_head", False)
+    alone = "grid-mean" if getattr(config, "vision_use_head", None) is False else family.cls  # SigLIP without its pool
     return TeacherSpec(
         name=folder.name if at == own else f"{folder.name}@{at}",
         about=f"transformers' {config.model_type} of {folder.place}",
@@ -96,7 +99,7 @@ def spec_in_transformers(folder: ModelFolder, raw: Mapping[str, Any], size: int 
         stride=stride,
         mean=pixels.mean,
         std=pixels.std,
-        summary_rules={CLS: "pooled" if means or getattr(config, "use_head", False) else family.cls},
+        summary_rules={CLS: "pooled" if pools else alone},
         grid_rules={PATCH: "raw-patch" if means else "norm-patch"},
         key_layout=TRANSFORMERS,
         position_rule=OWN,
@@ -115,7 +118,7 @@ def load_transformers(spec: TeacherSpec, weights: Path | None) -> Loaded:
         raise TeacherError(f"teacher {spec.name}: its config.json changed while it was opened; start again")
     config = _config(folder.name, raw)
     family, path = FAMILIES[config.model_type], weights or folder.file(*WEIGHTS)
-    state = _vision_only(read_state(path, spec.name, folder))
+    state = _vision_only(in_parallel(read_state(path, spec.name, folder if weights is None else None)))
     where = f"the weights of teacher {spec.name} from {path}"
     model = _filled(family, config, state, where)
     extra: dict[str, Any] = {}
@@ -155,11 +158,14 @@ def _config(name: str, raw: Mapping[str, Any]) -> Any:
         raise _refusal(name, kind, raw)
     try:
         config = known[kind].from_dict(_plain(raw))
-    except CANNOT as error:
+    except Exception as error:  # it checks the types of a config's values, and raises a class of its own
         raise TeacherError(f"teacher {name}: transformers cannot read its config.json: {error}") from error
+    if hasattr(config, "vision_config") and not PAIRED & raw.keys():  # transformers would take its defaults
+        raise TeacherError(f"teacher {name}: its config.json is of a pair, {kind}, and has no vision_config")
     config = getattr(config, "vision_config", None) or config
-    if config.model_type not in FAMILIES:
-        raise _refusal(name, config.model_type, raw)
+    found = str(getattr(config, "model_type", None))
+    if found not in FAMILIES:
+        raise _refusal(name, found, raw)
     if getattr(config, "quantization_config", None) is not None or "quantization_config" in raw:
         raise TeacherError(f"teacher {name}: its weights are quantized; take those of float32, float16 or bfloat16")
     if getattr(config, "num_channels", 3) != 3:
@@ -192,8 +198,7 @@ def _refusal(name: str, kind: str, raw: Mapping[str, Any]) -> TeacherError:
 
 
 def _library(name: str) -> Any:
-    check_installed("transformers", name)
-    library = importlib.import_module("transformers")
+    library = imported("transformers", name)
     found = tuple(int(part) for part in re.findall(r"\d+", library.__version__)[:2])
     if found < FROM_5:
         raise TeacherError(f"teacher {name}: it needs transformers 5 or later, and {library.__version__} is installed")
@@ -202,8 +207,11 @@ def _library(name: str) -> Any:
 
 def _vision_only(state: State) -> State:
     """The image tower's tensors, of a pair with a text tower."""
-    vision = {name: tensor for name, tensor in state.items() if name.startswith(VISION)}
-    return vision or state
+    for prefix in VISION:
+        inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        if inside:
+            return inside
+    return state
 
 
 def _filled(family: Family, config: Any, state: State, where: str) -> Any:
@@ -215,7 +223,13 @@ def _filled(family: Family, config: Any, state: State, where: str) -> Any:
     library.logging.disable_progress_bar()
     try:
         model, told = getattr(library, family.model).from_pretrained(
-            None, config=config, state_dict=dict(state), dtype=torch.float32, output_loading_info=True, **options
+            None,
+            config=config,
+            state_dict=dict(state),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # it lists them, and below they are refused
+            **options,
         )
     except CANNOT as error:
         raise TeacherError(f"{where} do not fit its model: {str(error).strip()[:400]}") from error
@@ -225,7 +239,8 @@ def _filled(family: Family, config: Any, state: State, where: str) -> Any:
             library.logging.enable_progress_bar()
     missing = sorted(name for name in told["missing_keys"] if not name.endswith("mask_token"))  # which is not used
     unexpected = sorted(name for name in told["unexpected_keys"] if not LEFT_OUT.search(name))
-    wrong = sorted(map(str, [*told["mismatched_keys"], *told.get("error_msgs", ())]))
+    wrong = [f"{key} {tuple(given)}, where it has {tuple(own)}," for key, given, own in sorted(told["mismatched_keys"])]
+    wrong += sorted(map(str, told.get("error_msgs", ())))
     offenders = [*(f"{name} is missing" for name in missing), *(f"{name} is not part of it" for name in unexpected)]
     offenders += [f"{text} does not fit" for text in wrong]
     if offenders:
