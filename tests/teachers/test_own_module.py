@@ -323,6 +323,7 @@ def test_what_a_factory_sets_for_the_whole_process_is_put_back(capsys):
     module = factory.made(f"{HERE}careless", None)
     assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (torch.float32, True)
     assert torch.get_default_device() == module.stem.weight.device == torch.device("cpu")
+    assert torch._C._len_torch_function_stack() == 0  # no mode is left that wraps every call of torch
     assert capsys.readouterr() == ("", "<All keys matched successfully>\n")
 
 

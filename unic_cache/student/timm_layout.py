@@ -95,9 +95,10 @@ def _laid_out(out: Path, encoder: nn.Module, spec: EncoderSpec, licences: Collec
     temporary = out / f".tmp-0-{secrets.token_hex(8)}"
     try:
         temporary.symlink_to(ENCODER)
+        temporary.replace(link)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         if error.errno not in NO_LINKS:
             raise
         return f"its file system has no links ({error.strerror})"
-    temporary.replace(link)
     return None

@@ -46,7 +46,7 @@ def _as_before() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
         if torch.get_default_device() != device:
-            torch.set_default_device(device)
+            torch.set_default_device(None if device.type == "cpu" else device)  # None: no mode that wraps every call
 
 
 def _takes_size(factory: Any) -> bool:
