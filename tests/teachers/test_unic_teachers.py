@@ -114,7 +114,7 @@ def plain_attention(monkeypatch):
     monkeypatch.setattr("timm.layers.config._USE_FUSED_ATTN", 0)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=["dino", pytest.param("ibot", marks=pytest.mark.slow), "deit3", "dbot-ft"])
 def case(request, tmp_path_factory):
     """A teacher's name, its authors' weights, and a checkpoint file of them."""
     positions, options, wrap = CASES[request.param]
