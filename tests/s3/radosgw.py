@@ -63,7 +63,7 @@ class Gateway:
     """A radosgw on loopback: where it listens and how to sign requests to it. `radosgw()` starts and stops it."""
 
     def __init__(self, folder: Path) -> None:
-        mon_port, gateway_port = _free_ports(2)
+        mon_port, gateway_port = free_ports(2)
         self.endpoint = f"http://127.0.0.1:{gateway_port}"
         self.access_key = "unic-cache-test"
         self.secret_key = secrets.token_hex(16)
@@ -199,7 +199,7 @@ def radosgw() -> Iterator[Gateway]:
             gateway.stop()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, below the range of outgoing connections so that none takes one during an outage."""
     found: list[int] = []
     while len(found) < count:
