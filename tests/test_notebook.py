@@ -1,0 +1,26 @@
+"""examples/notebook.ipynb runs from top to bottom, and again; its cells share one namespace as in a notebook."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.test_readme import ROOT
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_twice(tmp_path, monkeypatch):
+    book = json.loads((ROOT / "examples/notebook.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
+    assert all(cell.get("outputs", []) == [] for cell in book["cells"]), "commit it without outputs"
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for cell in cells:
+        exec(cell, names)
+    assert {one["name"] for one in names["result"].to_json()["encoders"]} >= {"student", "random student"}
+    assert (Path("notebook") / "student" / "encoder.safetensors").exists()
+    for cell in [cell for cell in cells if "distill(" not in cell]:
+        exec(cell, names)
+    with pytest.raises(ValueError, match="already holds a run; continue it with --resume"):
+        exec(next(cell for cell in cells if "distill(" in cell), names)
