@@ -15,7 +15,7 @@ COMPOSED := $(DEMO)/composed
 TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
 EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --calibration-images 512
 
-.PHONY: setup demo test test-slow test-s3 test-web bench study gpu-check lint clean
+.PHONY: setup demo test test-slow test-s3 test-web test-slurm bench study gpu-check lint clean
 
 setup: $(READY)
 
@@ -57,6 +57,12 @@ test-s3: $(READY)
 	command -v radosgw ceph-osd ceph-mon >/dev/null || (apt-get update -q && \
 		apt-get install -q -y --no-install-recommends radosgw ceph-osd ceph-mon)
 	$(BIN)/python -m pytest -m s3 tests/s3
+
+# SLURM, Debian's: a controller and two nodes on loopback, started and stopped by the tests.
+test-slurm: $(READY)
+	command -v slurmctld slurmd sbatch >/dev/null || (apt-get update -q && \
+		apt-get install -q -y --no-install-recommends slurmctld slurmd slurm-client)
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 # The pages that `report` and `inspect --pictures` write, in a headless Chromium, Debian's.
 test-web: $(READY)
