@@ -20,6 +20,7 @@ from pipelines.command.claim import claimed
 from pipelines.command.preflight import no_tracker
 from pipelines.command.progress import say
 from pipelines.command.shares import rank_share
+from pipelines.training.batch_parts import batch_parts
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError, UnicCacheError
 
@@ -79,10 +80,7 @@ def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
             f"the environment says {world} processes (WORLD_SIZE), but accelerate joins {accelerator.num_processes}, "
             f"and each would train alone: {launch_line(world)}, or unset WORLD_SIZE for one process"
         )
-    if config.batch_size % (accelerator.num_processes * config.accumulate):
-        parts = f" processes of {config.accumulate} parts each (--accumulate)" if config.accumulate > 1 else ""
-        by = f"{accelerator.num_processes}{parts}"
-        raise ConfigError(f"--batch-size {config.batch_size}, over all processes, does not divide by {by}")
+    batch_parts(config, accelerator.num_processes, accelerator.process_index)  # refused now if they do not fit
     return accelerator
 
 

@@ -103,13 +103,7 @@ class RunState:
 
 
 def restore(accelerator: Accelerator, header: Mapping[str, Any]) -> None:
-    """Restore the fp16 scaler's state. ConfigError if the run began with another number of processes."""
-    before = header.get("processes", accelerator.num_processes)
-    if before != accelerator.num_processes:
-        raise ConfigError(
-            f"the run began with {before} processes, not {accelerator.num_processes}; resume with as many, since each "
-            "process draws for itself"
-        )
+    """Restore the fp16 scaler's state."""
     if accelerator.scaler is not None and header.get("scaler") is not None:
         accelerator.scaler.load_state_dict(header["scaler"])
 

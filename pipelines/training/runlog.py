@@ -36,7 +36,7 @@ class Meter:
         self._broken = 0
         self.broken = 0  # images in all that was read
 
-    def add(self, terms: LossTerms, weight: float = 1.0, broken: int = 0, norm: Tensor | None = None) -> None:
+    def add(self, terms: LossTerms, weight: float | Tensor = 1.0, broken: int = 0, norm: Tensor | None = None) -> None:
         """Count a batch, `weight` times, and its `broken` images, which the terms leave out.
 
         Means of a teacher that some images lack weigh as much as the share of the others. A `norm` that is not finite,

@@ -68,6 +68,7 @@ RANGES = {
     "k": Range(1, 1_000_000),
     "ladder_widths": Range(1, 65_536),  # channels
     "log_every": COUNT,  # steps
+    "loss_group": Range(1, 65_536),  # images
     "lr": Range(0, 10, above=True),
     "mask_offset": Range(-254, 254),  # classes
     "min_lr": Range(0, 10),

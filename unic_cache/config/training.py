@@ -96,6 +96,9 @@ class DistillConfig(Stage):
         choices=BALANCINGS,
         formerly="normalization",
     )
+    loss_group: int | None = option(
+        None, "Average the loss over groups of N images of a batch; 128 is the authors'.", "N", unset="the whole batch"
+    )
     ema: float | None = option(
         None, "Export a moving average of the weights, with this decay per step.", "DECAY", unset="off"
     )
@@ -148,12 +151,20 @@ class DistillConfig(Stage):
             raise ConfigError(f"--drop-teacher {self.drop_teacher} has no effect with --balancing none; leave one out")
         if self.batch_size % self.accumulate:
             raise ConfigError(f"--batch-size {self.batch_size} does not divide by --accumulate {self.accumulate}")
+        if self.loss_group is not None:
+            self._check_groups(self.loss_group)
         check_crop_scale(self.crop_scale)
         if self.min_lr > self.peak_lr():
             raise ConfigError(
                 f"min-lr {self.min_lr} is above the peak learning rate {self.peak_lr()}: the rate would rise to the "
                 "end; choose --min-lr at most as high"
             )
+
+    def _check_groups(self, group: int) -> None:
+        if self.balancing != "batch":
+            raise ConfigError(f"--loss-group {group} has no effect with --balancing {self.balancing}; leave one out")
+        if self.batch_size % group:
+            raise ConfigError(f"--batch-size {self.batch_size} is not made of groups of --loss-group {group} images")
 
     def peak_lr(self) -> float:
         """The learning rate after warm-up: UNIC's 3e-4 per 256 images of a batch, unless `lr` is set."""
