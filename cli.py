@@ -1,13 +1,12 @@
 """The command line: flags become a config, a stage runs it, errors become one line.
 
 Exit codes: 0 done; 1 the input or the cache is faulty; 2 usage error; 3 `verify` found an incomplete cache, sound
-otherwise; 130 stopped.
+otherwise; 130, 143 or 138 stopped by Ctrl-C, SIGTERM or SIGUSR1.
 """
 
 import dataclasses
 import json
 import shlex
-import signal
 import sys
 import warnings
 from functools import partial
@@ -17,6 +16,7 @@ import click
 
 from pipelines.command.failures import clear_errors
 from pipelines.command.printing import print_in_any_encoding
+from pipelines.command.signals import stop_at_once
 from pipelines.command.stages import Examples, on_terminal, stage
 from pipelines.command.threads import settle_waiting
 from unic_cache.config import (
@@ -43,7 +43,7 @@ def main() -> None:
     """
     print_in_any_encoding()
     settle_waiting()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_at_once()
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
 
 

@@ -24,17 +24,17 @@ from pipelines.command.environment import say_surroundings
 from pipelines.command.failures import reason
 from pipelines.command.progress import Progress, begins, say
 from pipelines.command.run_folder import as_begun, check_run
-from pipelines.command.signals import StopRequest, stop_on_signal
+from pipelines.command.signals import Stopped, StopRequest, stop_on_signal
 from pipelines.command.sizes import tell_student, tell_teachers
 from pipelines.evaluating.knn_probe import KnnProbe, open_knn_probe
 from pipelines.extracting.students import pixels_words, student_spec
 from pipelines.training.compiling import check_compiler
 from pipelines.training.learner import Learner, check_batch, finite, learn
 from pipelines.training.online import open_live_set
-from pipelines.training.processes import make_accelerator, on_main, run_claimed, stop_agreed
+from pipelines.training.processes import Meetings, make_accelerator, on_main, run_claimed
 from pipelines.training.run_state import RunState, describe, restore, save_settings
 from pipelines.training.runlog import Clock, RunLog
-from pipelines.training.starting import start_student
+from pipelines.training.starting import prepared, start_student
 from pipelines.training.targets import Cached, Source, Targets
 from pipelines.training.tracking import begin_tracking
 from pipelines.training.training_set import Snapshot, TrainingSet, open_training_set
@@ -46,6 +46,7 @@ from unic_cache.evaluate.curves import plot_losses
 from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.order import Order
 from unic_cache.student.backbone import EncoderSpec
+from unic_cache.student.checkpoint import mend_checkpoint
 from unic_cache.student.export import licences_of, timm_line
 from unic_cache.student.ladder import can_share
 from unic_cache.student.run_files import CURVE, ENCODER, LOG, MODEL
@@ -83,6 +84,7 @@ def run(config: DistillConfig) -> Trained:
     accelerator = make_accelerator(config, out)
     with run_claimed(out, accelerator), thread_pool(config.threads) as pool, stop_on_signal() as stop:
         snapshot = Snapshot.load(out) if check_run(config, out) else None
+        on_main(accelerator, partial(mend, out))
         begin_tracking(config, accelerator)
         spec = student_spec(as_begun(config, out), out)
         tf32 = uses_tf32(config, accelerator)
@@ -97,7 +99,7 @@ def run(config: DistillConfig) -> Trained:
 
         # Model: encoder, projectors and AdamW, as the checkpoint has them when resuming
         begun = start_student(config, spec, data.teachers, snapshot is not None, accelerator.is_main_process)
-        model, adamw = accelerator.prepare(begun.student, begun.adamw)
+        model, adamw = prepared(accelerator, begun, config)
         average = None if begun.average is None else begun.average.module.to(accelerator.device)
         restore(accelerator, begun.header)
 
@@ -108,7 +110,8 @@ def run(config: DistillConfig) -> Trained:
         check_batch(model, learner.images)
         stream = open_stream(config, cache, data, pool, accelerator.device)
         made_from = describe(config, data, tf32, begun.origin)
-        state = RunState(out, begun.student, adamw, accelerator, spec, made_from, begun.steps, begun.average)
+        parts = config.keep_checkpoints, config.shard_student
+        state = RunState(out, begun.student, adamw, accelerator, spec, made_from, begun.steps, begun.average, *parts)
         steps, order = range(begun.steps, total), Order(data.train, data.snapshot.numbers, config.seed)
         batches = stream.batches(learner.batches(order, steps))
         check = partial(validate, data, stream, learner, probe, state.exported)
@@ -128,7 +131,9 @@ def train(
     config, accelerator, adamw, total = learner.config, learner.accelerator, state.adamw, steps.stop
     size = config.batch_size
     log, meter = RunLog(state.out, accelerator, steps.start), learner.meter(training=True)
-    clock = Clock(size // config.accumulate)
+    clock, meetings = Clock(size // config.accumulate), Meetings(accelerator, steps.start)
+    if steps.start and (steps.start % config.eval_every == 0 or not steps) and not log.validated:
+        check(log, steps.start)  # it was asked to stop before that
     with Progress("distill", total * size, "images", steps.start * size, not accelerator.is_main_process) as bar:
         for step in steps:
             # Step: batch, loss, gradients, update
@@ -142,15 +147,15 @@ def train(
 
             # Log
             bar.advance(size)
-            stopping = stop_agreed(accelerator, stop.made, done % config.log_every == 0)
+            stopping = 0 if last else meetings.agreed(stop.number, done)
             if done % config.log_every == 0 or last:
                 values = meter.read()
                 finite(values["loss"], done)
                 with state.saved_on_error(done):
                     log.write("train", done, {"lr": rate, **values, **clock.read()})
 
-            # Validate
-            if done % config.eval_every == 0 or last:
+            # Validate; a run that is asked to stop does so when it is resumed
+            if (done % config.eval_every == 0 or last) and not stopping:
                 with state.saved_on_error(done):
                     check(log, done)
             bar.note(log.note)
@@ -159,12 +164,19 @@ def train(
             if done % config.save_every == 0 or last or stopping:
                 finite(terms.loss.item(), done)
                 state.save(done)
-            if stopping and not last:
-                raise KeyboardInterrupt(f"stopped after step {done} of {total}; continue with --resume")
+            if stopping:
+                raise Stopped(f"stopped after step {done} of {total}; continue with --resume", stopping)
     if not steps:
         state.save(total)  # an earlier run may have stopped between its last checkpoint and its encoder
     log.close()
     return log.last_loss, meter.broken
+
+
+def mend(out: Path) -> None:
+    """Go on from an older checkpoint if the newest is damaged, and say so."""
+    done = mend_checkpoint(out)
+    if done is not None:
+        say(done)
 
 
 def waited(batches: Iterator[Batch], clock: Clock) -> Batch:

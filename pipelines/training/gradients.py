@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from pipelines.training.batch_parts import BatchParts
 from unic_cache.student.loss import LossTerms, filled, mean_of_groups, sum_of
+from unic_cache.student.sharding import local, whole
 
 UNIT = 1024.0  # of the count, so that fp16's scaled gradients neither overflow nor vanish before they are averaged
 
@@ -92,12 +93,12 @@ class Gradients:
         if self._clip is None:
             return None
         norm: Tensor = self._accelerator.clip_grad_norm_(self._model.parameters(), self._clip)
-        return norm.detach()
+        return whole(norm.detach())
 
     def _scale(self, factor: Tensor) -> None:
         grads = [parameter.grad for parameter in self._model.parameters() if parameter.grad is not None]
         if grads:
-            torch._foreach_mul_(grads, factor)
+            torch._foreach_mul_(local(grads), factor)
 
     def _settle(self) -> None:
         """Put the gradients so far aside."""
@@ -109,7 +110,8 @@ class Gradients:
 
     def _take_settled(self, factor: Tensor) -> None:
         """Add what was put aside, `factor` times."""
+        if self._settled:
+            torch._foreach_mul_(local([*self._settled.values()]), factor)
         for parameter, grad in self._settled.items():
-            grad.mul_(factor)
             parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
         self._settled.clear()

@@ -111,12 +111,15 @@ class Learner:
         places = range(0, len(rows), self.images)
         every = [[rows.address(at, number) for at in range(i, min(i + self.images, len(rows)))] for i in places]
         mine = every[self.accelerator.process_index :: self.accelerator.num_processes]
-        meter = self.meter()
-        for batch in stream.batches(iter(mine)):
+        meter, own = self.meter(), len(mine)
+        if self.config.shard_student:  # processes meet in every pass: those with fewer batches repeat one
+            mine += every[:1] * (-(-len(every) // int(self.accelerator.num_processes)) - own)
+        for place, batch in enumerate(stream.batches(iter(mine))):
             images = len(batch.views_BHWC)
             with self.accelerator.autocast():
                 terms = self._terms(model, batch, torch.zeros(images, len(self.teachers)), 0.0, "image")
-            meter.add(terms, images - batch.broken, batch.broken)
+            if place < own:
+                meter.add(terms, images - batch.broken, batch.broken)
         model.train(self.average is None)
         return meter.read()
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.command.progress import say
@@ -18,6 +20,7 @@ from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.checkpoint import load_checkpoint
 from unic_cache.student.projectors import Student, build_student
 from unic_cache.student.schedule import optimizer
+from unic_cache.student.sharding import shard, take_state
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,18 @@ def start_student(
     if config.compile:
         student.compile_encoder()
     return Started(student, average, adamw, steps, header, origin)
+
+
+def prepared(accelerator: Accelerator, begun: Started, config: DistillConfig) -> tuple[nn.Module, Any]:
+    """The student and AdamW on the device, as accelerate wraps them; with --shard-student in parts."""
+    if not config.shard_student:
+        return accelerator.prepare(begun.student, begun.adamw)
+    state = {name: dict(begun.adamw.state.get(value, {})) for name, value in begun.student.named_parameters()}
+    model = accelerator.prepare_model(begun.student, evaluation_mode=True)  # wrapped for its precision alone
+    shard(model, accelerator.device, int(accelerator.num_processes))
+    adamw = optimizer(model, config.peak_lr(), config.weight_decay)
+    take_state(adamw, model, state)
+    return model, accelerator.prepare_optimizer(adamw)
 
 
 def first_origin(config: DistillConfig, first: FirstStage | None) -> dict[str, Any]:

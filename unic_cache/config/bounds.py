@@ -65,6 +65,7 @@ RANGES = {
     "head_steps": COUNT,
     "images": Range(10, 1_000_000),  # of a trial
     "img_size": PIXELS,
+    "keep_checkpoints": Range(1, 10_000),
     "k": Range(1, 1_000_000),
     "ladder_widths": Range(1, 65_536),  # channels
     "log_every": COUNT,  # steps

@@ -104,6 +104,10 @@ class DistillConfig(Stage):
     )
     clip_grad: float | None = option(None, "Clip the gradient to this norm.", "NORM", unset="off")
     accumulate: int = option(1, "Parts that each process takes its share of the batch in, to save memory.", "N")
+    shard_student: bool = option(
+        False,
+        "Give each process a part of the student and of AdamW's state (FSDP), for students too large for one GPU.",
+    )
     compile: bool = option(False, "Compile the student's encoder with torch.compile.")
     kinds: tuple[str, ...] = option(
         (), "A token kind for the loss, such as cls or patch; repeatable.", "KIND", unset="all that the teachers give"
@@ -116,6 +120,7 @@ class DistillConfig(Stage):
     tf32: bool | None = option(None, "Use TF32 for the student's matrix products.", unset="on CUDA")
     seed: int = option(0, "Random seed of the run.")
     resume: bool = option(False, "Resume from the checkpoint in --out.")
+    resume_if_any: bool = option(False, "Resume if --out holds a run, else begin one: one command for requeued jobs.")
     val_shards: str | None = option(
         None, "Tars (or, without tars, names in the cache) held out for validation.", "PATTERN"
     )
@@ -126,6 +131,7 @@ class DistillConfig(Stage):
     eval_every: int = option(1000, "Steps between validations.")
     log_every: int = option(10, "Steps between log lines.")
     save_every: int = option(1000, "Steps between checkpoints.")
+    keep_checkpoints: int = option(1, "Checkpoints to keep, the newest ones.", "K")
     tracker: str = option("tensorboard", "Experiment tracker.", choices=TRACKERS)
     project: str = option("unic-cache", "Project in the tracker; the run is named after --out.", "NAME")
     pixel_tolerance: int = option(0, "Largest accepted difference from the teachers' pixels, in levels of 255.")
@@ -151,6 +157,8 @@ class DistillConfig(Stage):
             raise ConfigError(f"--drop-teacher {self.drop_teacher} has no effect with --balancing none; leave one out")
         if self.batch_size % self.accumulate:
             raise ConfigError(f"--batch-size {self.batch_size} does not divide by --accumulate {self.accumulate}")
+        if self.shard_student:
+            self._check_sharding()
         if self.loss_group is not None:
             self._check_groups(self.loss_group)
         check_crop_scale(self.crop_scale)
@@ -165,6 +173,17 @@ class DistillConfig(Stage):
             raise ConfigError(f"--loss-group {group} has no effect with --balancing {self.balancing}; leave one out")
         if self.batch_size % group:
             raise ConfigError(f"--batch-size {self.batch_size} is not made of groups of --loss-group {group} images")
+
+    def _check_sharding(self) -> None:
+        others = {
+            "ema": (self.ema is not None, "each process has a part of the weights, and the average needs all"),
+            "compile": (self.compile, "the compiled encoder would not gather its weights"),
+            "precision fp16": (self.precision == "fp16", "use bf16, which needs no gradient scaler"),
+            "knn-shards": (self.knn_shards is not None, "one process alone has no whole encoder; use `evaluate`"),
+        }
+        for flag, (given, why) in others.items():
+            if given:
+                raise ConfigError(f"--{flag} does not work with --shard-student: {why}")
 
     def peak_lr(self) -> float:
         """The learning rate after warm-up: UNIC's 3e-4 per 256 images of a batch, unless `lr` is set."""

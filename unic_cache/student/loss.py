@@ -53,9 +53,9 @@ def distillation_loss(
     Teacher t is dropped for image i if uniforms_Bn[i, t] < drop and t's loss is not the highest of i. `uniforms_Bn` in
     [0, 1) has its columns in the order of `guesses` and may be on any device. `balancing` is a name in BALANCE, `loss`
     one in LOSSES. Where `present_Bn` (bool, columns as `uniforms_Bn`) is False, a teacher has no target and does not
-    count; each image needs one teacher. `groups` are the images of each group of the batch, in order, 0 for those without
-    any here; by default all form one. Tokens are compared in float32 even under autocast. ConfigError if the layouts
-    differ.
+    count; each image needs one teacher. `groups` has the number of images of each group, in order, 0 for groups of the
+    batch without any here; by default all form one. Tokens are compared in float32 even under autocast. ConfigError if
+    the layouts differ.
     """
     if set(guesses) != set(targets):
         raise ConfigError(f"guesses are of teachers {list(guesses)}, targets of {list(targets)}")
