@@ -139,9 +139,11 @@ def extract(config: ExtractConfig) -> None:
     unic-cache distill
     unic-cache distill --student vit_small_patch16_224 --epochs 100 --batch-size 256 --precision bf16
     unic-cache distill --resume
+    unic-cache distill --out runs/preempted --resume-if-any --keep-checkpoints 3
     unic-cache distill --from runs/student --img-size 336 --cache cache-336 --out runs/second-stage
     unic-cache distill --online --teacher dino --out runs/without-a-cache
-    accelerate launch --num_processes 4 --module cli distill --out runs/four-gpus
+    accelerate launch --num_processes 4 --module cli distill --out runs/four-gpus --loss-group 128
+    torchrun --nproc_per_node 8 -m cli distill --student vit_giant_patch14_dinov2 --shard-student --precision bf16
     """,
 )
 def distill(config: DistillConfig) -> None:
@@ -151,8 +153,13 @@ def distill(config: DistillConfig) -> None:
     done = pipeline.run(config)
     if not done.main_process:
         return
-    click.echo(f"{done.steps} steps, loss {done.loss:.4f}; the encoder is {done.encoder}. Load it with")
-    click.echo(f"  {done.folder_line}")
+    if done.url is None:
+        click.echo(f"{done.steps} steps, loss {done.loss:.4f}; the encoder is {done.encoder}. Load it with")
+        click.echo(f"  {done.folder_line}")
+    else:
+        where = f"{done.url}/{done.encoder.name}"
+        click.echo(f"{done.steps} steps, loss {done.loss:.4f}; the encoder is {where}. Copy it here, and load it with")
+        click.echo(f"  {done.timm_line}")
     click.echo(
         f"It inherits the terms of {', '.join(f'{name} ({licence})' for name, licence in done.licences.items())}."
     )

@@ -24,6 +24,7 @@ from pipelines.command.environment import say_surroundings
 from pipelines.command.failures import reason
 from pipelines.command.progress import Progress, begins, say
 from pipelines.command.run_folder import as_begun, check_run
+from pipelines.command.shares import rank_share
 from pipelines.command.signals import Stopped, StopRequest, stop_on_signal
 from pipelines.command.sizes import tell_student, tell_teachers
 from pipelines.evaluating.knn_probe import KnnProbe, open_knn_probe
@@ -32,7 +33,8 @@ from pipelines.training.compiling import check_compiler
 from pipelines.training.learner import Learner, check_batch, finite, learn
 from pipelines.training.online import open_live_set
 from pipelines.training.processes import Meetings, make_accelerator, on_main, run_claimed
-from pipelines.training.run_state import RunState, describe, restore, save_settings
+from pipelines.training.remote_run import RemoteRun, folder_of
+from pipelines.training.run_state import RunState, describe, restore, save_settings, settle
 from pipelines.training.runlog import Clock, RunLog
 from pipelines.training.starting import prepared, start_student
 from pipelines.training.targets import Cached, Source, Targets
@@ -46,7 +48,6 @@ from unic_cache.evaluate.curves import plot_losses
 from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.order import Order
 from unic_cache.student.backbone import EncoderSpec
-from unic_cache.student.checkpoint import mend_checkpoint
 from unic_cache.student.export import licences_of, timm_line
 from unic_cache.student.ladder import can_share
 from unic_cache.student.run_files import CURVE, ENCODER, LOG, MODEL
@@ -69,6 +70,7 @@ class Trained:
     left_out: int  # images never used, since their records are broken or missing
     broken: int  # times an image was skipped, since its stored data is broken
     main_process: bool  # whether this process is the one that reports
+    url: str | None = None  # of the run's folder, if it is in a store: the local copy is gone then
 
     @property
     def folder_line(self) -> str:
@@ -79,13 +81,18 @@ class Trained:
 
 def run(config: DistillConfig) -> Trained:
     """Train from the cache, or continue from OUT's checkpoint; return the exported encoder and how to load it."""
-    out = Path(config.out)
+    with folder_of(config.out, rank_share().index == 0) as (out, remote):
+        return run_in(out, remote, config)
+
+
+def run_in(out: Path, remote: RemoteRun | None, config: DistillConfig) -> Trained:
+    """`run` in the folder `out`, whose files are also sent to `remote`."""
     check_run(config, out)
     accelerator = make_accelerator(config, out)
     with run_claimed(out, accelerator), thread_pool(config.threads) as pool, stop_on_signal() as stop:
         snapshot = Snapshot.load(out) if check_run(config, out) else None
-        on_main(accelerator, partial(mend, out))
-        begin_tracking(config, accelerator)
+        settle(out, remote, accelerator)
+        begin_tracking(config, accelerator, out)
         spec = student_spec(as_begun(config, out), out)
         tf32 = uses_tf32(config, accelerator)
         if config.compile:
@@ -98,19 +105,21 @@ def run(config: DistillConfig) -> Trained:
         probe = open_probe(config, spec, cache, data, pool, accelerator)
 
         # Model: encoder, projectors and AdamW, as the checkpoint has them when resuming
-        begun = start_student(config, spec, data.teachers, snapshot is not None, accelerator.is_main_process)
+        begun = start_student(config, spec, data.teachers, out if snapshot else None, accelerator.is_main_process)
         model, adamw = prepared(accelerator, begun, config)
         average = None if begun.average is None else begun.average.module.to(accelerator.device)
         restore(accelerator, begun.header)
 
         # Training: every step from `start` on
-        save_settings(config, out, data, accelerator)
+        save_settings(config, out, data, accelerator, remote)
         targets = Targets(config, cache, data.teachers, data.snapshot.views, source, accelerator.device)
         learner = Learner(model, spec, data.teachers, targets, config, accelerator, average)
-        check_batch(model, learner.images)
+        told = check_batch(model, learner.images, config.batch_size)
+        if told is not None and accelerator.is_main_process:
+            say(told)
         stream = open_stream(config, cache, data, pool, accelerator.device)
         made_from = describe(config, data, tf32, begun.origin)
-        parts = config.keep_checkpoints, config.shard_student
+        parts = config.keep_checkpoints, config.shard_student, remote
         state = RunState(out, begun.student, adamw, accelerator, spec, made_from, begun.steps, begun.average, *parts)
         steps, order = range(begun.steps, total), Order(data.train, data.snapshot.numbers, config.seed)
         batches = stream.batches(learner.batches(order, steps))
@@ -119,9 +128,12 @@ def run(config: DistillConfig) -> Trained:
             loss, broken = train(batches, learner, check, state, steps, stop)
     if accelerator.is_main_process:
         draw_losses(out)
+    if accelerator.is_main_process and remote is not None:
+        remote.send()
     licences = licences_of(made_from)
-    line, left_out = timm_line(spec, out / ENCODER), data.train.left_out + data.val.left_out
-    return Trained(out / ENCODER, line, total, loss, licences, left_out, broken, accelerator.is_main_process)
+    line, left_out = timm_line(spec, ENCODER if remote else out / ENCODER), data.train.left_out + data.val.left_out
+    url = None if remote is None else remote.url
+    return Trained(out / ENCODER, line, total, loss, licences, left_out, broken, accelerator.is_main_process, url)
 
 
 def train(
@@ -170,13 +182,6 @@ def train(
         state.save(total)  # an earlier run may have stopped between its last checkpoint and its encoder
     log.close()
     return log.last_loss, meter.broken
-
-
-def mend(out: Path) -> None:
-    """Go on from an older checkpoint if the newest is damaged, and say so."""
-    done = mend_checkpoint(out)
-    if done is not None:
-        say(done)
 
 
 def waited(batches: Iterator[Batch], clock: Clock) -> Batch:

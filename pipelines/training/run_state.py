@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from pipelines.command.failures import ADVICE_HERE
 from pipelines.command.progress import say
 from pipelines.command.run_folder import FREE_ON_RESUME
 from pipelines.extracting.specs import versions
+from pipelines.training.processes import on_main
+from pipelines.training.remote_run import RemoteRun
 from pipelines.training.training_set import TrainingSet, target_rules
 from unic_cache.config import DistillConfig
 from unic_cache.errors import UnicCacheError
 from unic_cache.files.local import LocalFolder
 from unic_cache.student.backbone import EncoderSpec, build_encoder
-from unic_cache.student.checkpoint import save_checkpoint, state_tensors
+from unic_cache.student.checkpoint import mend_checkpoint, save_checkpoint, state_tensors
 from unic_cache.student.export import licences_of, save_encoder
 from unic_cache.student.projectors import Student
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER
@@ -44,6 +47,7 @@ class RunState:
     average: AveragedModel | None = None  # of `model` over the steps; its encoder is then the one exported
     keep: int = 1  # checkpoints
     sharded: bool = False  # whether each process has a part of the model
+    remote: RemoteRun | None = None  # where checkpoints are sent, if OUT is a URL
     told: bool = False  # that the folder is no layout for timm
 
     @property
@@ -95,10 +99,12 @@ class RunState:
         state = None if scaler is None else scaler.state_dict()
         header = {"scaler": state, "processes": self.accelerator.num_processes, **origin}
         save_checkpoint(self.out, steps, tensors, header, self.keep)
-        self.saved = steps
         encoder = self._gathered(tensors) if self.sharded else self.exported
         why_not = lay_out_run(self.out, encoder, self.spec, licences_of(self.provenance).values())
         save_encoder(self.out / ENCODER, encoder, self.spec, {**self.provenance, "steps": steps})
+        if self.remote is not None:
+            self.remote.send()
+        self.saved = steps
         if why_not and not self.told:
             say(f"timm cannot load {self.out} as a folder: {why_not}; `unic-cache export` makes one that it can")
             self.told = True
@@ -130,7 +136,21 @@ def restore(accelerator: Accelerator, header: Mapping[str, Any]) -> None:
         accelerator.scaler.load_state_dict(header["scaler"])
 
 
-def save_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerator: Accelerator) -> None:
+def settle(out: Path, remote: RemoteRun | None, accelerator: Accelerator) -> None:
+    """Before anything is read: make the run the one that writes to a store, and mend its newest checkpoint.
+
+    A damaged one is replaced by the one before, which a line says. Copies of a store are each process's own.
+    """
+    if remote is not None:
+        on_main(accelerator, remote.take)
+    done = on_main(accelerator, partial(mend_checkpoint, out)) if remote is None else mend_checkpoint(out)
+    if done is not None and accelerator.is_main_process:
+        say(done)
+
+
+def save_settings(
+    config: DistillConfig, out: Path, data: TrainingSet, accelerator: Accelerator, remote: RemoteRun | None
+) -> None:
     """Write OUT's config and snapshot when the run begins."""
     if accelerator.is_main_process and not (out / CHECKPOINT).exists():
         settings = config.to_json()
@@ -138,6 +158,8 @@ def save_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerat
             settings["pixel_difference"] = dataclasses.asdict(data.difference)
         LocalFolder(out).replace(CONFIG, config_bytes(settings))
         data.snapshot.save(out)
+        if remote is not None:
+            remote.send()
 
 
 def describe(config: DistillConfig, data: TrainingSet, tf32: bool, origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,12 +36,13 @@ class Started:
 
 
 def start_student(
-    config: DistillConfig, spec: EncoderSpec, teachers: Sequence[CachedTeacher], resuming: bool, tell: bool
+    config: DistillConfig, spec: EncoderSpec, teachers: Sequence[CachedTeacher], resumed: Path | None, tell: bool
 ) -> Started:
     """The student with its projectors, moving average and AdamW, on the CPU. `tell`: whether this process says so.
 
-    A run that is resumed reads neither --init nor --from again.
+    A run that is resumed, from the folder `resumed`, reads neither --init nor --from again.
     """
+    resuming = resumed is not None
     first = None if resuming else open_first_stage(config, spec)
     init = None if resuming else config.init if first is None else first.encoder
     encoder = started_encoder(spec, config.seed, init, sizes_given(config, first))
@@ -55,8 +56,8 @@ def start_student(
     average = moving_average(student, config.ema, resuming)
     adamw = optimizer(student, config.peak_lr(), config.weight_decay)
     steps, header = 0, dict[str, Any]()
-    if resuming:
-        steps, header = load_checkpoint(Path(config.out), student, adamw, average and average.module)
+    if resumed is not None:
+        steps, header = load_checkpoint(resumed, student, adamw, average and average.module)
     origin = {key: header[key] for key in ORIGINS if key in header} if resuming else first_origin(config, first)
     if config.compile:
         student.compile_encoder()

@@ -41,7 +41,7 @@ class DistillConfig(Stage):
     cache: str = option("cache", CACHE)
     shards: str | None = option(None, SHARDS)
     student: str = option("vit_base_patch16_224", STUDENT, "NAME")
-    out: str = option("runs/student", "Run folder.", "DIR")
+    out: str = option("runs/student", "Run folder: a path or a URL.", "DIR")
     teachers: tuple[str, ...] = option((), TEACHERS)
     online: bool = option(False, "Run the teachers beside the student instead of reading a cache (to compare).")
     weights: tuple[tuple[str, str], ...] = option(
@@ -151,6 +151,8 @@ class DistillConfig(Stage):
             raise ConfigError("--weights are of teachers that --online runs; a cache needs none")
         if self.init is not None and self.from_run is not None:
             raise ConfigError("--init and --from both give the encoder's weights; choose one")
+        if self.online and self.out.startswith(("s3://", "gs://")):
+            raise ConfigError("--online keeps the teachers' calibrations in --out, which must be a local folder for it")
         if self.allow_missing and self.online:
             raise ConfigError("--allow-missing is for teachers half done in a cache; --online runs them on every image")
         if self.balancing == "none" and self.drop_teacher not in {0.0, 0.5}:
