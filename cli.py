@@ -1,13 +1,12 @@
 """The command line: flags become a config, a stage runs it, errors become one line.
 
 Exit codes: 0 done; 1 the input or the cache is faulty; 2 usage error; 3 `verify` found an incomplete cache, sound
-otherwise; 130 stopped.
+otherwise; 130, 143 or 138 stopped by Ctrl-C, SIGTERM or SIGUSR1.
 """
 
 import dataclasses
 import json
 import shlex
-import signal
 import sys
 import warnings
 from functools import partial
@@ -17,6 +16,7 @@ import click
 
 from pipelines.command.failures import clear_errors
 from pipelines.command.printing import print_in_any_encoding
+from pipelines.command.signals import stop_at_once
 from pipelines.command.stages import Examples, on_terminal, stage
 from pipelines.command.threads import settle_waiting
 from unic_cache.config import (
@@ -43,7 +43,7 @@ def main() -> None:
     """
     print_in_any_encoding()
     settle_waiting()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_at_once()
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
 
 
@@ -139,9 +139,11 @@ def extract(config: ExtractConfig) -> None:
     unic-cache distill
     unic-cache distill --student vit_small_patch16_224 --epochs 100 --batch-size 256 --precision bf16
     unic-cache distill --resume
+    unic-cache distill --out runs/preempted --resume-if-any --keep-checkpoints 3
     unic-cache distill --from runs/student --img-size 336 --cache cache-336 --out runs/second-stage
     unic-cache distill --online --teacher dino --out runs/without-a-cache
-    accelerate launch --num_processes 4 --module cli distill --out runs/four-gpus
+    accelerate launch --num_processes 4 --module cli distill --out runs/four-gpus --loss-group 128
+    torchrun --nproc_per_node 8 -m cli distill --student vit_giant_patch14_dinov2 --shard-student --precision bf16
     """,
 )
 def distill(config: DistillConfig) -> None:
@@ -151,8 +153,13 @@ def distill(config: DistillConfig) -> None:
     done = pipeline.run(config)
     if not done.main_process:
         return
-    click.echo(f"{done.steps} steps, loss {done.loss:.4f}; the encoder is {done.encoder}. Load it with")
-    click.echo(f"  {done.folder_line}")
+    if done.url is None:
+        click.echo(f"{done.steps} steps, loss {done.loss:.4f}; the encoder is {done.encoder}. Load it with")
+        click.echo(f"  {done.folder_line}")
+    else:
+        where = f"{done.url}/{done.encoder.name}"
+        click.echo(f"{done.steps} steps, loss {done.loss:.4f}; the encoder is {where}. Copy it here, and load it with")
+        click.echo(f"  {done.timm_line}")
     click.echo(
         f"It inherits the terms of {', '.join(f'{name} ({licence})' for name, licence in done.licences.items())}."
     )

@@ -24,17 +24,19 @@ from pipelines.command.environment import say_surroundings
 from pipelines.command.failures import reason
 from pipelines.command.progress import Progress, begins, say
 from pipelines.command.run_folder import as_begun, check_run
-from pipelines.command.signals import StopRequest, stop_on_signal
+from pipelines.command.shares import rank_share
+from pipelines.command.signals import Stopped, StopRequest, stop_on_signal
 from pipelines.command.sizes import tell_student, tell_teachers
 from pipelines.evaluating.knn_probe import KnnProbe, open_knn_probe
 from pipelines.extracting.students import pixels_words, student_spec
 from pipelines.training.compiling import check_compiler
 from pipelines.training.learner import Learner, check_batch, finite, learn
 from pipelines.training.online import open_live_set
-from pipelines.training.processes import make_accelerator, on_main, run_claimed, stop_agreed
-from pipelines.training.run_state import RunState, describe, restore, save_settings
+from pipelines.training.processes import Meetings, make_accelerator, on_main, run_claimed
+from pipelines.training.remote_run import RemoteRun, folder_of
+from pipelines.training.run_state import RunState, describe, restore, save_settings, settle
 from pipelines.training.runlog import Clock, RunLog
-from pipelines.training.starting import start_student
+from pipelines.training.starting import prepared, start_student
 from pipelines.training.targets import Cached, Source, Targets
 from pipelines.training.tracking import begin_tracking
 from pipelines.training.training_set import Snapshot, TrainingSet, open_training_set
@@ -68,6 +70,7 @@ class Trained:
     left_out: int  # images never used, since their records are broken or missing
     broken: int  # times an image was skipped, since its stored data is broken
     main_process: bool  # whether this process is the one that reports
+    url: str | None = None  # of the run's folder, if it is in a store: the local copy is gone then
 
     @property
     def folder_line(self) -> str:
@@ -78,12 +81,18 @@ class Trained:
 
 def run(config: DistillConfig) -> Trained:
     """Train from the cache, or continue from OUT's checkpoint; return the exported encoder and how to load it."""
-    out = Path(config.out)
+    with folder_of(config.out, rank_share().index == 0) as (out, remote):
+        return run_in(out, remote, config)
+
+
+def run_in(out: Path, remote: RemoteRun | None, config: DistillConfig) -> Trained:
+    """`run` in the folder `out`, whose files are also sent to `remote`."""
     check_run(config, out)
     accelerator = make_accelerator(config, out)
     with run_claimed(out, accelerator), thread_pool(config.threads) as pool, stop_on_signal() as stop:
         snapshot = Snapshot.load(out) if check_run(config, out) else None
-        begin_tracking(config, accelerator)
+        settle(out, remote, accelerator)
+        begin_tracking(config, accelerator, out)
         spec = student_spec(as_begun(config, out), out)
         tf32 = uses_tf32(config, accelerator)
         if config.compile:
@@ -96,19 +105,22 @@ def run(config: DistillConfig) -> Trained:
         probe = open_probe(config, spec, cache, data, pool, accelerator)
 
         # Model: encoder, projectors and AdamW, as the checkpoint has them when resuming
-        begun = start_student(config, spec, data.teachers, snapshot is not None, accelerator.is_main_process)
-        model, adamw = accelerator.prepare(begun.student, begun.adamw)
+        begun = start_student(config, spec, data.teachers, out if snapshot else None, accelerator.is_main_process)
+        model, adamw = prepared(accelerator, begun, config)
         average = None if begun.average is None else begun.average.module.to(accelerator.device)
         restore(accelerator, begun.header)
 
         # Training: every step from `start` on
-        save_settings(config, out, data, accelerator)
+        save_settings(config, out, data, accelerator, remote)
         targets = Targets(config, cache, data.teachers, data.snapshot.views, source, accelerator.device)
         learner = Learner(model, spec, data.teachers, targets, config, accelerator, average)
-        check_batch(model, learner.images)
+        told = check_batch(model, learner.images, config.batch_size)
+        if told is not None and accelerator.is_main_process:
+            say(told)
         stream = open_stream(config, cache, data, pool, accelerator.device)
         made_from = describe(config, data, tf32, begun.origin)
-        state = RunState(out, begun.student, adamw, accelerator, spec, made_from, begun.steps, begun.average)
+        parts = config.keep_checkpoints, config.shard_student, remote
+        state = RunState(out, begun.student, adamw, accelerator, spec, made_from, begun.steps, begun.average, *parts)
         steps, order = range(begun.steps, total), Order(data.train, data.snapshot.numbers, config.seed)
         batches = stream.batches(learner.batches(order, steps))
         check = partial(validate, data, stream, learner, probe, state.exported)
@@ -116,9 +128,12 @@ def run(config: DistillConfig) -> Trained:
             loss, broken = train(batches, learner, check, state, steps, stop)
     if accelerator.is_main_process:
         draw_losses(out)
+    if accelerator.is_main_process and remote is not None:
+        remote.send()
     licences = licences_of(made_from)
-    line, left_out = timm_line(spec, out / ENCODER), data.train.left_out + data.val.left_out
-    return Trained(out / ENCODER, line, total, loss, licences, left_out, broken, accelerator.is_main_process)
+    line, left_out = timm_line(spec, ENCODER if remote else out / ENCODER), data.train.left_out + data.val.left_out
+    url = None if remote is None else remote.url
+    return Trained(out / ENCODER, line, total, loss, licences, left_out, broken, accelerator.is_main_process, url)
 
 
 def train(
@@ -128,7 +143,9 @@ def train(
     config, accelerator, adamw, total = learner.config, learner.accelerator, state.adamw, steps.stop
     size = config.batch_size
     log, meter = RunLog(state.out, accelerator, steps.start), learner.meter(training=True)
-    clock = Clock(size // config.accumulate)
+    clock, meetings = Clock(size // config.accumulate), Meetings(accelerator, steps.start)
+    if steps.start and (steps.start % config.eval_every == 0 or not steps) and not log.validated:
+        check(log, steps.start)  # it was asked to stop before that
     with Progress("distill", total * size, "images", steps.start * size, not accelerator.is_main_process) as bar:
         for step in steps:
             # Step: batch, loss, gradients, update
@@ -142,15 +159,15 @@ def train(
 
             # Log
             bar.advance(size)
-            stopping = stop_agreed(accelerator, stop.made, done % config.log_every == 0)
+            stopping = 0 if last else meetings.agreed(stop.number, done)
             if done % config.log_every == 0 or last:
                 values = meter.read()
                 finite(values["loss"], done)
                 with state.saved_on_error(done):
                     log.write("train", done, {"lr": rate, **values, **clock.read()})
 
-            # Validate
-            if done % config.eval_every == 0 or last:
+            # Validate; a run that is asked to stop does so when it is resumed
+            if (done % config.eval_every == 0 or last) and not stopping:
                 with state.saved_on_error(done):
                     check(log, done)
             bar.note(log.note)
@@ -159,8 +176,8 @@ def train(
             if done % config.save_every == 0 or last or stopping:
                 finite(terms.loss.item(), done)
                 state.save(done)
-            if stopping and not last:
-                raise KeyboardInterrupt(f"stopped after step {done} of {total}; continue with --resume")
+            if stopping:
+                raise Stopped(f"stopped after step {done} of {total}; continue with --resume", stopping)
     if not steps:
         state.save(total)  # an earlier run may have stopped between its last checkpoint and its encoder
     log.close()

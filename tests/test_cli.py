@@ -158,7 +158,7 @@ class TestErrors:
         assert done.exit_code == 1
         assert "run the same command again" in done.output
 
-    def test_a_signal_exits_130_and_leaves_a_cache_that_goes_on(self, tmp_path, shards, weights):
+    def test_a_signal_exits_with_its_number_and_leaves_a_cache_that_goes_on(self, tmp_path, shards, weights):
         command = [sys.executable, "-m", "cli", "extract", "--teacher", VIT, "--weights", str(weights[VIT])]
         command += ["--shards", shards.pattern, "--cache", str(tmp_path / "cache"), "--size", "32", "--views", "500"]
         command += ["--calibration-images", "40", "--batch-size", "16"]
@@ -169,7 +169,7 @@ class TestErrors:
             time.sleep(0.05)
         process.terminate()
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 130, errors
+        assert process.returncode == 143, errors
         assert "stopped; run the same command again to go on" in errors
         assert not [name for name in tree(tmp_path / "cache") if ".tmp-" in name]
 

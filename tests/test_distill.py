@@ -27,19 +27,20 @@ from unic_cache.student.run_files import CHECKPOINT
 
 NEWER = {  # settings that older runs lack
     "tf32", "ladder_widths", "projector", "shared_projectors", "kinds", "loss", "balancing", "ema", "clip_grad",
-    "accumulate", "compile", "crop_scale", "allow_missing", "from_run", "normalize",
+    "accumulate", "compile", "crop_scale", "allow_missing", "from_run", "normalize", "loss_group", "shard_student",
+    "keep_checkpoints", "resume_if_any",
 }  # fmt: skip
 
 
 class StopAfter:
     """Asks the run to stop once a given number of steps is done, as a signal would."""
 
-    def __init__(self, monkeypatch, steps: int) -> None:
+    def __init__(self, monkeypatch, steps: int, number: int = signal.SIGTERM) -> None:
         honest, calls = distill.set_rate, iter(range(1, 1000))
 
         def counted(*arguments):
             if next(calls) == steps:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(number)
             return honest(*arguments)
 
         monkeypatch.setattr(distill, "set_rate", counted)

@@ -54,7 +54,7 @@ def started(config, **renamed):
     for teacher in teachers:
         teacher.name = renamed.get(teacher.name, teacher.name)
     spec = encoder_spec(config.student, config.img_size, config.patch_size, config.drop_path)
-    return start_student(config, spec, teachers, resuming=False, tell=True)
+    return start_student(config, spec, teachers, resumed=None, tell=True)
 
 
 def test_encoder_and_projectors_are_those_that_the_first_run_exported(first, capsys):

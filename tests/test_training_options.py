@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 import cli
 from pipelines import distill
 from pipelines.command.run_folder import run_settings
+from pipelines.training.batch_parts import BatchParts
 from pipelines.training.compiling import check_compiler
 from pipelines.training.finished_run import open_finished
 from pipelines.training.gradients import Gradients
@@ -101,9 +102,10 @@ def test_the_gradient_is_clipped_as_torch_clips_it_or_left_alone():
     layer = torch.nn.Linear(3, 2)
     layer(torch.ones(1, 3)).sum().backward()
     before = [parameter.grad.clone() for parameter in layer.parameters()]
-    assert Gradients(Accelerator(cpu=True), layer, 1).clipped() is None
+    alone = BatchParts(batch=1, processes=1, process=0, parts=1, group=1)
+    assert Gradients(Accelerator(cpu=True), layer, alone).clipped() is None
     assert all(torch.equal(value, x.grad) for value, x in zip(before, layer.parameters(), strict=True))
-    norm = Gradients(Accelerator(cpu=True), layer, 1, 0.1).clipped()
+    norm = Gradients(Accelerator(cpu=True), layer, alone, 0.1).clipped()
     after = [parameter.grad for parameter in layer.parameters()]
     for parameter, value in zip(layer.parameters(), before, strict=True):
         parameter.grad = value

@@ -4,7 +4,7 @@
 |---|---|
 | a setting (ConfigError) | 2 |
 | data, a disk, a limit of the machine | 1 |
-| a signal | 130 |
+| a signal | 128 and its number: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1 |
 | a closed pipe (`| head`) | 1, silently |
 
 An error's notes (`add_note`) say what is safe and how to go on; KEPT is the default. Any other error is a bug of ours
@@ -15,6 +15,7 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ import click
 
 from unic_cache.errors import ConfigError, UnicCacheError
 
-STOPPED = 130
+STOPPED = 128  # and the signal's number
 ADVICE_HERE = "{advice}"  # in a note
 KEPT = f"All that was committed is kept; {ADVICE_HERE} and run the same command again"
 # the remedy for each errno of a disk or a limit
@@ -62,7 +63,7 @@ def clear_errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         note = f": {error}" if str(error) else "; run the same command again to go on"
         click.echo(f"stopped{note}", err=True)
-        sys.exit(STOPPED)
+        sys.exit(STOPPED + getattr(error, "number", signal.SIGINT))
     except Exception as error:
         said = explain(error)
         if said is None:

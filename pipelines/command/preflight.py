@@ -71,7 +71,7 @@ def check_folders(names: Iterable[str]) -> None:
 
 def check_distill(config: DistillConfig) -> None:
     """Check the run's folder, the student's name and initial weights, and the data to train on."""
-    resuming = check_run(config, Path(config.out))
+    resuming = is_here(config.out) and check_run(config, Path(config.out.removeprefix("file://")))
     student = config.student.partition("@")[0]
     close = None if student in CATALOG else close_names(student.removeprefix("timm:"))
     if close is not None:

@@ -17,6 +17,9 @@ FREE_ON_RESUME = frozenset(
         "knn_shards",
         "out",
         "resume",
+        "resume_if_any",
+        "keep_checkpoints",
+        "shard_student",
         "threads",
         "log_every",
         "save_every",
@@ -42,11 +45,11 @@ def as_begun(config: DistillConfig, out: Path) -> DistillConfig:
 def check_run(config: DistillConfig, out: Path) -> bool:
     """Whether OUT holds a run to resume. ConfigError if that and --resume, or the settings, disagree."""
     if not (out / CHECKPOINT).exists():
-        if config.resume and not (out / CONFIG).exists():
+        if config.resume and not config.resume_if_any and not (out / CONFIG).exists():
             raise ConfigError(f"{out}: there is no run to resume here; leave out --resume to begin one")
         refuse_others(out)
         return False
-    if not config.resume:
+    if not (config.resume or config.resume_if_any):
         raise ConfigError(f"{out} already holds a run; continue it with --resume, or choose another --out")
     before = read_settings(out)
     now = json.loads(json.dumps(config.to_json()))

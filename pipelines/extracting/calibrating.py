@@ -15,7 +15,7 @@ import torch
 from crc32c import crc32c
 
 from pipelines.command.progress import Progress, say
-from pipelines.command.signals import stop_on_signal
+from pipelines.command.signals import Stopped, stop_on_signal
 from pipelines.extracting.calibration_checkpoint import HalfCalibrated, forget
 from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.extracting.recorder import BATCHES_AHEAD, DeviceBatch
@@ -124,7 +124,7 @@ def show(
 ) -> list[Calibrating]:
     """Show the views to the teachers; batches that a teacher saw before a stop are not shown to it again.
 
-    KeyboardInterrupt after a signal, once the progress is safe.
+    Stopped after a signal, once the progress is safe.
     """
     halves = [(*pair, HalfCalibrated(options, pair[1], wanted, device)) for pair in members]
     teachers = [Calibrating(*three, *three[2].load()) for three in halves]
@@ -145,7 +145,7 @@ def show(
             if stop.made:
                 done = min((number + 1) * size, len(wanted))
                 said = f"{done} of {len(wanted)} views of the calibration are done"
-                raise KeyboardInterrupt(f"{said}; go on with the same command")
+                raise Stopped(f"{said}; go on with the same command", stop.number)
     return teachers
 
 

@@ -5,7 +5,7 @@ Letters: B images, H and W pixels, n teachers.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipelines.training.gradients import Gradients
+from pipelines.training.batch_parts import BatchParts, batch_parts
+from pipelines.training.gradients import Gradients, sums_over_processes
 from pipelines.training.runlog import Meter
 from pipelines.training.targets import Targets
 from unic_cache.cache import CachedTeacher
@@ -51,15 +52,20 @@ class Learner:
     accelerator: Accelerator
     average: nn.Module | None = None  # the moving average of the model, if the run keeps one: it is what is validated
 
+    @cached_property
+    def layout(self) -> BatchParts:
+        """Where this process's parts are in a batch."""
+        return batch_parts(self.config, self.accelerator.num_processes, self.accelerator.process_index)
+
     @property
     def images(self) -> int:
         """Images of one forward pass: a process's share of a batch, or a part of it."""
-        return self.config.batch_size // int(self.accelerator.num_processes) // self.config.accumulate
+        return self.layout.images
 
     @property
     def gradients(self) -> Gradients:
         """The gradients of a batch, part by part."""
-        return Gradients(self.accelerator, self.model, self.config.accumulate, self.config.clip_grad)
+        return Gradients(self.accelerator, self.model, self.layout, self.config.clip_grad)
 
     @cached_property
     def places(self) -> Places:
@@ -72,15 +78,11 @@ class Learner:
         kinds = {teacher.name: list(teacher.kinds) for teacher in self.teachers}
         return Meter(self.accelerator, kinds, training and self.config.clip_grad is not None)
 
-    def place(self, part: int) -> int:
-        """The place in the batch of the first image of this process's part."""
-        return (int(self.accelerator.process_index) * self.config.accumulate + part) * self.images
-
     def batches(self, order: Order, steps: range) -> Iterator[list[Address]]:
         """This process's part of each step's batch, or its parts, in order."""
         for step in steps:
             for part in range(self.config.accumulate):
-                first = step * self.config.batch_size + self.place(part)
+                first = step * self.config.batch_size + self.layout.first(part)
                 yield order.samples(first, first + self.images)
 
     def training_terms(self, batch: Batch, step: int, part: int = 0) -> LossTerms:
@@ -88,11 +90,13 @@ class Learner:
 
         The draws of an image are a function of seed, step and its place in the batch alone.
         """
-        config, first, images = self.config, self.place(part), len(batch.views_BHWC)
+        config, first, images = self.config, self.layout.first(part), len(batch.views_BHWC)
         torch.manual_seed(int(words(Purpose.TORCH, config.seed, step, 0, 1)[0] >> 1))
         self.places.at(first, images, config.batch_size, self.accelerator.device)
         uniforms_Bn = drop_uniforms(config.seed, step, config.batch_size, len(self.teachers))[first : first + images]
-        return self._terms(self.model, batch, uniforms_Bn, config.drop_teacher, config.balancing)
+        counting_B = batch.good_B if batch.good_B.any() else torch.ones_like(batch.good_B)
+        groups = self.layout.group_sizes(part, counting_B)
+        return self._terms(self.model, batch, uniforms_Bn, config.drop_teacher, config.balancing, groups)
 
     @torch.no_grad()
     def validate(self, stream: Stream, rows: Rows, number: int) -> dict[str, Any]:
@@ -107,16 +111,27 @@ class Learner:
         places = range(0, len(rows), self.images)
         every = [[rows.address(at, number) for at in range(i, min(i + self.images, len(rows)))] for i in places]
         mine = every[self.accelerator.process_index :: self.accelerator.num_processes]
-        meter = self.meter()
-        for batch in stream.batches(iter(mine)):
+        meter, own = self.meter(), len(mine)
+        if self.config.shard_student:  # processes meet in every pass: those with fewer batches repeat one
+            mine += every[:1] * (-(-len(every) // int(self.accelerator.num_processes)) - own)
+        for place, batch in enumerate(stream.batches(iter(mine))):
             images = len(batch.views_BHWC)
             with self.accelerator.autocast():
                 terms = self._terms(model, batch, torch.zeros(images, len(self.teachers)), 0.0, "image")
-            meter.add(terms, images - batch.broken, batch.broken)
+            if place < own:
+                meter.add(terms, images - batch.broken, batch.broken)
         model.train(self.average is None)
         return meter.read()
 
-    def _terms(self, model: nn.Module, batch: Batch, uniforms_Bn: Tensor, drop: float, balancing: str) -> LossTerms:
+    def _terms(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        uniforms_Bn: Tensor,
+        drop: float,
+        balancing: str,
+        groups: Sequence[int] | None = None,
+    ) -> LossTerms:
         """The loss over the good images of a batch; without any it is 0, but still a function of the model."""
         device = self.accelerator.device
         views_BHWC = batch.views_BHWC.to(device, non_blocking=True)
@@ -133,32 +148,35 @@ class Learner:
             rows = batch.good_B.nonzero().flatten().to(device, non_blocking=True)
             guesses, targets, uniforms_Bn = _rows(guesses, rows), _rows(targets, rows), uniforms_Bn[rows]
             present_Bn = None if present_Bn is None else present_Bn[rows]
-        terms = distillation_loss(guesses, targets, uniforms_Bn, drop, balancing, self.config.loss, present_Bn)
+        kind = balancing, self.config.loss
+        terms = distillation_loss(guesses, targets, uniforms_Bn, drop, *kind, present_Bn, groups)
         if batch.good_B.any():
             return terms
-        return dataclasses.replace(terms, loss=terms.loss * 0, total=terms.total * 0, count=terms.count * 0)
+        return dataclasses.replace(terms, loss=terms.loss * 0, totals=terms.totals * 0, counts=terms.counts * 0)
 
 
 def learn(following: Callable[[], Batch], learner: Learner, meter: Meter, step: int) -> LossTerms:
-    """The gradient of a step, over all parts of its batch, clipped; the batch's terms, which the meter counts.
+    """The gradient of a step, over all processes and parts of its batch, clipped; the batch's terms, and its loss.
 
-    `following` gives the next part.
+    `following` gives the next part. The meter counts them by the share of the batch's images that are this process's.
     """
-    gradients = learner.gradients
+    gradients, several = learner.gradients, learner.config.accumulate > 1
     parts: list[LossTerms] = []
     good: list[LossTerms] = []
-    broken = 0
-    several = learner.config.accumulate > 1
+    broken = images = 0
     with statistics_restored_on_error(learner.model) if several else nullcontext():
         for part in range(learner.config.accumulate):
             batch = following()
             with gradients.alone(part):
                 parts.append(learner.training_terms(batch, step, part))
-                gradients.add(parts)
-            good += parts[-1:] if batch.good_B.any() else []
-            broken += batch.broken
-    terms = joined(good or parts)
-    meter.add(terms, float(bool(good)), broken, gradients.clipped())
+                good += parts[-1:] if batch.good_B.any() else []
+                broken, images = broken + batch.broken, images + len(batch.good_B) - batch.broken
+                last = part + 1 == learner.config.accumulate
+                sums = sums_over_processes(learner.accelerator, joined(parts), images) if last else None
+                gradients.add(parts, sums)
+    assert sums is not None  # there is a last part
+    terms = dataclasses.replace(joined(good or parts), loss=sums.loss)
+    meter.add(terms, images / sums.images.clamp(min=1), broken, gradients.clipped())
     return terms
 
 
@@ -175,13 +193,22 @@ def guess(
     return guesses
 
 
-def check_batch(model: nn.Module, images: int) -> None:
-    """ConfigError if a model normalises by its batch, and a process has a single image in one."""
+def check_batch(model: nn.Module, images: int, batch: int) -> str | None:
+    """What to tell of a model that normalises by its batch, if a pass sees `images` of `batch`; None without need.
+
+    ConfigError if that is a single image.
+    """
     if images < 2 and normalizes_by_batch(model):
         raise ConfigError(
             "this student normalises by its batch (BatchNorm), and one image a process is none; raise --batch-size, or "
             "choose a student without it, such as a ViT or a ConvNeXt"
         )
+    if images == batch or not normalizes_by_batch(model):
+        return None
+    return (
+        f"this student normalises by its batch (BatchNorm), here {images} of {batch} images at once: it depends on the "
+        "number of processes and on --accumulate"
+    )
 
 
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:

@@ -5,6 +5,7 @@ that would change the student are overridden here, or refused: a run follows its
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipelines.command.claim import claimed
 from pipelines.command.preflight import no_tracker
 from pipelines.command.progress import say
 from pipelines.command.shares import rank_share
+from pipelines.command.signals import SIGNALS
+from pipelines.training.batch_parts import batch_parts
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError, UnicCacheError
 
@@ -27,7 +30,7 @@ T = TypeVar("T")
 
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_FSDP": "FSDP (use --shard-student)",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker",
@@ -39,6 +42,7 @@ IGNORED = {  # variable -> (the setting without effect, its default, what is don
 LAUNCHED = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 MPI_RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK")
 MPI_SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+PERIOD = 5.0  # seconds between meetings: a signal to one process stops all within about twice this
 TRUE = {"1", "true", "yes", "on"}
 
 
@@ -79,10 +83,9 @@ def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
             f"the environment says {world} processes (WORLD_SIZE), but accelerate joins {accelerator.num_processes}, "
             f"and each would train alone: {launch_line(world)}, or unset WORLD_SIZE for one process"
         )
-    if config.batch_size % (accelerator.num_processes * config.accumulate):
-        parts = f" processes of {config.accumulate} parts each (--accumulate)" if config.accumulate > 1 else ""
-        by = f"{accelerator.num_processes}{parts}"
-        raise ConfigError(f"--batch-size {config.batch_size}, over all processes, does not divide by {by}")
+    if config.shard_student and accelerator.num_processes == 1:
+        raise ConfigError("--shard-student gives each process a part, but there is one process; leave it out")
+    batch_parts(config, accelerator.num_processes, accelerator.process_index)  # refused now if they do not fit
     return accelerator
 
 
@@ -170,11 +173,29 @@ def refuse_together(accelerator: Accelerator, refusal: UnicCacheError | OSError 
         raise ConfigError("the main process could not go on; its message says why")
 
 
-def stop_agreed(accelerator: Accelerator, asked: bool, meeting: bool) -> bool:
-    """Whether to stop now. Several processes stop together, at a meeting: one alone would leave the others waiting."""
-    if accelerator.num_processes == 1:
-        return asked
-    if not meeting:
-        return False
-    flag = torch.tensor([float(asked)], device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum").item())
+class Meetings:
+    """Where processes agree whether to stop: one alone would leave the others waiting.
+
+    They meet after steps that all of them know: about every PERIOD seconds by the speed since the last meeting.
+    """
+
+    def __init__(self, accelerator: Accelerator, first: int) -> None:
+        """`first` is the run's first step."""
+        self._accelerator = accelerator
+        self._last, self._next, self._since = first, first + 1, time.monotonic()
+
+    def agreed(self, asked: int, done: int) -> int:
+        """The signal that any process was asked to stop by, the least of several; 0 if none, or between meetings.
+
+        `asked` is this process's own, or 0; `done` counts steps.
+        """
+        if self._accelerator.num_processes == 1:
+            return asked
+        if done < self._next:
+            return 0
+        now = time.monotonic()
+        own = [float(asked == number) for number in SIGNALS] + [(now - self._since) / (done - self._last)]
+        *found, seconds = self._accelerator.reduce(torch.tensor(own, device=self._accelerator.device), "mean").tolist()
+        steps = min(max(int(PERIOD / max(seconds, 1e-9)), 1), 2 * (done - self._last))
+        self._last, self._next, self._since = done, done + steps, now
+        return min((int(number) for number, share in zip(SIGNALS, found, strict=True) if share), default=0)

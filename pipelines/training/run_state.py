@@ -4,23 +4,26 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pipelines.command.failures import ADVICE_HERE
 from pipelines.command.progress import say
 from pipelines.command.run_folder import FREE_ON_RESUME
 from pipelines.extracting.specs import versions
+from pipelines.training.processes import on_main
+from pipelines.training.remote_run import RemoteRun
 from pipelines.training.training_set import TrainingSet, target_rules
 from unic_cache.config import DistillConfig
-from unic_cache.errors import ConfigError, UnicCacheError
+from unic_cache.errors import UnicCacheError
 from unic_cache.files.local import LocalFolder
-from unic_cache.student.backbone import EncoderSpec
-from unic_cache.student.checkpoint import save_checkpoint
+from unic_cache.student.backbone import EncoderSpec, build_encoder
+from unic_cache.student.checkpoint import mend_checkpoint, save_checkpoint, state_tensors
 from unic_cache.student.export import licences_of, save_encoder
 from unic_cache.student.projectors import Student
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER
@@ -42,6 +45,9 @@ class RunState:
     provenance: Mapping[str, Any]
     saved: int  # steps of the last checkpoint; 0 for none
     average: AveragedModel | None = None  # of `model` over the steps; its encoder is then the one exported
+    keep: int = 1  # checkpoints
+    sharded: bool = False  # whether each process has a part of the model
+    remote: RemoteRun | None = None  # where checkpoints are sent, if OUT is a URL
     told: bool = False  # that the folder is no layout for timm
 
     @property
@@ -57,37 +63,59 @@ class RunState:
             self.average.update_parameters(self.model)
 
     def save(self, steps: int) -> None:
-        """Write checkpoint and encoder from the main process. A note on any error names the last checkpoint."""
+        """Write checkpoint and encoder from the main process; all call it. Notes on errors name the last checkpoint."""
         with self._naming_checkpoint():
             self._write(steps)
         self.accelerator.wait_for_everyone()
 
     @contextlib.contextmanager
     def saved_on_error(self, steps: int) -> Iterator[None]:
-        """Inside, the state is that after `steps` steps; if an error ends the run there, save it first."""
+        """Inside, the state is that after `steps` steps; if an error ends the run there, save it first.
+
+        A process alone cannot save a model that it has a part of.
+        """
         with self._naming_checkpoint():
             try:
                 yield
             except (OSError, UnicCacheError):
-                if steps > self.saved and all(bool(x.isfinite().all()) for x in self.model.parameters()):
+                if (
+                    steps > self.saved
+                    and not self.sharded
+                    and all(bool(x.isfinite().all()) for x in self.model.parameters())
+                ):
                     with contextlib.suppress(OSError):
                         self._write(steps)
                 raise
 
     def _write(self, steps: int) -> None:
-        if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler
-            state = None if scaler is None else scaler.state_dict()
-            origin = {key: self.provenance[key] for key in ORIGINS if key in self.provenance}
-            header = {"scaler": state, "processes": self.accelerator.num_processes, **origin}
-            average: Any = None if self.average is None else self.average.module
-            save_checkpoint(self.out, steps, self.model, self.adamw.optimizer, header, average)
-            self.saved = steps
-            why_not = lay_out_run(self.out, self.exported, self.spec, licences_of(self.provenance).values())
-            save_encoder(self.out / ENCODER, self.exported, self.spec, {**self.provenance, "steps": steps})
-            if why_not and not self.told:
-                say(f"timm cannot load {self.out} as a folder: {why_not}; `unic-cache export` makes one that it can")
-                self.told = True
+        average: Any = None if self.average is None else self.average.module
+        main = self.accelerator.is_main_process
+        given = state_tensors(self.model, self.adamw.optimizer, average) if main or self.sharded else ()
+        tensors = {name: value for name, value in given if main}
+        if not main:
+            return
+        scaler = self.accelerator.scaler
+        origin = {key: self.provenance[key] for key in ORIGINS if key in self.provenance}
+        state = None if scaler is None else scaler.state_dict()
+        header = {"scaler": state, "processes": self.accelerator.num_processes, **origin}
+        save_checkpoint(self.out, steps, tensors, header, self.keep)
+        encoder = self._gathered(tensors) if self.sharded else self.exported
+        why_not = lay_out_run(self.out, encoder, self.spec, licences_of(self.provenance).values())
+        save_encoder(self.out / ENCODER, encoder, self.spec, {**self.provenance, "steps": steps})
+        if self.remote is not None:
+            self.remote.send()
+        self.saved = steps
+        if why_not and not self.told:
+            say(f"timm cannot load {self.out} as a folder: {why_not}; `unic-cache export` makes one that it can")
+            self.told = True
+
+    def _gathered(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """The whole encoder, on the CPU, of a model that processes hold in parts."""
+        encoder = build_encoder(self.spec, 0)
+        prefix = "model.encoder."
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        encoder.load_state_dict(own)
+        return encoder
 
     @contextlib.contextmanager
     def _naming_checkpoint(self) -> Iterator[None]:
@@ -103,18 +131,26 @@ class RunState:
 
 
 def restore(accelerator: Accelerator, header: Mapping[str, Any]) -> None:
-    """Restore the fp16 scaler's state. ConfigError if the run began with another number of processes."""
-    before = header.get("processes", accelerator.num_processes)
-    if before != accelerator.num_processes:
-        raise ConfigError(
-            f"the run began with {before} processes, not {accelerator.num_processes}; resume with as many, since each "
-            "process draws for itself"
-        )
+    """Restore the fp16 scaler's state."""
     if accelerator.scaler is not None and header.get("scaler") is not None:
         accelerator.scaler.load_state_dict(header["scaler"])
 
 
-def save_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerator: Accelerator) -> None:
+def settle(out: Path, remote: RemoteRun | None, accelerator: Accelerator) -> None:
+    """Before anything is read: make the run the one that writes to a store, and mend its newest checkpoint.
+
+    A damaged one is replaced by the one before, which a line says. Copies of a store are each process's own.
+    """
+    if remote is not None:
+        on_main(accelerator, remote.take)
+    done = on_main(accelerator, partial(mend_checkpoint, out)) if remote is None else mend_checkpoint(out)
+    if done is not None and accelerator.is_main_process:
+        say(done)
+
+
+def save_settings(
+    config: DistillConfig, out: Path, data: TrainingSet, accelerator: Accelerator, remote: RemoteRun | None
+) -> None:
     """Write OUT's config and snapshot when the run begins."""
     if accelerator.is_main_process and not (out / CHECKPOINT).exists():
         settings = config.to_json()
@@ -122,6 +158,8 @@ def save_settings(config: DistillConfig, out: Path, data: TrainingSet, accelerat
             settings["pixel_difference"] = dataclasses.asdict(data.difference)
         LocalFolder(out).replace(CONFIG, config_bytes(settings))
         data.snapshot.save(out)
+        if remote is not None:
+            remote.send()
 
 
 def describe(config: DistillConfig, data: TrainingSet, tf32: bool, origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from unic_cache.files.schemes import open_location
 from unic_cache.student.loss import LossTerms
 from unic_cache.student.run_files import LOG
 
+CHECKS = ("val", "knn")  # kinds of lines
+
 
 class Meter:
     """Averages of the loss terms over steps and processes. `add` never waits for the device; `read` does."""
@@ -36,7 +38,7 @@ class Meter:
         self._broken = 0
         self.broken = 0  # images in all that was read
 
-    def add(self, terms: LossTerms, weight: float = 1.0, broken: int = 0, norm: Tensor | None = None) -> None:
+    def add(self, terms: LossTerms, weight: float | Tensor = 1.0, broken: int = 0, norm: Tensor | None = None) -> None:
         """Count a batch, `weight` times, and its `broken` images, which the terms leave out.
 
         Means of a teacher that some images lack weigh as much as the share of the others. A `norm` that is not finite,
@@ -105,16 +107,20 @@ class Clock:
 
 
 class RunLog:
-    """OUT/log.jsonl and the tracker, which get the same numbers. Only the main process writes."""
+    """OUT/log.jsonl and the tracker, which get the same numbers. Only the main process writes.
+
+    `validated`, in every process: whether the log has a validation after the steps that were done before.
+    """
 
     def __init__(self, out: Path, accelerator: Accelerator, steps_done: int) -> None:
         self._path = out / LOG
         self._accelerator = accelerator
         self.last_loss = math.nan  # of the last training line
         self._note = {"train": "", "knn": ""}
+        text = self._path.read_text(errors="replace") if self._path.exists() else ""
+        kept = [(line, found) for line in text.splitlines(keepends=True) if (found := _record(line, steps_done))]
+        self.validated = any(found["step"] == steps_done and found.get("kind") in CHECKS for _, found in kept)
         if accelerator.is_main_process:
-            text = self._path.read_text(errors="replace") if self._path.exists() else ""
-            kept = [(line, found) for line in text.splitlines(keepends=True) if (found := _record(line, steps_done))]
             open_location(out).replace(LOG, "".join(line for line, _ in kept).encode())
             losses = [found.get("loss") for _, found in kept if found.get("kind") == "train"]
             self.last_loss = next((loss for loss in reversed(losses) if isinstance(loss, float)), math.nan)

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.command.progress import say
@@ -18,6 +20,7 @@ from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.checkpoint import load_checkpoint
 from unic_cache.student.projectors import Student, build_student
 from unic_cache.student.schedule import optimizer
+from unic_cache.student.sharding import shard, take_state
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,13 @@ class Started:
 
 
 def start_student(
-    config: DistillConfig, spec: EncoderSpec, teachers: Sequence[CachedTeacher], resuming: bool, tell: bool
+    config: DistillConfig, spec: EncoderSpec, teachers: Sequence[CachedTeacher], resumed: Path | None, tell: bool
 ) -> Started:
     """The student with its projectors, moving average and AdamW, on the CPU. `tell`: whether this process says so.
 
-    A run that is resumed reads neither --init nor --from again.
+    A run that is resumed, from the folder `resumed`, reads neither --init nor --from again.
     """
+    resuming = resumed is not None
     first = None if resuming else open_first_stage(config, spec)
     init = None if resuming else config.init if first is None else first.encoder
     encoder = started_encoder(spec, config.seed, init, sizes_given(config, first))
@@ -52,12 +56,24 @@ def start_student(
     average = moving_average(student, config.ema, resuming)
     adamw = optimizer(student, config.peak_lr(), config.weight_decay)
     steps, header = 0, dict[str, Any]()
-    if resuming:
-        steps, header = load_checkpoint(Path(config.out), student, adamw, average and average.module)
+    if resumed is not None:
+        steps, header = load_checkpoint(resumed, student, adamw, average and average.module)
     origin = {key: header[key] for key in ORIGINS if key in header} if resuming else first_origin(config, first)
     if config.compile:
         student.compile_encoder()
     return Started(student, average, adamw, steps, header, origin)
+
+
+def prepared(accelerator: Accelerator, begun: Started, config: DistillConfig) -> tuple[nn.Module, Any]:
+    """The student and AdamW on the device, as accelerate wraps them; with --shard-student in parts."""
+    if not config.shard_student:
+        return accelerator.prepare(begun.student, begun.adamw)
+    state = {name: dict(begun.adamw.state.get(value, {})) for name, value in begun.student.named_parameters()}
+    model = accelerator.prepare_model(begun.student, evaluation_mode=True)  # wrapped for its precision alone
+    shard(model, accelerator.device, int(accelerator.num_processes))
+    adamw = optimizer(model, config.peak_lr(), config.weight_decay)
+    take_state(adamw, model, state)
+    return model, accelerator.prepare_optimizer(adamw)
 
 
 def first_origin(config: DistillConfig, first: FirstStage | None) -> dict[str, Any]:

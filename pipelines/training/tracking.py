@@ -19,11 +19,14 @@ from unic_cache.errors import ConfigError
 NOT_IN_NAMES = re.compile(r"[^-/\w.]", re.ASCII)  # MLflow refuses "@", as in a teacher's timm:NAME@SIZE
 
 
-def begin_tracking(config: DistillConfig, accelerator: Accelerator) -> None:
-    """Start the tracker with the run's settings. ConfigError if it cannot start, for lack of a login for example."""
+def begin_tracking(config: DistillConfig, accelerator: Accelerator, out: Path) -> None:
+    """Start the tracker with the run's settings; its files are in the folder `out`, whose name is the run's.
+
+    ConfigError if it cannot start, for lack of a login for example.
+    """
 
     def start() -> None:
-        name, options = tracker_names(config.tracker, config.project, Path(config.out).resolve())
+        name, options = tracker_names(config.tracker, config.project, out.resolve())
         try:
             accelerator.init_trackers(name, tracked_settings(config), {config.tracker: options})
         except Exception as error:  # each vendor has its own

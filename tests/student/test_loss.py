@@ -164,7 +164,7 @@ def test_the_parts_of_a_batch_give_the_terms_of_the_whole() -> None:
 
     for shown in (None, present):
         whole, parts = terms(slice(6), shown), joined([terms(slice(i, i + 2), shown) for i in (0, 2, 4)])
-        for name in ("loss", "total", "count", "losses", "coefficients", "top"):
+        for name in ("loss", "totals", "counts", "losses", "coefficients", "top"):
             torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
         torch.testing.assert_close(parts.means, whole.means)
 

@@ -65,9 +65,11 @@ RANGES = {
     "head_steps": COUNT,
     "images": Range(10, 1_000_000),  # of a trial
     "img_size": PIXELS,
+    "keep_checkpoints": Range(1, 10_000),
     "k": Range(1, 1_000_000),
     "ladder_widths": Range(1, 65_536),  # channels
     "log_every": COUNT,  # steps
+    "loss_group": Range(1, 65_536),  # images
     "lr": Range(0, 10, above=True),
     "mask_offset": Range(-254, 254),  # classes
     "min_lr": Range(0, 10),

@@ -41,7 +41,7 @@ class DistillConfig(Stage):
     cache: str = option("cache", CACHE)
     shards: str | None = option(None, SHARDS)
     student: str = option("vit_base_patch16_224", STUDENT, "NAME")
-    out: str = option("runs/student", "Run folder.", "DIR")
+    out: str = option("runs/student", "Run folder: a path or a URL.", "DIR")
     teachers: tuple[str, ...] = option((), TEACHERS)
     online: bool = option(False, "Run the teachers beside the student instead of reading a cache (to compare).")
     weights: tuple[tuple[str, str], ...] = option(
@@ -96,11 +96,18 @@ class DistillConfig(Stage):
         choices=BALANCINGS,
         formerly="normalization",
     )
+    loss_group: int | None = option(
+        None, "Average the loss over groups of N images of a batch; 128 is the authors'.", "N", unset="the whole batch"
+    )
     ema: float | None = option(
         None, "Export a moving average of the weights, with this decay per step.", "DECAY", unset="off"
     )
     clip_grad: float | None = option(None, "Clip the gradient to this norm.", "NORM", unset="off")
     accumulate: int = option(1, "Parts that each process takes its share of the batch in, to save memory.", "N")
+    shard_student: bool = option(
+        False,
+        "Give each process a part of the student and of AdamW's state (FSDP), for students too large for one GPU.",
+    )
     compile: bool = option(False, "Compile the student's encoder with torch.compile.")
     kinds: tuple[str, ...] = option(
         (), "A token kind for the loss, such as cls or patch; repeatable.", "KIND", unset="all that the teachers give"
@@ -113,6 +120,7 @@ class DistillConfig(Stage):
     tf32: bool | None = option(None, "Use TF32 for the student's matrix products.", unset="on CUDA")
     seed: int = option(0, "Random seed of the run.")
     resume: bool = option(False, "Resume from the checkpoint in --out.")
+    resume_if_any: bool = option(False, "Resume if --out holds a run, else begin one: one command for requeued jobs.")
     val_shards: str | None = option(
         None, "Tars (or, without tars, names in the cache) held out for validation.", "PATTERN"
     )
@@ -123,6 +131,7 @@ class DistillConfig(Stage):
     eval_every: int = option(1000, "Steps between validations.")
     log_every: int = option(10, "Steps between log lines.")
     save_every: int = option(1000, "Steps between checkpoints.")
+    keep_checkpoints: int = option(1, "Checkpoints to keep, the newest ones.", "K")
     tracker: str = option("tensorboard", "Experiment tracker.", choices=TRACKERS)
     project: str = option("unic-cache", "Project in the tracker; the run is named after --out.", "NAME")
     pixel_tolerance: int = option(0, "Largest accepted difference from the teachers' pixels, in levels of 255.")
@@ -142,18 +151,41 @@ class DistillConfig(Stage):
             raise ConfigError("--weights are of teachers that --online runs; a cache needs none")
         if self.init is not None and self.from_run is not None:
             raise ConfigError("--init and --from both give the encoder's weights; choose one")
+        if self.online and self.out.startswith(("s3://", "gs://")):
+            raise ConfigError("--online keeps the teachers' calibrations in --out, which must be a local folder for it")
         if self.allow_missing and self.online:
             raise ConfigError("--allow-missing is for teachers half done in a cache; --online runs them on every image")
         if self.balancing == "none" and self.drop_teacher not in {0.0, 0.5}:
             raise ConfigError(f"--drop-teacher {self.drop_teacher} has no effect with --balancing none; leave one out")
         if self.batch_size % self.accumulate:
             raise ConfigError(f"--batch-size {self.batch_size} does not divide by --accumulate {self.accumulate}")
+        if self.shard_student:
+            self._check_sharding()
+        if self.loss_group is not None:
+            self._check_groups(self.loss_group)
         check_crop_scale(self.crop_scale)
         if self.min_lr > self.peak_lr():
             raise ConfigError(
                 f"min-lr {self.min_lr} is above the peak learning rate {self.peak_lr()}: the rate would rise to the "
                 "end; choose --min-lr at most as high"
             )
+
+    def _check_groups(self, group: int) -> None:
+        if self.balancing != "batch":
+            raise ConfigError(f"--loss-group {group} has no effect with --balancing {self.balancing}; leave one out")
+        if self.batch_size % group:
+            raise ConfigError(f"--batch-size {self.batch_size} is not made of groups of --loss-group {group} images")
+
+    def _check_sharding(self) -> None:
+        others = {
+            "ema": (self.ema is not None, "each process has a part of the weights, and the average needs all"),
+            "compile": (self.compile, "the compiled encoder would not gather its weights"),
+            "precision fp16": (self.precision == "fp16", "use bf16, which needs no gradient scaler"),
+            "knn-shards": (self.knn_shards is not None, "one process alone has no whole encoder; use `evaluate`"),
+        }
+        for flag, (given, why) in others.items():
+            if given:
+                raise ConfigError(f"--{flag} does not work with --shard-student: {why}")
 
     def peak_lr(self) -> float:
         """The learning rate after warm-up: UNIC's 3e-4 per 256 images of a batch, unless `lr` is set."""

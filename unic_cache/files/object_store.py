@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 NO_RETRIES: "RetryConfig" = {"max_retries": 0}  # obstore's own; `outlive` retries all kinds of requests
+
+LARGE = 2**30  # bytes: servers take 5 GiB in one PUT
+PART = 2**26  # bytes, of at most 10,000 parts
 
 T = TypeVar("T")
 _used_by: set[int] = set()  # the process that owns obstore's threads
@@ -122,9 +125,10 @@ class ObjectFolder:
         return created
 
     def replace(self, name: str, data: bytes) -> None:
-        """One PUT."""
+        """One PUT, or one of several parts above LARGE, which appears whole too."""
         path = checked(name)
-        self._persist(path, lambda store: obstore.put(store, path, data, use_multipart=False))
+        parts: dict[str, Any] = {"use_multipart": len(data) > LARGE, "chunk_size": PART}
+        self._persist(path, lambda store: obstore.put(store, path, data, **parts))
 
     def delete(self, name: str) -> None:
         """One DELETE."""

@@ -24,6 +24,7 @@ VARIABLE = re.compile(r"\$(?:\{\w+\}|[A-Za-z_]\w*)")
 ANYWHERE = {"cache", "source", "target"}  # a folder: a path or a URL
 TARS = {"shards", "val_shards", "knn_shards", "train", "test"}  # a pattern of tars: paths or URLs
 HERE = {"images", "out", "masks", "depths", "lists", "encoder", "init", "features", "inputs", "run", "results"}  # local
+RUN = ("distill", "out")  # stage and field: a folder, or a store that files can be written to
 NAMES = {"encoder", "init"}  # of these: may be a model's name instead, also that of a folder
 FOLDER = "local-dir:"  # before the path, in such a name
 ONLY_HERE = "only a local path is accepted here; copy files from or to a store with its own tools"
@@ -46,6 +47,8 @@ def check_paths(config: Any) -> None:
                 check_path(text, flag)
             elif field.name in TARS:
                 check_pattern(text, flag)
+            elif (config.stage, field.name) == RUN:
+                check_store(text, flag)
             elif field.name in HERE:
                 path = text.removeprefix(FOLDER) if field.name in NAMES else text
                 check_here(path, flag, SHARD_ONLY_HERE if config.stage == "shard" else ONLY_HERE)
@@ -83,6 +86,13 @@ def check_here(text: str, flag: str = "", why: str = ONLY_HERE) -> str:
     check_path(text, flag)
     if SCHEME.fullmatch(text):
         raise ConfigError(f"{_said(text, flag)}: {why}")
+    return text
+
+
+def check_store(text: str, flag: str = "") -> str:
+    """`text` if it is a path, or a URL to which files can be written, as it was meant. ConfigError otherwise."""
+    if check_path(text, flag).startswith(("http://", "https://")):
+        raise ConfigError(f"{_said(text, flag)}: web servers are read only; use a path, s3:// or gs://")
     return text
 
 

@@ -6,38 +6,41 @@
 | `optimizer.NAME.exp_avg`, `.exp_avg_sq`, `.step` | AdamW's state of the parameter NAME |
 | `ema.NAME` | with --ema, the moving average of `model.NAME` |
 
-The header's `unic_cache` holds the steps done, the number of processes and the fp16 scaler's state. Order and random
-draws need no state: both are functions of the step's number. The file is replaced atomically.
+The header's `unic_cache` holds the steps done, the number of processes, the fp16 scaler's state and the tensors'
+checksum. Order and random draws need no state: both are functions of the step's number. How many processes wrote the
+file, and whether they held a part of the model each, leaves no trace in the tensors.
+
+The file is replaced atomically. Older ones that are kept lie beside it as checkpoint-000100.safetensors, by steps.
 """
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from crc32c import crc32c
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from unic_cache.errors import ConfigError
+from unic_cache.files.durable import sync_file, sync_folder
 from unic_cache.files.local import LocalFolder
-from unic_cache.student.run_files import CHECKPOINT
+from unic_cache.student.run_files import CHECKPOINT, OLDER
+from unic_cache.student.sharding import whole
 
 FORMAT = 1
 
 
-def save_checkpoint(
-    out: Path,
-    steps: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    header: Mapping[str, Any],
-    average: nn.Module | None = None,
-) -> None:
-    """Write OUT/checkpoint.safetensors durably, replacing the last one; `header` is JSON-ready.
+def state_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint by name, whole and on the CPU.
 
-    OSError if it cannot be written; the last one then stays.
+    If each process holds a part of the model, they meet at every tensor: all of them must take all.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for name, parameter in model.named_parameters():
@@ -45,9 +48,51 @@ def save_checkpoint(
             tensors[f"optimizer.{name}.{key}"] = value
     if average is not None:
         tensors |= {f"ema.{name}": value for name, value in average.state_dict().items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    metadata = {"unic_cache": json.dumps({**header, "format": FORMAT, "steps": steps}, sort_keys=True)}
-    LocalFolder(out).replace(CHECKPOINT, safetensors.torch.save(tensors, metadata))
+    for name, value in tensors.items():
+        yield name, whole(value.detach()).cpu().contiguous()
+
+
+def save_checkpoint(out: Path, steps: int, tensors: Mapping[str, Tensor], header: Mapping[str, Any], keep: int) -> None:
+    """Write OUT/checkpoint.safetensors durably, and keep the `keep` newest ones; `header` is JSON-ready.
+
+    OSError if it cannot be written; the last one then stays.
+    """
+    about = {**header, "format": FORMAT, "steps": steps, "crc32c": checksum(tensors)}
+    data = safetensors.torch.save(dict(tensors), {"unic_cache": json.dumps(about, sort_keys=True)})
+    if keep > 1:
+        _set_aside(out)
+    LocalFolder(out).replace(CHECKPOINT, data)
+    older = older_checkpoints(out)
+    stale = [path for path in older if _steps_of(path) >= steps]  # of a run that went on from an earlier one
+    for path in {*stale, *[path for path in older if path not in stale][keep - 1 :]}:
+        LocalFolder(out).delete(path.name)
+
+
+def older_checkpoints(out: Path) -> list[Path]:
+    """The checkpoints that are kept beside the newest, the last one first."""
+    return sorted((path for path in out.glob(OLDER) if _steps_of(path) >= 0), key=_steps_of, reverse=True)
+
+
+def mend_checkpoint(out: Path) -> str | None:
+    """Put the newest sound checkpoint in the place of a damaged one; what was done, or None if nothing was needed.
+
+    Without an older one nothing is done: loading it will tell what is wrong.
+    """
+    older = older_checkpoints(out)
+    wrong = _damage(out / CHECKPOINT) if older else None
+    sound = next((path for path in older if _damage(path) is None), None)
+    if wrong is None or sound is None:
+        return None
+    _link(sound, out / CHECKPOINT)
+    return f"{wrong}; going on from the one before, after step {_steps_of(sound):,}"
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """The crc32c of the bytes of all tensors, by name."""
+    found = 0
+    for name in sorted(tensors):
+        found = crc32c(tensors[name].reshape(-1).view(torch.uint8).numpy(), found)
+    return found
 
 
 def load_checkpoint(
@@ -106,4 +151,43 @@ def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]]:
         raise ConfigError(f"{path}: not a checkpoint of `unic-cache distill`; choose another --out")
     if header["format"] != FORMAT:
         raise ConfigError(f"{path}: format {header['format']!r}, but this release resumes from format {FORMAT}")
+    if header.get("crc32c", known := checksum(tensors)) != known:
+        raise ConfigError(f"{path}: damaged, its bytes are not as they were written; restore a copy of it")
     return header["steps"], header, tensors
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is sound."""
+    try:
+        _read(path)
+    except (ConfigError, OSError) as error:
+        return str(error).partition(";")[0]
+    return None
+
+
+def _set_aside(out: Path) -> None:
+    """Give the newest checkpoint a second name, by its steps."""
+    path = out / CHECKPOINT
+    if path.exists():
+        with safe_open(path, "pt") as opened:
+            steps = json.loads((opened.metadata() or {})["unic_cache"])["steps"]
+        _link(path, out / OLDER.replace("*", f"{steps:06d}"))
+
+
+def _link(path: Path, other: Path) -> None:
+    """Make `other` the same file, atomically, or a copy where the file system has no links."""
+    temporary = other.parent / f".tmp-0-{other.name}"
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+        sync_file(temporary)
+    temporary.replace(other)
+    temporary.unlink(missing_ok=True)  # rename(2) leaves both names of one file
+    sync_folder(other.parent)
+
+
+def _steps_of(path: Path) -> int:
+    number = path.stem.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1

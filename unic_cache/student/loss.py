@@ -6,10 +6,11 @@ itself a mean over the tokens of a grid: with class and patch tokens L_ti = 0.5 
 A balancing (BALANCE, by name) then sets c_ti and averages. UNIC drops teachers: the one with the highest L_ti always
 counts, every other one is dropped with probability p (arXiv 2408.05088, and its authors' code).
 
-Each average is a total divided by a count, so that a batch can be summed in parts. A teacher without features of an
-image never counts for it: see `present_Bn`.
+Each average is a total divided by a count, so that a batch can be summed in parts, also of several processes. The
+images of a batch may form G groups in order; the loss is then the mean of the groups' averages. A teacher without
+features of an image never counts for it: see `present_Bn`.
 
-Letters: B images, S patch tokens, P channels; n teachers.
+Letters: B images, S patch tokens, P channels; n teachers; G groups of a batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,11 +26,11 @@ from unic_cache.errors import ConfigError
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The loss of a batch and its parts. All but `loss` and `total` are detached."""
+    """The loss of a batch and its parts. All but `loss` and `totals` are detached."""
 
-    loss: Tensor  # scalar, carries the gradient: total / count
-    total: Tensor  # scalar, carries the gradient
-    count: Tensor  # scalar
+    loss: Tensor  # scalar, carries the gradient: mean_of_groups(totals, counts)
+    totals: Tensor  # (G,), carries the gradient
+    counts: Tensor  # (G,)
     means: dict[str, dict[str, Tensor]]  # teacher -> token kind -> mean over its images, scalar
     losses: Tensor  # (n, B), L_ti; of no meaning where the teacher is missing
     coefficients: Tensor  # (n, B), c_ti, 0 or 1
@@ -45,14 +46,16 @@ def distillation_loss(
     balancing: str = "batch",
     loss: str = "unic",
     present_Bn: Tensor | None = None,
+    groups: Sequence[int] | None = None,
 ) -> LossTerms:
     """The loss of `guesses` {teacher: {kind: (B, P) or (B, S, P)}} against `targets` of the same layout.
 
     Teacher t is dropped for image i if uniforms_Bn[i, t] < drop and t's loss is not the highest of i. `uniforms_Bn` in
     [0, 1) has its columns in the order of `guesses` and may be on any device. `balancing` is a name in BALANCE, `loss`
     one in LOSSES. Where `present_Bn` (bool, columns as `uniforms_Bn`) is False, a teacher has no target and does not
-    count; each image needs one teacher. Tokens are compared in float32 even under autocast. ConfigError if the layouts
-    differ.
+    count; each image needs one teacher. `groups` has the number of images of each group, in order, 0 for groups of the
+    batch without any here; by default all form one. Tokens are compared in float32 even under autocast. ConfigError if
+    the layouts differ.
     """
     if set(guesses) != set(targets):
         raise ConfigError(f"guesses are of teachers {list(guesses)}, targets of {list(targets)}")
@@ -65,15 +68,41 @@ def distillation_loss(
         own_B = None if present_nB is None else present_nB[number]
         means[name] = {kind: _mean(value.detach(), own_B) for kind, value in losses.items()}
     losses_nB = torch.stack(rows)
-    total, count, coefficients_nB, top_B = BALANCE[balancing](losses_nB, uniforms_Bn, drop, present_nB)
-    return LossTerms(total / count, total, count, means, losses_nB.detach(), coefficients_nB, top_B, present_nB)
+    sizes = [losses_nB.shape[1]] if groups is None else list(groups)
+    shown = [None] * len(sizes) if present_nB is None else present_nB.split(sizes, dim=1)
+    balanced = [
+        BALANCE[balancing](own_nB, draws_Bn, drop, has_nB)
+        for own_nB, draws_Bn, has_nB in zip(losses_nB.split(sizes, dim=1), uniforms_Bn.split(sizes), shown, strict=True)
+    ]
+    totals, counts, coefficients, tops = zip(*balanced, strict=True)
+    totals_G, counts_G = torch.stack(totals), torch.stack(counts)
+    return LossTerms(
+        mean_of_groups(totals_G, counts_G),
+        totals_G,
+        counts_G,
+        means,
+        losses_nB.detach(),
+        torch.cat(coefficients, dim=1),
+        torch.cat(tops),
+        present_nB,
+    )
+
+
+def mean_of_groups(totals_G: Tensor, counts_G: Tensor) -> Tensor:
+    """The mean of total / count over the groups that have images; 0 without any."""
+    return (totals_G / counts_G.clamp(min=1)).sum() / filled(counts_G)
+
+
+def filled(counts_G: Tensor) -> Tensor:
+    """The number of groups that have images, 1 at least."""
+    return (counts_G > 0).sum().clamp(min=1)
 
 
 def joined(parts: Sequence[LossTerms]) -> LossTerms:
     """The terms of a batch, detached, from those of its parts."""
     if len(parts) == 1:
         return parts[0]
-    total, count = (sum_of([getattr(part, name).detach() for part in parts]) for name in ("total", "count"))
+    totals_G, counts_G = (sum_of([getattr(part, name).detach() for part in parts]) for name in ("totals", "counts"))
     images_n = [part.losses.new_full((len(part.losses),), part.losses.shape[1]) for part in parts]
     shown_n = [n if part.present is None else part.present.sum(dim=1) for n, part in zip(images_n, parts, strict=True)]
     means = {
@@ -86,9 +115,9 @@ def joined(parts: Sequence[LossTerms]) -> LossTerms:
     }
     present = [part.present for part in parts if part.present is not None]
     return LossTerms(
-        total / count.clamp(min=1),
-        total,
-        count,
+        mean_of_groups(totals_G, counts_G),
+        totals_G,
+        counts_G,
         means,
         torch.cat([part.losses for part in parts], dim=1),
         torch.cat([part.coefficients for part in parts], dim=1),
@@ -167,7 +196,7 @@ _Balanced = tuple[Tensor, Tensor, Tensor, Tensor]  # total, count, coefficients_
 
 
 def _over_batch(losses_nB: Tensor, uniforms_Bn: Tensor, drop: float, present_nB: Tensor | None) -> _Balanced:
-    """sum_ti c L / sum_ti c over one process's batch: an image with four teachers counts four times."""
+    """sum_ti c L / sum_ti c over a group: an image with four teachers counts four times."""
     coefficients_nB, top_B = drop_teachers(losses_nB.detach(), uniforms_Bn, drop, present_nB)
     return (coefficients_nB * losses_nB).sum(), coefficients_nB.sum(), coefficients_nB, top_B
 
