@@ -32,7 +32,7 @@ from unic_cache.store.layout import teacher_folder
 from unic_cache.student.run_files import ENCODER
 from unic_cache.teachers.catalog import CATALOG, base_name, no_weights, resolve
 from unic_cache.teachers.outside.names import check, is_outside
-from unic_cache.views.index import no_cache, no_teacher, segment_names
+from unic_cache.views.segments import no_cache, no_teacher, segment_names
 from unic_cache.views.shards import expand
 from unic_cache.weights.timm_names import close_names
 
