@@ -22,6 +22,7 @@ from unic_cache.config import (
     RepairConfig,
     ReportConfig,
     ShardConfig,
+    StatusConfig,
     VerifyConfig,
 )
 from unic_cache.errors import ConfigError, ShardError, TeacherError
@@ -253,5 +254,6 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     VerifyConfig: check_verify,
     InspectConfig: check_inspect,
     RepairConfig: lambda config: check_folder(config.cache),
+    StatusConfig: lambda config: check_cache(config.cache),
     ReportConfig: check_report,
 }
