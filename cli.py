@@ -30,6 +30,7 @@ from unic_cache.config import (
     RepairConfig,
     ReportConfig,
     ShardConfig,
+    StatusConfig,
     VerifyConfig,
 )
 
@@ -284,6 +285,26 @@ def inspect(config: InspectConfig, as_json: bool) -> None:
         click.echo(json.dumps(found, indent=1))
     else:
         pipeline.show(found)
+
+
+@command(
+    StatusConfig,
+    examples="""
+    unic-cache status cache
+    unic-cache status s3://bucket/cache --watch
+    unic-cache status cache --json | jq .left_s
+    """,
+)
+@json_flag(help="Print JSON, one line for each look.")
+def status(config: StatusConfig, as_json: bool) -> None:
+    """Show how far extraction into CACHE is: units done and missing, rate, time left, workers seen.
+
+    All of it comes from the cache: names of commit records, and the times that the store has of them. A unit is one
+    tar under one view, for one teacher; those missing are what the same `extract` would make. Ctrl-C ends --watch.
+    """
+    from pipelines import status as pipeline
+
+    pipeline.show(pipeline.run(config), as_json)
 
 
 @command(

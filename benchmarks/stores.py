@@ -27,7 +27,8 @@ from unic_cache.store.member import Member
 from unic_cache.store.writer import UnitWriter, row_crcs
 from unic_cache.views.augment import make_view
 from unic_cache.views.decode import decode
-from unic_cache.views.index import ShardEntry, extend_index
+from unic_cache.views.index import ShardEntry
+from unic_cache.views.segments import extend_index
 
 TEACHERS, GRID, CHANNELS, ROWS = 4, 14, 384, 1024
 DIFFERENT = ROWS // 4  # images

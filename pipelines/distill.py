@@ -54,6 +54,7 @@ from unic_cache.student.run_files import CURVE, ENCODER, LOG, MODEL
 from unic_cache.student.schedule import learning_rate
 from unic_cache.student.timm_layout import folder_line
 from unic_cache.tf32 import float32_products
+from unic_cache.views.index import ShardEntry
 
 Check = Callable[[RunLog, int], None]  # logs what is measured after a number of steps
 
@@ -207,8 +208,12 @@ def open_probe(
     pattern = config.knn_shards
     if pattern is None:
         return None
-    shards = cache.shards()
-    trained = {name: cache.entry(*shards[name]).keys for name in data.snapshot.train}
+    shards, names = cache.shards(), frozenset(data.snapshot.train)
+
+    def trained(entry: ShardEntry) -> bool:
+        segment, tar = shards.get(entry.name, (0, 0))
+        return entry.name in names and cache.segments[segment].has(tar, entry.keys)
+
     return on_main(on, lambda: open_knn_probe(pattern, spec, pool, trained))
 
 

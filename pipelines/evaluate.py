@@ -38,6 +38,7 @@ from unic_cache.files.local import LocalFolder
 from unic_cache.store.commit import CommitRecord
 from unic_cache.stream.decoder_probe import check_pixels
 from unic_cache.stream.pixels import ShardPixels
+from unic_cache.stream.sealed_rows import wrote_down
 from unic_cache.student.run_files import SNAPSHOT
 from unic_cache.views.classes import check_classes, classes_beside
 from unic_cache.views.index import NO_LABEL
@@ -246,11 +247,11 @@ def trained_on(encoder: str, cache: Cache | None, test: LabelledShards) -> int:
     snapshot = Snapshot.load(run)
     names = {entry.name for _, entry in test.tars.values()} & set(snapshot.train)
     records = [
-        teacher.record(cache.unit(*cache.shards()[name], snapshot.views, snapshot.numbers[0]))
+        (teacher, teacher.record(cache.unit(*cache.shards()[name], snapshot.views, snapshot.numbers[0])))
         for name in names
         for teacher in cache.teachers.values()
     ]
-    if not any(record and snapshot.records.get(record.name) == record.checksum for record in records):
+    if not any(one and wrote_down(snapshot.records, cache, teacher, one) for teacher, one in records):
         return 0
     return sum(test.tars[item.segment, item.shard][1].name in names for item in test.wanted)
 

@@ -5,7 +5,7 @@
 A repeated run makes only what is missing: more views, more teachers, added tars, or the rest after a crash.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache as memoize
 from functools import partial
@@ -18,6 +18,7 @@ from pipelines.extracting.defaults import kept_alike, settled
 from pipelines.extracting.opening import Opened, open_teachers
 from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.extracting.recorder import BATCHES_AHEAD, Recorder, recorder
+from pipelines.extracting.sealing import seal_rest
 from pipelines.extracting.specs import pixel_codec, pixel_spec
 from pipelines.extracting.unit_rows import UNITS_BEHIND, UnitRows
 from unic_cache.ahead import ahead, behind, dropped, thread_pool
@@ -31,6 +32,7 @@ from unic_cache.store.member import Member
 from unic_cache.stream.address import Address, addresses, shown
 from unic_cache.stream.pixels import ViewBatch
 from unic_cache.stream.row_samples import rows_to_compare
+from unic_cache.stream.sealing import LastUnits
 
 Work = Mapping[Unit, Sequence[Recorder]]  # each unit, and the members that lack it
 
@@ -65,7 +67,7 @@ def run(config: ExtractConfig) -> Summary:
         # Plan this worker's share: the units that some member lacks.
         work, skipped = plan(config, opened, recorders)
         check_idle(opened, work)
-        summary, rows_left = Summary(skipped=skipped), sum(unit.rows for unit in work)
+        summary, rows_left, last = Summary(skipped=skipped), sum(unit.rows for unit in work), LastUnits(work)
 
         # Fill unit after unit: views are made ahead of the teachers, units are written behind them. All batches have
         # one size, their last slots empty: the last bit of a feature may depend on it.
@@ -79,10 +81,14 @@ def run(config: ExtractConfig) -> Summary:
                     summary.bad |= bad_images(config, opened, unit, wanted, batch)
                     rows.add(batch, shown(opened.cache, wanted), device)
                     progress.advance(len(wanted))
-                later(partial(commit, rows, summary))
+                seal = partial(last.seal_after, opened.cache, unit, [one.member for one in lacking])
+                later(partial(commit, rows, summary, seal))
                 summary.units += 1
                 summary.images += unit.rows
                 progress.note(f"{summary.bytes / 1e6:,.0f} MB kept")
+        members = [one.member for one in recorders.values()]
+        share = config.worker_index, config.num_workers
+        seal_rest(opened.cache, members, config.kind, range(config.count), share)
     return summary
 
 
@@ -111,13 +117,18 @@ def open_recorders(config: ExtractConfig, opened: Opened) -> dict[str, Recorder]
 def plan(config: ExtractConfig, opened: Opened, recorders: Mapping[str, Recorder]) -> tuple[Work, int]:
     """This worker's units that a member lacks, tar by tar, and the number of its units that no member lacks."""
     tars = sorted(opened.tars) or sorted(opened.cache.shards().values())
-    units = [opened.cache.unit(*place, config.kind, number) for place in tars for number in range(config.count)]
-    mine = units[config.worker_index :: config.num_workers]
-    for line in share_lines(config.worker_index, config.num_workers, len(mine), len(units)):
+    total = len(tars) * config.count
+    places = [divmod(unit, config.count) for unit in range(config.worker_index, total, config.num_workers)]
+    mine = [opened.cache.unit(*tars[tar], config.kind, number) for tar, number in places]
+    for line in share_lines(config.worker_index, config.num_workers, len(mine), total):
         say(line)
     committed = memoize(Member.committed)
     lacking = {
-        unit: [one for one in recorders.values() if unit.shard not in committed(one.member, unit.segment, unit.view)]
+        unit: [
+            one
+            for one in recorders.values()
+            if unit.shard not in committed(one.member, unit.segment, unit.view, unit.extent.shards)
+        ]
         for unit in mine
     }
     work = {unit: members for unit, members in lacking.items() if members}
@@ -164,6 +175,7 @@ def name_of(opened: Opened, item: Address) -> str:
     return opened.pixels.decoded.name(item)
 
 
-def commit(rows: UnitRows, summary: Summary) -> None:
-    """Write and commit a unit; runs in the writer's thread."""
+def commit(rows: UnitRows, summary: Summary, seal: Callable[[], None]) -> None:
+    """Write and commit a unit, then `seal` its thousand if it was the last of them; runs in the writer's thread."""
     summary.bytes += rows.commit()
+    seal()

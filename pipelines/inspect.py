@@ -52,8 +52,7 @@ def run(config: InspectConfig) -> dict[str, Any]:
     report: dict[str, Any] = {
         "cache": config.cache,
         "segments": [
-            {"shards": len(segment.shards), "images": sum(shard.rows for shard in segment.shards)}
-            for segment in cache.segments
+            {"shards": len(segment.shards), "images": int(segment.counts.sum())} for segment in cache.segments
         ],
         "teachers": teachers,
         "uncalibrated": {name: views_of(cache, member) for name, member in cache.uncalibrated.items()},

@@ -20,6 +20,7 @@ from pipelines.command.device import device_words, pick_device
 from pipelines.command.progress import Progress, begins, say
 from pipelines.command.shares import share_lines
 from pipelines.extracting.recorder import BATCHES_AHEAD
+from pipelines.extracting.sealing import seal_rest
 from pipelines.extracting.unit_rows import UNITS_BEHIND
 from pipelines.recoding.copying import copy_foundations, copy_views, missing_units
 from pipelines.recoding.transcode import Transcoder, codes_stay, target_spec, transcoder
@@ -33,6 +34,8 @@ from unic_cache.files.schemes import open_location
 from unic_cache.store.calibrate import to_teacher
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.foreign_folders import sort_folders
+from unic_cache.store.layout import VIEWS_MEMBER
+from unic_cache.store.member import Member
 from unic_cache.store.reader import RowArray
 from unic_cache.store.writer import UnitArrays
 from unic_cache.stream.address import addresses, shown
@@ -110,9 +113,19 @@ def run(config: RecodeConfig) -> Summary:
         if config.views and source.pixels is not None:
             summary.views, there = copy_views(config, source, target, source.pixels, pool)
             summary.skipped += there
+        seal_target(config, source, target)
     summary.fidelity = {coder.source.name: dict(coder.calibration.fidelity) for coder in coders}
     summary.to_teacher = {one.source.name: to_teacher(one.calibration.fidelity, one.target.spec) for one in coders}
     return summary
+
+
+def seal_target(config: RecodeConfig, source: Cache, target: Cache) -> None:
+    """Seal what the target has of the source's views."""
+    members = [teacher.member for teacher in target.teachers.values()]
+    kept = Member.open(target.location, VIEWS_MEMBER)
+    for member in [*members, *([] if kept is None else [kept])]:
+        for views, number, *_ in source.committed(member):
+            seal_rest(target, [member], views, [number], (config.worker_index, config.num_workers))
 
 
 def check_apart(source: Location, target: Location) -> None:

@@ -24,6 +24,7 @@ from unic_cache.evaluate.drawing import Picture
 from unic_cache.evaluate.feature_use import curve_figure, dimension_figure
 from unic_cache.evaluate.page import Page, Section
 from unic_cache.evaluate.results import Evaluation
+from unic_cache.stream.sealed_rows import wrote_down
 from unic_cache.student.run_files import ENCODER
 
 JSON = "a file of `unic-cache evaluate --json`"
@@ -128,8 +129,9 @@ def check_same(cache: Cache, run: Run) -> None:
     snapshot = Snapshot.load(run.folder)
     for name in snapshot.teachers:
         unit = cache.unit(*cache.shards().get(snapshot.train[0], (0, 0)), snapshot.views, snapshot.numbers[0])
-        record = cache.teacher(name).record(unit)
-        if record is None or snapshot.records.get(record.name) != record.checksum:
+        teacher = cache.teacher(name)
+        record = teacher.record(unit)
+        if record is None or not wrote_down(snapshot.records, cache, teacher, record):
             raise CacheError(f"{cache.location.url} is not the cache that {run.folder} was trained from")
 
 

@@ -17,6 +17,7 @@ from pipelines.verifying.inventory import Missing, Survey, survey
 from pipelines.verifying.metadata import check_calibration, check_probes, read_index, read_members
 from pipelines.verifying.pixel_agreement import Agreement
 from pipelines.verifying.recompute import load_checked, origin, remake_views, run_again
+from pipelines.verifying.seals import SealCheck
 from unic_cache.ahead import ahead, thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import VerifyConfig
@@ -26,7 +27,7 @@ from unic_cache.store.commit import Unit
 from unic_cache.store.foreign_folders import sort_folders
 from unic_cache.store.member import Member
 from unic_cache.store.unit_check import BY_HAND, ELSEWHERE, Finding, UnitState, check_metadata_file, check_unit
-from unic_cache.views.index import no_cache
+from unic_cache.views.segments import no_cache
 
 SHOWN = 20
 REMEDIES = {
@@ -142,7 +143,8 @@ def run(config: VerifyConfig) -> Report:
         report.broken += check_metadata(pool, found)
         if not report.broken:
             make_again(config, location, pool, found, report)
-        read_all(pool, max(UNITS_AHEAD, 2 * config.threads), found, calibrations, report)
+        seals = SealCheck(location, names, segments)
+        read_all(pool, max(UNITS_AHEAD, 2 * config.threads), found, calibrations, seals, report)
     report.broken = without_strangers(report)
     return report
 
@@ -173,9 +175,14 @@ def make_again(
 
 
 def read_all(
-    pool: ThreadPoolExecutor, depth: int, found: Survey, calibrations: Mapping[str, int | None], report: Report
+    pool: ThreadPoolExecutor,
+    depth: int,
+    found: Survey,
+    calibrations: Mapping[str, int | None],
+    seals: SealCheck,
+    report: Report,
 ) -> None:
-    """Read and check every committed unit, `depth` of them ahead, and compare members with each other."""
+    """Read and check every committed unit, `depth` of them ahead, and compare members with each other and seals."""
 
     def start(item: tuple[Member, Unit]) -> Callable[[], UnitState]:
         return pool.submit(check_unit, *item).result
@@ -185,6 +192,7 @@ def read_all(
     with Progress("verify", len(found.committed), "units") as progress:
         for state in ahead(found.committed, start, depth):
             agreement.add(state)
+            seals.add(state)
             report.broken += state.findings
             report.strangers |= {finding.member for finding in state.findings if finding.mend == ELSEWHERE}
             report.units += 1
@@ -193,7 +201,7 @@ def read_all(
             report.seconds = time.perf_counter() - since
             progress.advance(1)
             progress.note(f"{report.megabytes_per_second:,.0f} MB/s")
-    report.broken += agreement.findings()
+    report.broken += agreement.findings() + seals.findings()
 
 
 def without_strangers(report: Report) -> list[Finding]:

@@ -47,7 +47,7 @@ UNFLAGGED = {
 }
 OTHERS = {
     "plan": {"as_json", "yes"},
-    **{command: {"as_json"} for command in ("evaluate", "inspect", "verify")},
+    **{command: {"as_json"} for command in ("evaluate", "inspect", "status", "verify")},
 }
 
 

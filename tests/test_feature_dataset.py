@@ -130,7 +130,7 @@ class TestBatches:
     def test_come_in_distills_own_order(self, dataset):
         found = dataset(seed=5, batch_size=41)
         order = Order(found.chosen.rows, (0, 1), seed=5)
-        keys = [found.chosen.rows.row[0]] and keys_of(itertools.chain(found, found))
+        keys = keys_of(itertools.chain(found, found))
         places = [(item.shard, item.row) for item in order.samples(0, 164)]
         assert [WHERE[key][:2] for key in keys] == places
 

@@ -140,7 +140,7 @@ def test_images_that_change_during_training_are_told(labelled, monkeypatch):
     monkeypatch.setattr(knn_probe, "IN_MEMORY", 0)
     spec = encoder_spec("test_vit", 32, 16)
     with thread_pool(1) as pool:
-        probe = knn_probe.open_knn_probe(labelled, spec, pool, {})
+        probe = knn_probe.open_knn_probe(labelled, spec, pool, lambda entry: False)
         monkeypatch.setattr("unic_cache.stream.pixels.pixel_crc", lambda view: 7)
         with pytest.raises(ShardError, match="images for k-NN changed during training"):
             probe.measure(build_encoder(spec, 0))
@@ -150,7 +150,7 @@ def test_an_encoder_that_diverged_is_told_and_a_frozen_mode_is_left_alone(labell
     spec = encoder_spec("test_vit", 32, 16)
     encoder = build_encoder(spec, 0)
     with thread_pool(1) as pool:
-        probe = knn_probe.open_knn_probe(labelled, spec, pool, {})
+        probe = knn_probe.open_knn_probe(labelled, spec, pool, lambda entry: False)
     assert encoder.training
     probe.measure(encoder)
     assert all(module.training for module in encoder.modules())

@@ -108,6 +108,7 @@ OPTIONS = {
     "evaluate": ["--encoder", "--shards", "--train", "--test", "--cache"],
     "recode": ["SRC", "DST"],
     "inspect": ["CACHE"],
+    "status": ["CACHE"],
     "verify": ["CACHE", "--shards", "--weights"],
     "repair": ["CACHE"],
 }

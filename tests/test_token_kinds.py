@@ -20,7 +20,8 @@ from unic_cache.store.writer import UnitWriter
 from unic_cache.teachers.model import Teacher, finite
 from unic_cache.teachers.spec import TeacherSpec
 from unic_cache.token_kinds import TokenKind, in_order, kinds_from_json, kinds_to_json
-from unic_cache.views.index import ShardEntry, extend_index
+from unic_cache.views.index import ShardEntry
+from unic_cache.views.segments import extend_index
 
 ROWS = 60
 KINDS = {"cls": TokenKind(8), "cls-1": TokenKind(8), "patch": TokenKind(8, (4, 4))}

@@ -41,7 +41,8 @@ from unic_cache.store.reader import RowArray, RowReader
 from unic_cache.store.sampling import Positions
 from unic_cache.store.standardize import Scales
 from unic_cache.token_kinds import Kinds
-from unic_cache.views.index import Segment, ShardEntry, no_cache, no_teacher, read_segments
+from unic_cache.views.index import Segment, ShardEntry
+from unic_cache.views.segments import no_cache, no_teacher, read_segments
 
 RECORDS_KEPT = 1024
 READS_AT_ONCE = 8  # enough to keep a disk or a server busy
@@ -63,7 +64,7 @@ class CachedTeacher:
         self.arrays = member.arrays  # what holds these kinds
         self.calibration = calibration
         self.scaled = Scales(calibration)
-        self._calibration_crc = calibration_crc
+        self.calibration_crc = calibration_crc
         self.rows = RowReader(member, objects)
         self._record = lru_cache(RECORDS_KEPT)(member.record)
 
@@ -78,10 +79,12 @@ class CachedTeacher:
     def record(self, unit: Unit) -> CommitRecord | None:
         """The unit's commit record, or None; cached. BrokenError if unreadable or made with another calibration."""
         record = self._record(unit)
-        if record is not None and record.calibration != self._calibration_crc:
+        if record is not None:
+            self.member.seals.check(record)
+        if record is not None and record.calibration != self.calibration_crc:
             raise BrokenError(
                 f"{record.name} was made with a calibration of checksum {record.calibration}, but "
-                f"{self.member.calibration_name} has {self._calibration_crc}: two caches were mixed; keep them apart"
+                f"{self.member.calibration_name} has {self.calibration_crc}: two caches were mixed; keep them apart"
             )
         return record
 
@@ -115,9 +118,7 @@ class Cache:
         self._waiting: ThreadPoolExecutor | None = None
         self.segments: tuple[Segment, ...] = read_segments(location)
         self._places = {
-            entry.name: (segment.number, shard)
-            for segment in self.segments
-            for shard, entry in enumerate(segment.shards)
+            name: (segment.number, shard) for segment in self.segments for shard, name in enumerate(segment.names)
         }
         self.teachers: dict[str, CachedTeacher] = {}
         self.uncalibrated: dict[str, Member] = {}  # cannot be read: half made, or the calibration is lost
@@ -164,8 +165,9 @@ class Cache:
     def unit(self, segment: int, shard: int, view: str | Views, number: int = 0) -> Unit:
         """Tar `shard` of a segment under a view: its name, such as 'unic-224-0-003', or its kind and number."""
         views, number = Views.parse(view) if isinstance(view, str) else (view, number)
-        entry = self.entry(segment, shard)
-        return Unit(segment, self.extent(segment), shard, entry.name, entry.rows, views, number)
+        index = self.segments[segment]
+        rows = int(index.counts[shard])
+        return Unit(segment, self.extent(segment), shard, index.names[shard], rows, views, number)
 
     def entry(self, segment: int, shard: int) -> ShardEntry:
         """The index entry of a tar."""
@@ -229,8 +231,9 @@ class Cache:
             raise CacheError(
                 f"{self.location.url} was not made with shard {name}; extract it first, or exclude it from the pattern"
             )
-        entry = self.entry(*self._places[name])
-        if entry.keys != keys:
+        segment, shard = self._places[name]
+        if not self.segments[segment].has(shard, keys):
+            entry = self.entry(segment, shard)
             row = next(
                 (i for i, (a, b) in enumerate(zip(entry.keys, keys, strict=False)) if a != b),
                 min(entry.rows, len(keys)),
@@ -239,7 +242,7 @@ class Cache:
                 f"{self.location.url} was made with other shards: {name} has {len(keys)} samples here and {entry.rows} "
                 f"there, differing from row {row} on; use the shards that it was made with"
             )
-        return self._places[name]
+        return segment, shard
 
     def extent(self, segment: int) -> Extent:
         """The leading axes of a segment's arrays."""
@@ -249,13 +252,13 @@ class Cache:
         """Name of each tar -> (segment, number in the segment), in order."""
         return self._places
 
-    def committed(self, member: Member) -> Iterator[tuple[Views, int, int, set[int]]]:
+    def committed(self, member: Member) -> Iterator[tuple[Views, int, int, Collection[int]]]:
         """(kind and number of a view, segment, tars with a record), for every view that a member has."""
         for segment in self.segments:
             for folder in self.location.folders(f"{member.folder}/commits/{segment.number:06d}"):
                 view = view_called(folder)
                 if view is not None:
-                    yield *view, segment.number, member.committed(segment.number, folder)
+                    yield *view, segment.number, member.committed(segment.number, folder, len(segment.shards))
 
     def units(self, member: Member) -> list[Unit]:
         """All units that a member has committed, by segment, view and tar."""

@@ -31,14 +31,17 @@ class Purpose(IntEnum):
     HEAD_INIT = 13
 
 
-def words(purpose: Purpose, seed: int, a: int, b: int, count: int) -> Words:
-    """`count` uint64 words of the Philox4x64 stream with key (seed, a * 2**32 + b) and counter (0, 0, 0, purpose).
+def words(purpose: Purpose, seed: int, a: int, b: int, count: int, start: int = 0) -> Words:
+    """Words [start, start + count) of the Philox4x64 stream with key (seed, a * 2**32 + b), counter (0, 0, 0, purpose).
 
-    `seed` is below 2**64, `a` and `b` below 2**32; they are never added to one another.
+    uint64. A place of the stream costs nothing to reach: the counter is that of four words. `seed` is below 2**64, `a`
+    and `b` below 2**32; they are never added to one another.
     """
     key = np.array([seed, (a << 32) | b], dtype=np.uint64)
-    counter = np.array([0, 0, 0, purpose], dtype=np.uint64)
-    return np.asarray(np.random.Philox(key=key, counter=counter).random_raw(count), dtype=np.uint64)
+    block, skipped = divmod(start, 4)
+    counter = np.array([block, 0, 0, purpose], dtype=np.uint64)
+    raw = np.random.Philox(key=key, counter=counter).random_raw(skipped + count)
+    return np.asarray(raw, dtype=np.uint64)[skipped:]
 
 
 def uniforms(raw: Words) -> npt.NDArray[np.float64]:

@@ -7,7 +7,7 @@ from unic_cache.cache import Cache, open_cache
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
-from unic_cache.views.index import read_segments
+from unic_cache.views.segments import read_segments
 
 NOT_OURS = {"checkpoint.safetensors", "encoder.safetensors", "index.json"}  # files of run folders and tar folders
 

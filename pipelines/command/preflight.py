@@ -22,6 +22,7 @@ from unic_cache.config import (
     RepairConfig,
     ReportConfig,
     ShardConfig,
+    StatusConfig,
     VerifyConfig,
 )
 from unic_cache.errors import ConfigError, ShardError, TeacherError
@@ -32,7 +33,7 @@ from unic_cache.store.layout import teacher_folder
 from unic_cache.student.run_files import ENCODER
 from unic_cache.teachers.catalog import CATALOG, base_name, no_weights, resolve
 from unic_cache.teachers.outside.names import check, is_outside
-from unic_cache.views.index import no_cache, no_teacher, segment_names
+from unic_cache.views.segments import no_cache, no_teacher, segment_names
 from unic_cache.views.shards import expand
 from unic_cache.weights.timm_names import close_names
 
@@ -253,5 +254,6 @@ CHECKS: dict[type, Callable[[Any], None]] = {
     VerifyConfig: check_verify,
     InspectConfig: check_inspect,
     RepairConfig: lambda config: check_folder(config.cache),
+    StatusConfig: lambda config: check_cache(config.cache),
     ReportConfig: check_report,
 }

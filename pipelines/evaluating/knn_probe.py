@@ -6,7 +6,7 @@ that do not vote for each other, leave-one-out.
 Letters: N images, B of a batch, D channels, H and W pixels, P pairs.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,7 @@ from unic_cache.stream.pixels import ShardPixels, ViewBatch
 from unic_cache.student.backbone import EncoderSpec, embed, prepare
 from unic_cache.tf32 import float32_products
 from unic_cache.views.classes import check_classes, classes_beside
+from unic_cache.views.index import ShardEntry
 
 BATCH = 64  # images, as in `evaluate`
 DECODED_AHEAD = 3  # batches
@@ -66,11 +67,11 @@ class KnnProbe:
 
 
 def open_knn_probe(
-    pattern: str, spec: EncoderSpec, pool: ThreadPoolExecutor, trained: Mapping[str, Sequence[int]]
+    pattern: str, spec: EncoderSpec, pool: ThreadPoolExecutor, trained: Callable[[ShardEntry], bool]
 ) -> KnnProbe:
     """Decode the labelled images of the tars, and keep them in memory unless they are too many.
 
-    `trained` maps the names of the tars that are trained on to their images' keys: shared images are reported.
+    `trained` tells the tars that are trained on: shared images are reported.
     ShardError without labels of two classes, or if two folders number their classes differently.
     """
     try:
@@ -117,7 +118,7 @@ def classed(images: LabelledShards) -> LabelledShards:
     )
 
 
-def announce(usable: Usable, twins_P2: Tensor, size: int, trained: Mapping[str, Sequence[int]]) -> None:
+def announce(usable: Usable, twins_P2: Tensor, size: int, trained: Callable[[ShardEntry], bool]) -> None:
     """Say what k-NN is measured on, what it costs in memory (`size` bytes), and how much of it is trained on."""
     rows_N = np.flatnonzero(usable.good_N)
     classes, pixels = len(set(usable.images.labels_N[rows_N].tolist())), usable.source.views.size
@@ -130,7 +131,7 @@ def announce(usable: Usable, twins_P2: Tensor, size: int, trained: Mapping[str, 
     twice = tell_twins(usable, usable, twins_P2, rows_N)
     if twice:
         say(f"k-NN: {twice}; twins do not vote for each other")
-    shared = {place for place, (_, entry) in usable.images.tars.items() if trained.get(entry.name) == entry.keys}
+    shared = {place for place, (_, entry) in usable.images.tars.items() if trained(entry)}
     rows = sum(usable.images.wanted[row][:2] in shared for row in rows_N.tolist())
     if rows:
         say(f"k-NN: {rows:,} of these images are in tars that are trained on, without their labels")

@@ -7,6 +7,7 @@ from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import Views
 from unic_cache.errors import CacheError
 from unic_cache.store.standardize import own_scale
+from unic_cache.stream.sealed_rows import wrote_down
 from unic_cache.student.heads import Scale
 
 FACTS = ("about", "licence", "published")  # of a teacher's provenance
@@ -56,5 +57,5 @@ def check_learned(
         places = cache.shards()
         units = (cache.unit(*places[name], views, number) for name in names if name in places for number in numbers)
         own = (record for unit in units if (record := teacher.record(unit)) is not None)
-        if not any(records.get(record.name) == record.checksum for record in own):
+        if not any(wrote_down(records, cache, teacher, record) for record in own):
             raise CacheError(f"{url} is not the cache that the run learned {teacher.name} from; name it with --cache")

@@ -28,15 +28,15 @@ from unic_cache.store.member import Member
 from unic_cache.stream.address import Address, shown
 from unic_cache.stream.pixels import Pixels
 from unic_cache.teachers.model import Teacher
-from unic_cache.views.index import ShardEntry
+from unic_cache.views.index import Segment
 
 CALIBRATION_TARS = 256
 LEAST_VIEWS = 10  # also the lower bound of --calibration-images
 
 
-def views_to_calibrate(options: OpeningOptions, shards: Sequence[ShardEntry]) -> int:
-    """The number of views behind a new teacher's statistics; `shards` are the first segment's."""
-    images = sum(shards[tar].rows for tar in calibration_tars(shards))
+def views_to_calibrate(options: OpeningOptions, first: Segment) -> int:
+    """The number of views behind a new teacher's statistics, which come from the first segment."""
+    images = int(first.counts[calibration_tars(first)].sum())
     return calibrated_views(options.calibration_images, options.count * images)
 
 
@@ -86,7 +86,7 @@ def count_of(options: OpeningOptions, cache: Cache, member: Member) -> int:
     count = told if isinstance(told, int) and 0 < told <= 2**24 else options.calibration_images
     if any(tars for *_, tars in cache.committed(member)):
         return count
-    return min(count, views_to_calibrate(options, cache.segments[0].shards))
+    return min(count, views_to_calibrate(options, cache.segments[0]))
 
 
 @dataclass
@@ -170,17 +170,17 @@ def calibrations_before(cache: Cache, member: Member) -> Iterator[tuple[Unit, in
                 yield unit, crc
 
 
-def calibration_tars(shards: Sequence[ShardEntry]) -> list[int]:
+def calibration_tars(first: Segment) -> list[int]:
     """The tars of the first segment to sample from: at most 256, evenly."""
-    places = np.linspace(0, len(shards) - 1, min(CALIBRATION_TARS, len(shards))).astype(int)
+    places = np.linspace(0, len(first.names) - 1, min(CALIBRATION_TARS, len(first.names))).astype(int)
     return [int(tar) for tar in np.unique(places)]
 
 
 def calibration_images(cache: Cache, count: int) -> list[Address]:
     """`count` views for the statistics: evenly over the first segment, from at most 256 of its tars, view 0 first."""
-    shards = cache.segments[0].shards
+    first = cache.segments[0]
     rows: Sequence[tuple[int, int]] = [
-        (tar, row) for tar in calibration_tars(shards) for row in range(shards[tar].rows)
+        (tar, row) for tar in calibration_tars(first) for row in range(int(first.counts[tar]))
     ]
     if count < len(rows):
         rows = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, count)]

@@ -27,7 +27,8 @@ from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.seen_pixels import Seen
 from unic_cache.teachers.model import Teacher
 from unic_cache.token_kinds import grid_of
-from unic_cache.views.index import ShardEntry, extend_index, segment_names
+from unic_cache.views.index import ShardEntry
+from unic_cache.views.segments import extend_index, segment_names
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def open_teachers(
     if before and len(segments) > before:
         count = len(segments[-1].shards)
         say(f"Added {count} tar{'s' * (count > 1)} to {location.url} (segment {before})")
-    count = views_to_calibrate(options, segments[0].shards)
+    count = views_to_calibrate(options, segments[0])
     members = {
         name: teacher_member(options, location, teacher, device, count, rules[name])
         for name, teacher in teachers.items()

@@ -36,6 +36,10 @@ class Held:
         places = self._cache.shards()
         rows = 0
         for view in self._views:
-            tars = {(s.number, tar) for s in self._cache.segments for tar in member.committed(s.number, view)}
+            tars = {
+                (one.number, tar)
+                for one in self._cache.segments
+                for tar in member.committed(one.number, view, len(one.shards))
+            }
             rows += sum(size for name, size in self._shards.items() if places.get(name) in tars)
         return rows / (len(self._views) * sum(self._shards.values()))

@@ -1,6 +1,7 @@
 """What one cache copies from another unchanged: the index, the probes, and the kept pixels."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache as memoize
 
 import numpy as np
 
@@ -18,7 +19,9 @@ from unic_cache.store.unit_check import data_names
 from unic_cache.store.writer import chunk_crcs, decode_objects, row_crcs
 from unic_cache.stream.decoder_probe import is_probe
 from unic_cache.stream.held_out import HELD_OUT_FILE
-from unic_cache.views.index import read_segments, segment_file
+from unic_cache.views.index import segment_file
+from unic_cache.views.index_seal import SealedSegment, seal_file
+from unic_cache.views.segments import read_segments
 
 UNITS_AHEAD = 2  # in memory
 
@@ -26,6 +29,7 @@ UNITS_AHEAD = 2  # in memory
 def copy_foundations(source: Cache, target: Location) -> None:
     """Copy the index's segments, the probes and the held-out marks. CacheError if the target has other tars."""
     names = [segment_file(segment.number) for segment in source.segments]
+    names += [seal_file(segment.number) for segment in source.segments if isinstance(segment, SealedSegment)]
     names += [name for name in source.location.names("probe") if is_probe(name)]
     names += [name for name in source.location.names(HELD_OUT) if HELD_OUT_FILE.fullmatch(name)]
     for name in names:
@@ -45,8 +49,8 @@ def copy_foundations(source: Cache, target: Location) -> None:
 def missing_units(config: RecodeConfig, source: Cache, ours: Member, theirs: Member) -> tuple[list[Unit], int]:
     """This worker's units of a member that the target's lacks, and the number of those that it has."""
     units = [unit for unit in source.units(ours) if config.is_mine(unit.shard)]
-    there = {place: theirs.committed(*place) for place in {(unit.segment, unit.view) for unit in units}}
-    missing = [unit for unit in units if unit.shard not in there[unit.segment, unit.view]]
+    there = memoize(theirs.committed)
+    missing = [unit for unit in units if unit.shard not in there(unit.segment, unit.view, unit.extent.shards)]
     return missing, len(units) - len(missing)
 
 

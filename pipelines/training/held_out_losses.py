@@ -133,6 +133,6 @@ def check_trained(settings: DistillConfig, snapshot: Snapshot, own: Cache, teach
         lacked = settings.allow_missing
         _, records = usable_rows(
             own, learned, snapshot.views, snapshot.numbers, snapshot.train, settings.skip_broken, lacked,
-            snapshot.records if lacked else None,
+            snapshot.records if lacked else None, snapshot.records,
         )  # fmt: skip
         check_records(snapshot, own, records)

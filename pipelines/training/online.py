@@ -23,7 +23,7 @@ from unic_cache.errors import ConfigError
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import all_rows
 from unic_cache.teachers.catalog import resolve
-from unic_cache.views.index import extend_index
+from unic_cache.views.segments import extend_index
 
 DEFAULT_SIZE = 224  # pixels of a view
 DEFAULT_VIEWS = 4  # of each image that a calibration may use, as in extraction

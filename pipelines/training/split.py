@@ -14,7 +14,7 @@ from unic_cache.config import DistillConfig, Views
 from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.files.paths import braced
 from unic_cache.stream.address import Address
-from unic_cache.stream.held_out import held_out, hold_out
+from unic_cache.stream.held_out import held_out, hold_out, marked_tars
 from unic_cache.stream.pixels import KeptPixels, ShardPixels
 from unic_cache.stream.row_samples import rows_to_compare
 from unic_cache.stream.rows import Rows, committed_records
@@ -22,6 +22,7 @@ from unic_cache.views.index import ShardEntry
 
 PICTURES_APART = 8.0  # levels of 255 on average: no two decoders differ by as much
 SHOWN = 6  # names in a message
+LEAKS_SOUGHT = 2**24  # images to train on: each record under one view is read for it
 
 Tars = Mapping[tuple[int, int], tuple[str, ShardEntry]]
 
@@ -62,7 +63,8 @@ def train_names(
 ) -> tuple[str, ...]:
     """The tars given, without those that this run or an earlier one holds out. ConfigError if none is left."""
     left = set(before) - set(val) if not config.use_held_out else set()
-    train = tuple(name for name in names if name not in val and name not in left)
+    out = left.union(val)
+    train = tuple(name for name in names if name not in out)
     if not train and (config.val_shards is None or left & set(names)):
         earlier = _listed(sorted(left & set(names)) or names)
         raise ConfigError(
@@ -97,7 +99,7 @@ def split(
     tars held out by `shard --val-fraction` are the validation set. Says what is held out; a cache with kept views
     remembers it.
     """
-    by_shard = {*marked(entries), *(name for name, place in cache.shards().items() if cache.entry(*place).held_out)}
+    by_shard = {*marked(entries), *marked_tars(cache)}
     before, val = {*held_out(cache), *by_shard}, val_names(config, cache, given)
     if val:
         say(f"held out of training{'' if given else ', by their names in the cache'}: {_listed(val)}")
@@ -157,9 +159,13 @@ def tell_leaks(
 ) -> None:
     """Say how many held-out images are also trained on, in other tars: those with equal keys and equal pixels.
 
-    Copies under other keys have other views and are not found.
+    Copies under other keys have other views and are not found. Of too many images, which would have to be read, none
+    is compared.
     """
     if not len(val):
+        return
+    if len(train) > LEAKS_SOUGHT:
+        say(f"not looked for held-out images in other tars: {len(train):,} images are trained on")
         return
     both = int(np.isin(prints(cache, teachers, view, val), prints(cache, teachers, view, train)).sum())
     if both:
@@ -170,16 +176,13 @@ def prints(
     cache: Cache, teachers: Sequence[CachedTeacher], view: tuple[Views, int], rows: Rows
 ) -> npt.NDArray[np.int64]:
     """(N,) 64 bits of each row's key and pixels, from the first commit record that some teacher has."""
-    found = np.zeros(len(rows), np.int64)
-    places = rows.segment << 32 | rows.shard
-    for place in np.unique(places).tolist():
-        here = np.flatnonzero(places == place)
-        segment, shard = divmod(place, 2**32)
-        keys = np.asarray(cache.entry(segment, shard).keys, np.int64)[rows.row[here]]
+    found: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    for segment, shard, own in rows.by_tar():
+        keys = np.asarray(cache.entry(segment, shard).keys, np.int64)[own]
         unit = cache.unit(segment, shard, *view)
         (record, *_) = committed_records(teachers, unit, may_differ=True, may_lack=True).values()
-        found[here] = keys << 32 | record.pixels[rows.row[here]].astype(np.int64)
-    return found
+        found.append(keys << 32 | record.pixels[own].astype(np.int64))
+    return np.concatenate(found)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ class Snapshot:
     numbers: tuple[int, ...]  # of the views
     train: tuple[str, ...]  # shards
     val: tuple[str, ...]
-    records: dict[str, int]  # commit record -> checksum
+    records: dict[str, int]  # commit record, or the seal of a thousand -> checksum
     crop_scale: tuple[float, float] = CROP_SCALE
 
     @property
@@ -87,10 +87,11 @@ def open_training_set(
     # Tars: those given, and their split into training and validation
     paths, entries = given_shards(config.shards, cache.pixels is not None)
     val_paths, val_entries = ((), ()) if resumed and not paths else given_val(config, cache, bool(paths))
+    own = {*resumed.train, *resumed.val} if resumed else set()
     tars = {
         cache.place(entry.name, entry.keys): (path, entry)
         for path, entry in zip((*paths, *val_paths), (*entries, *val_entries), strict=True)
-        if resumed is None or entry.name in {*resumed.train, *resumed.val}
+        if resumed is None or entry.name in own
     }
     names = [entry.name for entry in entries] or list(cache.shards())
     train, val = (resumed.train, resumed.val) if resumed else split(config, cache, names, entries, val_entries)
@@ -128,7 +129,7 @@ def usable(
     """
     (views, numbers), (train, val), url = kind, tars, cache.location.url
     known = resumed.records if resumed and config.allow_missing else None
-    asked = config.skip_broken, config.allow_missing, known
+    asked = config.skip_broken, config.allow_missing, known, resumed.records if resumed else ()
     train_rows, records = usable_rows(cache, teachers, views, numbers, train, *asked)
     val_rows, val_records = usable_rows(cache, teachers, views, numbers[:1], val, *asked)
     records |= val_records

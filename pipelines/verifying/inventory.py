@@ -15,10 +15,12 @@ from unic_cache.config import Views
 from unic_cache.store.commit import Unit, view_called
 from unic_cache.store.layout import Extent, commit_name, metadata_objects
 from unic_cache.store.member import Member
+from unic_cache.store.seal import runs, seal_name
 from unic_cache.store.unit_check import data_names
 from unic_cache.stream.decoder_probe import is_probe, probe_name
 from unic_cache.stream.held_out import HELD_OUT_FILE
 from unic_cache.views.index import Segment, segment_file
+from unic_cache.views.index_seal import seal_file
 
 VIEW_FILE = re.compile(r"(?P<member>[^/]+)/(commits|features\.zarr)/(?P<segment>\d{6})/(?P<view>[^/]+)/.+")
 
@@ -69,7 +71,7 @@ def survey(names: Collection[str], segments: Sequence[Segment], members: Sequenc
         match = VIEW_FILE.fullmatch(name)
         if match and int(match["segment"]) < len(segments) and view_called(match["view"]):
             begun.setdefault(match["member"], set()).add((int(match["segment"]), match["view"]))
-    claimed = {segment_file(segment.number) for segment in segments}
+    claimed = {file(segment.number) for segment in segments for file in (segment_file, seal_file)}
     for member in members:
         claimed |= {f"{member.folder}/spec.json", member.calibration_name}
         for view in sorted({view for _, view in begun.get(member.folder, ())}):
@@ -108,4 +110,5 @@ def claim_view(found: Survey, names: Collection[str], member: Member, segment: S
     found.metadata |= {name: (member, text) for name, text in expected.items() if done or name in names}
     if done:
         found.probes.add(probe_name(views))
-    return claimed | set(expected)
+    seals = {seal_name(member.folder, segment.number, view, run) for run in runs(len(segment.shards))}
+    return claimed | seals | set(expected)

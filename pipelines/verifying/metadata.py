@@ -18,7 +18,9 @@ from unic_cache.store.member import Member, read_within, spec_bytes
 from unic_cache.store.npz import load_npz, save_npz
 from unic_cache.store.unit_check import BY_HAND, LIMIT_METADATA_BYTES, REMOVE, Finding
 from unic_cache.stream.decoder_probe import is_probe
-from unic_cache.views.index import Segment, read_segments, segment_file
+from unic_cache.views.index import Segment, segment_file
+from unic_cache.views.index_seal import IndexSeal, seal_file
+from unic_cache.views.segments import read_segments
 
 LIMIT_NPZ_BYTES = 2**28
 OTHER_TEXT = "has the same content, but not the bytes that this release writes"
@@ -31,7 +33,7 @@ RERUN = (
 def read_index(location: Location, names: Collection[str], findings: list[Finding]) -> tuple[Segment, ...]:
     """The segments; none, and a finding, if one cannot be read."""
     try:
-        segments = read_segments(location)
+        segments = read_segments(location, by_seals=False)
     except CacheError as error:
         findings.append(Finding("index", f"{error}; {RERUN}", BY_HAND))
         return ()
@@ -39,6 +41,9 @@ def read_index(location: Location, names: Collection[str], findings: list[Findin
         name = segment_file(segment.number)
         if location.read(name) != segment.to_bytes():
             findings.append(Finding(name, f"{OTHER_TEXT}; {RERUN}", BY_HAND))
+        seal = seal_file(segment.number)
+        if seal in names and location.read(seal) != IndexSeal.of(segment).to_bytes():
+            findings.append(Finding(seal, f"does not fit {name}; nothing is lost with it", REMOVE))
     if not segments and any(name.endswith("/spec.json") for name in names):
         findings.append(Finding(segment_file(0), f"is missing; {RERUN}", BY_HAND))
     return segments
@@ -113,7 +118,7 @@ def _probe_problem(location: Location, name: str, segments: Sequence[Segment]) -
         address, kept = arrays["address"].tolist(), arrays["views"]
         if kept.dtype != np.uint8 or kept.shape != (len(address), views.size, views.size, 3):
             return f"holds views of {kept.dtype} and shape {kept.shape}"
-        if any(not 0 <= row < segments[at].shards[tar].rows or min(at, tar) < 0 for at, tar, row in address):
+        if any(not 0 <= row < segments[at].counts[tar] or min(at, tar) < 0 for at, tar, row in address):
             return "names rows that the index does not have"
         json.loads(arrays["versions"].tobytes())
         return "" if save_npz(arrays) == data else OTHER_TEXT

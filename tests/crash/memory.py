@@ -61,6 +61,16 @@ class MemoryFolder:
         assert not without
         return iter(self._call("names", prefix, lambda: self._below(prefix)))
 
+    def names_between(self, folder: str, after: str, before: str) -> list[str]:
+        def between() -> list[str]:
+            last = {name: name.removeprefix(f"{folder}/") for name in self._below(folder)}
+            return [name for name, own in last.items() if "/" not in own and after < own < before]
+
+        return self._call("names_between", folder, between)
+
+    def times_between(self, folder: str, after: str, before: str) -> dict[str, float | None]:
+        return dict.fromkeys(self.names_between(folder, after, before))
+
     def folders(self, prefix: str = "") -> list[str]:
         def inside() -> list[str]:
             rest = [name[len(prefix) + bool(prefix) :] for name in self._below(prefix)]

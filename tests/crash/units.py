@@ -68,7 +68,7 @@ def extract(location: Location, work: Sequence[Unit], spec: dict = SPEC, machine
     found = member.calibration()
     assert found is not None
     writer = UnitWriter(member, found[1])
-    missing = [unit for unit in work if unit.shard not in member.committed(unit.segment, unit.view)]
+    missing = [unit for unit in work if unit.shard not in member.committed(unit.segment, unit.view, unit.extent.shards)]
     return [writer.write(unit, parts(unit, spec["codec"], machine), pixels(unit), bad(unit)) for unit in missing]
 
 

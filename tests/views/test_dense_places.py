@@ -11,8 +11,9 @@ import pytest
 from tests.conftest import picture, png, write_members
 from unic_cache.errors import CacheError, EmptyShardError, ShardError
 from unic_cache.files.local import LocalFolder
-from unic_cache.views.index import Segment, ShardEntry, extend_index
+from unic_cache.views.index import Segment, ShardEntry
 from unic_cache.views.left_out import listed
+from unic_cache.views.segments import extend_index
 from unic_cache.views.shards import OpenShard, describe, scan
 
 PICTURES = [png(picture(number)) for number in range(5)]

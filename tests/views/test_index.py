@@ -10,7 +10,9 @@ import pytest
 
 from unic_cache.errors import CacheError, ShardError
 from unic_cache.files.local import LocalFolder
-from unic_cache.views.index import Segment, ShardEntry, extend_index, read_segments
+from unic_cache.views import index_seal, segments
+from unic_cache.views.index import Segment, ShardEntry
+from unic_cache.views.segments import extend_index, read_segments
 
 
 def entry(name: str = "000000", rows: int = 3, first_key: int = 100) -> ShardEntry:
@@ -206,3 +208,112 @@ def test_a_shard_in_two_segments_is_an_error(cache: LocalFolder) -> None:
         cache.create(f"index/{number:06d}.json", Segment(number, (entry("a"),)).to_json())
     with pytest.raises(CacheError, match="lists the shard 'a' in two segments"):
         read_segments(cache)
+
+
+class TestSealedIndex:
+    """A large segment is read tar by tar, by its seal."""
+
+    @pytest.fixture(autouse=True)
+    def three_tars_are_many(self, monkeypatch) -> None:
+        for module in (segments, index_seal):
+            monkeypatch.setattr(module, "SEALED_TARS", 3)
+
+    @pytest.fixture
+    def entries(self) -> list[ShardEntry]:
+        tars = [entry(f"tar-{tar}", tar + 1, 100 * tar) for tar in range(4)]
+        return [tars[0], dataclasses.replace(tars[1], held_out=True), *tars[2:]]
+
+    @pytest.fixture
+    def sealed(self, cache: LocalFolder, entries: list[ShardEntry]) -> LocalFolder:
+        extend_index(cache, entries)
+        return cache
+
+    def test_its_tars_are_those_of_the_segment_and_none_is_read_before_it_is_asked_for(
+        self, sealed, entries, monkeypatch
+    ) -> None:
+        (whole,) = read_segments(sealed, by_seals=False)
+        monkeypatch.setattr(LocalFolder, "read_range", None)
+        (segment,) = read_segments(sealed)
+        assert segment.names == whole.names == tuple(one.name for one in entries)
+        assert segment.counts.tolist() == [1, 2, 3, 4]
+        assert (segment.rows, segment.held_out, len(segment.shards)) == (4, (1,), 4)
+        assert all(segment.has(tar, one.keys) for tar, one in enumerate(entries))
+        assert not segment.has(1, entries[2].keys)
+        assert not segment.has(0, entry(first_key=7, rows=1).keys)
+        monkeypatch.undo()
+        assert list(segment.shards) == [segment.shards[tar] for tar in range(4)] == entries == list(whole.shards)
+        assert segment.shards[-1] == entries[-1]
+        assert segment.shards[1:3] == entries[1:3]
+        with pytest.raises(IndexError):
+            segment.shards[4]
+        assert segment.to_bytes() == whole.to_bytes() == sealed.read("index/000000.json")
+
+    def test_it_is_a_function_of_the_file_and_small_segments_have_none(self, sealed, entries, tmp_path) -> None:
+        other = LocalFolder(tmp_path / "other")
+        other.create("index/000000.json", sealed.read("index/000000.json") or b"")
+        extend_index(other, [*entries, entry("more")])
+        assert other.read("index/seals/000000.json") == sealed.read("index/seals/000000.json")
+        assert [name for name in other.names("index") if "seals" in name] == ["index/seals/000000.json"]
+        assert [len(segment.shards) for segment in read_segments(other)] == [4, 1]
+
+    @pytest.mark.parametrize(
+        "harm",
+        [
+            lambda data: data.replace(b"tar-1", b"tar-9"),
+            lambda data: data[:-1],
+            lambda data: b"{}",
+            lambda data: b"\xff",
+            lambda data: b"[" * 10**5,
+        ],
+    )
+    def test_a_damaged_one_is_ignored(self, sealed, entries, harm) -> None:
+        sealed.replace("index/seals/000000.json", harm(sealed.read("index/seals/000000.json") or b""))
+        (segment,) = read_segments(sealed)
+        assert segment.shards == tuple(entries)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"names": [1, 2, 3, 4]},
+            {"names": ["../x", "a", "b", "c"]},
+            {"rows": [0, 1, 2, 3]},
+            {"offsets": [-1, 0, 0, 0]},
+            {"held_out": [4]},
+            {"crcs": [1]},
+            {"size": "1"},
+            {"number": 1},
+            {"more": 0},
+        ],
+    )
+    def test_an_impossible_one_is_ignored(self, sealed, entries, change) -> None:
+        body = {**json.loads(sealed.read("index/seals/000000.json") or b""), **change}
+        del body["self"]
+        own = index_seal.crc32c(index_seal._json(body))
+        sealed.replace("index/seals/000000.json", index_seal._json({**body, "self": own}))
+        (segment,) = read_segments(sealed)
+        assert segment.shards == tuple(entries)
+
+    def test_one_of_another_file_is_ignored_or_told(self, sealed, entries, tmp_path) -> None:
+        other = LocalFolder(tmp_path / "other")
+        extend_index(other, [*entries[:3], entry("tar-3", 5)])
+        sealed.replace("index/000000.json", other.read("index/000000.json") or b"")
+        (segment,) = read_segments(sealed)
+        assert segment.shards[3].rows == 5
+        text = (other.read("index/000000.json") or b"").replace(b"[512,", b"[513,")
+        other.replace("index/000000.json", text)
+        (segment,) = read_segments(other)
+        with pytest.raises(CacheError, match=r"shard 2: not as index/seals/000000\.json says; `unic-cache verify`"):
+            segment.shards[2]
+
+    def test_other_samples_under_a_known_name_are_refused(self, sealed, entries) -> None:
+        with pytest.raises(CacheError, match="its 'tar-2' has 3 samples, this one 2; at row 0"):
+            extend_index(sealed, [*entries[:2], entry("tar-2", 2)])
+
+    def test_more_samples_than_a_segment_takes_are_cut(self, cache, entries, monkeypatch) -> None:
+        monkeypatch.setattr(segments, "LIMIT_SAMPLES", 5)
+        assert [segment.names for segment in extend_index(cache, entries)] == [
+            ("tar-0", "tar-1"),
+            ("tar-2",),
+            ("tar-3",),
+        ]
+        assert read_segments(cache) == extend_index(cache, entries)

@@ -11,6 +11,7 @@ from unic_cache.config.caching import (
     RecodeConfig,
     RepairConfig,
     ShardConfig,
+    StatusConfig,
     VerifyConfig,
 )
 from unic_cache.config.choices import (
@@ -70,6 +71,7 @@ __all__ = [
     "RepairConfig",
     "ReportConfig",
     "ShardConfig",
+    "StatusConfig",
     "VerifyConfig",
     "Views",
 ]

@@ -62,6 +62,7 @@ RANGES = {
     "epoch": Range(0, MANY),
     "epochs": Range(0, 1_000_000, above=True),
     "eval_every": COUNT,  # steps
+    "every": Range(0.1, 86_400),  # seconds
     "head_steps": COUNT,
     "images": Range(10, 1_000_000),  # of a trial
     "img_size": PIXELS,

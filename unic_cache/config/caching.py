@@ -229,6 +229,15 @@ class VerifyConfig(Stage):
 
 
 @dataclass(frozen=True)
+class StatusConfig(Stage):
+    """`unic-cache status`: how far an extraction is."""
+
+    cache: str
+    watch: bool = option(False, "Repeat until nothing is missing, or until Ctrl-C.")
+    every: float = option(10.0, "Seconds between two looks (--watch).")
+
+
+@dataclass(frozen=True)
 class RepairConfig(Stage):
     """`unic-cache repair`: un-commit what is broken."""
 

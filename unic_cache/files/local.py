@@ -114,6 +114,30 @@ class LocalFolder:
         found = (name for name in self._walk(prefix, without) if not name.rpartition("/")[2].startswith(".tmp-"))
         yield from sorted(found)
 
+    def names_between(self, folder: str, after: str, before: str) -> list[str]:
+        """One listing."""
+        try:
+            with os.scandir(self.path / checked(folder)) as entries:
+                found = [entry.name for entry in entries if after < entry.name < before and not entry.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(f"{folder}/{name}" for name in found if not name.startswith(".tmp-"))
+
+    def times_between(self, folder: str, after: str, before: str) -> dict[str, float | None]:
+        """One listing, and a stat(2) of each file; None for one that is gone by then."""
+        found: dict[str, float | None] = {}
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(self.path / checked(folder)) as all_,
+        ):
+            for entry in all_:
+                if after < entry.name < before and not entry.is_dir():
+                    try:
+                        found[f"{folder}/{entry.name}"] = entry.stat().st_mtime
+                    except FileNotFoundError:
+                        found[f"{folder}/{entry.name}"] = None
+        return found
+
     def folders(self, prefix: str = "") -> list[str]:
         """One listing."""
         root = self.path / checked(prefix) if prefix else self.path

@@ -71,6 +71,20 @@ class Location(Protocol):
         """
         ...
 
+    def names_between(self, folder: str, after: str, before: str) -> list[str]:
+        """The names of the files directly inside `folder` whose last part lies between the two, sorted.
+
+        Takes requests for what it finds, not for what the folder holds, where the store lists by name.
+        """
+        ...
+
+    def times_between(self, folder: str, after: str, before: str) -> dict[str, float | None]:
+        """The files of `names_between`, temporary ones too, and when each was written: seconds since 1970.
+
+        None if the store does not say when.
+        """
+        ...
+
     def folders(self, prefix: str = "") -> list[str]:
         """The names of the folders directly inside the folder `prefix`, sorted."""
         ...

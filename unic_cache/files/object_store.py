@@ -147,6 +147,25 @@ class ObjectFolder:
         )
         yield from (name for name in found if not name.startswith(left_out))
 
+    def names_between(self, folder: str, after: str, before: str) -> list[str]:
+        """A listing that begins after one name and ends with the request that passes the other."""
+        return sorted(self.times_between(folder, after, before))
+
+    def times_between(self, folder: str, after: str, before: str) -> dict[str, float | None]:
+        """The same listing, which has times."""
+        path = checked(folder)
+
+        def attempt(store: "ObjectStore") -> dict[str, float | None]:
+            found: dict[str, float | None] = {}
+            for page in obstore.list(store, path, offset=f"{path}/{after}" if after else None, chunk_size=1000):
+                found |= {entry["path"]: entry["last_modified"].timestamp() for entry in page}
+                if page and min(entry["path"] for entry in page) >= f"{path}/{before}":
+                    break
+            return found
+
+        found = {name: at for name, at in self._persist(folder, attempt).items() if name.rpartition("/")[0] == path}
+        return {name: at for name, at in found.items() if after < name.rpartition("/")[2] < before}
+
     def folders(self, prefix: str = "") -> list[str]:
         """A listing up to the next "/"."""
         path = checked(prefix) if prefix else None

@@ -43,6 +43,15 @@ class WebFolder(ObjectFolder):
         left_out = {f"{prefix}/{folder}".lstrip("/") for folder in without}
         yield from sorted(self._below(checked(prefix) if prefix else "", DEEPEST, left_out))
 
+    def names_between(self, folder: str, after: str, before: str) -> list[str]:
+        """One index page."""
+        links = self._links(checked(folder))
+        return sorted(f"{folder}/{link}" for link in links if not link.endswith("/") and after < link < before)
+
+    def times_between(self, folder: str, after: str, before: str) -> dict[str, float | None]:
+        """One index page, without times."""
+        return dict.fromkeys(self.names_between(folder, after, before))
+
     def folders(self, prefix: str = "") -> list[str]:
         """One index page."""
         links = self._links(checked(prefix) if prefix else "")

@@ -8,6 +8,7 @@
     TEACHER/features.zarr/SEGMENT/VIEW/ARRAY/zarr.json    plain Zarr v3 metadata
     TEACHER/features.zarr/SEGMENT/VIEW/ARRAY/c.S.K.0...   rows [K * 1024, (K + 1) * 1024) of tar S
     TEACHER/commits/SEGMENT/VIEW/S.json                   written last: the unit's objects and checksums
+    TEACHER/seals/SEGMENT/VIEW/RUN.json                   a thousand commit records in short; may be absent
     views/...                                             pixels kept by --keep-views: array `rgb`, by the same rules
 
 SEGMENT and S are six digits (S without leading zeros in a chunk key); VIEW is recipe-size-seed-number; a row is a
@@ -48,6 +49,7 @@ SHARD_ROWS = 1024
 ABSENT = 2**64 - 1  # offset and size of a chunk that an object lacks
 VIEWS_MEMBER = "views"
 HELD_OUT = "held-out"
+SEALS = "seals"  # of a member
 RESERVED = frozenset({"index", "probe", HELD_OUT, VIEWS_MEMBER})
 FOLDER_NAME = str.maketrans({":": ".", "+": "..", "=": "-", ",": ".", "/": "--", "#": "@@"})
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Self
 
 from crc32c import crc32c
@@ -24,6 +24,7 @@ from unic_cache.store.layout import (
     commit_name,
     format_of,
 )
+from unic_cache.store.seal import Seals, runs, tars_of
 from unic_cache.token_kinds import check_size, kinds_from_json
 
 LIMIT_ROW_BYTES = 2**28  # of one row of one array: the most that a hostile spec can make us allocate
@@ -45,6 +46,7 @@ class Member:
         self.features: Features | None = None  # None for stored views
         self.pixel_codec: PixelCodec | None = None  # None for teachers
         self._codec: FeatureCodec | None = None
+        self.seals = Seals(location, folder)
         where = f"{location.url}/{folder}/spec.json"
         try:
             _check_format(spec)
@@ -144,11 +146,21 @@ class Member:
         calibration = Calibration.from_bytes(data, f"{self.location.url}/{self.calibration_name}")
         return calibration, crc32c(data)
 
-    def committed(self, segment: int, view: str) -> set[int]:
-        """The tars of a segment with a commit record under a view."""
-        names = self.location.names(commit_folder(self.folder, segment, view))
-        stems = [name.rpartition("/")[2].removesuffix(".json") for name in names if name.endswith(".json")]
-        return {int(stem) for stem in stems if stem.isdigit()}
+    def committed(self, segment: int, view: str, tars: int) -> Collection[int]:
+        """The tars of a segment of so many that have a commit record under a view, by seals or else by its name."""
+        unsealed = [run for run in runs(tars) if not self.seals.has(segment, view, run)]
+        if not runs(tars):
+            return _tars(self.location.names(commit_folder(self.folder, segment, view)))
+        if not unsealed:
+            return range(tars)
+        sealed = [tars_of(run, tars) for run in runs(tars) if run not in unsealed]
+        between = range(tars_of(unsealed[0], tars).start, tars_of(unsealed[-1], tars).stop)
+        return self.recorded(segment, view, between).union(*sealed)
+
+    def recorded(self, segment: int, view: str, between: range) -> set[int]:
+        """Those of a few neighbouring tars that have a commit record under a view, by its name."""
+        folder = commit_folder(self.folder, segment, view)
+        return _tars(self.location.names_between(folder, f"{between.start:06d}", f"{between.stop:06d}"))
 
     def record(self, unit: Unit) -> CommitRecord | None:
         """The unit's commit record, or None. BrokenError if it is unreadable or does not fit the unit."""
@@ -174,6 +186,12 @@ class Member:
             return parse_record(data, self.folder, unit, self.arrays)
         except CacheError as error:
             raise BrokenError(str(error)) from error
+
+
+def _tars(names: Iterable[str]) -> set[int]:
+    """The numbers of the tars whose commit records have these names."""
+    stems = [name.rpartition("/")[2].removesuffix(".json") for name in names if name.endswith(".json")]
+    return {int(stem) for stem in stems if stem.isdigit()}
 
 
 def read_within(location: Location, name: str, limit: int) -> bytes | None:

@@ -36,6 +36,7 @@ from unic_cache.store.layout import (
 from unic_cache.store.member import Member, read_within
 from unic_cache.store.open_objects import trouble
 from unic_cache.store.reader import spelled
+from unic_cache.store.seal import pixels_crc, run_of, runs, seal_name
 
 PIECE_BYTES = 2**22  # larger pieces are slower: each is fresh memory to the kernel
 LIMIT_METADATA_BYTES = 2**20
@@ -90,7 +91,7 @@ class UnitState:
     @property
     def pixels(self) -> int | None:
         """One checksum of the unit's pixels, to compare with other members'."""
-        return None if self.record is None else crc32c(self.record.pixels.tobytes())
+        return None if self.record is None else pixels_crc(self.record)
 
 
 def check_unit(member: Member, unit: Unit) -> UnitState:
@@ -142,7 +143,9 @@ def check_metadata_file(member: Member, name: str, expected: bytes) -> Finding |
 
 
 def uncommit(member: Member, unit: Unit) -> None:
-    """Remove a unit, its record first: no record covers data that is being deleted. Safe to repeat."""
+    """Remove a unit, its seal and record first: none of them covers data that is being deleted. Safe to repeat."""
+    if runs(unit.extent.shards):
+        member.location.delete(seal_name(member.folder, unit.segment, unit.view, run_of(unit.shard)))
     member.location.delete(commit_name(member.folder, unit.segment, unit.view, unit.shard))
     for name in data_names(member, unit):
         member.location.delete(name)

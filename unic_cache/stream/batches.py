@@ -21,7 +21,7 @@ from unic_cache.config import Views
 from unic_cache.errors import BrokenError
 from unic_cache.store.codecs.pixel_codec import PIXEL_CODECS
 from unic_cache.store.commit import CommitRecord, Crcs
-from unic_cache.store.layout import commit_name
+from unic_cache.store.seal import among
 from unic_cache.stream.address import Address
 from unic_cache.stream.gather import Gathering, grouped, pieces
 from unic_cache.stream.pixels import Finish, NoPixels, PixelSource
@@ -59,7 +59,8 @@ class Stream:
     batch. A group's memory is reused once nothing refers to its batches, so callers may keep a batch for good. With
     `pin` the memory is page-locked; torch allocates it and waits for pending copies to a GPU before reusing it.
 
-    With `known`, only commit records of these names exist; a teacher without one for a row is not present there.
+    With `known`, only commit records of these names exist, themselves or by their seals' names; a teacher without one
+    for a row is not present there.
 
     A broken row is an error; with `skip_broken` it stays in the batch as zeros, with `good_B` False; other rows are
     unaffected.
@@ -119,7 +120,7 @@ class Stream:
     def has(self, teacher: CachedTeacher, item: Address) -> bool:
         """Whether the teacher has features of a row."""
         view = self.views.name(item.number)
-        return self.known is None or commit_name(teacher.member.folder, item.segment, view, item.shard) in self.known
+        return self.known is None or among(self.known, teacher.member.folder, item.segment, view, item.shard)
 
     def memory(self, size: int) -> Tensor:
         """(size,) uint8, page-aligned, not cleared; reused once nothing refers to it."""

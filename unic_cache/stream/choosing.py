@@ -180,7 +180,8 @@ def chosen_tars(
     files = {cache.place(entry.name, entry.keys): (path, entry) for path, entry in found}
     given, marked = {entry.name for _, entry in found}, {entry.name for _, entry in found if entry.held_out}
     names, left_out = _of_split(cache, [name for name in named if name in given], split, marked)
-    return Tars(names, {place: file for place, file in files.items() if file[1].name in names}, left_out)
+    own = set(names)
+    return Tars(names, {place: file for place, file in files.items() if file[1].name in own}, left_out)
 
 
 def _named(cache: Cache, pattern: str | None) -> tuple[list[str], tuple[str, ...]]:
@@ -210,7 +211,7 @@ def _of_split(
     """(names in the split, names left out); `marked` are held out too. ConfigError if none is in the split."""
     held = set() if split == "all" else {*held_out(cache), *marked}
     own = tuple(name for name in names if split == "all" or (name in held) == (split == "val"))
-    left_out = tuple(name for name in names if name not in own)
+    left_out = tuple(name for name in names if split != "all" and (name in held) != (split == "val"))
     if not own and names:
         every = f"all of {listed(names)} are" if split == "train" else f"none of {listed(names)} is"
         other = "val" if split == "train" else "train"
@@ -222,14 +223,9 @@ def _all_kept(cache: Cache, names: Sequence[str], views: Views, numbers: Sequenc
     """Whether the cache keeps the pixels of all these views of the tars."""
     if cache.pixels is None:
         return False
-    kept = {
-        (segment, tar, number)
-        for found, number, segment, tars in cache.committed(cache.pixels)
-        if found == views
-        for tar in tars
-    }
-    places = cache.shards()
-    return all((*places[name], number) in kept for name in names if name in places for number in numbers)
+    kept = {(segment, number): tars for found, number, segment, tars in cache.committed(cache.pixels) if found == views}
+    places = [cache.shards()[name] for name in names if name in cache.shards()]
+    return all(tar in kept.get((segment, number), ()) for segment, tar in places for number in numbers)
 
 
 def listed(names: Sequence[str]) -> str:

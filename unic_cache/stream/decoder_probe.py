@@ -65,8 +65,8 @@ def make_probe(cache: Cache, source: ShardPixels) -> None:
     rows = [
         Address(segment.number, shard, row, 0)
         for segment in cache.segments
-        for shard, entry in enumerate(segment.shards)
-        for row in dict.fromkeys((0, entry.rows // 2))
+        for shard, count in enumerate(segment.counts.tolist())
+        for row in dict.fromkeys((0, count // 2))
         if (segment.number, shard) in source.tars
     ]
     wanted = [rows[int(place)] for place in np.linspace(0, len(rows) - 1, min(PROBES, len(rows)))]

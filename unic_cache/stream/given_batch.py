@@ -127,8 +127,7 @@ def label_of(cache: Cache, item: Address) -> int:
 
 def labelled_rows(cache: Cache, rows: Rows) -> int:
     """How many rows have a label."""
-    places, count = rows.segment << 32 | rows.shard, 0
-    for place in np.unique(places).tolist():
-        labels = np.asarray(cache.entry(*divmod(place, 2**32)).labels)
-        count += int((labels[rows.row[places == place]] != NO_LABEL).sum())
-    return count
+    return sum(
+        int((np.asarray(cache.entry(segment, shard).labels)[own] != NO_LABEL).sum())
+        for segment, shard, own in rows.by_tar()
+    )

@@ -7,7 +7,7 @@ Earlier releases ignore the folder.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from crc32c import crc32c
 
@@ -23,7 +23,7 @@ LIMIT_BYTES = 2**16
 def held_out(cache: Cache) -> tuple[str, ...]:
     """The names of the held-out tars, in the cache's order. CacheError for a file of another cache."""
     places = {place: name for name, place in cache.shards().items()}
-    found = {name for name, place in cache.shards().items() if cache.entry(*place).held_out}
+    found = set(marked_tars(cache))
     for file in cache.location.names(HELD_OUT):
         match = HELD_OUT_FILE.fullmatch(file)
         if match is None:
@@ -34,6 +34,11 @@ def held_out(cache: Cache) -> tuple[str, ...]:
             raise CacheError(f"{cache.location.url}/{file}: {why}; remove it, or restore the right one")
         found.add(name)
     return tuple(name for name in cache.shards() if name in found)
+
+
+def marked_tars(cache: Cache) -> Iterator[str]:
+    """The names of the tars that `shard --val-fraction` held out."""
+    return (segment.names[tar] for segment in cache.segments for tar in segment.held_out)
 
 
 def problem(cache: Cache, file: str, name: str) -> str:

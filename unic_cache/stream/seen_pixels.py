@@ -31,12 +31,12 @@ class Seen:
         self._units: dict[Place, tuple[Views, int, Member]] = {}  # the cheapest view of each tar, and who saw it
         self._known: dict[Place, Known | None] = {}
         self._lock = threading.Lock()
-        for member in _members(cache):
-            for views, number, segment, tars in cache.committed(member):
-                for place in [(segment, tar) for tar in tars]:
-                    before = self._units.get(place)
-                    if before is None or _cost(views, number) < _cost(*before[:2]):
-                        self._units[place] = views, number, member
+        found = [(member, *one) for member in _members(cache) for one in cache.committed(member)]
+        left = {segment.number: set(range(len(segment.names))) for segment in cache.segments}
+        for member, views, number, segment, tars in sorted(found, key=lambda one: _cost(*one[1:3])):
+            own = left[segment].intersection(tars)
+            left[segment] -= own
+            self._units |= {(segment, tar): (views, number, member) for tar in own}
 
     def kinds(self, places: Iterable[Place]) -> set[Views]:
         """The kinds of views that these tars are compared under."""

@@ -22,22 +22,23 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 from crc32c import crc32c
 
-from unic_cache.errors import CacheError, ShardError
-from unic_cache.files.location import Location
+from unic_cache.errors import CacheError
 from unic_cache.views.dense_places import Places, dense_from_json, dense_json
 from unic_cache.views.index_fields import checked, fields_of, is_natural
 from unic_cache.views.left_out import LeftOut
 
 FORMAT = 1
 NO_LABEL = -1
+TAIL = b"]}"
 KIND = "unic-cache index"
-LIMIT_BYTES = 2**30  # of a segment's file: about twenty million samples
 SHARD_NAME = re.compile(r"[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*")
 
 
@@ -125,24 +126,52 @@ class Segment:
     """Shards indexed together, in order. Arrays hold (len(shards), rows) samples."""
 
     number: int
-    shards: tuple[ShardEntry, ...]
+    shards: Sequence[ShardEntry]
 
-    @property
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The shards' names."""
+        return tuple(shard.name for shard in self.shards)
+
+    @cached_property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """(shards,) samples in each."""
+        return np.array([shard.rows for shard in self.shards], np.int64)
+
+    @cached_property
+    def held_out(self) -> tuple[int, ...]:
+        """The shards that `shard --val-fraction` held out, by number."""
+        return tuple(at for at, shard in enumerate(self.shards) if shard.held_out)
+
+    @cached_property
     def rows(self) -> int:
         """Samples in the largest shard."""
-        return max(shard.rows for shard in self.shards)
+        return int(self.counts.max())
+
+    def has(self, at: int, keys: "array[int]") -> bool:
+        """Whether shard `at` has these samples, in this order."""
+        return self.shards[at].keys == keys
 
     def to_json(self) -> bytes:
         """Compact JSON of the table above: sorted keys, no time, no host."""
-        return _json(self._body())
+        return _joined(self._head(None), self._each(), TAIL)
 
     def to_bytes(self) -> bytes:
         """The file in a cache: `to_json` plus `self`, which detects changed bytes."""
-        return _json({**self._body(), "self": crc32c(self.to_json())})
+        return _joined(*self.in_pieces())
 
-    def _body(self) -> dict[str, Any]:
-        shards = [one.to_json() for one in self.shards]
-        return {"kind": KIND, "format": FORMAT, "number": self.number, "shards": shards}
+    def in_pieces(self) -> tuple[bytes, list[bytes], bytes]:
+        """`to_bytes` as its head, each shard's JSON, and its tail; a comma goes between shards."""
+        pieces = self._each()
+        own = int(crc32c(_joined(self._head(None), pieces, TAIL)))
+        return self._head(own), pieces, TAIL
+
+    def _each(self) -> list[bytes]:
+        return [_json(shard.to_json()) for shard in self.shards]
+
+    def _head(self, own: int | None) -> bytes:
+        fields = {"format": FORMAT, "kind": KIND, "number": self.number, **({} if own is None else {"self": own})}
+        return _json(fields)[:-1] + b',"shards":['
 
     @classmethod
     def from_json(cls, data: bytes, where: str) -> Self:
@@ -161,10 +190,10 @@ class Segment:
         if not is_natural(fields["number"]) or not isinstance(fields["shards"], list) or not fields["shards"]:
             raise CacheError(f"{where}: a segment needs a number and a list of shards")
         shards = tuple(ShardEntry.from_json(one, f"{where}, shard {at}") for at, one in enumerate(fields["shards"]))
-        repeated = _repeated(shards)
+        segment = cls(fields["number"], shards)
+        repeated = twice(segment.names)
         if repeated:
             raise CacheError(f"{where} lists the shard {repeated[0]!r} twice")
-        segment = cls(fields["number"], shards)
         if parsed.get("self", own := crc32c(segment.to_json())) != own:
             raise CacheError(f"{where}: its checksum does not match its content; restore it from a copy")
         return segment
@@ -175,100 +204,14 @@ def segment_file(number: int) -> str:
     return f"index/{number:06d}.json"
 
 
-def no_cache(path: str | Path) -> CacheError:
-    """The error for a folder without an index."""
-    return CacheError(f"{path}: no cache is here (index/000000.json is missing); make one with `unic-cache extract`")
+def twice(names: Iterable[str]) -> list[str]:
+    """The names that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
-def no_teacher(path: str, name: str, others: Iterable[str]) -> CacheError:
-    """The error for a cache without the teacher `name`."""
-    return CacheError(
-        f"{path} has no teacher {name!r}; it has {', '.join(others) or 'no teacher at all'}. "
-        f"Make it with `unic-cache extract --teacher {name} --cache {path}`"
-    )
-
-
-def segment_names(cache: Location) -> list[str]:
-    """The segments' files in a cache, in order."""
-    return [name for name in cache.names("index") if re.fullmatch(r"index/\d{6}\.json", name)]
-
-
-def read_segments(cache: Location) -> tuple[Segment, ...]:
-    """All segments of a cache, in order; empty for a cache that has not begun.
-
-    CacheError for a gap in the numbers, a file with another segment's number, and a shard listed twice.
-    """
-    segments: list[Segment] = []
-    for number, name in enumerate(segment_names(cache)):
-        if (cache.size(name) or 0) > LIMIT_BYTES:
-            raise CacheError(f"{cache.url}/{name}: over {LIMIT_BYTES} bytes; refused")
-        data = cache.read(segment_file(number))
-        if data is None:
-            raise CacheError(f"{cache.url} has {name} but no {segment_file(number)}; copy the cache's whole index/")
-        segment = Segment.from_json(data, f"{cache.url}/{name}")
-        if segment.number != number:
-            raise CacheError(
-                f"{cache.url}/{name} says that it is segment {segment.number}; copy the cache's index/ again"
-            )
-        segments.append(segment)
-    repeated = _repeated([shard for segment in segments for shard in segment.shards])
-    if repeated:
-        raise CacheError(f"{cache.url}/index lists the shard {repeated[0]!r} in two segments")
-    return tuple(segments)
-
-
-def extend_index(cache: Location, entries: Sequence[ShardEntry]) -> tuple[Segment, ...]:
-    """Make sure that the cache lists all `entries`; returns all its segments.
-
-    New shards become one segment, created once: a slower writer finds the file taken, reads it and retries with the
-    rest. A known shard must hold the same keys in the same order; its size and offsets may differ (a repacked tar), so
-    read tars by the entries of `describe`, not the cache's, which have no dense labels either.
-
-    ShardError if two entries share a name, CacheError if the cache was made with other shards.
-    """
-    repeated = _repeated(entries)
-    if repeated:
-        raise ShardError(f"two shards are called {repeated[0]!r}; a cache knows shards by file name only: rename one")
-    while True:
-        segments = read_segments(cache)
-        known = {shard.name: shard for segment in segments for shard in segment.shards}
-        for entry in entries:
-            if entry.name in known:
-                _check_same(cache, known[entry.name], entry)
-        unknown = tuple(replace(entry, dense={}) for entry in entries if entry.name not in known)
-        if not unknown:
-            return segments
-        segment = Segment(len(segments), unknown)
-        if cache.create(segment_file(segment.number), segment.to_bytes()):
-            return (*segments, segment)
-
-
-def _check_same(cache: Location, cached: ShardEntry, given: ShardEntry) -> None:
-    if cached.keys == given.keys:
-        return
-    pairs = enumerate(zip(cached.keys, given.keys, strict=False))
-    row = next((row for row, (one, other) in pairs if one != other), min(cached.rows, given.rows))
-    first = [f"{entry.keys[row]:08x}" if row < entry.rows else "none" for entry in (cached, given)]
-    raise CacheError(
-        f"{cache.url} was made with other shards: its {cached.name!r} has {cached.rows} samples, this one "
-        f"{given.rows}; at row {row} the key's crc32 is {first[0]} there but {first[1]} here; "
-        f"give the shards that the cache was made with, rename these, or choose another cache{_more(cached, given)}"
-    )
-
-
-def _more(cached: ShardEntry, given: ShardEntry) -> str:
-    """A hint for a tar that holds more samples than the cache has seen of it."""
-    if given.rows <= cached.rows or not set(cached.keys) < set(given.keys):
-        return ""
-    return (
-        ". The additional samples were added since, or left out by an older release: links, joined archives, names "
-        "without extension"
-    )
+def _joined(head: bytes, pieces: Sequence[bytes], tail: bytes) -> bytes:
+    return head + b",".join(pieces) + tail
 
 
 def _json(data: dict[str, Any]) -> bytes:
     return json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _repeated(shards: Sequence[ShardEntry]) -> list[str]:
-    return [name for name, count in Counter(shard.name for shard in shards).items() if count > 1]
