@@ -115,9 +115,7 @@ def run_in(out: Path, remote: RemoteRun | None, config: DistillConfig) -> Traine
         save_settings(config, out, data, accelerator, remote)
         targets = Targets(config, cache, data.teachers, data.snapshot.views, source, accelerator.device)
         learner = Learner(model, spec, data.teachers, targets, config, accelerator, average)
-        told = check_batch(model, learner.images, config.batch_size)
-        if told is not None and accelerator.is_main_process:
-            say(told)
+        check_batch(learner)
         stream = open_stream(config, cache, data, pool, accelerator.device)
         made_from = describe(config, data, tf32, begun.origin)
         parts = config.keep_checkpoints, config.shard_student, remote
@@ -128,9 +126,7 @@ def run_in(out: Path, remote: RemoteRun | None, config: DistillConfig) -> Traine
         with float32_products(tf32):
             loss, broken = train(batches, learner, check, state, steps, stop)
     if accelerator.is_main_process:
-        draw_losses(out)
-    if accelerator.is_main_process and remote is not None:
-        remote.send()
+        draw_losses(out, remote)
     licences = licences_of(made_from)
     line, left_out = timm_line(spec, ENCODER if remote else out / ENCODER), data.train.left_out + data.val.left_out
     url = None if remote is None else remote.url
@@ -141,13 +137,12 @@ def train(
     batches: Iterator[Batch], learner: Learner, check: Check, state: RunState, steps: range, stop: StopRequest
 ) -> tuple[float, int]:
     """Do `steps`; return the loss of the last logged ones, and how often an image was skipped as broken."""
-    config, accelerator, adamw, total = learner.config, learner.accelerator, state.adamw, steps.stop
-    size = config.batch_size
-    log, meter = RunLog(state.out, accelerator, steps.start), learner.meter(training=True)
-    clock, meetings = Clock(size // config.accumulate), Meetings(accelerator, steps.start)
-    if steps.start and (steps.start % config.eval_every == 0 or not steps) and not log.validated:
-        check(log, steps.start)  # it was asked to stop before that
-    with Progress("distill", total * size, "images", steps.start * size, not accelerator.is_main_process) as bar:
+    config, adamw, total, size = learner.config, state.adamw, steps.stop, learner.config.batch_size
+    log, meter = RunLog(state.out, learner.accelerator, steps.start), learner.meter(training=True)
+    clock, meetings = Clock(size // config.accumulate), Meetings(learner.accelerator, steps.start)
+    catch_up(check, log, steps, config.eval_every)
+    main = learner.accelerator.is_main_process
+    with Progress("distill", total * size, "images", steps.start * size, not main) as bar:
         for step in steps:
             # Step: batch, loss, gradients, update
             rate = set_rate(adamw, config, step, total)
@@ -183,6 +178,12 @@ def train(
         state.save(total)  # an earlier run may have stopped between its last checkpoint and its encoder
     log.close()
     return log.last_loss, meter.broken
+
+
+def catch_up(check: Check, log: RunLog, steps: range, every: int) -> None:
+    """Do the validation that the run was asked to stop before, if there is one."""
+    if steps.start and (steps.start % every == 0 or not steps) and not log.validated:
+        check(log, steps.start)
 
 
 def waited(batches: Iterator[Batch], clock: Clock) -> Batch:
@@ -245,12 +246,14 @@ def open_stream(
     )
 
 
-def draw_losses(out: Path) -> None:
-    """Draw OUT/loss.png; a failure is reported and does not fail the run."""
+def draw_losses(out: Path, remote: RemoteRun | None) -> None:
+    """Draw OUT/loss.png, and send it; a failure to draw is reported and does not fail the run."""
     try:
         plot_losses(out / LOG, out / CURVE)
     except Exception as error:
         say(f"{out / CURVE} was not drawn: {reason(error)}")
+    if remote is not None:
+        remote.send()
 
 
 def announce(config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total: int, accelerator: Accelerator) -> None:

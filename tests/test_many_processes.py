@@ -67,28 +67,30 @@ def lines(out: Path) -> int:
     return log.read_text().count("\n") if log.exists() else 0
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, cache_folder, shards):
+    config = DistillConfig(
+        cache=str(cache_folder), shards=shards.pattern, student="test_vit", img_size=32, patch_size=16, steps=50,
+        batch_size=8, lr=3e-4, drop_path=0.1, log_every=1, save_every=5, tracker="none", threads=1, clip_grad=0.5,
+        resume_if_any=True,
+    )  # fmt: skip
+    return config, tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(runs):
+    config, folder = runs
+    found = {}
+    for group in (None, 4):
+        found[group] = folder / f"whole-{group}"
+        process = started(dataclasses.replace(config, loss_group=group, out=str(found[group])), 1)
+        assert process.wait() == 0, process.stderr.read()
+    return found
+
+
 @pytest.mark.slow
 class TestCurve:
     """50 steps with dropped teachers and dropped paths, against one process at once."""
-
-    @pytest.fixture(scope="class")
-    def runs(self, tmp_path_factory, cache_folder, shards):
-        config = DistillConfig(
-            cache=str(cache_folder), shards=shards.pattern, student="test_vit", img_size=32, patch_size=16, steps=50,
-            batch_size=8, lr=3e-4, drop_path=0.1, log_every=1, save_every=5, tracker="none", threads=1, clip_grad=0.5,
-            resume_if_any=True,
-        )  # fmt: skip
-        return config, tmp_path_factory.mktemp("runs")
-
-    @pytest.fixture(scope="class")
-    def whole(self, runs):
-        config, folder = runs
-        found = {}
-        for group in (None, 4):
-            found[group] = folder / f"whole-{group}"
-            process = started(dataclasses.replace(config, loss_group=group, out=str(found[group])), 1)
-            assert process.wait() == 0, process.stderr.read()
-        return found
 
     def compare(self, out, whole):
         ours, theirs = log_of(out), log_of(whole)

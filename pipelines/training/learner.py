@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipelines.command.progress import say
 from pipelines.training.batch_parts import BatchParts, batch_parts
 from pipelines.training.gradients import Gradients, sums_over_processes
 from pipelines.training.runlog import Meter
@@ -193,22 +194,21 @@ def guess(
     return guesses
 
 
-def check_batch(model: nn.Module, images: int, batch: int) -> str | None:
-    """What to tell of a model that normalises by its batch, if a pass sees `images` of `batch`; None without need.
-
-    ConfigError if that is a single image.
-    """
-    if images < 2 and normalizes_by_batch(model):
+def check_batch(learner: Learner) -> None:
+    """Say that a model which normalises by its batch sees only parts of it. ConfigError if that is a single image."""
+    if not normalizes_by_batch(learner.model):
+        return
+    images, batch = learner.images, learner.config.batch_size
+    if images < 2:
         raise ConfigError(
             "this student normalises by its batch (BatchNorm), and one image a process is none; raise --batch-size, or "
             "choose a student without it, such as a ViT or a ConvNeXt"
         )
-    if images == batch or not normalizes_by_batch(model):
-        return None
-    return (
-        f"this student normalises by its batch (BatchNorm), here {images} of {batch} images at once: it depends on the "
-        "number of processes and on --accumulate"
-    )
+    if images < batch and learner.accelerator.is_main_process:
+        say(
+            f"this student normalises by its batch (BatchNorm), here {images} of {batch} images at once: it depends on "
+            "the number of processes and on --accumulate"
+        )
 
 
 def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
