@@ -7,12 +7,14 @@ A cache is whole if every byte is as committed and no tar lacks a view that its 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.clusters.ray_crew import crew
 from pipelines.command.progress import Progress, begins
+from pipelines.verifying.checker import Checker
 from pipelines.verifying.inventory import Missing, Survey, survey
 from pipelines.verifying.metadata import check_calibration, check_probes, read_index, read_members
 from pipelines.verifying.pixel_agreement import Agreement
@@ -142,7 +144,7 @@ def run(config: VerifyConfig) -> Report:
         report.broken += check_metadata(pool, found)
         if not report.broken:
             make_again(config, location, pool, found, report)
-        read_all(pool, max(UNITS_AHEAD, 2 * config.threads), found, calibrations, report)
+        read_all(states(config, pool, found), len(found.committed), calibrations, report)
     report.broken = without_strangers(report)
     return report
 
@@ -172,18 +174,32 @@ def make_again(
             report.broken += different
 
 
-def read_all(
-    pool: ThreadPoolExecutor, depth: int, found: Survey, calibrations: Mapping[str, int | None], report: Report
-) -> None:
-    """Read and check every committed unit, `depth` of them ahead, and compare members with each other."""
+def states(config: VerifyConfig, pool: ThreadPoolExecutor, found: Survey) -> Iterator[UnitState]:
+    """Every committed unit, read and checked, in order: here, some units ahead, or on a Ray cluster."""
+    if config.ray is None:
 
-    def start(item: tuple[Member, Unit]) -> Callable[[], UnitState]:
-        return pool.submit(check_unit, *item).result
+        def start(item: tuple[Member, Unit]) -> Callable[[], UnitState]:
+            return pool.submit(check_unit, *item).result
 
+        yield from ahead(found.committed, start, max(UNITS_AHEAD, 2 * config.threads))
+        return
+    early: dict[int, UnitState] = {}
+    turn = 0
+    with crew(Checker, config) as workers:
+        items = [(number, member.folder, unit) for number, (member, unit) in enumerate(found.committed)]
+        for (number, *_), checked in workers.map(items):
+            early[number] = UnitState(*found.committed[number], *checked)
+            while turn in early:
+                yield early.pop(turn)
+                turn += 1
+
+
+def read_all(checked: Iterator[UnitState], count: int, calibrations: Mapping[str, int | None], report: Report) -> None:
+    """Count every committed unit as it was checked, and compare members with each other."""
     agreement = Agreement(calibrations)
     since = time.perf_counter()
-    with Progress("verify", len(found.committed), "units") as progress:
-        for state in ahead(found.committed, start, depth):
+    with Progress("verify", count, "units") as progress:
+        for state in checked:
             agreement.add(state)
             report.broken += state.findings
             report.strangers |= {finding.member for finding in state.findings if finding.mend == ELSEWHERE}
