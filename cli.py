@@ -86,7 +86,7 @@ def shard(config: ShardConfig) -> None:
     unic-cache plan --teacher dino --student vit_base_patch16_224 --epochs 100 --json | jq .chosen
     unic-cache plan --teacher dino --yes
     """,
-    without=("strict", "calibration_images", "worker_index", "num_workers"),
+    without=("strict", "calibration_images", "ray", "worker_index", "num_workers"),
 )
 @json_flag(help="Print JSON instead of tables, and do not ask.")
 @click.option("--yes", is_flag=True, help="Start the extraction without asking.")
@@ -118,6 +118,8 @@ def plan(config: PlanConfig, as_json: bool, yes: bool) -> None:
     unic-cache extract --teacher dino
     unic-cache extract --teacher dino --teacher ibot --weights ibot=ibot.pth --views 4 --codec int8
     unic-cache extract --teacher dino --recipe center --views 1 --shards 'val/{000000..000049}.tar'
+    unic-cache extract --teacher dino --device all
+    unic-cache extract --teacher dino --cache s3://bucket/cache --shards 's3://bucket/shards/*.tar' --ray auto
     unic-cache extract --teacher timm:vit_small_patch16_224 --worker-index 3 --num-workers 8
     """,
 )
@@ -250,6 +252,7 @@ def report(config: ReportConfig) -> None:
     unic-cache recode cache cache-fast --codec int4 --tokens 64
     unic-cache recode https://example.org/cache cache --teacher dino --no-views
     unic-cache recode cache cache-small --quality 0.98 --worker-index 3 --num-workers 8
+    unic-cache recode cache cache-small --quality 0.98 --ray 10.0.0.1:6379
     """,
 )
 def recode(config: RecodeConfig) -> None:
@@ -314,6 +317,7 @@ def status(config: StatusConfig, as_json: bool) -> None:
     unic-cache verify cache --shards 'shards/*.tar' --pixel-check 500
     unic-cache verify cache --shards 'shards/*.tar' --teacher-check 32 --weights ibot=ibot.pth
     unic-cache verify cache --json | jq .broken
+    unic-cache verify s3://bucket/cache --threads 32 --ray auto
     """,
 )
 @json_flag(help="Print JSON instead of text.")

@@ -5,47 +5,29 @@
 A repeated run makes only what is missing: more views, more teachers, added tars, or the rest after a crash.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache as memoize
+from dataclasses import replace
 from functools import partial
 
-from pipelines.command.device import pick_device
-from pipelines.command.progress import Progress, say
-from pipelines.command.shares import share_lines
-from pipelines.extracting.calibrating import calibrations_before
+from pipelines.clusters.each_device import on_each
+from pipelines.clusters.ray_crew import crew
+from pipelines.command.device import devices_of, pick_device
+from pipelines.command.progress import Progress, say, tell
 from pipelines.extracting.defaults import kept_alike, settled
-from pipelines.extracting.opening import Opened, open_teachers
+from pipelines.extracting.filler import Filler
+from pipelines.extracting.filling import Summary, batches_of, check_idle, commit, fill, open_recorders, plan
+from pipelines.extracting.opening import open_teachers
 from pipelines.extracting.opening_options import OpeningOptions
-from pipelines.extracting.recorder import BATCHES_AHEAD, Recorder, recorder
+from pipelines.extracting.recorder import BATCHES_AHEAD
 from pipelines.extracting.sealing import seal_rest
-from pipelines.extracting.specs import pixel_codec, pixel_spec
 from pipelines.extracting.unit_rows import UNITS_BEHIND, UnitRows
 from unic_cache.ahead import ahead, behind, dropped, thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig
-from unic_cache.errors import CacheError, EmptyShardError, ImageError
+from unic_cache.errors import EmptyShardError
 from unic_cache.files.schemes import open_location
-from unic_cache.store.commit import Unit
-from unic_cache.store.layout import VIEWS_MEMBER
-from unic_cache.store.member import Member
-from unic_cache.stream.address import Address, addresses, shown
-from unic_cache.stream.pixels import ViewBatch
-from unic_cache.stream.row_samples import rows_to_compare
 from unic_cache.stream.sealing import LastUnits
 
-Work = Mapping[Unit, Sequence[Recorder]]  # each unit, and the members that lack it
-
-
-@dataclass
-class Summary:
-    """What a run did."""
-
-    units: int = 0  # (tar, view) pairs written for at least one member
-    skipped: int = 0  # pairs that were complete before
-    images: int = 0  # views shown to teachers
-    bytes: int = 0  # stored
-    bad: dict[str, str] = field(default_factory=dict)  # "SHARD row ROW" -> reason
+UNITS_AT_ONCE = 3  # of a worker on Ray: one's views are made, one is shown to the teachers, one is written
 
 
 def run(config: ExtractConfig) -> Summary:
@@ -53,6 +35,25 @@ def run(config: ExtractConfig) -> Summary:
 
     After an error, all committed units stay valid.
     """
+    devices = devices_of(config.device)
+    if config.ray is None and len(devices) == 1:
+        return alone(replace(config, device=devices[0]))
+    summary = Summary()
+    for share in [over_ray(config)] if config.ray is not None else on_each(devices, alone, config):
+        summary.add(share)
+    seal_done(config)
+    return summary
+
+
+def seal_done(config: ExtractConfig) -> None:
+    """Seal what several workers have done together: none of them knows when the others end."""
+    cache = Cache(open_location(config.cache))
+    members = [*(teacher.member for teacher in cache.teachers.values()), *([cache.pixels] if cache.pixels else [])]
+    seal_rest(cache, members, config.kind, range(config.count), (config.worker_index, config.num_workers))
+
+
+def alone(config: ExtractConfig) -> Summary:
+    """Do this worker's share in this process, on one device."""
     device, before = pick_device(config.device), Cache(open_location(config.cache))
     config = kept_alike(settled(config, before), before)
     with thread_pool(config.threads) as pool, dropped(pool):
@@ -63,6 +64,7 @@ def run(config: ExtractConfig) -> Summary:
             say(str(error))
             return Summary()
         recorders = open_recorders(config, opened)
+        tell("opened")
 
         # Plan this worker's share: the units that some member lacks.
         work, skipped = plan(config, opened, recorders)
@@ -77,9 +79,7 @@ def run(config: ExtractConfig) -> Summary:
             for unit, lacking in work.items():
                 rows = UnitRows(unit, lacking, opened.cache.pixels_seen(unit))
                 for wanted in batches_of([unit], size):
-                    batch = next(batches)
-                    summary.bad |= bad_images(config, opened, unit, wanted, batch)
-                    rows.add(batch, shown(opened.cache, wanted), device)
+                    fill(config, opened, rows, wanted, next(batches), device, summary)
                     progress.advance(len(wanted))
                 seal = partial(last.seal_after, opened.cache, unit, [one.member for one in lacking])
                 later(partial(commit, rows, summary, seal))
@@ -92,90 +92,15 @@ def run(config: ExtractConfig) -> Summary:
     return summary
 
 
-def open_recorders(config: ExtractConfig, opened: Opened) -> dict[str, Recorder]:
-    """Member name -> what fills it: each teacher, and the kept views with --keep-views.
-
-    CacheError if a member has units made with another calibration than the one in the cache.
-    """
-    found = {name: recorder(opened.members[name], teacher) for name, teacher in opened.teachers.items()}
-    for one in found.values():
-        for unit, before in calibrations_before(opened.cache, one.member):
-            if before != one.writer.calibration_crc:
-                raise CacheError(
-                    f"{opened.cache.location.url}/{one.member.calibration_name} has checksum "
-                    f"{one.writer.calibration_crc}, but {unit} was made with one of checksum {before}: the file was "
-                    "replaced; put the right one back"
-                )
-    if config.keep_views:
-        location = opened.cache.location
-        codec = pixel_codec(config.pixel_codec, Member.open(location, VIEWS_MEMBER))
-        member = Member.ensure(location, VIEWS_MEMBER, pixel_spec(config.kind.size, codec))
-        found[VIEWS_MEMBER] = recorder(member, None)
-    return found
-
-
-def plan(config: ExtractConfig, opened: Opened, recorders: Mapping[str, Recorder]) -> tuple[Work, int]:
-    """This worker's units that a member lacks, tar by tar, and the number of its units that no member lacks."""
-    tars = sorted(opened.tars) or sorted(opened.cache.shards().values())
-    total = len(tars) * config.count
-    places = [divmod(unit, config.count) for unit in range(config.worker_index, total, config.num_workers)]
-    mine = [opened.cache.unit(*tars[tar], config.kind, number) for tar, number in places]
-    for line in share_lines(config.worker_index, config.num_workers, len(mine), total):
-        say(line)
-    committed = memoize(Member.committed)
-    lacking = {
-        unit: [
-            one
-            for one in recorders.values()
-            if unit.shard not in committed(one.member, unit.segment, unit.view, unit.extent.shards)
-        ]
-        for unit in mine
-    }
-    work = {unit: members for unit, members in lacking.items() if members}
-    return work, len(mine) - len(work)
-
-
-def check_idle(opened: Opened, work: Work) -> None:
-    """CacheError if a tar without work has the name of one of the cache's, but other pictures.
-
-    Makes one row of such a tar, or a few if it is laid out differently from the cache's: two sets that number their
-    files alike are two sets.
-    """
-    busy = {(unit.segment, unit.shard) for unit in work}
-    for place, (_, entry) in opened.tars.items():
-        if place not in busy:
-            rows = rows_to_compare(entry, opened.cache.entry(*place))
-            opened.pixels.decoded.start([Address(*place, row, 0) for row in rows], len(rows))()
-
-
-def batches_of(units: Iterable[Unit], size: int) -> Iterator[list[Address]]:
-    """Rows [kB, (k + 1)B) of each unit, unit after unit; B is `size`."""
-    for unit in units:
-        for first in range(0, unit.rows, size):
-            yield addresses(unit, range(first, min(first + size, unit.rows)))
-
-
-def bad_images(
-    config: ExtractConfig, opened: Opened, unit: Unit, wanted: Sequence[Address], batch: ViewBatch
-) -> dict[str, str]:
-    """The batch's bad images, for the summary. ImageError on the first one if the config is strict."""
-    found = {}
-    for place, reason in batch.bad.items():
-        row = wanted[place].row
-        why = found[f"{unit.name} row {row}"] = f"{name_of(opened, wanted[place])}: {reason}"
-        if config.strict:
-            raise ImageError(f"{unit}, row {row}: {why}. Without --strict it is skipped and counted")
-    return found
-
-
-def name_of(opened: Opened, item: Address) -> str:
-    """The image's name in its tar; its key's checksum if the tar was not given."""
-    if (item.segment, item.shard) not in opened.tars:
-        return f"key {opened.cache.entry(item.segment, item.shard).keys[item.row]:08x}"
-    return opened.pixels.decoded.name(item)
-
-
-def commit(rows: UnitRows, summary: Summary, seal: Callable[[], None]) -> None:
-    """Write and commit a unit, then `seal` its thousand if it was the last of them; runs in the writer's thread."""
-    summary.bytes += rows.commit()
-    seal()
+def over_ray(config: ExtractConfig) -> Summary:
+    """Do this share on a Ray cluster, each unit on any of its workers."""
+    before = Cache(open_location(config.cache))
+    config = kept_alike(settled(config, before), before)
+    with crew(Filler, config, config.device, config.threads, UNITS_AT_ONCE) as workers:
+        items, summary = workers.prepare()
+        with Progress("extract", sum(unit.rows for unit, _ in items), "images") as progress:
+            for (unit, _), done in workers.map(items):
+                summary.add(done)
+                progress.advance(unit.rows)
+                progress.note(f"{summary.bytes / 1e6:,.0f} MB kept")
+    return summary

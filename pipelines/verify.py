@@ -7,12 +7,14 @@ A cache is whole if every byte is as committed and no tar lacks a view that its 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.clusters.ray_crew import crew
 from pipelines.command.progress import Progress, begins
+from pipelines.verifying.checker import Checker
 from pipelines.verifying.inventory import Missing, Survey, survey
 from pipelines.verifying.metadata import check_calibration, check_probes, read_index, read_members
 from pipelines.verifying.pixel_agreement import Agreement
@@ -144,7 +146,7 @@ def run(config: VerifyConfig) -> Report:
         if not report.broken:
             make_again(config, location, pool, found, report)
         seals = SealCheck(location, names, segments)
-        read_all(pool, max(UNITS_AHEAD, 2 * config.threads), found, calibrations, seals, report)
+        read_all(states(config, pool, found), len(found.committed), calibrations, seals, report)
     report.broken = without_strangers(report)
     return report
 
@@ -174,23 +176,34 @@ def make_again(
             report.broken += different
 
 
+def states(config: VerifyConfig, pool: ThreadPoolExecutor, found: Survey) -> Iterator[UnitState]:
+    """Every committed unit, read and checked, in order: here, some units ahead, or on a Ray cluster."""
+    if config.ray is None:
+
+        def start(item: tuple[Member, Unit]) -> Callable[[], UnitState]:
+            return pool.submit(check_unit, *item).result
+
+        yield from ahead(found.committed, start, max(UNITS_AHEAD, 2 * config.threads))
+        return
+    early: dict[int, UnitState] = {}
+    turn = 0
+    with crew(Checker, config) as workers:
+        items = [(number, member.folder, unit) for number, (member, unit) in enumerate(found.committed)]
+        for (number, *_), checked in workers.map(items):
+            early[number] = UnitState(*found.committed[number], *checked)
+            while turn in early:
+                yield early.pop(turn)
+                turn += 1
+
+
 def read_all(
-    pool: ThreadPoolExecutor,
-    depth: int,
-    found: Survey,
-    calibrations: Mapping[str, int | None],
-    seals: SealCheck,
-    report: Report,
+    checked: Iterator[UnitState], count: int, calibrations: Mapping[str, int | None], seals: SealCheck, report: Report
 ) -> None:
-    """Read and check every committed unit, `depth` of them ahead, and compare members with each other and seals."""
-
-    def start(item: tuple[Member, Unit]) -> Callable[[], UnitState]:
-        return pool.submit(check_unit, *item).result
-
+    """Count every committed unit as it was checked, and compare members with each other and with seals."""
     agreement = Agreement(calibrations)
     since = time.perf_counter()
-    with Progress("verify", len(found.committed), "units") as progress:
-        for state in ahead(found.committed, start, depth):
+    with Progress("verify", count, "units") as progress:
+        for state in checked:
             agreement.add(state)
             seals.add(state)
             report.broken += state.findings

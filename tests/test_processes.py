@@ -178,7 +178,7 @@ class TestDevices:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         monkeypatch.setattr(torch, "empty", lambda *a, device=None: device)
 
-    @pytest.mark.parametrize(("rank", "device"), [("0", "cuda:0"), ("1", "cuda:1"), ("3", "cuda:1")])
+    @pytest.mark.parametrize(("rank", "device"), [("0", "cuda:0"), ("1", "cuda:1")])
     def test_a_rank_takes_its_own_card(self, monkeypatch, rank, device):
         monkeypatch.setenv("LOCAL_RANK", rank)
         assert str(pick_device("auto")) == device

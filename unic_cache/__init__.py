@@ -22,7 +22,7 @@ from unic_cache.errors import UnicCacheError
 if TYPE_CHECKING:
     from pipelines.distill import Trained
     from pipelines.evaluating.comparison import Result
-    from pipelines.extract import Summary
+    from pipelines.extracting.filling import Summary
     from unic_cache.cache import Cache, CachedTeacher, open_cache
     from unic_cache.stream.dataset import FeatureDataset
     from unic_cache.student.heads import Heads, load_heads

@@ -18,6 +18,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 
 import click
@@ -84,6 +85,20 @@ def explain(error: BaseException) -> str | None:
             return one_line(". ".join([happened.rstrip("."), *notes]))
         cause = cause.__cause__
     return None
+
+
+def portable(error: BaseException) -> BaseException:
+    """The error to raise in another process, where its cause and its traceback are lost.
+
+    It is the one of its causes that `explain` explains; a bug of ours keeps its traceback as a note.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UnicCacheError | KeyboardInterrupt) or _happened(cause) is not None:
+            return cause
+        cause = cause.__cause__
+    error.add_note("".join(traceback.format_exception(error)))
+    return error
 
 
 def reason(error: BaseException) -> str:

@@ -42,7 +42,15 @@ DEFAULT_SHARDS = "shards/*.tar"
 
 def look(config: Any) -> None:
     """UnicCacheError if a command cannot work with its config."""
+    if getattr(config, "ray", None) is not None:
+        check_ray()
     CHECKS[type(config)](config)
+
+
+def check_ray() -> None:
+    """ConfigError without Ray."""
+    if find_spec("ray") is None:
+        raise ConfigError("--ray needs Ray: `pip install 'unic-cache[ray]'`, on all nodes")
 
 
 def check_shard(config: ShardConfig) -> None:

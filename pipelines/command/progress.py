@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import TracebackType
@@ -18,10 +18,31 @@ LOG_EVERY = 30.0  # seconds between lines if stderr is not a terminal
 console = Console(stderr=True, soft_wrap=True, emoji=False)
 _under_way = threading.Event()  # set once the command has said what it does
 
+# What a worker of several has to say: ("say", text); ("begin", label, total, unit, done); ("advance", label, count);
+# ("end", label); ("opened",) once what all workers need is made.
+Event = tuple[str | int, ...]
+_listeners: list[Callable[[Event], None]] = []  # at most one
+_telling = threading.Lock()
+
+
+def listen(listener: Callable[[Event], None]) -> None:
+    """From now on, tell the listener what this process would print; `relay.Relay` prints it elsewhere."""
+    _listeners[:] = [listener]
+
+
+def tell(*event: str | int) -> None:
+    """Tell whoever listens; any thread may."""
+    with _telling:
+        for listener in _listeners:
+            listener(event)
+
 
 def say(text: str) -> None:
     """Print one line on stderr, without markup or wrapping."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if _listeners:
+        tell("say", text)
+    else:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def begins(command: str, *facts: str) -> None:
@@ -57,6 +78,7 @@ class Progress:
 
     def __init__(self, label: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
         self.label, self.total, self.unit = label, total, unit
+        quiet = quiet or bool(_listeners)
         drawn = console.is_terminal and console.file.isatty()  # FORCE_COLOR makes a file a terminal, but no tty
         self._bar = RichProgress(
             TextColumn("{task.description}", style="bold", markup=False),
@@ -80,12 +102,18 @@ class Progress:
 
     def advance(self, count: int) -> None:
         """Count `count` more units as done."""
+        tell("advance", self.label, count)
         self._done += count
         self._bar.advance(self._task, count)
         speed = self._bar.tasks[0].speed
         if speed:
             self._bar.update(self._task, rate=f"{speed:,.1f} {self.unit}/s")
         self._tell_after(LOG_EVERY)
+
+    def expect(self, count: int) -> None:
+        """Count `count` more units as to be done."""
+        self.total += count
+        self._bar.update(self._task, total=self.total)
 
     def note(self, text: str) -> None:
         """Set the text at the end of the line."""
@@ -120,6 +148,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         _under_way.set()
+        tell("begin", self.label, self.total, self.unit, self._done)
         self._bar.start()
         if self._logs:
             self._watcher.start()
@@ -132,3 +161,4 @@ class Progress:
         if self._logs:
             self._watcher.join()
         self._bar.stop()
+        tell("end", self.label)

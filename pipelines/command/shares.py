@@ -62,6 +62,40 @@ def rank_share() -> Share:
     return Share(index, count, "RANK and WORLD_SIZE")
 
 
+def local_rank() -> tuple[int, str] | None:
+    """This process's number among those started on its machine, and the variable that says so; None if it is alone.
+
+    torchrun inside srun sets both variables; its own counts. ConfigError if it is not a number.
+    """
+    if os.environ.get("LOCAL_RANK"):
+        return _number("LOCAL_RANK", "0"), "LOCAL_RANK"
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") in {"0", "1"} or not os.environ.get("SLURM_LOCALID"):
+        return None
+    return _number("SLURM_LOCALID", "0"), "SLURM_LOCALID"
+
+
+def check_flags(index: int, count: int) -> None:
+    """ConfigError if --worker-index and --num-workers contradict a clear share in the environment.
+
+    Flags that are the same for all processes would give them all the same share. A share may be finer or coarser than
+    the environment's: worker 5 of 8 is one of task 2's of 4, by 5 // 2 or by 5 % 4; else they differ.
+    """
+    try:
+        found = environment_share()
+    except ConfigError:
+        return  # the flags say what the environment does not
+    if not 0 <= index < count:
+        return  # the config's own check says it
+    (few, coarse), (many, fine) = sorted([(count, index), (found.count, found.index)])
+    if many % few or coarse not in {fine // (many // few), fine % few}:
+        variables = "SLURM_ARRAY_TASK_ID" if found.origin.startswith("SLURM") else "RANK and WORLD_SIZE"
+        raise ConfigError(
+            f"--worker-index {index} --num-workers {count} do not fit this process, which is {found.index + 1} of "
+            f"{found.count} ({found.origin}): others would do the same share; leave out the flags, compute them from "
+            f"{variables}, or unset {'it' if 'ID' in variables else 'both'}"
+        )
+
+
 def share_lines(index: int, count: int, mine: int, units: int) -> list[str]:
     """Lines about this process's share, `mine` of `units` units; none if it does all of them, alone."""
     if count > 1:

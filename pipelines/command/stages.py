@@ -11,7 +11,8 @@ from click.core import ParameterSource
 
 from pipelines.command.failures import clear_errors
 from pipelines.command.flags import parameters
-from pipelines.command.shares import unshared_lines
+from pipelines.command.shares import check_flags, unshared_lines
+from unic_cache.errors import ConfigError
 
 
 class Examples(click.Command):
@@ -62,11 +63,18 @@ def stage(
 
 
 def check_worker_flags() -> None:
-    """UsageError if only one of --worker-index and --num-workers is given: the other would come from elsewhere."""
+    """UsageError if only one of --worker-index and --num-workers is given, or if they contradict the environment."""
     source = click.get_current_context().get_parameter_source
-    given = [name for name in ("worker_index", "num_workers") if source(name) is ParameterSource.COMMANDLINE]
+    names = ("worker_index", "num_workers")
+    given = [name for name in names if source(name) is ParameterSource.COMMANDLINE]
     if len(given) == 1:
         raise click.UsageError("--worker-index and --num-workers belong together; give both, or neither")
+    if given:
+        flags = click.get_current_context().params
+        try:
+            check_flags(*(flags[name] for name in names))
+        except ConfigError as error:
+            raise click.UsageError(str(error)) from error
 
 
 def on_terminal() -> bool:

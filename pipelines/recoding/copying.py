@@ -54,12 +54,20 @@ def missing_units(config: RecodeConfig, source: Cache, ours: Member, theirs: Mem
     return missing, len(units) - len(missing)
 
 
+def views_to_copy(config: RecodeConfig, source: Cache, target: Cache) -> tuple[list[Unit], int]:
+    """This worker's kept pixels that the target lacks, and the number of those that it has; none if not asked for."""
+    if not config.views or source.pixels is None:
+        return [], 0
+    theirs = Member.ensure(target.location, VIEWS_MEMBER, source.pixels.spec)
+    return missing_units(config, source, source.pixels, theirs)
+
+
 def copy_views(
     config: RecodeConfig, source: Cache, target: Cache, ours: Member, pool: ThreadPoolExecutor
 ) -> tuple[int, int]:
     """Copy this worker's kept pixels that the target lacks; the number of units copied, and of those there before."""
     theirs = Member.ensure(target.location, VIEWS_MEMBER, ours.spec)
-    missing, there = missing_units(config, source, ours, theirs)
+    missing, there = views_to_copy(config, source, target)
     with Progress("copy views", sum(unit.rows for unit in missing), "rows") as progress:
         for unit in ahead(missing, lambda one: pool.submit(copy_unit, ours, theirs, target, one).result, UNITS_AHEAD):
             progress.advance(unit.rows)

@@ -51,7 +51,7 @@ osd pool default pg autoscale mode = off
 osd crush chooseleaf type = 0
 mon allow pool size one = true
 mon data avail crit = 1
-rgw frontends = beast endpoint=127.0.0.1:{gateway_port} tcp_nodelay=1
+rgw frontends = beast endpoint={host}:{gateway_port} tcp_nodelay=1
 """
 
 
@@ -62,9 +62,9 @@ class MissingPackagesError(RuntimeError):
 class Gateway:
     """A radosgw on loopback: where it listens and how to sign requests to it. `radosgw()` starts and stops it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         mon_port, gateway_port = free_ports(2)
-        self.endpoint = f"http://127.0.0.1:{gateway_port}"
+        self.endpoint = f"http://{host}:{gateway_port}"
         self.access_key = "unic-cache-test"
         self.secret_key = secrets.token_hex(16)
         self._folder = folder
@@ -72,7 +72,7 @@ class Gateway:
         self._fsid = str(uuid.uuid4())
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         configuration = CONFIGURATION.format(
-            fsid=self._fsid, folder=folder, mon_port=mon_port, gateway_port=gateway_port
+            fsid=self._fsid, folder=folder, mon_port=mon_port, host=host, gateway_port=gateway_port
         )
         (folder / "ceph.conf").write_text(configuration)
 
@@ -183,15 +183,18 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def radosgw() -> Iterator[Gateway]:
-    """A fresh gateway with a user and no bucket; all it kept is gone afterwards. MissingPackagesError without Ceph."""
+def radosgw(host: str = "127.0.0.1") -> Iterator[Gateway]:
+    """A fresh gateway at `host` with a user and no bucket; all it kept is gone afterwards.
+
+    MissingPackagesError without Ceph.
+    """
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         raise MissingPackagesError(
             f"{', '.join(missing)} not found; run `apt-get install --no-install-recommends radosgw ceph-osd ceph-mon`"
         )
     with tempfile.TemporaryDirectory(prefix="radosgw-") as folder:
-        gateway = Gateway(Path(folder))
+        gateway = Gateway(Path(folder), host)
         try:
             gateway.start()
             yield gateway

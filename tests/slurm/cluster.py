@@ -117,9 +117,7 @@ class Cluster:
         return dict(word.split("=", 1) for word in line.split() if "=" in word)
 
     def _run(self, *command: str, check: bool = True) -> str:
-        done = subprocess.run(
-            command, env=self._environment(), capture_output=True, text=True, check=False, timeout=60
-        )
+        done = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False, timeout=60)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}: {done.stderr[-2000:]}")
         return done.stdout

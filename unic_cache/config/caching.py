@@ -19,9 +19,11 @@ from unic_cache.config.options import (
     CACHE,
     CROP_SCALE,
     DEVICE,
+    DEVICES,
     IMG_SIZE,
     NUM_WORKERS,
     PATCH_SIZE,
+    RAY,
     SHARDS,
     STUDENT,
     THREADS,
@@ -102,7 +104,8 @@ class ExtractConfig(Stage):
         unset="the cache's, or lattice for grids that N divides evenly",
     )
     batch_size: int = option(64, "Images per teacher batch.")  # features equal to the bit need an equal batch size
-    device: str = option("auto", DEVICE)
+    device: str = option("auto", DEVICES)
+    ray: str | None = option(None, RAY)
     dtype: str = option("float32", "Teachers' arithmetic.", choices=DTYPES)
     keep_views: bool = option(False, "Store the pixels too, so that distill needs neither tars nor decoding.")
     pixel_codec: str | None = option(
@@ -142,6 +145,7 @@ class PlanConfig(ExtractConfig):
     quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="0.99")
     coder: str | None = option(None, CODER, choices=CODERS, unset="the one that suits this machine")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="all, and a quarter to compare")
+    device: str = option("auto", DEVICE)
     keep_views: bool = option(False, "Count the pixels of the views too.")
     images: int = option(256, "Views to measure on.")
     epochs: float = option(200.0, "Epochs of the training that will read the cache.")
@@ -171,7 +175,8 @@ class RecodeConfig(Stage):
     )
     teachers: tuple[str, ...] = option((), "A teacher in SRC; repeatable.", "NAME", unset="all", flag="teacher")
     views: bool = option(True, "Copy the kept pixels too.")
-    device: str = option("auto", DEVICE)
+    device: str = option("auto", DEVICES)
+    ray: str | None = option(None, RAY)
     threads: int = option(0, THREADS)
     worker_index: int = option(0, WORKER_INDEX)
     num_workers: int = option(1, NUM_WORKERS)
@@ -220,6 +225,7 @@ class VerifyConfig(Stage):
     teacher_check: int = option(0, "Images to run each teacher on again.", "N", unset="none")
     weights: tuple[tuple[str, str], ...] = option((), WEIGHTS)
     device: str = option("auto", DEVICE)
+    ray: str | None = option(None, RAY)
     threads: int = option(0, THREADS)
 
     def __post_init__(self) -> None:

@@ -36,9 +36,11 @@ def described(about: str | About = "", metavar: str | None = None, **more: Any) 
 CACHE = About("Cache: a folder or a URL.", "DIR")
 CROP_SCALE = "Least and largest share of the image's area in a crop."
 DEVICE = About("Device: auto, cpu, cuda, cuda:1, ...")
+DEVICES = About("Device: auto, cpu, cuda, cuda:1, ...; or several, a process each: cuda:0,cuda:1, or all (GPUs).")
 IMG_SIZE = About("Student's input size in pixels.", unset="the model's")
 NUM_WORKERS = About("How many workers share the work.", unset="from a SLURM array or torchrun, else 1")
 PATCH_SIZE = About("Student's patch size in pixels.", unset="the model's")
+RAY = About("Address of a Ray cluster that shares the work; local starts one here.", "ADDRESS", unset="none")
 SHARDS = About(
     "WebDataset tars: a path, a glob or braces.", "PATTERN", unset="shards/*.tar, else kept views", once=True
 )

@@ -5,6 +5,7 @@ import json
 from typing import Any, ClassVar, Self
 
 from unic_cache.config.bounds import check_choice, check_numbers
+from unic_cache.config.devices import check_device
 from unic_cache.errors import ConfigError
 from unic_cache.files.paths import check_paths
 
@@ -21,6 +22,7 @@ class Stage:
     def __post_init__(self) -> None:
         check_numbers(self)
         check_paths(self)
+        check_device(self.stage, getattr(self, "device", "auto"), getattr(self, "ray", None))
         for field in dataclasses.fields(self):
             value, about = getattr(self, field.name), field.metadata.get("about")
             if about and about.choices and value is not None:
