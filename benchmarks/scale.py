@@ -98,7 +98,9 @@ def tables() -> list[str]:
         for job in JOBS
     ]
     return [
-        table(["images", "tars", "units of teachers", "objects", "features, TB", "kept views, TB", "records, GB"], stored),
+        table(
+            ["images", "tars", "units of teachers", "objects", "features, TB", "kept views, TB", "records, GB"], stored
+        ),
         table(
             [
                 "images", "writes", "price", "reads an epoch", "price", "a month", "GPU-hours", "core-hours of views",

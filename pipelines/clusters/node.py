@@ -22,7 +22,7 @@ from pipelines.command.progress import Event, listen
 from unic_cache import config as configs
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.schemes import open_location
-from unic_cache.views.index import segment_names
+from unic_cache.views.segments import segment_names
 from unic_cache.views.shards import expand
 
 TARS_COMPARED = 64  # sizes of tars, evenly over all

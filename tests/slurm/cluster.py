@@ -1,7 +1,8 @@
 """A real SLURM cluster for the tests: its controller and two nodes, all on loopback.
 
 `with cluster() as slurm:` starts slurmctld and two slurmd in a temporary folder, on ports that are free, and stops them
-by their process ids. The first node has this machine's own name, so that processes on the second find it. The programs are in Debian's slurmctld, slurmd and slurm-client.
+by their process ids. The first node has this machine's own name, so that processes on the second find it. The programs
+are in Debian's slurmctld, slurmd and slurm-client.
 """
 
 import contextlib
@@ -156,7 +157,8 @@ def cluster() -> Iterator[Cluster]:
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         raise RuntimeError(
-            f"{', '.join(missing)} not found; run `apt-get install --no-install-recommends slurmctld slurmd slurm-client`"
+            f"{', '.join(missing)} not found; run `apt-get install --no-install-recommends slurmctld slurmd "
+            "slurm-client`"
         )
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
         found = Cluster(Path(folder))

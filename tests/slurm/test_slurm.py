@@ -34,7 +34,7 @@ def test_an_array_fills_one_cache(slurm: Cluster, shards, weights, settings, cac
         SCRIPTS / "extract.sbatch", *teachers, *files, *rest,
         options=["--array=0-2", "--cpus-per-task=2"], output=tmp_path / "array-%a.txt",
     )  # fmt: skip
-    wait_for(lambda: (tmp_path / "array-1.txt").exists())
+    wait_for((tmp_path / "array-1.txt").exists)
     slurm.run("scontrol", "requeue", f"{job}_1")
     assert slurm.ended(job) == ["COMPLETED"] * 3
     said = [(tmp_path / f"array-{task}.txt").read_text() for task in range(3)]
