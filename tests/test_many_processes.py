@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,13 +80,18 @@ def runs(tmp_path_factory, cache_folder, shards):
 
 @pytest.fixture(scope="module")
 def whole(runs):
+    """The run of one process at once, by its --loss-group."""
     config, folder = runs
-    found = {}
-    for group in (None, 4):
-        found[group] = folder / f"whole-{group}"
-        process = started(dataclasses.replace(config, loss_group=group, out=str(found[group])), 1)
-        assert process.wait() == 0, process.stderr.read()
-    return found
+
+    @lru_cache
+    def run(group: int | None) -> Path:
+        out = folder / f"whole-{group}"
+        process = started(dataclasses.replace(config, loss_group=group, out=str(out)), 1)
+        _, said = process.communicate()
+        assert process.returncode == 0, said[-3000:]
+        return out
+
+    return run
 
 
 @pytest.mark.slow
@@ -115,7 +121,7 @@ class TestCurve:
         process = started(dataclasses.replace(config, out=str(out), **changes), processes)
         _, said = process.communicate()
         assert process.returncode == 0, said[-3000:]
-        self.compare(out, whole[changes.get("loss_group")])
+        self.compare(out, whole(changes.get("loss_group")))
 
     @pytest.mark.parametrize("sharded", [False, True])
     def test_of_four_processes_then_two_then_one_killed_between_is_that_of_one(self, runs, whole, sharded):
@@ -128,4 +134,4 @@ class TestCurve:
             assert process.poll() is None, process.communicate()[1][-3000:]
             kill(process)
         distill.run(config)
-        self.compare(folder / f"killed-{sharded}", whole[4])
+        self.compare(folder / f"killed-{sharded}", whole(4))

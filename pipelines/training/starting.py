@@ -67,9 +67,10 @@ def start_student(
 def prepared(accelerator: Accelerator, begun: Started, config: DistillConfig) -> tuple[nn.Module, Any]:
     """The student and AdamW on the device, as accelerate wraps them; with --shard-student in parts."""
     if not config.shard_student:
-        return accelerator.prepare(begun.student, begun.adamw)
+        wrapped: tuple[nn.Module, Any] = accelerator.prepare(begun.student, begun.adamw)
+        return wrapped
     state = {name: dict(begun.adamw.state.get(value, {})) for name, value in begun.student.named_parameters()}
-    model = accelerator.prepare_model(begun.student, evaluation_mode=True)  # wrapped for its precision alone
+    model: nn.Module = accelerator.prepare_model(begun.student, evaluation_mode=True)  # wrapped for its precision alone
     shard(model, accelerator.device, int(accelerator.num_processes))
     adamw = optimizer(model, config.peak_lr(), config.weight_decay)
     take_state(adamw, model, state)

@@ -69,10 +69,12 @@ def distillation_loss(
         means[name] = {kind: _mean(value.detach(), own_B) for kind, value in losses.items()}
     losses_nB = torch.stack(rows)
     sizes = [losses_nB.shape[1]] if groups is None else list(groups)
-    shown = [None] * len(sizes) if present_nB is None else present_nB.split(sizes, dim=1)
+    shown = [None] * len(sizes) if present_nB is None else torch.split(present_nB, sizes, dim=1)
     balanced = [
         BALANCE[balancing](own_nB, draws_Bn, drop, has_nB)
-        for own_nB, draws_Bn, has_nB in zip(losses_nB.split(sizes, dim=1), uniforms_Bn.split(sizes), shown, strict=True)
+        for own_nB, draws_Bn, has_nB in zip(
+            torch.split(losses_nB, sizes, dim=1), torch.split(uniforms_Bn, sizes), shown, strict=True
+        )
     ]
     totals, counts, coefficients, tops = zip(*balanced, strict=True)
     totals_G, counts_G = torch.stack(totals), torch.stack(counts)

@@ -26,6 +26,7 @@ def shard(student: nn.Module, device: torch.device, processes: int) -> None:
 
 def take_state(optimizer: torch.optim.Optimizer, student: nn.Module, state: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Give an optimizer of a split student the state {parameter's name: {key: whole tensor}}."""
+    parameter: Any
     for name, parameter in student.named_parameters():
         for key, value in state.get(name, {}).items():
             split = isinstance(parameter, DTensor) and key != "step"
