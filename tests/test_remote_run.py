@@ -125,7 +125,7 @@ def test_errors_name_the_store_and_not_the_copy(there):
 
 def test_folders_that_cannot_be_written_or_must_be_local_are_refused():
     with pytest.raises(
-        ConfigError, match="--out https://host/run: web servers are read only; use a path, s3:// or gs://"
+        ConfigError, match="out https://host/run: web servers are read only; use a path, s3:// or gs://"
     ):
         DistillConfig(out="https://host/run")
     with pytest.raises(ConfigError, match="--online keeps the teachers' calibrations in --out, which must be a local"):

@@ -99,6 +99,7 @@ class RunState:
         state = None if scaler is None else scaler.state_dict()
         header = {"scaler": state, "processes": self.accelerator.num_processes, **origin}
         save_checkpoint(self.out, steps, tensors, header, self.keep)
+        self.saved = steps if self.remote is None else self.saved  # a store has it once it is sent
         encoder = self._gathered(tensors) if self.sharded else self.exported
         why_not = lay_out_run(self.out, encoder, self.spec, licences_of(self.provenance).values())
         save_encoder(self.out / ENCODER, encoder, self.spec, {**self.provenance, "steps": steps})

@@ -69,25 +69,20 @@ def distillation_loss(
         means[name] = {kind: _mean(value.detach(), own_B) for kind, value in losses.items()}
     losses_nB = torch.stack(rows)
     sizes = [losses_nB.shape[1]] if groups is None else list(groups)
+    totals_G, counts_G, coefficients_nB, top_B = _balanced(losses_nB, uniforms_Bn, drop, present_nB, balancing, sizes)
+    value = mean_of_groups(totals_G, counts_G)
+    return LossTerms(value, totals_G, counts_G, means, losses_nB.detach(), coefficients_nB, top_B, present_nB)
+
+
+def _balanced(
+    losses_nB: Tensor, uniforms_Bn: Tensor, drop: float, present_nB: Tensor | None, balancing: str, sizes: list[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(totals_G, counts_G, coefficients_nB, top_B) of groups of `sizes` images, in order."""
     shown = [None] * len(sizes) if present_nB is None else torch.split(present_nB, sizes, dim=1)
-    balanced = [
-        BALANCE[balancing](own_nB, draws_Bn, drop, has_nB)
-        for own_nB, draws_Bn, has_nB in zip(
-            torch.split(losses_nB, sizes, dim=1), torch.split(uniforms_Bn, sizes), shown, strict=True
-        )
-    ]
-    totals, counts, coefficients, tops = zip(*balanced, strict=True)
-    totals_G, counts_G = torch.stack(totals), torch.stack(counts)
-    return LossTerms(
-        mean_of_groups(totals_G, counts_G),
-        totals_G,
-        counts_G,
-        means,
-        losses_nB.detach(),
-        torch.cat(coefficients, dim=1),
-        torch.cat(tops),
-        present_nB,
-    )
+    groups = zip(torch.split(losses_nB, sizes, dim=1), torch.split(uniforms_Bn, sizes), shown, strict=True)
+    found = [BALANCE[balancing](own_nB, draws_Bn, drop, has_nB) for own_nB, draws_Bn, has_nB in groups]
+    totals, counts, coefficients, tops = zip(*found, strict=True)
+    return torch.stack(totals), torch.stack(counts), torch.cat(coefficients, dim=1), torch.cat(tops)
 
 
 def mean_of_groups(totals_G: Tensor, counts_G: Tensor) -> Tensor:
