@@ -81,6 +81,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.distilling
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.busy
+	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.evaluating
 
 # docs/STUDY.md: hours, in pieces. Ctrl-C stops it, the same command goes on; a run's line in results.jsonl is its commit.

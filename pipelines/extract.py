@@ -13,7 +13,7 @@ from pipelines.clusters.ray_crew import crew
 from pipelines.command.device import devices_of, pick_device
 from pipelines.command.progress import Progress, say, tell
 from pipelines.extracting.defaults import kept_alike, settled
-from pipelines.extracting.filler import Filler
+from pipelines.extracting.filler import Filler, Item
 from pipelines.extracting.filling import Summary, batches_of, check_idle, commit, fill, open_recorders, plan
 from pipelines.extracting.opening import open_teachers
 from pipelines.extracting.opening_options import OpeningOptions
@@ -97,7 +97,8 @@ def over_ray(config: ExtractConfig) -> Summary:
     before = Cache(open_location(config.cache))
     config = kept_alike(settled(config, before), before)
     with crew(Filler, config, config.device, config.threads, UNITS_AT_ONCE) as workers:
-        items, summary = workers.prepare()
+        prepared: tuple[list[Item], Summary] = workers.prepare()
+        items, summary = prepared
         with Progress("extract", sum(unit.rows for unit, _ in items), "images") as progress:
             for (unit, _), done in workers.map(items):
                 summary.add(done)

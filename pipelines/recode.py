@@ -20,7 +20,7 @@ from pipelines.extracting.unit_rows import UNITS_BEHIND
 from pipelines.recoding.copying import copy_views
 from pipelines.recoding.one_unit import batches_of, checked, commit, plan, read, recoded
 from pipelines.recoding.opening import going_on, open_both
-from pipelines.recoding.recoder import Recoder
+from pipelines.recoding.recoder import Item, Recoder
 from pipelines.recoding.summary import Summary
 from unic_cache.ahead import ahead, behind, dropped, thread_pool
 from unic_cache.cache import Cache
@@ -89,7 +89,8 @@ def alone(config: RecodeConfig) -> Summary:
 def over_ray(config: RecodeConfig) -> Summary:
     """Do this share on a Ray cluster, each unit on any of its workers."""
     with crew(Recoder, config, config.device, config.threads, UNITS_AT_ONCE) as workers:
-        items, summary = workers.prepare()
+        prepared: tuple[list[Item], Summary] = workers.prepare()
+        items, summary = prepared
         rows = [unit.rows * max(len(lacking), 1) for unit, lacking in items]
         with Progress("recode", sum(rows), "rows") as progress:
             for (unit, lacking), done in workers.map(items):

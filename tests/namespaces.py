@@ -1,64 +1,80 @@
-"""Several machines on one: network namespaces that a bridge joins, each with its own loopback and address. Needs root.
+"""Machines of a small network: namespaces with an address each, on one bridge. Needs root, and iproute2's `ip`."""
 
-`with machines(2) as found:` makes them and removes them again; `found[0].start(command)` starts a process in the first.
-A process there finds the others by address, and nobody by this machine's name.
-"""
-
-import contextlib
-import os
-import secrets
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 
-DEVICE = "eth0"  # in each namespace
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A namespace, its end of the cable, and its address."""
-
-    name: str
-    cable: str
-    address: str
-
-    def start(self, command: Sequence[str], environment: Mapping[str, str], **options: object) -> subprocess.Popen[str]:
-        """Start a process there; its gloo connects through the cable."""
-        own = {**os.environ, "GLOO_SOCKET_IFNAME": DEVICE, **environment}
-        return subprocess.Popen(["ip", "netns", "exec", self.name, *command], env=own, text=True, **options)  # type: ignore[call-overload]
-
-    def cut_off(self) -> None:
-        """Pull the cable."""
-        _ip("link", "set", self.cable, "down")
-
-    def connect(self) -> None:
-        """Plug it in again."""
-        _ip("link", "set", self.cable, "up")
+NETWORK = "10.213.7"
+BRIDGE = "unic-bridge"
 
 
-@contextlib.contextmanager
-def machines(count: int) -> Iterator[list[Machine]]:
-    """So many machines, which reach each other and nothing else."""
-    tag, net = secrets.token_hex(3), f"10.{secrets.randbelow(200) + 20}.{secrets.randbelow(250)}"
-    bridge, found = f"br{tag}", [Machine(f"m{tag}{i}", f"c{tag}{i}", f"{net}.{i + 1}") for i in range(count)]
+@dataclass
+class Network:
+    """The bridge, whose own address is this process's, and the machines on it."""
+
+    machines: dict[str, str] = field(default_factory=dict)  # name -> address
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        """This process's address, that machines see."""
+        return f"{NETWORK}.1"
+
+    def add(self, name: str) -> str:
+        """A machine of that name; its address."""
+        number = len(self.machines) + 11
+        self.machines[name] = f"{NETWORK}.{number}"
+        _ip("netns", "add", f"unic-{name}")
+        _ip("link", "add", f"unic-v{number}", "type", "veth", "peer", "name", "eth0", "netns", f"unic-{name}")
+        _ip("link", "set", f"unic-v{number}", "master", BRIDGE, "up")
+        _ip("-n", f"unic-{name}", "addr", "add", f"{NETWORK}.{number}/24", "dev", "eth0")
+        for device in ("lo", "eth0"):
+            _ip("-n", f"unic-{name}", "link", "set", device, "up")
+        return self.machines[name]
+
+    def cut_off(self, name: str) -> None:
+        """Take the machine's cable away; it goes on by itself."""
+        _ip("link", "set", f"unic-v{self.machines[name].rpartition('.')[2]}", "down")
+
+    def start(self, name: str, words: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        """Start a command on a machine; it ends with the network at the latest."""
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                ["ip", "netns", "exec", f"unic-{name}", *words],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.running.append(process)
+        return process
+
+
+@contextmanager
+def network() -> Iterator[Network]:
+    """A bridge without machines; at the end, whatever runs on them is ended, and all is removed."""
+    made = Network()
+    _ip("link", "add", BRIDGE, "type", "bridge")
     try:
-        _ip("link", "add", bridge, "type", "bridge")
-        _ip("link", "set", bridge, "up")
-        for one in found:
-            _ip("netns", "add", one.name)
-            _ip("link", "add", one.cable, "type", "veth", "peer", "name", DEVICE, "netns", one.name)
-            _ip("link", "set", one.cable, "master", bridge, "up")
-            _ip("-n", one.name, "address", "add", f"{one.address}/24", "dev", DEVICE)
-            for device in ("lo", DEVICE):
-                _ip("-n", one.name, "link", "set", device, "up")
-        yield found
+        _ip("addr", "add", f"{made.address}/24", "dev", BRIDGE)
+        _ip("link", "set", BRIDGE, "up")
+        yield made
     finally:
-        for one in found:
-            _ip("netns", "delete", one.name, check=False)
-        _ip("link", "delete", bridge, check=False)
+        for process in made.running:
+            process.terminate()
+        for name in made.machines:
+            there = subprocess.run(["ip", "netns", "pids", f"unic-{name}"], capture_output=True, text=True, check=False)
+            for number in there.stdout.split():
+                subprocess.run(["kill", "-9", number], check=False, capture_output=True)
+            subprocess.run(["ip", "netns", "del", f"unic-{name}"], check=False)
+        for process in made.running:
+            process.wait()
+        _ip("link", "del", BRIDGE)
 
 
-def _ip(*words: str, check: bool = True) -> None:
+def _ip(*words: str) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    if check and done.returncode:
+    if done.returncode:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from pipelines import distill
 from tests.conftest import losses_of
-from tests.namespaces import machines
+from tests.namespaces import network
 
 FLAGS = {"steps": 12, "batch_size": 8, "log_every": 2, "drop_path": 0.1}
 
@@ -25,21 +25,19 @@ def test_two_nodes_train_as_one_process(training, tmp_path):
         for name in ("cache", "shards", "out", "student", "img_size", "patch_size", "lr", *FLAGS)
         for word in (f"--{name.replace('_', '-')}", str(getattr(config, name)))
     ]
-    with machines(2) as nodes:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "eth0"}
+    with network() as made:
+        nodes = ["first", "second"]
+        addresses = [made.add(node) for node in nodes]
         launch = [
             sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1",
-            "--master_addr", nodes[0].address, "--master_port", "29500",
+            "--master_addr", addresses[0], "--master_port", "29500",
         ]  # fmt: skip
-        environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        running = []
-        for number, node in enumerate(nodes):
-            with open(tmp_path / f"node-{number}.txt", "w") as output:
-                running.append(
-                    node.start(
-                        [*launch, "--node_rank", str(number), "-m", "cli", "distill", *words, "--tracker", "none"],
-                        environment, stdout=output, stderr=output,
-                    )
-                )  # fmt: skip
+        command = ["-m", "cli", "distill", *words, "--tracker", "none"]
+        running = [
+            made.start(node, [*launch, "--node_rank", str(at), *command], environment, tmp_path / f"node-{at}.txt")
+            for at, node in enumerate(nodes)
+        ]
         codes = [one.wait(timeout=500) for one in running]
     said = [Path(tmp_path / f"node-{number}.txt").read_text() for number in range(2)]
     assert codes == [0, 0], "\n".join(said)

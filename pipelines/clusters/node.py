@@ -38,7 +38,7 @@ class Worker(Protocol):
     def prepare(self) -> Any:
         """Make what all workers need; return what the driver needs, as the items of work."""
 
-    def open(self) -> None:
+    def open(self) -> object:
         """Load what `work` needs."""
 
     def work(self, item: Any) -> Any:

@@ -71,7 +71,8 @@ class Crew:
         first = self._hire()
         ready = first.prepare.remote()
         with Relay() as relay:
-            done, idle_since = [], time.monotonic()
+            done: list[Any] = []
+            idle_since = time.monotonic()
             while not done:
                 done, _ = ray.wait([ready], timeout=LOOK_EVERY)
                 idle_since = self._waiting(idle_since, self._hear(first, relay))
@@ -136,7 +137,7 @@ class Crew:
 
         name = f"{self._worker.__module__}:{self._worker.__qualname__}"
         told = Place(name, self._config.to_json(), next(self._numbers), package_mark(), self._files)
-        shell = ray.remote(shipped()).options(
+        shell: Any = ray.remote(shipped()).options(
             num_cpus=self._asked.cores,
             num_gpus=self._asked.gpus,
             max_restarts=-1,
@@ -207,7 +208,8 @@ def shipped() -> type:
             os.environ.update(environment)
             with contextlib.suppress(OSError):  # relative paths mean the same; the worker checks that they do
                 os.chdir(folder)
-            self.place, self.lock, self.entered = place, threading.Lock(), None
+            self.place, self.lock = place, threading.Lock()
+            self.entered: Any = None
 
         def node(self) -> Any:
             from pipelines.command.threads import settle_waiting

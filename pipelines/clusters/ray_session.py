@@ -4,6 +4,7 @@ Ray is imported late: it is an extra, and importing it takes a second. Its dashb
 on this terminal are off.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -39,6 +40,7 @@ def session(address: str) -> Iterator[None]:
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a warning otherwise
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
 
     with redirect_stdout(sys.stderr):  # Ray prints there that it lost a worker, and stdout is for results
@@ -68,7 +70,7 @@ def _begin(address: str) -> None:
             "include_dashboard": False,
         }
     try:
-        ray.init(**own, log_to_driver=False, logging_level="CRITICAL")
+        ray.init(**own, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:  # whatever Ray raises, for each reason another class
         why = one_line(str(error)).rstrip(".")
         if address == LOCAL:
@@ -115,4 +117,4 @@ def nodes() -> Sequence[Mapping[str, float]]:
     """The resources of each node that is alive."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

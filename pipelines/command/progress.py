@@ -51,6 +51,11 @@ def begins(command: str, *facts: str) -> None:
     say(f"{command}: {', '.join(fact for fact in facts if fact)}")
 
 
+def under_way() -> None:
+    """Say no more that the command is still loading."""
+    _under_way.set()
+
+
 @contextmanager
 def starting(command: str) -> Iterator[None]:
     """Say every now and then that the command is still loading, until `begins` or a `Progress`."""

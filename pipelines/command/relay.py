@@ -4,7 +4,7 @@ from collections import Counter
 from types import TracebackType
 from typing import Self, cast
 
-from pipelines.command.progress import Event, Progress, say
+from pipelines.command.progress import Event, Progress, say, under_way
 
 
 class Relay:
@@ -19,6 +19,7 @@ class Relay:
     def hear(self, event: Event) -> None:
         """Print what a worker has told; see `progress.tell`."""
         kind, *about = event
+        under_way()
         if kind == "say" and about[0] not in self._said:
             self._said.add(str(about[0]))
             say(str(about[0]))

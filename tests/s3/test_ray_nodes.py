@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import extract, verify
 from tests.conftest import CNN, VIT, make_shards, tree
-from tests.s3.namespaces import Network, network
+from tests.namespaces import Network, network
 from tests.s3.radosgw import Gateway, radosgw
 from unic_cache.config import VerifyConfig
 from unic_cache.files.location import Location

@@ -105,7 +105,6 @@ class ExtractConfig(Stage):
     )
     batch_size: int = option(64, "Images per teacher batch.")  # features equal to the bit need an equal batch size
     device: str = option("auto", DEVICES)
-    ray: str | None = option(None, RAY)
     dtype: str = option("float32", "Teachers' arithmetic.", choices=DTYPES)
     keep_views: bool = option(False, "Store the pixels too, so that distill needs neither tars nor decoding.")
     pixel_codec: str | None = option(
@@ -116,6 +115,7 @@ class ExtractConfig(Stage):
     threads: int = option(0, THREADS)
     worker_index: int = option(0, WORKER_INDEX)
     num_workers: int = option(1, NUM_WORKERS)
+    ray: str | None = option(None, RAY)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,10 +176,10 @@ class RecodeConfig(Stage):
     teachers: tuple[str, ...] = option((), "A teacher in SRC; repeatable.", "NAME", unset="all", flag="teacher")
     views: bool = option(True, "Copy the kept pixels too.")
     device: str = option("auto", DEVICES)
-    ray: str | None = option(None, RAY)
     threads: int = option(0, THREADS)
     worker_index: int = option(0, WORKER_INDEX)
     num_workers: int = option(1, NUM_WORKERS)
+    ray: str | None = option(None, RAY)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -225,8 +225,8 @@ class VerifyConfig(Stage):
     teacher_check: int = option(0, "Images to run each teacher on again.", "N", unset="none")
     weights: tuple[tuple[str, str], ...] = option((), WEIGHTS)
     device: str = option("auto", DEVICE)
-    ray: str | None = option(None, RAY)
     threads: int = option(0, THREADS)
+    ray: str | None = option(None, RAY)
 
     def __post_init__(self) -> None:
         super().__post_init__()
