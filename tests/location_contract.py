@@ -5,6 +5,7 @@
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -158,6 +159,23 @@ class ReadContract:
         assert folder.folders("t-2") == []
         assert folder.folders("nowhere") == []
 
+    def test_names_between_two_are_those_directly_inside(self, folder: Location, fill: Callable[[Files], None]) -> None:
+        inside = [f"t/v/{number:06d}.json" for number in range(0, 60, 10)]
+        fill({**dict.fromkeys([*inside, "t/v/000020/deeper", "t/v-2/000020.json", "t/u"], b"x"), **FILES})
+        for after, before, expected in [
+            ("000010", "000040", inside[1:4]),
+            ("000010.json", "000040.json", inside[2:4]),
+            ("", "~", inside),
+            ("000051", "~", []),
+            ("", "0", []),
+        ]:
+            assert folder.names_between("t/v", after, before) == expected
+            times = folder.times_between("t/v", after, before)
+            assert sorted(times) == expected
+            assert all(at is None or abs(at - time.time()) < 10**9 for at in times.values())
+        assert folder.names_between("nowhere", "", "~") == []
+        assert folder.times_between("t/spec.json", "", "~") == {}
+
     @pytest.mark.parametrize("name", OUTSIDE)
     def test_no_name_leaves_the_folder(self, folder: Location, name: str) -> None:
         calls: list[Callable[[], object]] = [
@@ -168,6 +186,7 @@ class ReadContract:
         ]
         if name:  # the empty prefix is the folder itself
             calls += [lambda: list(folder.names(name)), lambda: folder.folders(name)]
+        calls += [lambda: folder.names_between(name, "", "~"), lambda: folder.times_between(name, "", "~")]
         for call in calls:
             with pytest.raises(ConfigError, match="is not a name inside a cache"):
                 call()

@@ -144,7 +144,7 @@ def _list(objects: dict[str, bytes], query: dict[str, str]) -> _Answer:
                 else f"<Contents><Key>{key}</Key><Size>{len(objects[key])}</Size><ETag>x</ETag>"
                 "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
             )
-    left = [name for name in entries if name > query.get("continuation-token", "")]
+    left = [name for name in entries if name > max(query.get("continuation-token", ""), query.get("start-after", ""))]
     more = len(left) > PAGE
     token = f"<NextContinuationToken>{left[PAGE - 1]}</NextContinuationToken>" if more else ""
     inside = "".join(entries[name] for name in left[:PAGE])

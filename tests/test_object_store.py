@@ -13,7 +13,7 @@ import pytest
 from obstore.store import GCSStore, MemoryStore
 
 from tests.location_contract import WriteContract
-from tests.object_server import ObjectServer
+from tests.object_server import PAGE, ObjectServer
 from unic_cache.errors import CacheError
 from unic_cache.files import object_store, outages
 from unic_cache.files.location import Location
@@ -31,6 +31,7 @@ CALLS: dict[str, Callable[[Location], object]] = {
     "delete": lambda folder: folder.delete("a/there"),
     "names": lambda folder: list(folder.names()),
     "folders": lambda folder: folder.folders(),
+    "names_between": lambda folder: folder.names_between("a", "s", "u"),
 }
 
 
@@ -51,6 +52,7 @@ ANSWERS = {
     "delete": None,
     "names": ["a/there", "b", "c"],
     "folders": ["a"],
+    "names_between": ["a/there"],
 }
 
 
@@ -120,6 +122,19 @@ def test_trouble_that_passes_is_outlived(
     server.faults.extend([fault] * 4)
     assert CALLS[call](filled) == ANSWERS[call]
     assert not server.faults
+
+
+def test_a_listing_between_two_names_takes_requests_for_what_it_finds(
+    server: ObjectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "PAGE", PAGE)
+    names = [f"v/{number:06d}.json" for number in range(20 * PAGE)]
+    server.objects.update({f"pre/{name}": b"" for name in names})
+    folder = ObjectFolder("s3://bucket/pre")
+    assert folder.names_between("v", "000005", "000007") == names[5:7]
+    assert len(server.asked) <= 3
+    assert list(folder.names("v")) == names
+    assert len(server.asked) > 20
 
 
 def test_create_whose_answer_was_lost_meets_its_own_first_try(filled: ObjectFolder, server: ObjectServer) -> None:

@@ -93,8 +93,8 @@ def listed(member: Member, segment: Segment, view: str) -> ViewDone:
     """One view, from listings of its seals and of the records in runs that are not sealed, or were sealed last."""
     tars, folder = len(segment.names), commit_folder(member.folder, segment.number, view)
     if not runs(tars):
-        times = _by_number(member.location.times_between(folder, "", "~"))
-        return ViewDone(member, segment, view, times.keys() & set(range(tars)), times)
+        every = _by_number(member.location.times_between(folder, "", "~"))
+        return ViewDone(member, segment, view, every.keys() & set(range(tars)), every)
     seals = _by_number(member.location.times_between(f"{member.folder}/{SEALS}/{segment.number:06d}/{view}", "", "~"))
     last = max(seals, key=lambda run: seals[run] or 0.0, default=None)
     wanted = [run for run in runs(tars) if run not in seals or run == last]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from obstore import Bytes as Buffer
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
+PAGE = 1000  # names in a server's answer
 NO_RETRIES: "RetryConfig" = {"max_retries": 0}  # obstore's own; `outlive` retries all kinds of requests
 
 LARGE = 2**30  # bytes: servers take 5 GiB in one PUT
@@ -157,7 +158,7 @@ class ObjectFolder:
 
         def attempt(store: "ObjectStore") -> dict[str, float | None]:
             found: dict[str, float | None] = {}
-            for page in obstore.list(store, path, offset=f"{path}/{after}" if after else None, chunk_size=1000):
+            for page in obstore.list(store, path, offset=f"{path}/{after}" if after else None, chunk_size=PAGE):
                 found |= {entry["path"]: entry["last_modified"].timestamp() for entry in page}
                 if page and min(entry["path"] for entry in page) >= f"{path}/{before}":
                     break

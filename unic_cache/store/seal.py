@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -82,15 +83,17 @@ class Seal:
         if len(named) > 1:
             return None
         bad = {record.unit.shard: tuple(sorted(record.bad)) for record in records if record.bad}
-        columns = (
-            np.array(column, np.uint32)
-            for column in (
-                [record.unit.rows for record in records],
-                [record.checksum for record in records],
-                [pixels_crc(record) for record in records],
-            )
+        return cls(
+            records[0].member,
+            unit.segment,
+            unit.view,
+            run_of(unit.shard),
+            np.array([record.unit.rows for record in records], np.uint32),
+            np.array([record.checksum for record in records], np.uint32),
+            np.array([pixels_crc(record) for record in records], np.uint32),
+            bad,
+            named.pop(),
         )
-        return cls(records[0].member, unit.segment, unit.view, run_of(unit.shard), *columns, bad, *named)
 
     @property
     def name(self) -> str:
@@ -102,7 +105,7 @@ class Seal:
         """The number of the run's first tar."""
         return self.run * RUN
 
-    @property
+    @cached_property
     def checksum(self) -> int:
         """crc32c of the seal's content: one number for all its records."""
         return int(crc32c(_json(self._body())))
@@ -128,15 +131,18 @@ def parse_seal(data: bytes, name: str, rows: npt.ArrayLike) -> Seal | None:
     try:
         body: dict[str, Any] = json.loads(data)
         own = body.pop("self")
-        if own != crc32c(_json(body)) or (body.pop("kind"), body.pop("format")) != (KIND, FORMAT):
+        before, mark, after = data.rpartition(b'"self":%d,' % own)
+        if own != crc32c(before + after) or not mark or (body.pop("kind"), body.pop("format")) != (KIND, FORMAT):
             return None
-        columns = {key: _column(body.pop(key)) for key in ("rows", "records", "pixels")}
+        columns: dict[str, Any] = {key: _column(body.pop(key)) for key in ("rows", "records", "pixels")}
         bad = {int(tar): tuple(map(int, of)) for tar, of in body.pop("bad").items()}
         seal = Seal(bad=bad, **columns, **body)
-        ends = dict(enumerate(seal.rows.tolist(), seal.first))
-        inside = all(0 <= row < ends[tar] for tar, of in bad.items() for row in of)
+        vars(seal)["checksum"] = own
+        inside = all(
+            0 <= row < seal.rows[tar - seal.first] and tar >= seal.first for tar, of in bad.items() for row in of
+        )
         in_place = seal.name == name and {len(column) for column in columns.values()} == {len(seal.rows)}
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
         return None
     return seal if inside and in_place and np.array_equal(seal.rows, rows) else None
 

@@ -133,8 +133,9 @@ def joined(tars: Iterable[Tar]) -> Rows:
     for tar in tars:
         left_out += tar.left_out
         if tar.count:
-            lacking.update({teacher: views * tar.count for teacher, views in tar.absent.items()})
             used.append(tar)
+        if tar.count and tar.absent:
+            lacking.update({teacher: views * tar.count for teacher, views in tar.absent.items()})
     columns = np.array([(*tar.place, tar.count) for tar in used], np.int64).reshape(-1, 3).T
     without = {at: tar.without for at, tar in enumerate(used) if len(tar.without)}
     return Rows(columns[0], columns[1], columns[2], without, left_out, lacking)

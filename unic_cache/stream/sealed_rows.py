@@ -77,8 +77,9 @@ def by_seals(asked: Asked, places: Sequence[Place]) -> Sealed:
     """The tars at `places` whose rows are known by seals."""
     cache, found = asked.cache, Sealed()
     by_run: dict[Place, list[int]] = {}
+    large = {segment.number for segment in cache.segments if runs(len(segment.names))}
     for segment, tar in places:
-        if runs(cache.extent(segment).shards):
+        if segment in large:
             by_run.setdefault((segment, run_of(tar)), []).append(tar)
     _read_ahead(asked, by_run)
     for (segment, run), tars in by_run.items():

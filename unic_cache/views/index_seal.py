@@ -55,10 +55,17 @@ class IndexSeal:
         lengths = [len(piece) for piece in pieces]
         offsets = list(accumulate((length + 1 for length in lengths[:-1]), initial=len(head)))
         held_out = tuple(at for at, shard in enumerate(segment.shards) if shard.held_out)
-        crcs, keys = [crc32c(piece) for piece in pieces], [keys_crc(shard.keys) for shard in segment.shards]
-        columns = (np.array(column, np.int64) for column in (offsets, lengths, crcs, keys))
-        size = offsets[-1] + lengths[-1] + len(tail)
-        return cls(segment.number, size, segment.names, segment.counts, *columns, held_out)
+        return cls(
+            segment.number,
+            offsets[-1] + lengths[-1] + len(tail),
+            segment.names,
+            segment.counts,
+            np.array(offsets, np.int64),
+            np.array(lengths, np.int64),
+            np.array([crc32c(piece) for piece in pieces], np.int64),
+            np.array([keys_crc(shard.keys) for shard in segment.shards], np.int64),
+            held_out,
+        )
 
     @property
     def name(self) -> str:
@@ -124,7 +131,7 @@ class SealedSegment(Segment):
     def has(self, at: int, keys: "array[int]") -> bool:
         """Whether shard `at` has these samples, by one checksum of their keys."""
         seal: IndexSeal = self.__dict__["seal"]
-        return len(keys) == seal.rows[at] and keys_crc(keys) == seal.keys[at]
+        return bool(len(keys) == seal.rows[at] and keys_crc(keys) == seal.keys[at])
 
 
 def keys_crc(keys: "array[int]") -> int:
@@ -152,7 +159,7 @@ def parse_seal(data: bytes) -> IndexSeal | None:
         own = body.pop("self")
         if own != crc32c(_json(body)) or (body.pop("kind"), body.pop("format")) != (KIND, FORMAT):
             return None
-        columns = {name: np.array(body.pop(name), np.int64) for name in COLUMNS}
+        columns: dict[str, Any] = {name: np.array(body.pop(name), np.int64) for name in COLUMNS}
         names, held_out = (tuple(body.pop(name)) for name in ("names", "held_out"))
         alike = {column.shape for column in columns.values()} == {(len(names),)}
         possible = all(column.min() >= 0 for column in columns.values()) and columns["rows"].min() > 0
