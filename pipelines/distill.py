@@ -36,14 +36,13 @@ from pipelines.training.processes import Meetings, make_accelerator, on_main, ru
 from pipelines.training.remote_run import RemoteRun, folder_of
 from pipelines.training.run_state import RunState, describe, restore, save_settings, settle
 from pipelines.training.runlog import Clock, RunLog
-from pipelines.training.starting import prepared, start_student
+from pipelines.training.starting import prepared, start_student, uses_tf32
 from pipelines.training.targets import Cached, Source, Targets
 from pipelines.training.tracking import begin_tracking
 from pipelines.training.training_set import Snapshot, TrainingSet, open_training_set
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
 from unic_cache.config import DistillConfig
-from unic_cache.errors import ConfigError
 from unic_cache.evaluate.curves import plot_losses
 from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.order import Order
@@ -282,17 +281,6 @@ def announce(config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total:
         if config.shared_projectors and len(teacher.kinds) > 1 and not can_share(teacher.kinds):
             widths = ", ".join(f"{kind} has {tokens.channels:,} channels" for kind, tokens in teacher.kinds.items())
             say(f"{teacher.name} keeps a projector per token kind ({widths})")
-
-
-def uses_tf32(config: DistillConfig, accelerator: Accelerator) -> bool:
-    """Whether the student's float32 products run in TF32: on CUDA, as in the authors' runs, unless --no-tf32."""
-    cuda = accelerator.device.type == "cuda"
-    if config.tf32 and not cuda:
-        raise ConfigError(f"--tf32 needs a CUDA device, but this run is on {accelerator.device.type}; leave it out")
-    used = cuda and config.tf32 is not False
-    if used and accelerator.is_main_process:
-        say("float32 products run in TF32, as in the authors' runs; --no-tf32 for full precision")
-    return used
 
 
 def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:

@@ -16,6 +16,7 @@ from pipelines.training.first_stage import FirstStage, open_first_stage, take_ov
 from pipelines.training.run_state import ORIGINS
 from unic_cache.cache import CachedTeacher
 from unic_cache.config import DistillConfig
+from unic_cache.errors import ConfigError
 from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.checkpoint import load_checkpoint
 from unic_cache.student.projectors import Student, build_student
@@ -107,3 +108,14 @@ def sizes_given(config: DistillConfig, first: FirstStage | None) -> tuple[str, .
     patch_size = config.patch_size if first is None or config.patch_size != first.spec.patch_size else None
     positions = config.img_size is not None or patch_size is not None or "@" in config.student
     return ("positions",) * positions + ("patches",) * bool(config.patch_size)
+
+
+def uses_tf32(config: DistillConfig, accelerator: Accelerator) -> bool:
+    """Whether the student's float32 products run in TF32: on CUDA, as in the authors' runs, unless --no-tf32."""
+    cuda = accelerator.device.type == "cuda"
+    if config.tf32 and not cuda:
+        raise ConfigError(f"--tf32 needs a CUDA device, but this run is on {accelerator.device.type}; leave it out")
+    used = cuda and config.tf32 is not False
+    if used and accelerator.is_main_process:
+        say("float32 products run in TF32, as in the authors' runs; --no-tf32 for full precision")
+    return used
