@@ -21,7 +21,8 @@ def shard(student: nn.Module, device: torch.device, processes: int) -> None:
     blocks = getattr(encoder, "blocks", None)
     for block in blocks.children() if isinstance(blocks, nn.Module) else ():
         fully_shard(block, mesh=mesh)
-    fully_shard(student, mesh=mesh)
+    # Freed after each forward pass too: else the student would have whole parameters, other objects, until a backward
+    fully_shard(student, mesh=mesh, reshard_after_forward=True)
 
 
 def take_state(optimizer: torch.optim.Optimizer, student: nn.Module, state: Mapping[str, Mapping[str, Tensor]]) -> None:
