@@ -43,7 +43,7 @@ def test_every_command_has_help_with_examples(run, command):
 CONFIGS = {found.stage: found for found in vars(config).values() if hasattr(found, "stage")}
 UNFLAGGED = {
     "evaluate": {"neighbours", "temperature", "bootstrap"},
-    "plan": {"strict", "calibration_images", "worker_index", "num_workers"},
+    "plan": {"strict", "calibration_images", "ray", "worker_index", "num_workers"},
 }
 OTHERS = {
     "plan": {"as_json", "yes"},
