@@ -80,6 +80,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.extracting
 	$(BIN)/python -m benchmarks.distilling
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.opening
 	$(BIN)/python -m benchmarks.busy
 	$(BIN)/python -m benchmarks.sharing
 	$(BIN)/python -m benchmarks.evaluating
