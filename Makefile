@@ -15,7 +15,7 @@ COMPOSED := $(DEMO)/composed
 TEACHERS := --teacher efficientnet-lite0@128 --teacher vit-s-saliency@112
 EXTRACT := $(UNIC) extract $(TEACHERS) --cache $(CACHE) --size 128 --calibration-images 512
 
-.PHONY: setup demo test test-slow test-s3 test-web test-slurm bench study gpu-check lint clean
+.PHONY: setup demo test test-slow test-s3 test-web test-slurm test-ray bench study gpu-check lint clean
 
 setup: $(READY)
 
@@ -53,10 +53,14 @@ test-slow: $(EXAMPLES)
 	$(PYTEST) -m slow
 
 # Ceph's object gateway, a real S3 server, started on loopback and stopped again by the tests; needs Debian's packages.
-test-s3: $(READY)
+test-s3: $(EXAMPLES)
 	command -v radosgw ceph-osd ceph-mon >/dev/null || (apt-get update -q && \
 		apt-get install -q -y --no-install-recommends radosgw ceph-osd ceph-mon)
 	$(BIN)/python -m pytest -m s3 tests/s3
+
+# Stages on a Ray cluster of this machine, alone: Ray gives its daemons 15 s to start.
+test-ray: $(EXAMPLES)
+	$(BIN)/python -m pytest -m ray tests/ray
 
 # SLURM, Debian's: a controller and two nodes on loopback, started and stopped by the tests.
 test-slurm: $(READY)
