@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 
 # What only tests import, of the examples and of the other extras: large packages, which the demo need not wait for.
 $(EXAMPLES): $(READY)
-	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[dev,demo,study,examples,hub,open-clip,onnx,ray]'
+	PATH="$$PATH:$(CURDIR)/$(BIN)" uv pip install -q --python $(BIN)/python -c constraints.txt --compile-bytecode -e '.[dev,demo,study,examples,hub,open-clip,onnx,ray]'
 	touch $(EXAMPLES)
 
 demo: $(READY)
