@@ -303,7 +303,7 @@ def test_committed_tars_are_the_same_by_seals_and_by_names(plain, sealed):
 
 
 def test_a_recoded_cache_is_sealed(sealed, plain):
-    seal_target(RecodeConfig(str(sealed), str(plain)), open_cache(sealed), open_cache(plain))
+    seal_target(RecodeConfig(str(sealed), str(plain)))
     assert tree(plain) == tree(sealed)
 
 
