@@ -39,6 +39,7 @@ def test_plain_pytorch(given, tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*GPU available but not used")
+@pytest.mark.filterwarnings("ignore:The `srun` command is available")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize(("unit", "whole", "part"), [("max_steps", 11, 8), ("max_epochs", 3, 2)])
