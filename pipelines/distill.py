@@ -10,7 +10,7 @@ Letters: B images, H and W pixels.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def run_in(out: Path, remote: RemoteRun | None, config: DistillConfig) -> Traine
         begun = start_student(config, spec, data.teachers, out if snapshot else None, accelerator.is_main_process)
         model, adamw = prepared(accelerator, begun, config)
         average = None if begun.average is None else begun.average.module.to(accelerator.device)
-        restore(accelerator, begun.header)
+        restore(accelerator, begun.header, {"steps": begun.steps, **asdict(data.snapshot)})
 
         # Training: every step from `start` on
         save_settings(config, out, data, accelerator, remote)

@@ -48,8 +48,9 @@ def run(config: ExtractConfig) -> Summary:
 def seal_done(config: ExtractConfig) -> None:
     """Seal what several workers have done together: none of them knows when the others end."""
     cache = Cache(open_location(config.cache))
+    config = settled(config, cache)
     members = [*(teacher.member for teacher in cache.teachers.values()), *([cache.pixels] if cache.pixels else [])]
-    seal_rest(cache, members, config.kind, range(config.count), (config.worker_index, config.num_workers))
+    seal_rest(cache, members, config.kind, range(config.count))
 
 
 def alone(config: ExtractConfig) -> Summary:

@@ -52,7 +52,7 @@ def seal_target(config: RecodeConfig) -> None:
     members = [*(teacher.member for teacher in target.teachers.values()), *([target.pixels] if target.pixels else [])]
     for member in members:
         for views, number, *_ in source.committed(member):
-            seal_rest(target, [member], views, [number], (config.worker_index, config.num_workers))
+            seal_rest(target, [member], views, [number])  # of other workers too: the last one finds all done
 
 
 def alone(config: RecodeConfig) -> Summary:

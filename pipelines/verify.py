@@ -145,7 +145,7 @@ def run(config: VerifyConfig) -> Report:
         report.broken += check_metadata(pool, found)
         if not report.broken:
             make_again(config, location, pool, found, report)
-        seals = SealCheck(location, names, segments)
+        seals = SealCheck(location, names, segments, {member.folder for member in readable})
         read_all(states(config, pool, found), len(found.committed), calibrations, seals, report)
     report.broken = without_strangers(report)
     return report

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from pipelines import distill
 from pipelines.command.device import pick_device
-from pipelines.training.processes import LAUNCHED, MPI_RANK, MPI_SIZE, make_accelerator, on_main
+from pipelines.training.processes import LAUNCHED, MPI_RANK, MPI_SIZE, check_agreed, make_accelerator, on_main
 from tests.conftest import log_of
 from tests.launching import started
 from unic_cache.config import DistillConfig
@@ -130,6 +131,28 @@ def test_what_the_main_process_alone_finds_wrong_stops_the_others_too(tmp_path, 
         on_main(accelerator, lambda: refuse(AssertionError("not mine to do")))
     monkeypatch.setattr(accelerator, "reduce", lambda flag, how: flag)
     assert on_main(accelerator, lambda: 7) is None
+
+
+def test_processes_that_begin_with_other_things_all_stop(tmp_path, monkeypatch):
+    accelerator = made(tmp_path)
+    check_agreed(accelerator, {"steps": 4})
+    monkeypatch.setattr(type(accelerator), "num_processes", 2)
+    monkeypatch.setattr(accelerator, "gather", lambda own: torch.cat([own, own]))
+    check_agreed(accelerator, {"steps": 4})
+    monkeypatch.setattr(accelerator, "gather", lambda own: torch.cat([own, own + 1]))
+    with pytest.raises(ConfigError, match="the processes do not begin alike: another checkpoint"):
+        check_agreed(accelerator, {"steps": 4})
+
+
+def test_parts_of_a_group_are_refused_where_each_part_is_summed_over_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr("pipelines.training.processes.world_size", lambda: 2)
+    monkeypatch.setattr("pipelines.training.processes.check_launched", lambda world: None)
+    sharded = {"shard_student": True, "accumulate": 4, "batch_size": 512}
+    made(tmp_path, **sharded)
+    made(tmp_path, **sharded, loss_group=64)
+    with pytest.raises(ConfigError, match=r"a part is no whole groups of --loss-group 128; lower --accumulate"):
+        made(tmp_path, **sharded, loss_group=128)
 
 
 def refuse(error: Exception) -> None:

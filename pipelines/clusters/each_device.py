@@ -10,8 +10,9 @@ becomes one output. The first failure stops all and is raised here, as it is.
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -38,15 +39,32 @@ def on_each(devices: Sequence[str], stage: Callable[[Config], Found], config: Co
         for device, own in zip(devices, shares(devices, config), strict=True):
             here, there = context.Pipe()
             process = context.Process(target=work, args=(there, stage, own, len(devices)), name=device)
-            process.start()
+            with _ctrl_c_ignored():
+                process.start()
             there.close()
             workers[here] = process
-        return _gather(workers)
-    finally:
+        found = _gather(workers)
+    except BaseException:
         for process in workers.values():
             process.terminate()
+        raise
+    finally:
         for process in workers.values():
             process.join()
+    return found
+
+
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """A process started inside ignores Ctrl-C, also while it loads: it is for the parent, which stops the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def shares(devices: Sequence[str], config: Config) -> list[Config]:
@@ -57,7 +75,7 @@ def shares(devices: Sequence[str], config: Config) -> list[Config]:
             config,
             device=device,
             threads=config.threads or cores,
-            worker_index=config.worker_index * len(devices) + number,
+            worker_index=config.worker_index + number * config.num_workers,  # so shares nest, however many devices
             num_workers=config.num_workers * len(devices),
         )
         for number, device in enumerate(devices)
@@ -79,9 +97,11 @@ def work(parent: Connection, stage: Callable[[Config], object], config: Config, 
     with suppress(OSError, EOFError):  # the parent is gone, or stops all
         try:
             parent.recv()  # until it may begin
-            parent.send(("found", stage(config)))
+            result: tuple[str, Any] = ("found", stage(config))
         except BaseException as error:
-            parent.send(("failed", portable(error)))
+            result = ("failed", portable(error))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the process ends now anyway
+        parent.send(result)
 
 
 def _gather(workers: dict[Connection, SpawnProcess]) -> list[Any]:

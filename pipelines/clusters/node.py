@@ -3,6 +3,7 @@
 The worker is a class of the stage's own module, by name; it keeps teachers and caches open between items.
 """
 
+import os
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ import numpy as np
 from pipelines.command.failures import portable
 from pipelines.command.preflight import DEFAULT_SHARDS, is_here
 from pipelines.command.progress import Event, listen
+from pipelines.command.shares import SIZES
 from unic_cache import config as configs
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.schemes import open_location
@@ -62,6 +64,9 @@ class Node:
     def __init__(self, place: Mapping[str, Any]) -> None:
         """ConfigError if this node has another package; CacheError if it sees other files than the driver."""
         told = Place(**place)
+        for size, rank in SIZES.values():  # of what started Ray's daemons: no launcher started this worker
+            os.environ.pop(size, None)
+            os.environ.pop(rank, None)
         if told.package != package_mark():
             raise ConfigError(
                 f"this node has another unic-cache ({package_mark()}) than the driver ({told.package}); install the "

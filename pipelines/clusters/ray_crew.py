@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.clusters.node import Place, Worker, check_same, marks, package_mark
-from pipelines.clusters.ray_session import Needs, needs, nodes, room, session
+from pipelines.clusters.ray_session import LOCAL, Needs, needs, nodes, room, session
 from pipelines.command.environment import RESULTS
 from pipelines.command.progress import say
 from pipelines.command.relay import Relay
@@ -47,6 +47,11 @@ def crew(
     assert config.ray is not None
     with session(config.ray):
         asked = needs(device, cores)
+        if config.ray == LOCAL and not room(asked):
+            raise ConfigError(
+                f"--ray {LOCAL}: a worker needs {asked}, but this machine has {_listed()}; give fewer --threads, or "
+                "--device cpu"
+            )
         own = replace(config, device="cuda" if asked.gpus else "cpu", threads=config.threads or asked.cores, ray=None)
         made = Crew(worker, own, asked, at_once or own.threads)
         try:
@@ -62,6 +67,7 @@ class Crew:
         self._worker, self._config, self._asked, self._at_once = worker, config, asked, at_once
         self._files = marks(config)
         self._actors: list[Any] = []
+        self._heard: Any = None  # the answer that is still to come from the first worker
         self._numbers = count(FIRST_NUMBER)
 
     def prepare(self) -> Any:
@@ -152,11 +158,13 @@ class Crew:
         """Print what a worker has said since; whether it answers."""
         import ray
 
-        heard = actor.heard.options(max_task_retries=0).remote()
-        done, _ = ray.wait([heard], timeout=LOOK_EVERY)
+        if self._heard is None:
+            self._heard = actor.heard.options(max_task_retries=0).remote()
+        done, _ = ray.wait([self._heard], timeout=LOOK_EVERY)
         if done:
+            answer, self._heard = self._heard, None  # a late answer is waited for again: nothing said is lost
             try:
-                for event in ray.get(heard):
+                for event in ray.get(answer):
                     relay.hear(event)
             except ray.exceptions.RayError:
                 return False  # Ray starts it anew

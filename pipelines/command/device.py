@@ -1,5 +1,7 @@
 """The device, or devices, that a stage runs on."""
 
+import os
+
 import torch
 
 from pipelines.command.progress import say
@@ -57,7 +59,8 @@ def devices_of(text: str) -> tuple[str, ...]:
     for name in names:
         _check_exists(name, count)
     rank = local_rank()
-    if rank is not None and (processes_here() > 1 or rank[0] > 0):
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 4 or 4(x2)
+    if rank is not None and (processes_here() > 1 or rank[0] > 0 or tasks.partition("(")[0] not in {"", "0", "1"}):
         raise ConfigError(
             f"device {text!r} starts a process for each device, but {rank[1]} is set: a process for each was started "
             "already; leave --device out, or start one process"

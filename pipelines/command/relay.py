@@ -33,7 +33,7 @@ class Relay:
                 self._shown.advance(done)
         elif kind == "advance":
             label, count = cast("tuple[str, int]", tuple(about))
-            total, unit, done = self._works[label]
+            total, unit, done = self._works.get(label, (0, "", 0))  # a worker that was lost may have begun it
             self._works[label] = total, unit, done + count
             if self._shown is not None and self._shown.label == label:
                 self._shown.advance(count)

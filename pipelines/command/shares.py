@@ -29,6 +29,12 @@ class Share:
 def environment_share() -> Share:
     """The share of a SLURM array task or torchrun process, by default everything. ConfigError if unclear."""
     array, ranks = array_share(), rank_share()
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if array.count > 1 and ranks.count == 1 and tasks not in {"0", "1"}:
+        raise ConfigError(
+            f"srun started {tasks} processes in task {array.index + 1} of {array.count} of a SLURM array, and each "
+            f"would do the task's whole share; start one process a task, or {REMEDY} of all of them"
+        )
     if array.count > 1 and ranks.count > 1:
         raise ConfigError(
             f"the environment says worker {array.index + 1} of {array.count} ({array.origin}), and also "

@@ -70,7 +70,13 @@ class BatchParts:
 def batch_parts(config: DistillConfig, processes: int, process: int) -> BatchParts:
     """The parts of one of a run's processes."""
     group = config.loss_group or config.batch_size
-    return BatchParts(config.batch_size, processes, process, config.accumulate, group)
+    found = BatchParts(config.batch_size, processes, process, config.accumulate, group)
+    if config.shard_student and found.parts > 1 and found.groups > 1 and not found.whole_groups:
+        raise ConfigError(
+            f"--shard-student adds up the gradients of all processes after each part (--accumulate {found.parts}), and "
+            f"a part is no whole groups of --loss-group {group}; lower --accumulate, or leave --loss-group out"
+        )
+    return found
 
 
 def _nested(one: int, other: int) -> bool:

@@ -4,18 +4,21 @@ Accelerate reads settings from the environment, where `accelerate launch` puts t
 that would change the student are overridden here, or refused: a run follows its own flags alone.
 """
 
+import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, is_initialized
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from crc32c import crc32c
 
 from pipelines.command.claim import claimed
 from pipelines.command.preflight import no_tracker
@@ -28,6 +31,7 @@ from unic_cache.errors import ConfigError, UnicCacheError
 
 T = TypeVar("T")
 
+PATIENCE = timedelta(hours=3)  # of processes that wait for the first one's k-NN, or for a checkpoint to be sent
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP (use --shard-student)",
@@ -72,6 +76,7 @@ def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
             dynamo_backend="no",
             log_with=None if config.tracker == "none" else config.tracker,
             project_dir=str(out),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)] if world > 1 else None,
         )
     except (ValueError, RuntimeError, ImportError, NotImplementedError) as error:
         first = str(error).partition("\n")[0]
@@ -111,6 +116,22 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
             refusal = error
     refuse_together(accelerator, refusal)
     return found
+
+
+def check_agreed(accelerator: Accelerator, begins_with: Mapping[str, Any]) -> None:
+    """ConfigError in all processes unless each has the same plain data to begin with.
+
+    Each has read OUT and the cache by itself, and both may have changed between two looks.
+    """
+    if accelerator.num_processes == 1:
+        return
+    own = crc32c(json.dumps(begins_with, sort_keys=True).encode())
+    every = accelerator.gather(torch.tensor([own], dtype=torch.int64, device=accelerator.device))
+    if bool(every.min() != every.max()):
+        raise ConfigError(
+            "the processes do not begin alike: another checkpoint in --out, or other commit records in the cache. "
+            "Either they do not see the same files, or something was written while they looked; start the command again"
+        )
 
 
 def world_size() -> int:

@@ -16,7 +16,7 @@ from pipelines.command.failures import ADVICE_HERE
 from pipelines.command.progress import say
 from pipelines.command.run_folder import FREE_ON_RESUME
 from pipelines.extracting.specs import versions
-from pipelines.training.processes import on_main
+from pipelines.training.processes import check_agreed, on_main
 from pipelines.training.remote_run import RemoteRun
 from pipelines.training.training_set import TrainingSet, target_rules
 from unic_cache.config import DistillConfig
@@ -67,6 +67,7 @@ class RunState:
         with self._naming_checkpoint():
             self._write(steps)
         self.accelerator.wait_for_everyone()
+        self.saved = steps  # in every process, whose messages name it
 
     @contextlib.contextmanager
     def saved_on_error(self, steps: int) -> Iterator[None]:
@@ -131,8 +132,9 @@ class RunState:
             raise
 
 
-def restore(accelerator: Accelerator, header: Mapping[str, Any]) -> None:
-    """Restore the fp16 scaler's state."""
+def restore(accelerator: Accelerator, header: Mapping[str, Any], begins_with: Mapping[str, Any]) -> None:
+    """Restore the fp16 scaler's state. ConfigError unless all processes begin with the same data."""
+    check_agreed(accelerator, begins_with)
     if accelerator.scaler is not None and header.get("scaler") is not None:
         accelerator.scaler.load_state_dict(header["scaler"])
 

@@ -17,7 +17,7 @@ from unic_cache.stream.address import Address
 from unic_cache.stream.held_out import held_out, hold_out, marked_tars
 from unic_cache.stream.pixels import KeptPixels, ShardPixels
 from unic_cache.stream.row_samples import rows_to_compare
-from unic_cache.stream.rows import Rows, committed_records
+from unic_cache.stream.rows import Rows, committed_records, not_committed
 from unic_cache.views.index import ShardEntry
 
 PICTURES_APART = 8.0  # levels of 255 on average: no two decoders differ by as much
@@ -180,7 +180,10 @@ def prints(
     for segment, shard, own in rows.by_tar():
         keys = np.asarray(cache.entry(segment, shard).keys, np.int64)[own]
         unit = cache.unit(segment, shard, *view)
-        (record, *_) = committed_records(teachers, unit, may_differ=True, may_lack=True).values()
+        records = committed_records(teachers, unit, may_differ=True, may_lack=True)
+        if not records:  # its seal is there
+            raise not_committed(teachers[0], unit)
+        record = next(iter(records.values()))
         found.append(keys << 32 | record.pixels[own].astype(np.int64))
     return np.concatenate(found)
 

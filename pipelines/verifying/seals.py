@@ -10,12 +10,17 @@ from unic_cache.views.index import Segment
 
 
 class SealCheck:
-    """Takes every unit's state once, run by run; `findings` then lists the seals that do not fit."""
+    """Takes every unit's state once, run by run; `findings` then lists the seals that do not fit.
 
-    def __init__(self, location: Location, names: Collection[str], segments: Sequence[Segment]) -> None:
+    Only seals of `members`, by folder: of others no unit is read.
+    """
+
+    def __init__(
+        self, location: Location, names: Collection[str], segments: Sequence[Segment], members: Collection[str]
+    ) -> None:
         self._location = location
         self._tars = {segment.number: len(segment.shards) for segment in segments}
-        self._left = {name for name in names if SEAL_FILE.fullmatch(name)}
+        self._left = {name for name in names if (seal := SEAL_FILE.fullmatch(name)) and seal["member"] in members}
         self._records: dict[str, list[CommitRecord]] = {}  # of the runs that are half seen
         self._found: list[Finding] = []
 

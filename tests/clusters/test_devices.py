@@ -205,8 +205,19 @@ def test_flags_that_would_give_two_workers_one_share_are_refused(environment, va
 def test_each_device_has_a_share_of_the_share_and_of_the_cores():
     config = ExtractConfig(teachers=("dino",), device="cuda:0,cuda:1", worker_index=2, num_workers=3)
     found = shares(("cuda:0", "cuda:1"), config)
-    assert [(one.device, one.worker_index, one.num_workers) for one in found] == [("cuda:0", 4, 6), ("cuda:1", 5, 6)]
+    assert [(one.device, one.worker_index, one.num_workers) for one in found] == [("cuda:0", 2, 6), ("cuda:1", 5, 6)]
     assert {one.threads for one in found} == {max(len(os.sched_getaffinity(0)) // 2, 1)}
+
+
+def test_machines_of_unlike_numbers_of_devices_do_each_unit_once():
+    machines = [("cuda:0", "cuda:1", "cuda:2", "cuda:3"), ("cuda:0",), ("cuda:0", "cuda:1")]
+    configs = [
+        one
+        for at, devices in enumerate(machines)
+        for one in shares(devices, ExtractConfig(teachers=("dino",), worker_index=at, num_workers=3))
+    ]
+    done = [unit for one in configs for unit in range(48)[one.worker_index :: one.num_workers]]
+    assert sorted(done) == list(range(48))
 
 
 def test_processes_speak_as_one_and_the_first_failure_ends_all(capfd):

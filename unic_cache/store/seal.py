@@ -176,6 +176,10 @@ class Seals:
             self._read[name] = None if data is None or len(data) > LIMIT_BYTES else parse_seal(data, name, rows)
         return self._read[name]
 
+    def forget(self, seal: Seal) -> None:
+        """Take a seal for absent: records are not compared with it."""
+        self._read[seal.name] = None
+
     def check(self, record: CommitRecord) -> None:
         """BrokenError if a seal that was read stands for another record than this one."""
         unit = record.unit

@@ -109,7 +109,8 @@ def _read_ahead(asked: Asked, by_run: Collection[Place]) -> None:
 
 def _take_run(asked: Asked, segment: int, run: int, tars: Ints, found: Sealed) -> None:
     """Add the tars of one run to what was found, but those that need a closer look."""
-    own = tars - tars_of(run, asked.cache.extent(segment).shards).start
+    first = tars_of(run, asked.cache.extent(segment).shards).start
+    own = tars - first
     plain = np.ones(len(tars), bool)
     bad: dict[int, set[int]] = {}
     for number in asked.numbers:
@@ -124,7 +125,8 @@ def _take_run(asked: Asked, segment: int, run: int, tars: Ints, found: Sealed) -
             for tar in tars[~column.present[own]].tolist():
                 found.absent.setdefault((segment, tar), Counter())[name] += 1
             for tar, rows in column.bad.items():
-                bad.setdefault(tar, set()).update(rows)
+                if column.present[tar - first]:
+                    bad.setdefault(tar, set()).update(rows)
     for tar in tars[plain].tolist():
         found.without[segment, tar] = np.array(sorted(bad.get(tar, ())), np.int64)
 
@@ -133,7 +135,10 @@ def _column(asked: Asked, teacher: CachedTeacher, segment: int, run: int, tars: 
     """One teacher's column under one view, by the seal if there is one."""
     member, view, known = teacher.member, asked.views.name(number), asked.known
     seal = _seal(asked.cache, teacher, segment, view, run)
-    if seal is None or seal.calibration != teacher.calibration_crc:
+    if seal is not None and seal.calibration != teacher.calibration_crc:
+        member.seals.forget(seal)  # another cache's: the records tell
+        seal = None
+    if seal is None:
         return _from_records(asked, teacher, segment, run, tars, number)
     span = tars_of(run, asked.cache.extent(segment).shards)
     present = np.ones(len(span), bool)
