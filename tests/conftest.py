@@ -35,6 +35,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 VIT = "timm:test_vit@32"
 CNN = "timm:test_efficientnet@32"
+SERVICES = {"ray", "s3", "slurm", "web"}  # folders, and marks
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests of a folder that needs a service of its own; a run that does not ask for its mark leaves them out."""
+    here, asked = Path(__file__).parent, config.getoption("-m")
+    folders = [item.path.relative_to(here).parts[0] if here in item.path.parents else "" for item in items]
+    for item, folder in zip(items, folders, strict=True):
+        if folder in SERVICES:
+            item.add_marker(folder)
+    kept = [folder not in SERVICES or folder in asked for folder in folders]
+    left_out = [item for item, stays in zip(items, kept, strict=True) if not stays]
+    items[:] = [item for item, stays in zip(items, kept, strict=True) if stays]
+    config.hook.pytest_deselected(items=left_out)
 
 
 def picture(number: int, size: tuple[int, int] = (40, 32)) -> Image.Image:

@@ -3,23 +3,12 @@
 import os
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 
 import pytest
 
 from tests.s3.radosgw import Gateway, radosgw
 
 numbers = count()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what lies in this folder, and leave it out of a run that does not ask for it by its mark."""
-    here = [item for item in items if Path(__file__).parent in item.path.parents]
-    for item in here:
-        item.add_marker("s3")
-    if "s3" not in config.getoption("-m"):
-        items[:] = [item for item in items if item not in here]
-        config.hook.pytest_deselected(items=here)
 
 
 @pytest.fixture(scope="session")

@@ -16,16 +16,6 @@ WIDTHS = (360, 1400)  # pixels
 PROBE = Path(__file__).parent / "probe.js"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what lies in this folder, and leave it out of a run that does not ask for it by its mark."""
-    here = [item for item in items if Path(__file__).parent in item.path.parents]
-    for item in here:
-        item.add_marker("web")
-    if "web" not in config.getoption("-m"):
-        items[:] = [item for item in items if item not in here]
-        config.hook.pytest_deselected(items=here)
-
-
 @dataclass(frozen=True)
 class Seen:
     """What the browser shows of a page in one colour scheme: by width, and what it logged."""
