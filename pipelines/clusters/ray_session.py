@@ -117,4 +117,4 @@ def nodes() -> Sequence[Mapping[str, float]]:
     """The resources of each node that is alive."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
