@@ -197,7 +197,7 @@ def way_table(found: Forecast) -> Table:
 
 
 def sentences(found: Forecast) -> list[str]:
-    """Times, the disk, whole runs, and the recommended codec."""
+    """Times, the disk, whole runs, the recommended codec, and what the study knows of it."""
     costs, chosen = found.costs, found.chosen
     each = ", ".join(f"{name} {1e3 * seconds:,.2f}" for name, seconds in costs.forward_seconds.items())
     student = ", ".join(
@@ -227,6 +227,7 @@ def sentences(found: Forecast) -> list[str]:
         f"{found.epochs:g} epochs: {chosen.online_seconds / HOUR:,.3g} device-hours with live teachers, "
         f"{chosen.cached_seconds / HOUR:,.3g} with a cache, extraction included",
         f"codec {chosen.stored_as}: {found.reason}",
+        found.evidence,
     ]
 
 

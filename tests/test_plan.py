@@ -333,13 +333,17 @@ def test_tables_and_sentences_fit_80_columns_and_say_what_matters(planned, capsy
     monkeypatch.setenv("COLUMNS", "80")
     plan.show(planned)
     lines = capsys.readouterr().out.splitlines()
-    tables = [line for line in lines if any(f" {codec} " in line for codec in CODECS) and not line.startswith("codec ")]
+    sentences = "codec ", "the study"
+    tables = [line for line in lines if any(f" {c} " in line for c in CODECS) and not line.startswith(sentences)]
     assert len(tables) == 3 * 2 * 5
     assert max(map(len, tables)) <= 80
     text = "\n".join(lines)
     for said in ("82 images, 2 views of each", "device-hours", "core-hours", "images/s with all tokens", "GB free"):
         assert said in text
     assert "20 epochs: " in text
+    assert lines[-1].startswith(
+        "the study, against new views and f16 in every epoch: 2 views not tried (5 held); klt at"
+    )
 
 
 class TestCommand:

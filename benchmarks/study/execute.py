@@ -97,7 +97,8 @@ class Study:
         found |= compared(sums, others, settings["evaluate"]["resamples"])
         found["test_images"] = {name: len(values) for name, values in sums.items()}
         found["machine"] = {"device": device_words(self.device), "cores": os.cpu_count(), "torch": torch.__version__}
-        save_sums(self.values(run.folder), sums, keys)
+        if any((run.name, run.seed) in one.against for one in plan(self.scale)):
+            save_sums(self.values(run.folder), sums, keys)
         return found
 
     def trained(self, run: Run) -> Path:
@@ -171,5 +172,5 @@ class Study:
         return sums
 
     def values(self, folder: str) -> Path:
-        """The file of a run's values per image."""
-        return self.work / "values" / f"{folder}.npz"
+        """The file of a reference's values per image, beside the results: whoever has these can compare with it."""
+        return self.results.parent / "values" / f"{folder}.npz"

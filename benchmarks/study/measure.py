@@ -209,7 +209,7 @@ def load_sums(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not path.is_file():
         raise CacheError(
             f"{path}: the values per image of this reference run are not there, so nothing can be compared with it; "
-            "give the --work that it ran in, or run all again with another file for --results"
+            "put the file back, or remove its line and those of all runs compared with it, and run these again"
         )
     arrays = load_npz(path.read_bytes(), str(path))
     return tuple(  # type: ignore[return-value]

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.planning.evidence import evidence
 from unic_cache.config import CODERS, FITTED, RANDOM, ExtractConfig, PlanConfig
 
 FITTED_VIEWS = 512  # at most so many views of a calibration fit the codec
@@ -120,6 +121,7 @@ class Forecast:
     chosen: Way
     reason: str
     command: tuple[str, ...]  # the words after `unic-cache extract`
+    evidence: str  # what the study found of these settings
 
 
 def forecast(config: PlanConfig, costs: Costs, asked: bool = True) -> Forecast:
@@ -129,7 +131,8 @@ def forecast(config: PlanConfig, costs: Costs, asked: bool = True) -> Forecast:
     """
     ways = tuple(way(config, costs, *one) for one in dict.fromkeys(found.way for found in costs.kept))
     chosen, reason = choice(config, ways, asked)
-    return Forecast(costs, config.count, config.epochs, ways, chosen, reason, command(config, chosen))
+    found = evidence(config.count, chosen.codec, config.quality, chosen.tokens)
+    return Forecast(costs, config.count, config.epochs, ways, chosen, reason, command(config, chosen), found)
 
 
 def stored_as(codec: str, coder: str) -> str:

@@ -144,9 +144,14 @@ def test_a_run_stopped_after_training_does_not_train_again(study, finished):
 
 
 def test_a_missing_reference_is_named(study, finished, tmp_path):
-    elsewhere = dataclasses.replace(study, work=tmp_path)
+    elsewhere = dataclasses.replace(study, results=tmp_path / "results.jsonl")
     with pytest.raises(CacheError, match=r"cache-online-0\.npz: the values per image of this reference run are not th"):
         elsewhere.reference(ONLINE, 0, {})
+
+
+def test_the_values_of_references_lie_beside_the_results_and_of_no_other_run(study, finished):
+    kept = {path.stem for path in (study.results.parent / "values").iterdir()}
+    assert kept == {runs()[place].folder for place in (0, 1, 2)}
 
 
 def test_losses_of_other_images_are_not_compared(study, finished):

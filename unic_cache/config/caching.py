@@ -38,6 +38,7 @@ from unic_cache.config.views import Views, check_crop_scale
 from unic_cache.errors import ConfigError
 from unic_cache.files.paths import check_here
 
+QUALITY = f"Mean cosine that {FITTED} aims for; docs/STUDY.md says how little will do."
 CODER = f"Entropy coder of {FITTED}: pcodec is smaller, zstd decodes faster."
 
 
@@ -88,13 +89,17 @@ class ExtractConfig(Stage):
     )
     shards: str | None = option(None, SHARDS)
     cache: str = option("cache", CACHE)
-    views: int | None = option(None, "Views per image.", unset="4, or as many as the cache has; 1 for center")
+    views: int | None = option(
+        None,
+        "Views per image; docs/STUDY.md says how few will do.",
+        unset="4, or as many as the cache has; 1 for center",
+    )
     recipe: str | None = option(None, "Augmentation recipe.", choices=RECIPES, unset="the cache's, or unic")
     size: int | None = option(None, "View size in pixels.", unset="the cache's, or 224")
     seed: int | None = option(None, "Random seed for the views.", unset="the cache's, or 0")
     crop_scale: tuple[float, float] | None = option(None, CROP_SCALE, "LEAST,MOST", unset="the cache's, or 0.08,1")
     codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset=f"the cache's, or {FITTED}")
-    quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="the cache's, or 0.99")
+    quality: float | None = option(None, QUALITY, unset="the cache's, or 0.99")
     coder: str | None = option(None, CODER, choices=CODERS, unset=f"the cache's, or {CODERS[0]}")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="the cache's, or all")
     sampling: str | None = option(
@@ -142,7 +147,7 @@ class PlanConfig(ExtractConfig):
     """`unic-cache plan`: an extraction to forecast, and the training that will read it."""
 
     codec: str | None = option(None, "Use this codec.", choices=CODECS, unset="the one that suits this machine")
-    quality: float | None = option(None, f"Mean cosine that {FITTED} aims for.", unset="0.99")
+    quality: float | None = option(None, QUALITY, unset="0.99")
     coder: str | None = option(None, CODER, choices=CODERS, unset="the one that suits this machine")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="all, and a quarter to compare")
     device: str = option("auto", DEVICE)

@@ -1,0 +1,39 @@
+"""What the study found of a plan's settings, each of which it tried alone: docs/STUDY.md.
+
+The verdicts are those of benchmarks/study/results.jsonl, which is no part of the installed package;
+tests/study/test_evidence.py holds them to it. Values that the study has not tried are absent.
+"""
+
+from collections.abc import Mapping
+
+from unic_cache.config import FITTED
+from unic_cache.store.calibrate import DEFAULT_QUALITY
+
+HELD = "held"
+VIEWS: Mapping[float, str] = {10: HELD, 5: HELD}  # in float16
+QUALITIES: Mapping[float, str] = {0.99: HELD, 0.96: HELD}  # of klt, a new view in each epoch
+LIMITS = (
+    "Each was tried alone, with one seed, by a ViT of width 192 and depth 6 from random weights, 24 epochs of 1,500 "
+    "images of 64 px; other students, longer training, and settings together were not: docs/STUDY.md"
+)
+
+
+def evidence(views: int, codec: str, quality: float | None, tokens: int | None) -> str:
+    """One sentence on views, codec and tokens, and for whom it holds."""
+    aim = DEFAULT_QUALITY if quality is None else quality
+    stored = {FITTED: f"{FITTED} at {aim:g} {_said(aim, QUALITIES)}", "f16": "f16 is its reference"}
+    parts = [
+        f"{views} views {_said(views, VIEWS)}",
+        stored.get(codec, f"{codec} was not tried"),
+        f"{tokens} tokens were not tried" if tokens else "all tokens are its reference",
+    ]
+    return f"the study, against new views and f16 in every epoch: {'; '.join(parts)}. {LIMITS}"
+
+
+def _said(value: float, tried: Mapping[float, str]) -> str:
+    """The verdict on a value, else on the nearest coarser one that held, else on the coarsest that held."""
+    if value in tried:
+        return tried[value]
+    held = [other for other, verdict in tried.items() if verdict == HELD]
+    nearest = max((other for other in held if other < value), default=min(held))
+    return f"not tried ({nearest:g} {HELD})"
