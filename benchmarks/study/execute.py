@@ -76,6 +76,8 @@ class Study:
 
     def figures(self, run: Run) -> dict[str, Any]:
         """Do a run: train if it trains, measure, compare."""
+        for name, seed in run.against:  # a run takes long, and without its reference it is worth nothing
+            self.reference(name, seed, {})
         settings, found = run.settings, {}
         losses: dict[str, Any] = {}
         keys: dict[str, Any] = {}
@@ -173,4 +175,4 @@ class Study:
 
     def values(self, folder: str) -> Path:
         """The file of a reference's values per image, beside the results: whoever has these can compare with it."""
-        return self.results.parent / "values" / f"{folder}.npz"
+        return self.results.parent / "values" / f"{folder}.npz.xz"

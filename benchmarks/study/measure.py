@@ -5,6 +5,7 @@ The sums are kept, so that two runs are compared on the same resampled images lo
 Letters: N test images, F summed numbers, n teachers, B images.
 """
 
+import lzma
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -198,10 +199,10 @@ def json_of(found: Interval, measure: str) -> dict[str, float]:
 
 
 def save_sums(path: Path, sums: Sums, keys: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Keep a run's sums, and the keys of the images of its losses."""
+    """Keep a run's sums, and the keys of the images of its losses: compressed, since they are committed."""
     arrays = {**{f"sums/{name}": values for name, values in sums.items()}, **{f"keys/{n}": k for n, k in keys.items()}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    LocalFolder(path.parent).replace(path.name, save_npz(arrays))
+    LocalFolder(path.parent).replace(path.name, lzma.compress(save_npz(arrays)))
 
 
 def load_sums(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -211,7 +212,11 @@ def load_sums(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path}: the values per image of this reference run are not there, so nothing can be compared with it; "
             "put the file back, or remove its line and those of all runs compared with it, and run these again"
         )
-    arrays = load_npz(path.read_bytes(), str(path))
+    try:
+        data = lzma.decompress(path.read_bytes())
+    except (lzma.LZMAError, EOFError) as error:
+        raise CacheError(f"{path}: damaged ({error}); put the committed file back") from error
+    arrays = load_npz(data, str(path))
     return tuple(  # type: ignore[return-value]
         {name.removeprefix(kind): values for name, values in arrays.items() if name.startswith(kind)}
         for kind in ("sums/", "keys/")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import lzma
 from dataclasses import dataclass, field
 
 import pytest
@@ -145,12 +146,24 @@ def test_a_run_stopped_after_training_does_not_train_again(study, finished):
 
 def test_a_missing_reference_is_named(study, finished, tmp_path):
     elsewhere = dataclasses.replace(study, results=tmp_path / "results.jsonl")
-    with pytest.raises(CacheError, match=r"cache-online-0\.npz: the values per image of this reference run are not th"):
-        elsewhere.reference(ONLINE, 0, {})
+    with pytest.raises(
+        CacheError, match=r"cache-online-0\.npz\.xz: the values per image of this reference run are not th"
+    ):
+        elsewhere.figures(runs()[4])
+
+
+def test_damaged_values_are_told(study, tmp_path):
+    elsewhere = dataclasses.replace(study, results=tmp_path / "results.jsonl")
+    path = elsewhere.values(runs()[2].folder)
+    path.parent.mkdir()
+    for data in (b"not compressed", lzma.compress(b"no arrays"), lzma.compress(b"cut off")[:-9]):
+        path.write_bytes(data)
+        with pytest.raises(CacheError, match=r"cache-online-0\.npz\.xz: (damaged|not a readable)"):
+            elsewhere.reference(ONLINE, 0, {})
 
 
 def test_the_values_of_references_lie_beside_the_results_and_of_no_other_run(study, finished):
-    kept = {path.stem for path in (study.results.parent / "values").iterdir()}
+    kept = {path.name.removesuffix(".npz.xz") for path in (study.results.parent / "values").iterdir()}
     assert kept == {runs()[place].folder for place in (0, 1, 2)}
 
 
