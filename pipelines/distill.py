@@ -180,8 +180,8 @@ def train(
 
 
 def catch_up(check: Check, log: RunLog, steps: range, every: int) -> None:
-    """Do the validation that the run was asked to stop before, if there is one."""
-    if steps.start and (steps.start % every == 0 or not steps) and not log.validated:
+    """Do what is left of the validation that was due when the run stopped or failed."""
+    if steps.start and (steps.start % every == 0 or not steps):
         check(log, steps.start)
 
 
@@ -194,10 +194,10 @@ def waited(batches: Iterator[Batch], clock: Clock) -> Batch:
 def validate(
     data: TrainingSet, stream: Stream, learner: Learner, probe: KnnProbe | None, encoder: Any, log: RunLog, done: int
 ) -> None:
-    """Log the loss on held-out images, if there are any, and k-NN, in the process that has the labelled images."""
-    if len(data.val):
+    """Log the loss on held-out images, if there are any, and k-NN, if it is asked for; not what the log has already."""
+    if len(data.val) and log.lacks("val", done):
         log.write("val", done, learner.validate(stream, data.val, data.snapshot.numbers[0]))
-    if probe is not None:
+    if learner.config.knn_shards and log.lacks("knn", done) and probe is not None:  # in the main process alone
         log.write("knn", done, probe.measure(encoder))
 
 

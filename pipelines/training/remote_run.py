@@ -22,10 +22,10 @@ from pipelines.command.claim import CLAIM
 from unic_cache.errors import ConfigError, UnicCacheError
 from unic_cache.files.paths import SCHEME
 from unic_cache.files.schemes import open_location
-from unic_cache.student.run_files import CHECKPOINT, CONFIG, LOG, OLDER, SNAPSHOT
+from unic_cache.student.run_files import CHECKPOINT, CONFIG, OLDER, SNAPSHOT
 
 FIRST = (CONFIG, SNAPSHOT)  # sent before anything else
-NEEDED = (*FIRST, CHECKPOINT, LOG)  # by every process that resumes
+NEEDED = (*FIRST, CHECKPOINT)  # by every process that resumes
 TEMPORARY = ".tmp-"
 
 
