@@ -161,7 +161,7 @@ class RunLog:
             yield
         except Exception as error:
             self._accelerator.trackers.clear()
-            say(f"the tracker cannot write ({reason(error)}); training goes on without it, and {self._path} has all")
+            say(f"the tracker cannot write ({reason(error)}); training goes on without it, and {LOG} has all")
 
 
 def _record(line: str, steps_done: int) -> dict[str, Any] | None:
