@@ -10,7 +10,7 @@ Letters: B images, H and W pixels.
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from pipelines.extracting.students import pixels_words, student_spec
 from pipelines.training.compiling import check_compiler
 from pipelines.training.learner import Learner, check_batch, finite, learn
 from pipelines.training.online import open_live_set
+from pipelines.training.outcome import Trained, ended_before, loading_line
 from pipelines.training.processes import Meetings, make_accelerator, on_main, run_claimed
 from pipelines.training.remote_run import RemoteRun, folder_of
 from pipelines.training.run_state import RunState, describe, restore, save_settings, settle
@@ -47,48 +48,27 @@ from unic_cache.evaluate.curves import plot_losses
 from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.order import Order
 from unic_cache.student.backbone import EncoderSpec
-from unic_cache.student.export import licences_of, timm_line
+from unic_cache.student.export import licences_of
 from unic_cache.student.ladder import can_share
-from unic_cache.student.run_files import CURVE, ENCODER, LOG, MODEL
+from unic_cache.student.run_files import CURVE, ENCODER, LOG
 from unic_cache.student.schedule import learning_rate
-from unic_cache.student.timm_layout import folder_line
 from unic_cache.tf32 import float32_products
 from unic_cache.views.index import ShardEntry
 
 Check = Callable[[RunLog, int], None]  # logs what is measured after a number of steps
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The result of a run."""
-
-    encoder: Path
-    timm_line: str  # Python that loads the file
-    steps: int
-    loss: float  # of the last logged steps
-    licences: dict[str, str]  # of teachers and first weights, by name, also of the runs that it started from
-    left_out: int  # images never used, since their records are broken or missing
-    broken: int  # times an image was skipped, since its stored data is broken
-    main_process: bool  # whether this process is the one that reports
-    url: str | None = None  # of the run's folder, if it is in a store: the local copy is gone then
-
-    @property
-    def folder_line(self) -> str:
-        """Python that loads the run's folder, or the file if timm cannot read the folder."""
-        folder = self.encoder.parent
-        return folder_line(folder) if (folder / MODEL).exists() else self.timm_line
-
-
 def run(config: DistillConfig) -> Trained:
     """Train from the cache, or continue from OUT's checkpoint; return the exported encoder and how to load it."""
     with folder_of(config.out, rank_share().index == 0) as (out, remote):
-        return run_in(out, remote, config)
+        check_run(config, out)
+        accelerator = make_accelerator(config, out)
+        ended = ended_before(config, out, remote, accelerator)
+        return run_in(out, remote, config, accelerator) if ended is None else ended
 
 
-def run_in(out: Path, remote: RemoteRun | None, config: DistillConfig) -> Trained:
+def run_in(out: Path, remote: RemoteRun | None, config: DistillConfig, accelerator: Accelerator) -> Trained:
     """`run` in the folder `out`, whose files are also sent to `remote`."""
-    check_run(config, out)
-    accelerator = make_accelerator(config, out)
     with run_claimed(out, accelerator), thread_pool(config.threads) as pool, stop_on_signal() as stop:
         snapshot = Snapshot.load(out) if check_run(config, out) else None
         settle(out, remote, accelerator)
@@ -127,7 +107,7 @@ def run_in(out: Path, remote: RemoteRun | None, config: DistillConfig) -> Traine
     if accelerator.is_main_process:
         draw_losses(out, remote)
     licences = licences_of(made_from)
-    line, left_out = timm_line(spec, ENCODER if remote else out / ENCODER), data.train.left_out + data.val.left_out
+    line, left_out = loading_line(spec, out, remote), data.train.left_out + data.val.left_out
     url = None if remote is None else remote.url
     return Trained(out / ENCODER, line, total, loss, licences, left_out, broken, accelerator.is_main_process, url)
 
@@ -140,8 +120,7 @@ def train(
     log, meter = RunLog(state.out, learner.accelerator, steps.start), learner.meter(training=True)
     clock, meetings = Clock(size // config.accumulate), Meetings(learner.accelerator, steps.start)
     catch_up(check, log, steps, config.eval_every)
-    main = learner.accelerator.is_main_process
-    with Progress("distill", total * size, "images", steps.start * size, not main) as bar:
+    with Progress("distill", total * size, "images", steps.start * size, not state.accelerator.is_main_process) as bar:
         for step in steps:
             # Step: batch, loss, gradients, update
             rate = set_rate(adamw, config, step, total)
@@ -154,9 +133,10 @@ def train(
 
             # Log
             bar.advance(size)
-            stopping = 0 if last else meetings.agreed(stop.number, done)
-            if done % config.log_every == 0 or last:
-                values = meter.read()
+            with state.saved_on_error(done):
+                stopping = 0 if last else meetings.agreed(stop.number, done)
+                values = meter.read() if done % config.log_every == 0 or last else None
+            if values is not None:
                 finite(values["loss"], done)
                 with state.saved_on_error(done):
                     log.write("train", done, {"lr": rate, **values, **clock.read()})
@@ -180,8 +160,8 @@ def train(
 
 
 def catch_up(check: Check, log: RunLog, steps: range, every: int) -> None:
-    """Do the validation that the run was asked to stop before, if there is one."""
-    if steps.start and (steps.start % every == 0 or not steps) and not log.validated:
+    """Do what is left of the validation that was due when the run stopped or failed."""
+    if steps.start and (steps.start % every == 0 or not steps):
         check(log, steps.start)
 
 
@@ -194,10 +174,10 @@ def waited(batches: Iterator[Batch], clock: Clock) -> Batch:
 def validate(
     data: TrainingSet, stream: Stream, learner: Learner, probe: KnnProbe | None, encoder: Any, log: RunLog, done: int
 ) -> None:
-    """Log the loss on held-out images, if there are any, and k-NN, in the process that has the labelled images."""
-    if len(data.val):
+    """Log the loss on held-out images, if there are any, and k-NN, if it is asked for; not what the log has already."""
+    if len(data.val) and log.lacks("val", done):
         log.write("val", done, learner.validate(stream, data.val, data.snapshot.numbers[0]))
-    if probe is not None:
+    if learner.config.knn_shards and log.lacks("knn", done) and probe is not None:  # in the main process alone
         log.write("knn", done, probe.measure(encoder))
 
 
@@ -250,7 +230,8 @@ def draw_losses(out: Path, remote: RemoteRun | None) -> None:
     try:
         plot_losses(out / LOG, out / CURVE)
     except Exception as error:
-        say(f"{out / CURVE} was not drawn: {reason(error)}")
+        said = f"{out / CURVE} was not drawn: {reason(error)}"
+        say(said if remote is None else remote.told(said))
     if remote is not None:
         remote.send()
 

@@ -1,6 +1,7 @@
 """Runs of `distill` in several processes on CPUs, started by torchrun as a user would.
 
-As a module, `python -m tests.launching distill ...` is the command line in which rank 1 gets SIGUSR1 in its third step.
+As a module, `python -m tests.launching distill ...` is the command line in which rank 1 gets a signal in its third
+step: SIGUSR1, or what UNIC_TEST_SIGNAL says.
 """
 
 import dataclasses
@@ -50,7 +51,7 @@ def main() -> None:
 
     def counted(*arguments):
         if next(calls) == SIGNALLED and os.environ["RANK"] == "1":
-            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.Signals[os.environ.get("UNIC_TEST_SIGNAL", "SIGUSR1")])
         return honest(*arguments)
 
     distill.set_rate = counted

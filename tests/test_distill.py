@@ -19,7 +19,7 @@ from unic_cache.config import DistillConfig
 from unic_cache.errors import CacheError, ConfigError, UnicCacheError
 from unic_cache.student.anatomy import levels_of
 from unic_cache.student.backbone import build_encoder, encoder_spec, prepare
-from unic_cache.student.export import load_encoder
+from unic_cache.student.export import load_encoder, save_encoder
 from unic_cache.student.ladder import Ladder
 from unic_cache.student.loss import distillation_loss, drop_uniforms
 from unic_cache.student.projectors import Student
@@ -71,6 +71,32 @@ def test_a_half_written_log_line_does_not_stop_a_resume(training, tmp_path, monk
     distill.run(training(steps=9, resume=True))
     assert [record["step"] for record in log_of(tmp_path / "run")] == [2, 4, 6, 8, 9]
     assert distill.run(training(steps=9, resume=True)).loss == log_of(tmp_path / "run")[-1]["loss"]
+
+
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.parametrize("how", ["resume", "resume_if_any"])
+def test_a_finished_run_opens_and_writes_nothing(training, tmp_path, monkeypatch, capsys, shards, how):
+    config = training(steps=2, val_shards=str(shards.folder / "000002.tar"))
+    whole = distill.run(config)
+    before, times = tree(tmp_path / "run"), {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    again = dataclasses.replace(config, **{how: True})
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "opened", None)
+        assert distill.run(again) == whole
+    said = f"{config.out}: this run is finished, after step 2; to train its student further, start another run with "
+    assert capsys.readouterr().err.count(f"{said}--from {config.out}\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == times
+    encoder, spec, made = load_encoder(whole.encoder)
+    for fault in (
+        whole.encoder.unlink,
+        lambda: save_encoder(whole.encoder, encoder, spec, {**made, "steps": 1}),
+    ):
+        fault()
+        distill.run(again)
+        after = tree(tmp_path / "run")
+        assert {name: after[name] for name in before if name != "loss.png"} == {
+            name: data for name, data in before.items() if name != "loss.png"
+        }
 
 
 def test_a_resume_does_not_mind_tars_that_came_later(training, tmp_path, shards, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from pipelines.command.failures import clear_errors, explain
+from pipelines.command.failures import advice_on, clear_errors, explain
 from unic_cache.errors import CacheError, ConfigError
 
 
@@ -43,6 +43,10 @@ def caused(outer: Exception, inner: Exception) -> Exception:
             r"GPU memory is full .*--batch-size",
         ),
         (RuntimeError("can't start new thread"), "no more threads can be started. .*--threads"),
+        (
+            RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4711\nmore"),
+            "another process of this run has ended .*closed by peer.*fix what it reports and run the same",
+        ),
         (CacheError("two\n lines"), "two lines"),
     ],
 )
@@ -63,12 +67,13 @@ def test_a_mistake_of_ours_keeps_its_traceback(error):
 
 
 def test_notes_say_what_is_safe_in_place_of_what_all_stages_say():
-    error = OSError(errno.ENOSPC, "No space left on device", "/out/x")
-    error.add_note("/{a,b} has the checkpoint of step 4; {advice} and continue with --resume")
+    error = caused(RuntimeError("worker died"), OSError(errno.ENOSPC, "No space left on device", "/out/x"))
+    error.add_note(f"/{{a,b}} has the checkpoint of step 4; {advice_on(error)} and continue with --resume")
     assert explain(error) == (
         "No space left on device: /out/x. /{a,b} has the checkpoint of step 4; free some space there and continue "
         "with --resume"
     )
+    assert advice_on(CacheError("broken")) == advice_on(TypeError()) == "fix that"
 
 
 def test_settings_are_usage_errors_and_data_are_not():

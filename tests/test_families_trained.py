@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from pipelines import distill, evaluate, extract
 from pipelines.extracting.students import named_spec, named_start, pixels_words, started_encoder, student_spec
 from pipelines.training import learner
+from pipelines.training.gradients import Gradients
 from pipelines.training.held_out_losses import held_out_losses
 from tests import tiny_models
 from tests.conftest import log_of, losses_of, make_shards
@@ -101,26 +103,37 @@ def test_broken_rows_do_not_reach_batch_norms(family):
         distill.run(family("test_resnet", batch_size=1))
 
 
-def test_an_error_in_a_later_part_saves_the_step_before(family, tmp_path, monkeypatch):
-    """The averages of the first part are not in its checkpoint."""
-    fields = {"steps": 4, "accumulate": 2}
+@pytest.mark.parametrize(
+    ("accumulate", "where", "name", "call", "error"),
+    [(2, distill, "waited", 5, OSError("gone")), (1, Gradients, "clipped", 2, RuntimeError("gone"))],
+)
+def test_an_error_within_a_step_saves_the_step_before(
+    family, tmp_path, monkeypatch, accumulate, where, name, call, error
+):
+    """In the third step: after its first part's forward pass, or after its only part's backward pass.
+
+    The averages of that part are not in the checkpoint.
+    """
+    fields = {"steps": 4, "accumulate": accumulate}
     StopAfter(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         distill.run(family("test_resnet", out=str(tmp_path / "stopped"), **fields))
     monkeypatch.undo()
-    honest, parts = distill.waited, iter(range(6))
+    honest, calls = getattr(where, name), iter(range(6))
 
     def failing(*arguments):
-        if next(parts) == 5:
-            raise OSError("gone")
+        if next(calls) == call:
+            raise error
         return honest(*arguments)
 
-    monkeypatch.setattr(distill, "waited", failing)
-    with pytest.raises(OSError, match="gone"):
+    monkeypatch.setattr(where, name, failing)
+    with pytest.raises(type(error), match="gone"):
         distill.run(family("test_resnet", out=str(tmp_path / "failed"), **fields))
+    (note,) = error.__notes__
+    assert re.search("/failed has the checkpoint of step 2; fix th(is|at) and continue with --resume$", note), note
     stopped, failed = (load_file(tmp_path / name / CHECKPOINT) for name in ("stopped", "failed"))
     assert stopped.keys() == failed.keys()
-    assert all(torch.equal(stopped[key], failed[key]) for key in stopped)
+    assert [key for key in stopped if not torch.equal(stopped[key], failed[key])] == []
 
 
 def test_a_student_has_the_spellings_of_a_teacher():

@@ -1,5 +1,7 @@
 """k-NN beside the held-out loss: what `evaluate` says of the same encoder, and training none the wiser."""
 
+import dataclasses
+import errno
 import signal
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from pipelines import distill, evaluate
 from pipelines.evaluating import knn_probe
+from pipelines.training.runlog import RunLog
 from tests.conftest import log_of, make_shards, picture, png, write_tar
 from unic_cache.ahead import thread_pool
 from unic_cache.config import EvaluateConfig
@@ -99,6 +102,25 @@ def test_tars_that_are_trained_on_are_fine_and_said(training, shards, labelled, 
     assert "k-NN: 77 of these images are in tars that are trained on, without their labels" in capsys.readouterr().err
     distill.run(training(knn_shards=labelled, steps=1, out=training().out + "-2"))
     assert "trained on, without their labels" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("fails_at", "kind"), [(3, "knn"), (3, "val"), (6, "knn"), (6, "val")])
+def test_what_an_error_left_out_of_a_validation_is_made_up_once(training, tmp_path, labelled, shards, fails_at, kind):
+    config = training(eval_every=3, val_shards=str(shards.folder / "000002.tar"), knn_shards=labelled)
+    honest = RunLog.write
+
+    def write(self, written, step, values):
+        if (written, step) == (kind, fails_at):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        honest(self, written, step, values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "write", write)
+        with pytest.raises(OSError, match="No space left"):
+            distill.run(config)
+    distill.run(dataclasses.replace(config, resume=True))
+    lines = [(record["step"], record["kind"]) for record in log_of(tmp_path / "run")]
+    assert lines == [(2, "train"), (3, "val"), (3, "knn"), (4, "train"), (6, "train"), (6, "val"), (6, "knn")]
 
 
 def test_it_can_begin_end_and_change_on_resume(training, tmp_path, labelled, monkeypatch):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from pipelines import distill
 from pipelines.training.learner import Learner
-from tests.conftest import log_of
+from tests.conftest import log_of, tree
 from tests.launching import kill, started
 from unic_cache.ahead import thread_pool
 from unic_cache.config import DistillConfig, Views
@@ -136,3 +136,12 @@ class TestCurve:
             kill(process)
         distill.run(config)
         self.compare(folder / f"killed-{sharded}", whole(4))
+
+    def test_of_a_finished_run_is_left_alone_by_any_number(self, runs, whole):
+        config, _ = runs
+        before = tree(whole(None))
+        process = started(dataclasses.replace(config, out=str(whole(None))), 2)
+        _, said = process.communicate()
+        assert process.returncode == 0, said[-3000:]
+        assert said.count("this run is finished, after step 50") == 1
+        assert tree(whole(None)) == before

@@ -4,7 +4,7 @@ import pytest
 from click.testing import CliRunner
 
 import cli
-from unic_cache.config import DistillConfig, EvaluateConfig
+from unic_cache.config import DistillConfig, EvaluateConfig, ExportConfig, InspectConfig, ReportConfig
 from unic_cache.errors import ConfigError
 from unic_cache.files.paths import braced, check_here, check_path, check_pattern
 from unic_cache.files.schemes import open_location
@@ -90,6 +90,31 @@ def test_each_place_where_paths_come_in_checks_them():
     for url in ("s3://bucket/run", "https://host/w.pth", "file:///run"):
         with pytest.raises(ConfigError, match="only a local path"):
             check_here(url, "out")
+
+
+RUN = "s3://bucket/runs/student"
+AWS = "copy it first: `aws s3 cp --recursive s3://bucket/runs/student student`, then give student$"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: EvaluateConfig((RUN,), shards="a.tar"), f"^encoder {RUN}: only a local path is accepted here; {AWS}"),
+        (lambda: ExportConfig(f"{RUN}/", "out"), AWS),
+        (lambda: ReportConfig("out", (RUN,)), AWS),
+        (lambda: InspectConfig("cache", pictures="out", student=RUN), AWS),
+        (lambda: DistillConfig(from_run=RUN), f"^from {RUN}: .*{AWS}"),
+        (lambda: DistillConfig(from_run="gs://b/run-1.5"), r"`gcloud storage cp --recursive gs://b/run-1\.5 \.`, then"),
+        (lambda: DistillConfig(init="gs://b/encoder.safetensors"), "`gcloud storage cp gs://b/encoder.safetensors enc"),
+        (lambda: DistillConfig(init="https://host/w.pth"), "`curl -o w.pth https://host/w.pth`, then give w.pth"),
+        (lambda: DistillConfig(from_run="https://host/run"), "only a local path is accepted here; copy it first$"),
+        (lambda: DistillConfig(from_run="file:///run"), "only a local path is accepted here; leave out file://$"),
+        (lambda: ExportConfig("run", RUN), "only a local path is accepted here; copy the files to the store afterw"),
+    ],
+)
+def test_a_run_in_a_store_is_refused_with_how_to_copy_it(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()
 
 
 def test_braces_are_those_of_webdataset_and_need_no_environment(monkeypatch):

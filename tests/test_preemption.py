@@ -1,6 +1,7 @@
 """Runs that are stopped from outside, and go on: signals, exit codes, checkpoints that are kept, one command line."""
 
 import dataclasses
+import json
 import signal
 from itertools import pairwise
 from pathlib import Path
@@ -15,14 +16,22 @@ import cli
 from pipelines import distill
 from pipelines.command import signals
 from pipelines.command.failures import clear_errors
+from pipelines.command.run_folder import check_run
 from pipelines.command.signals import SIGNALS, Stopped, stop_on_signal
 from pipelines.training.processes import Meetings
 from tests.conftest import log_of, losses_of
 from tests.launching import flags_of
 from tests.test_distill import StopAfter
+from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
-from unic_cache.student.checkpoint import load_checkpoint, mend_checkpoint, save_checkpoint, state_tensors
-from unic_cache.student.run_files import CHECKPOINT
+from unic_cache.student.checkpoint import (
+    load_checkpoint,
+    mend_checkpoint,
+    save_checkpoint,
+    state_tensors,
+    trained_weights,
+)
+from unic_cache.student.run_files import CHECKPOINT, CONFIG
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
@@ -91,8 +100,23 @@ class TestMeetings:
         assert self.meet(monkeypatch, 0.5, 50, {1: signal.SIGUSR1, 3: signal.SIGTERM})[1] == signal.SIGUSR1
 
 
-def test_one_command_line_begins_goes_on_and_ends(training, tmp_path, monkeypatch, shards):
-    """Stopped where it validates, stopped again, its newest checkpoint damaged: as if nothing had happened."""
+def damage(path: Path) -> None:
+    """Flip a bit of the last tensor, in another file under that name."""
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (damage, "{}: damaged, its bytes are not as they were written; going on from the one before, after step 2"),
+        (Path.unlink, "has no checkpoint.safetensors, which holds the projectors and AdamW's state; going on from the"),
+    ],
+)
+def test_one_command_line_begins_goes_on_and_ends(training, tmp_path, shards, fault, said):
+    """Stopped where it validates, stopped again, its newest checkpoint damaged or lost: as if nothing had happened."""
     out, held_out = tmp_path / "run", str(shards.folder / "000002.tar")
     config = training(
         steps=4, log_every=1, eval_every=2, save_every=1, val_shards=held_out, keep_checkpoints=2, resume_if_any=True
@@ -103,10 +127,10 @@ def test_one_command_line_begins_goes_on_and_ends(training, tmp_path, monkeypatc
             stopped = CliRunner().invoke(cli.main, ["distill", *flags_of(config)])
         assert (stopped.exit_code, stopped.stderr.count(f"stopped after step {done} of 4")) == (code, 1)
     assert [record["kind"] for record in log_of(out)] == ["train", "train", "val", "train"]
-    damage(out / CHECKPOINT)
+    fault(out / CHECKPOINT)
     ended = CliRunner().invoke(cli.main, ["distill", *flags_of(config)])
     assert ended.exit_code == 0, ended.output
-    assert f"{out / CHECKPOINT}: damaged, its bytes are not as they were written; going on from" in ended.stderr
+    assert said.format(out / CHECKPOINT) in ended.stderr
     with pytest.raises(ConfigError, match="already holds a run; continue it with --resume"):
         distill.run(dataclasses.replace(config, resume_if_any=False))
 
@@ -114,14 +138,6 @@ def test_one_command_line_begins_goes_on_and_ends(training, tmp_path, monkeypatc
     assert losses_of(out) == losses_of(tmp_path / "whole")
     one, other = (load_file(tmp_path / name / CHECKPOINT) for name in ("run", "whole"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-
-
-def damage(path: Path) -> None:
-    """Flip a bit of the last tensor, in another file under that name."""
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1
-    path.unlink()
-    path.write_bytes(data)
 
 
 class TestKept:
@@ -165,6 +181,24 @@ class TestKept:
         self.save(tmp_path, 3, 3)
         assert self.names(tmp_path) == ["checkpoint-000001.safetensors", "checkpoint-000002.safetensors", CHECKPOINT]
         assert self.load(tmp_path) == (3, 3)
+
+    def test_the_older_ones_alone_are_a_run(self, tmp_path):
+        """Which a new one would overwrite."""
+        config = DistillConfig(keep_checkpoints=2)
+        (tmp_path / CONFIG).write_text(json.dumps(config.to_json()))
+        assert not check_run(config, tmp_path)
+        for steps in (1, 2):
+            self.save(tmp_path, steps, 2)
+        (tmp_path / CHECKPOINT).unlink()
+        with pytest.raises(ConfigError, match="already holds a run; continue it with --resume"):
+            check_run(config, tmp_path)
+        assert check_run(dataclasses.replace(config, resume=True), tmp_path)
+        assert check_run(dataclasses.replace(config, resume_if_any=True), tmp_path)
+        with pytest.raises(ConfigError, match=r"restore it, or continue the run with --resume, .*-000001\.safetensors"):
+            trained_weights(tmp_path)
+        damage(tmp_path / "checkpoint-000001.safetensors")
+        with pytest.raises(ConfigError, match="no older checkpoint there is sound; restore a copy of one"):
+            mend_checkpoint(tmp_path)
 
     def test_a_damaged_one_without_another_is_refused(self, tmp_path):
         self.save(tmp_path, 1, 1)

@@ -1,6 +1,8 @@
 """Processes that train together, and those that think they do: joined, refused or told."""
 
+import dataclasses
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -192,6 +194,21 @@ def test_ranks_train_together_and_stop_together_and_one_process_goes_on(training
     # AdamW moves a weight whose gradient is all rounding by its sign, so single ones differ by up to the rates' sum
     apart = torch.cat([(tensors[name] - others[name]).abs().flatten() for name in tensors])
     assert apart.mean() < 1e-2 * 4e-3
+
+
+def test_where_a_process_dies_the_first_one_saves_its_last_whole_step(training, tmp_path, monkeypatch):
+    """Rank 1 is killed in its third step: rank 0 has done two, saves them and says so, and one process goes on."""
+    config = training(out=str(tmp_path / "two"), steps=5, log_every=1, threads=1, resume_if_any=True)
+    monkeypatch.setenv("UNIC_TEST_SIGNAL", "SIGKILL")
+    process = started(config, 2, "tests.launching")
+    _, said = process.communicate()
+    (line,) = [line for line in said.splitlines() if line.startswith("Error: ")]
+    assert re.search("another process of this run has ended or cannot be reached .*onnection", line), said[-3000:]
+    assert f"{config.out} has the checkpoint of step 2; fix what it reports and continue with --resume" in line
+    distill.run(config)
+    distill.run(dataclasses.replace(config, out=str(tmp_path / "one")))
+    for two, one in zip(log_of(tmp_path / "two"), log_of(tmp_path / "one"), strict=True):
+        assert (two["step"], two["loss"]) == (one["step"], pytest.approx(one["loss"], abs=1e-5))
 
 
 class TestDevices:

@@ -54,14 +54,20 @@ def test_a_run_in_a_store_is_stopped_and_goes_on_as_one_in_a_folder(there, train
         distill.run(dataclasses.replace(config, resume_if_any=False))
     with pytest.raises(ConfigError, match=f"^{URL}: the run began with seed 0, not 1"):
         distill.run(dataclasses.replace(config, seed=1))
-    there.replace("checkpoint.safetensors", b"damaged")
+    there.delete("checkpoint.safetensors")
     ended = CliRunner().invoke(cli.main, ["distill", *flags_of(config)])
     assert ended.exit_code == 0, ended.output
     assert f"the encoder is {URL}/encoder.safetensors. Copy it here, and load it with\n  timm.create" in ended.stdout
     assert "checkpoint_path='encoder.safetensors'" in ended.stdout
+    assert f"{URL} has no checkpoint.safetensors, " in ended.stderr
+    found = files(there)
+    again = CliRunner().invoke(cli.main, ["distill", *flags_of(config)])
+    assert (again.exit_code, again.stdout) == (0, ended.stdout)
+    assert f"{URL}: this run is finished, after step 4" in again.stderr
+    assert files(there) == found
 
     distill.run(dataclasses.replace(config, out=str(tmp_path / "whole")))
-    found, whole = files(there), tree(tmp_path / "whole")
+    whole = tree(tmp_path / "whole")
     for name in ("encoder.safetensors", "checkpoint.safetensors", "checkpoint-000003.safetensors", "snapshot.json"):
         assert found[name] == whole[name], name
     assert {name for name in found if "tensorboard" not in name} == {
@@ -111,14 +117,15 @@ def test_what_a_checkpoint_needs_is_sent_before_it_and_what_follows_after(there,
         assert sent == names
 
 
-def test_errors_name_the_store_and_not_the_copy(there):
+@pytest.mark.parametrize("kind", [Stopped, RuntimeError])
+def test_errors_name_the_store_and_not_the_copy(there, kind):
     def fail() -> None:
         with folder_of(URL, main=True) as (folder, _):
-            error = Stopped(f"{folder} has it")
+            error = kind(f"{folder} has it")
             error.add_note(f"look at {folder}")
             raise error
 
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(kind) as stopped:
         fail()
     assert (str(stopped.value), stopped.value.__notes__) == (f"{URL} has it", [f"look at {URL}"])
 

@@ -20,9 +20,9 @@ from unic_cache.config.keywords import from_keywords, signature_of
 from unic_cache.errors import UnicCacheError
 
 if TYPE_CHECKING:
-    from pipelines.distill import Trained
     from pipelines.evaluating.comparison import Result
     from pipelines.extracting.filling import Summary
+    from pipelines.training.outcome import Trained
     from unic_cache.cache import Cache, CachedTeacher, open_cache
     from unic_cache.stream.dataset import FeatureDataset
     from unic_cache.student.heads import Heads, load_heads

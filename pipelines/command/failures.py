@@ -7,8 +7,8 @@
 | a signal | 128 and its number: 130 for Ctrl-C, 143 for SIGTERM, 138 for SIGUSR1 |
 | a closed pipe (`| head`) | 1, silently |
 
-An error's notes (`add_note`) say what is safe and how to go on; KEPT is the default. Any other error is a bug of ours
-and keeps its traceback.
+An error's notes (`add_note`) say what is safe and how to go on, with `advice_on`; by default, that all that was
+committed is kept. Any other error is a bug of ours and keeps its traceback.
 """
 
 import contextlib
@@ -26,8 +26,7 @@ import click
 from unic_cache.errors import ConfigError, UnicCacheError
 
 STOPPED = 128  # and the signal's number
-ADVICE_HERE = "{advice}"  # in a note
-KEPT = f"All that was committed is kept; {ADVICE_HERE} and run the same command again"
+FIX = "fix that"  # the remedy where none is known
 # the remedy for each errno of a disk or a limit
 ADVICE = {
     errno.ENOSPC: "free some space there",
@@ -50,7 +49,13 @@ ADVICE = {
     errno.EAGAIN: "lower --threads, or raise the process limit (`ulimit -u`),",
 }
 OS_ERROR = re.compile(r"\(os error (\d+)\)")  # the end of a message from a Rust library
+ALONE = re.compile(r"by peer|Broken pipe|pair closure|ms for (recv|send) operation|ncclRemoteError")  # gloo's, NCCL's
 MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory", re.IGNORECASE)
+RUNTIME = {  # text of a RuntimeError -> (what happened, what to do)
+    MEMORY: ("memory is full", "lower --batch-size or --threads"),
+    re.compile("can't start new thread"): ("no more threads can be started", ADVICE[errno.EAGAIN]),
+    ALONE: ("another process of this run has ended or cannot be reached ({})", "fix what it reports"),
+}
 
 
 @contextlib.contextmanager
@@ -75,16 +80,19 @@ def clear_errors() -> Iterator[None]:
 def explain(error: BaseException) -> str | None:
     """The line for an error; None if it is a bug of ours."""
     if isinstance(error, UnicCacheError):
-        return one_line(". ".join([str(error).rstrip("."), *_notes(error, "fix that")]))
-    cause: BaseException | None = error
-    while cause is not None:
-        found = _happened(cause)
-        if found is not None:
-            happened, advice = found
-            notes = _notes(error, advice) or _notes(cause, advice) or [KEPT.replace(ADVICE_HERE, advice)]
-            return one_line(". ".join([happened.rstrip("."), *notes]))
-        cause = cause.__cause__
-    return None
+        return one_line(". ".join([str(error).rstrip("."), *_notes(error)]))
+    found = _first_known(error)
+    if found is None:
+        return None
+    cause, happened, advice = found
+    kept = f"All that was committed is kept; {advice} and run the same command again"
+    return one_line(". ".join([happened.rstrip("."), *(_notes(error) or _notes(cause) or [kept])]))
+
+
+def advice_on(error: BaseException) -> str:
+    """What to do before going on, for a note on the error."""
+    found = None if isinstance(error, UnicCacheError) else _first_known(error)
+    return FIX if found is None else found[2]
 
 
 def portable(error: BaseException) -> BaseException:
@@ -112,6 +120,17 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def _first_known(error: BaseException) -> tuple[BaseException, str, str] | None:
+    """(the error or the first of its causes that is known, what happened, what to do); None if all are unknown."""
+    cause: BaseException | None = error
+    while cause is not None:
+        found = _happened(cause)
+        if found is not None:
+            return cause, *found
+        cause = cause.__cause__
+    return None
+
+
 def _happened(error: BaseException) -> tuple[str, str] | None:
     """(what happened, what to do before running the same command again); None if unknown."""
     text = str(error)
@@ -123,19 +142,19 @@ def _happened(error: BaseException) -> tuple[str, str] | None:
         return f"{os.strerror(int(told[1]))} ({type(error).__name__})", ADVICE.get(int(told[1]), "fix this")
     if type(error).__name__ == "OutOfMemoryError":
         return f"GPU memory is full ({text.partition('. ')[0]})", "lower --batch-size"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(text)):
-        return "memory is full", "lower --batch-size or --threads"
-    if isinstance(error, RuntimeError) and "can't start new thread" in text:
-        return "no more threads can be started", ADVICE[errno.EAGAIN]
-    return None
+    if isinstance(error, MemoryError):
+        return RUNTIME[MEMORY]
+    known = RUNTIME.items() if isinstance(error, RuntimeError) else ()
+    found = next((said for pattern, said in known if pattern.search(text)), None)
+    return found and (found[0].format(text.partition("\n")[0]), found[1])
 
 
 def _path(name: object) -> str:
     return os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else f"file {name}"
 
 
-def _notes(error: BaseException, advice: str) -> list[str]:
-    return [note.replace(ADVICE_HERE, advice) for note in getattr(error, "__notes__", [])]
+def _notes(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", []))
 
 
 def _thread_failed(failed: threading.ExceptHookArgs) -> None:

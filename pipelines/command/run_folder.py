@@ -8,7 +8,15 @@ from typing import Any
 from unic_cache.config import DistillConfig
 from unic_cache.config.training import renamed
 from unic_cache.errors import ConfigError
-from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, MODEL, SNAPSHOT, TIMM_KEYS
+from unic_cache.student.run_files import (
+    CHECKPOINT,
+    CONFIG,
+    ENCODER,
+    MODEL,
+    SNAPSHOT,
+    TIMM_KEYS,
+    older_checkpoints,
+)
 
 FREE_ON_RESUME = frozenset(
     {
@@ -44,7 +52,7 @@ def as_begun(config: DistillConfig, out: Path) -> DistillConfig:
 
 def check_run(config: DistillConfig, out: Path) -> bool:
     """Whether OUT holds a run to resume. ConfigError if that and --resume, or the settings, disagree."""
-    if not (out / CHECKPOINT).exists():
+    if not (out / CHECKPOINT).exists() and not older_checkpoints(out):
         if config.resume and not config.resume_if_any and not (out / CONFIG).exists():
             raise ConfigError(f"{out}: there is no run to resume here; leave out --resume to begin one")
         refuse_others(out)

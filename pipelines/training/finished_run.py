@@ -91,12 +91,10 @@ def load_student(
     It is what the run exported: the moving average, if it kept one. ConfigError if the folder has none, or one that
     does not fit the settings and the teachers.
     """
-    if not (folder / CHECKPOINT).is_file():
-        raise ConfigError(f"{folder} has no {CHECKPOINT}, which holds the projectors that the loss needs; restore it")
+    steps, weights = trained_weights(folder)
     spec = student_spec(settings, folder)
     kinds = {teacher.name: teacher.kinds for teacher in teachers}
     student = build_student(build_encoder(spec, settings.seed), spec, kinds, settings)
-    steps, weights = trained_weights(folder)
     try:
         student.load_state_dict(weights)
     except RuntimeError as error:

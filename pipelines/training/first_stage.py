@@ -21,7 +21,7 @@ from unic_cache.student.backbone import EncoderSpec
 from unic_cache.student.checkpoint import trained_weights
 from unic_cache.student.export import load_encoder
 from unic_cache.student.ladder import head_name
-from unic_cache.student.run_files import CHECKPOINT, ENCODER
+from unic_cache.student.run_files import ENCODER
 
 ALIKE = ("projector", "ladder_widths", "shared_projectors")  # settings that decide the projectors' layout
 PREFIX = "ladder.heads."  # of their tensors in a student's state
@@ -54,10 +54,6 @@ def open_first_stage(config: DistillConfig, spec: EncoderSpec) -> FirstStage | N
     flag = f"--from {config.from_run}"
     try:
         settings = run_settings(folder)
-        if not (folder / CHECKPOINT).is_file():
-            raise ConfigError(
-                f"{folder} has no {CHECKPOINT}, which holds the projectors; restore it, or finish the run"
-            )
         steps, weights = trained_weights(folder)
         _, before, provenance = load_encoder(folder)
         check_finished(folder, settings, steps, provenance)

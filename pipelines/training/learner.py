@@ -161,11 +161,11 @@ def learn(following: Callable[[], Batch], learner: Learner, meter: Meter, step: 
 
     `following` gives the next part. The meter counts them by the share of the batch's images that are this process's.
     """
-    gradients, several = learner.gradients, learner.config.accumulate > 1
+    gradients = learner.gradients
     parts: list[LossTerms] = []
     good: list[LossTerms] = []
     broken = images = 0
-    with statistics_restored_on_error(learner.model) if several else nullcontext():
+    with statistics_restored_on_error(learner.model):
         for part in range(learner.config.accumulate):
             batch = following()
             with gradients.alone(part):
@@ -175,9 +175,10 @@ def learn(following: Callable[[], Batch], learner: Learner, meter: Meter, step: 
                 last = part + 1 == learner.config.accumulate
                 sums = sums_over_processes(learner.accelerator, joined(parts), images) if last else None
                 gradients.add(parts, sums)
+        norm = gradients.clipped()
     assert sums is not None  # there is a last part
     terms = dataclasses.replace(joined(good or parts), loss=sums.loss)
-    meter.add(terms, images / sums.images.clamp(min=1), broken, gradients.clipped())
+    meter.add(terms, images / sums.images.clamp(min=1), broken, norm)
     return terms
 
 

@@ -118,6 +118,14 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
     return found
 
 
+def main_says(accelerator: Accelerator, answer: bool) -> bool:
+    """The main process's answer, in all processes, which meet here."""
+    if accelerator.num_processes == 1:
+        return answer
+    own = float(answer and accelerator.is_main_process)
+    return bool(accelerator.reduce(torch.tensor([own], device=accelerator.device), "sum").item())
+
+
 def check_agreed(accelerator: Accelerator, begins_with: Mapping[str, Any]) -> None:
     """ConfigError in all processes unless each has the same plain data to begin with.
 
@@ -186,8 +194,7 @@ def check_settings(config: DistillConfig) -> None:
 
 def refuse_together(accelerator: Accelerator, refusal: UnicCacheError | OSError | None) -> None:
     """Raise the main process's refusal there, and a ConfigError in all other processes."""
-    flag = torch.tensor([float(refusal is not None)], device=accelerator.device)
-    refused = accelerator.num_processes > 1 and bool(accelerator.reduce(flag, "sum").item())
+    refused = main_says(accelerator, refusal is not None)
     if refusal is not None:
         raise refusal
     if refused:

@@ -22,10 +22,10 @@ from pipelines.command.claim import CLAIM
 from unic_cache.errors import ConfigError, UnicCacheError
 from unic_cache.files.paths import SCHEME
 from unic_cache.files.schemes import open_location
-from unic_cache.student.run_files import CHECKPOINT, CONFIG, LOG, OLDER, SNAPSHOT
+from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, LOG, OLDER, SNAPSHOT
 
 FIRST = (CONFIG, SNAPSHOT)  # sent before anything else
-NEEDED = (*FIRST, CHECKPOINT, LOG)  # by every process that resumes
+NEEDED = (*FIRST, CHECKPOINT, LOG, ENCODER)  # by every process that resumes
 TEMPORARY = ".tmp-"
 
 
@@ -66,6 +66,10 @@ class RemoteRun:
             self._location.delete(name)
             del self._sent[name]
 
+    def told(self, text: str) -> str:
+        """A message that names the store instead of the copy."""
+        return text.replace(str(self.folder), self.url)
+
     def leave(self) -> None:
         """Take the name away again, if it is still this run's."""
         if self._holder().get("run") == self._name["run"]:
@@ -103,9 +107,9 @@ def folder_of(out: str, main: bool) -> Iterator[tuple[Path, RemoteRun | None]]:
         try:
             remote.fetch(everything=main)
             yield remote.folder, remote
-        except (UnicCacheError, OSError, KeyboardInterrupt) as error:
-            error.args = tuple(arg.replace(name, out) if isinstance(arg, str) else arg for arg in error.args)
-            error.__notes__ = [note.replace(name, out) for note in getattr(error, "__notes__", [])]
+        except (Exception, KeyboardInterrupt) as error:
+            error.args = tuple(remote.told(arg) if isinstance(arg, str) else arg for arg in error.args)
+            error.__notes__ = [remote.told(note) for note in getattr(error, "__notes__", [])]
             raise
         finally:
             with contextlib.suppress(UnicCacheError, OSError):  # the next run takes the folder over in any case

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pipelines.command.failures import ADVICE_HERE
+from pipelines.command.failures import advice_on
 from pipelines.command.progress import say
 from pipelines.command.run_folder import FREE_ON_RESUME
 from pipelines.extracting.specs import versions
@@ -30,6 +30,7 @@ from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER
 from unic_cache.student.timm_layout import config_bytes, lay_out_run
 
 ORIGINS = ("from", "init")  # in the provenance and the checkpoint: what the first weights were taken from
+FAILURES = (OSError, UnicCacheError, MemoryError, RuntimeError)  # the last one also if another process has died
 TOLD = {"weights_sha256", "version"}  # of a teacher's spec, in the encoder's provenance
 
 
@@ -71,22 +72,26 @@ class RunState:
 
     @contextlib.contextmanager
     def saved_on_error(self, steps: int) -> Iterator[None]:
-        """Inside, the state is that after `steps` steps; if an error ends the run there, save it first.
-
-        A process alone cannot save a model that it has a part of.
-        """
+        """Inside, the state is that after `steps` steps; an error that ends the run there saves it first, if whole."""
         with self._naming_checkpoint():
             try:
                 yield
-            except (OSError, UnicCacheError):
-                if (
-                    steps > self.saved
-                    and not self.sharded
-                    and all(bool(x.isfinite().all()) for x in self.model.parameters())
-                ):
-                    with contextlib.suppress(OSError):
+            except FAILURES as error:
+                with contextlib.suppress(*FAILURES):  # the first error is the one to tell
+                    if steps > self.saved and self._is_whole(error):
                         self._write(steps)
                 raise
+
+    def _is_whole(self, error: BaseException) -> bool:
+        """Whether this process alone can save the weights, and knows that they are those of whole steps.
+
+        It has a part of them with --shard-student. GPUs tell late that an exchange has failed: the gradients of an
+        earlier step may then be those of some processes alone.
+        """
+        exchanged = isinstance(error, RuntimeError) and self.accelerator.num_processes > 1
+        if self.sharded or (exchanged and self.accelerator.device.type != "cpu"):
+            return False
+        return all(bool(x.isfinite().all()) for x in self.model.parameters())
 
     def _write(self, steps: int) -> None:
         average: Any = None if self.average is None else self.average.module
@@ -108,7 +113,8 @@ class RunState:
             self.remote.send()
         self.saved = steps
         if why_not and not self.told:
-            say(f"timm cannot load {self.out} as a folder: {why_not}; `unic-cache export` makes one that it can")
+            where = self.out if self.remote is None else self.remote.url
+            say(f"timm cannot load {where} as a folder: {why_not}; `unic-cache export` makes one that it can")
             self.told = True
 
     def _gathered(self, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -123,11 +129,12 @@ class RunState:
     def _naming_checkpoint(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, UnicCacheError, MemoryError, RuntimeError) as error:
+        except FAILURES as error:
+            advice = advice_on(error)
             error.add_note(
-                f"{self.out} has the checkpoint of step {self.saved}; {ADVICE_HERE} and continue with --resume"
+                f"{self.out} has the checkpoint of step {self.saved}; {advice} and continue with --resume"
                 if self.saved
-                else f"{self.out} has no checkpoint yet; {ADVICE_HERE} and run the same command again"
+                else f"{self.out} has no checkpoint yet; {advice} and run the same command again"
             )
             raise
 
@@ -148,7 +155,7 @@ def settle(out: Path, remote: RemoteRun | None, accelerator: Accelerator) -> Non
         on_main(accelerator, remote.take)
     done = on_main(accelerator, partial(mend_checkpoint, out)) if remote is None else mend_checkpoint(out)
     if done is not None and accelerator.is_main_process:
-        say(done)
+        say(done if remote is None else remote.told(done))
 
 
 def save_settings(

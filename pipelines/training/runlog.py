@@ -14,13 +14,12 @@ from torch import Tensor
 
 from pipelines.command.failures import reason
 from pipelines.command.progress import say
+from pipelines.training.processes import main_says
 from pipelines.training.tracking import tracked_values
 from unic_cache.files.durable import naming
 from unic_cache.files.schemes import open_location
 from unic_cache.student.loss import LossTerms
 from unic_cache.student.run_files import LOG
-
-CHECKS = ("val", "knn")  # kinds of lines
 
 
 class Meter:
@@ -107,23 +106,25 @@ class Clock:
 
 
 class RunLog:
-    """OUT/log.jsonl and the tracker, which get the same numbers. Only the main process writes.
-
-    `validated`, in every process: whether the log has a validation after the steps that were done before.
-    """
+    """OUT/log.jsonl and the tracker, which get the same numbers. Only the main process reads and writes it."""
 
     def __init__(self, out: Path, accelerator: Accelerator, steps_done: int) -> None:
         self._path = out / LOG
         self._accelerator = accelerator
         self.last_loss = math.nan  # of the last training line
         self._note = {"train": "", "knn": ""}
-        text = self._path.read_text(errors="replace") if self._path.exists() else ""
-        kept = [(line, found) for line in text.splitlines(keepends=True) if (found := _record(line, steps_done))]
-        self.validated = any(found["step"] == steps_done and found.get("kind") in CHECKS for _, found in kept)
+        self._logged: set[tuple[Any, int]] = set()  # kind, step
         if accelerator.is_main_process:
+            text = self._path.read_text(errors="replace") if self._path.exists() else ""
+            kept = [(line, found) for line in text.splitlines(keepends=True) if (found := _record(line, steps_done))]
             open_location(out).replace(LOG, "".join(line for line, _ in kept).encode())
+            self._logged = {(found.get("kind"), found["step"]) for _, found in kept}
             losses = [found.get("loss") for _, found in kept if found.get("kind") == "train"]
             self.last_loss = next((loss for loss in reversed(losses) if isinstance(loss, float)), math.nan)
+
+    def lacks(self, kind: str, step: int) -> bool:
+        """Whether there is no such line; told to all processes, which meet here."""
+        return main_says(self._accelerator, (kind, step) not in self._logged)
 
     @property
     def note(self) -> str:
@@ -140,6 +141,7 @@ class RunLog:
         if self._accelerator.is_main_process:
             with naming(self._path), open(self._path, "a") as file:
                 file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self._logged.add((kind, step))
         with self._tracking():
             self._accelerator.log(tracked_values(kind, values), step=step)
 
@@ -159,7 +161,7 @@ class RunLog:
             yield
         except Exception as error:
             self._accelerator.trackers.clear()
-            say(f"the tracker cannot write ({reason(error)}); training goes on without it, and {self._path} has all")
+            say(f"the tracker cannot write ({reason(error)}); training goes on without it, and {LOG} has all")
 
 
 def _record(line: str, steps_done: int) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ from unic_cache.config.options import (
 from unic_cache.config.stage import Stage
 from unic_cache.config.views import Views, check_crop_scale
 from unic_cache.errors import ConfigError
-from unic_cache.files.paths import check_here
+from unic_cache.files.paths import WRITTEN_HERE, check_here
 
 QUALITY = f"Mean cosine that {FITTED} aims for; docs/STUDY.md says how little will do."
 CODER = f"Entropy coder of {FITTED}: pcodec is smaller, zstd decodes faster."
@@ -211,9 +211,9 @@ class InspectConfig(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for flag, path in (("pictures", self.pictures), ("student", self.student)):
+        for flag, path, why in (("pictures", self.pictures, WRITTEN_HERE), ("student", self.student, "")):
             if path is not None:
-                check_here(path, flag)
+                check_here(path, flag, why)
         if self.pictures is None and (self.student is not None or self.shards is not None):
             raise ConfigError("--student and --shards are for pictures: add --pictures OUT")
         if self.pictures is not None and self.provenance:

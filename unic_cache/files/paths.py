@@ -23,11 +23,20 @@ VARIABLE = re.compile(r"\$(?:\{\w+\}|[A-Za-z_]\w*)")
 # names of fields: `source` is (teacher, text) pairs in one config, and `images` is a number in another
 ANYWHERE = {"cache", "source", "target"}  # a folder: a path or a URL
 TARS = {"shards", "val_shards", "knn_shards", "train", "test"}  # a pattern of tars: paths or URLs
-HERE = {"images", "out", "masks", "depths", "lists", "encoder", "init", "features", "inputs", "run", "results"}  # local
+READ = {"images", "masks", "depths", "lists", "encoder", "init", "from_run", "inputs", "run", "results"}  # local
+WRITTEN = {"out", "features"}  # local
 RUN = ("distill", "out")  # stage and field: a folder, or a store that files can be written to
 NAMES = {"encoder", "init"}  # of these: may be a model's name instead, also that of a folder
 FOLDER = "local-dir:"  # before the path, in such a name
-ONLY_HERE = "only a local path is accepted here; copy files from or to a store with its own tools"
+ONLY_HERE = "only a local path is accepted here"
+WRITTEN_HERE = f"{ONLY_HERE}; copy the files to the store afterwards"
+FILES = (".safetensors", ".json", ".pt", ".pth", ".bin", ".csv", ".txt", ".npz")  # else a URL is taken for a folder's
+COPIES = {  # scheme -> how a file and a folder are copied to here
+    "s3": ("aws s3 cp {url} {name}", "aws s3 cp --recursive {url} {name}"),
+    "gs": ("gcloud storage cp {url} {name}", "gcloud storage cp --recursive {url} ."),
+    "http": ("curl -o {name} {url}", ""),
+    "https": ("curl -o {name} {url}", ""),
+}
 SHARD_ONLY_HERE = "`shard` packs local files into a local folder; copy that to the store afterwards"
 
 
@@ -49,9 +58,10 @@ def check_paths(config: Any) -> None:
                 check_pattern(text, flag)
             elif (config.stage, field.name) == RUN:
                 check_store(text, flag)
-            elif field.name in HERE:
+            elif field.name in READ | WRITTEN:
                 path = text.removeprefix(FOLDER) if field.name in NAMES else text
-                check_here(path, flag, SHARD_ONLY_HERE if config.stage == "shard" else ONLY_HERE)
+                why = WRITTEN_HERE if field.name in WRITTEN else ""
+                check_here(path, flag, SHARD_ONLY_HERE if config.stage == "shard" else why)
 
 
 def check_path(text: str, flag: str = "") -> str:
@@ -81,11 +91,14 @@ def check_path(text: str, flag: str = "") -> str:
     return text
 
 
-def check_here(text: str, flag: str = "", why: str = ONLY_HERE) -> str:
-    """`text` if it is a path on this machine, as it was meant. ConfigError, ending with `why`, if it is a URL."""
+def check_here(text: str, flag: str = "", why: str = "") -> str:
+    """`text` if it is a path on this machine, as it was meant. ConfigError if it is a URL.
+
+    The error ends with `why`; by default, with how to copy what is there.
+    """
     check_path(text, flag)
     if SCHEME.fullmatch(text):
-        raise ConfigError(f"{_said(text, flag)}: {why}")
+        raise ConfigError(f"{_said(text, flag)}: {why or f'{ONLY_HERE}; {_copying(text)}'}")
     return text
 
 
@@ -139,6 +152,17 @@ def _check_local(text: str, flag: str) -> None:
         raise ConfigError(
             f"{_said(text, flag)}: neither a local path nor a supported URL (write ./{text} for a local path)"
         )
+
+
+def _copying(url: str) -> str:
+    """How to have here what is at a URL."""
+    scheme, _, rest = url.rstrip("/").partition("://")
+    name = rest.rpartition("/")[2]
+    file, folder = COPIES.get(scheme, ("", ""))
+    command = (file if name.endswith(FILES) else folder).format(url=url.rstrip("/"), name=name)
+    if scheme == "file":
+        return f"leave out {scheme}://"
+    return f"copy it first: `{command}`, then give {name}" if command else "copy it first"
 
 
 def _said(text: str, flag: str) -> str:

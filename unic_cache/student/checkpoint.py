@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from unic_cache.errors import ConfigError
 from unic_cache.files.durable import sync_file, sync_folder
 from unic_cache.files.local import LocalFolder
-from unic_cache.student.run_files import CHECKPOINT, OLDER
+from unic_cache.student.run_files import CHECKPOINT, OLDER, older_checkpoints, steps_of
 from unic_cache.student.sharding import whole
 
 FORMAT = 1
@@ -63,28 +63,25 @@ def save_checkpoint(out: Path, steps: int, tensors: Mapping[str, Tensor], header
         _set_aside(out)
     LocalFolder(out).replace(CHECKPOINT, data)
     older = older_checkpoints(out)
-    stale = [path for path in older if _steps_of(path) >= steps]  # of a run that went on from an earlier one
+    stale = [path for path in older if steps_of(path) >= steps]  # of a run that went on from an earlier one
     for path in {*stale, *[path for path in older if path not in stale][keep - 1 :]}:
         LocalFolder(out).delete(path.name)
 
 
-def older_checkpoints(out: Path) -> list[Path]:
-    """The checkpoints that are kept beside the newest, the last one first."""
-    return sorted((path for path in out.glob(OLDER) if _steps_of(path) >= 0), key=_steps_of, reverse=True)
-
-
 def mend_checkpoint(out: Path) -> str | None:
-    """Put the newest sound checkpoint in the place of a damaged one; what was done, or None if nothing was needed.
+    """Put the newest sound checkpoint in the place of a damaged or lost one; what was done, or None if all is well.
 
-    Without an older one nothing is done: loading it will tell what is wrong.
+    Without an older one nothing is done: loading it will tell what is wrong. ConfigError if all are damaged.
     """
     older = older_checkpoints(out)
     wrong = _damage(out / CHECKPOINT) if older else None
-    sound = next((path for path in older if _damage(path) is None), None)
-    if wrong is None or sound is None:
+    if wrong is None:
         return None
+    sound = next((path for path in older if _damage(path) is None), None)
+    if sound is None:
+        raise ConfigError(f"{wrong}, and no older checkpoint there is sound; restore a copy of one")
     _link(sound, out / CHECKPOINT)
-    return f"{wrong}; going on from the one before, after step {_steps_of(sound):,}"
+    return f"{wrong}; going on from the one before, after step {steps_of(sound):,}"
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:
@@ -121,12 +118,25 @@ def load_checkpoint(
 
 def trained_weights(out: Path) -> tuple[int, dict[str, torch.Tensor]]:
     """(steps done, the student's state): the moving average if the run kept one. ConfigError without a checkpoint."""
+    older = older_checkpoints(out)
+    if older and not (out / CHECKPOINT).exists():
+        raise ConfigError(
+            f"{_missing(out)}; restore it, or continue the run with --resume, which goes on from {older[0].name}"
+        )
     steps, _, tensors = _read(out / CHECKPOINT)
     try:
         parts = _parts(tensors)
     except KeyError as error:
         raise ConfigError(f"{out / CHECKPOINT}: not a checkpoint of this release: it has {error}") from error
     return steps, parts["ema"] or parts["model"]
+
+
+def checkpoint_steps(out: Path) -> int | None:
+    """Steps done, by the header of the newest checkpoint; None if there is none that can be read."""
+    try:
+        return _steps_in(out / CHECKPOINT)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -140,6 +150,8 @@ def _parts(tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, torch.Ten
 
 def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]]:
     """(steps done, header, tensors) of the file. ConfigError unless a run of this release wrote it."""
+    if not path.exists():
+        raise ConfigError(f"{_missing(path.parent)}; restore it")
     try:
         with safe_open(path, "pt") as opened:
             found = (opened.metadata() or {}).get("unic_cache")
@@ -156,6 +168,10 @@ def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, torch.Tensor]]:
     return header["steps"], header, tensors
 
 
+def _missing(out: Path) -> str:
+    return f"{out} has no {CHECKPOINT}, which holds the projectors and AdamW's state"
+
+
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is sound."""
     try:
@@ -169,9 +185,12 @@ def _set_aside(out: Path) -> None:
     """Give the newest checkpoint a second name, by its steps."""
     path = out / CHECKPOINT
     if path.exists():
-        with safe_open(path, "pt") as opened:
-            steps = json.loads((opened.metadata() or {})["unic_cache"])["steps"]
-        _link(path, out / OLDER.replace("*", f"{steps:06d}"))
+        _link(path, out / OLDER.replace("*", f"{_steps_in(path):06d}"))
+
+
+def _steps_in(path: Path) -> int:
+    with safe_open(path, "pt") as opened:
+        return int(json.loads((opened.metadata() or {})["unic_cache"])["steps"])
 
 
 def _link(path: Path, other: Path) -> None:
@@ -186,8 +205,3 @@ def _link(path: Path, other: Path) -> None:
     temporary.replace(other)
     temporary.unlink(missing_ok=True)  # rename(2) leaves both names of one file
     sync_folder(other.parent)
-
-
-def _steps_of(path: Path) -> int:
-    number = path.stem.rpartition("-")[2]
-    return int(number) if number.isdecimal() else -1
