@@ -234,7 +234,8 @@ def test_a_damaged_seal_is_ignored_told_by_verify_and_removed_by_repair(sealed, 
     assert rows_of(sealed)[0] == rows_of(plain)[0]
     assert rows_of(sealed)[2] == 2
     report = verify.run(VerifyConfig(str(sealed)))
-    assert [(finding.file, finding.mend) for finding in report.broken] == [(str(path.relative_to(sealed)), "remove")]
+    told = [(finding.file, finding.member, finding.mend) for finding in report.broken]
+    assert told == [(str(path.relative_to(sealed)), member_folder(VIT), "remove")]
     repair.run(RepairConfig(str(sealed)))
     assert not path.exists()
     assert add_seals(sealed) == 1
@@ -264,6 +265,16 @@ def test_repair_removes_a_seal_with_a_record_and_extract_makes_both_again(sealed
     assert not seal_file(sealed, CNN, 0, 1).exists()
     assert not record_of(sealed, CNN, 1, 1).exists()
     extract.run(settings(sealed))
+    assert tree(sealed) == before
+
+
+def test_seals_of_a_member_of_another_cache_are_left_alone_with_it(sealed):
+    for path in (sealed / member_folder(VIT)).glob("commits/*/*/*.json"):
+        spoil(path, rows=99)
+    before = tree(sealed)
+    (finding,) = verify.run(VerifyConfig(str(sealed))).broken
+    assert (finding.member, finding.mend) == (member_folder(VIT), "by hand")
+    repair.run(RepairConfig(str(sealed)))
     assert tree(sealed) == before
 
 
