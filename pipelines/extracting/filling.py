@@ -11,7 +11,7 @@ from pipelines.command.shares import share_lines
 from pipelines.extracting.calibrating import calibrations_before
 from pipelines.extracting.opening import Opened
 from pipelines.extracting.recorder import Recorder, recorder
-from pipelines.extracting.specs import pixel_codec, pixel_spec
+from pipelines.extracting.specs import kept_spec
 from pipelines.extracting.unit_rows import UnitRows
 from unic_cache.config import ExtractConfig
 from unic_cache.errors import CacheError, ImageError
@@ -60,8 +60,8 @@ def open_recorders(config: ExtractConfig, opened: Opened) -> dict[str, Recorder]
                 )
     if config.keep_views:
         location = opened.cache.location
-        codec = pixel_codec(config.pixel_codec, Member.open(location, VIEWS_MEMBER))
-        member = Member.ensure(location, VIEWS_MEMBER, pixel_spec(config.kind.size, codec))
+        spec = kept_spec(location, config.kind.size, config.pixel_codec)
+        member = Member.ensure(location, VIEWS_MEMBER, spec)
         found[VIEWS_MEMBER] = recorder(member, None)
     return found
 

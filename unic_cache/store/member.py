@@ -112,16 +112,24 @@ class Member:
 
     @classmethod
     def ensure(cls, location: Location, folder: str, spec: Mapping[str, Any]) -> Self:
-        """Create spec.json, or open an existing one that agrees. CacheError naming the first difference.
+        """Create spec.json, or open an existing one that agrees. CacheError as for `agreeing`."""
+        cls(location, folder, spec)  # or CacheError, before it is written
+        location.create(f"{folder}/spec.json", spec_bytes(spec))
+        found = cls.agreeing(location, folder, spec)
+        if found is None:
+            raise CacheError(f"{location.url}/{folder}/spec.json vanished while it was read; start again")
+        return found
+
+    @classmethod
+    def agreeing(cls, location: Location, folder: str, spec: Mapping[str, Any]) -> Self | None:
+        """The member in the cache, or None. CacheError naming the first setting that is not as in `spec`.
 
         `versions`, `batch_size`, `calibration_images` and `device` may differ, as they change features within
         tolerance only; so may `provenance`, the origin of the same weights.
         """
-        wanted = cls(location, folder, spec)
-        location.create(f"{folder}/spec.json", spec_bytes(spec))
-        found = cls.open(location, folder)
+        wanted, found = cls(location, folder, spec), cls.open(location, folder)
         if found is None:
-            raise CacheError(f"{location.url}/{folder}/spec.json vanished while it was read; start again")
+            return None
         plain = json.loads(json.dumps(wanted.spec))
         settings = (set(spec) | set(found.spec)) - MAY_DIFFER - {"format"}  # which follows from the others
         for key in sorted(settings, key=lambda key: (key in ADDED, key)):
