@@ -1,6 +1,6 @@
 """The units of an extraction: which ones lack, and how each is filled, batch by batch, and committed."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache as memoize
 
@@ -74,13 +74,14 @@ def plan(config: ExtractConfig, opened: Opened, recorders: Mapping[str, Recorder
     mine = [opened.cache.unit(*tars[tar], config.kind, number) for tar, number in places]
     for line in share_lines(config.worker_index, config.num_workers, len(mine), total):
         say(line)
-    committed = memoize(Member.committed)
+    segments = opened.cache.segments
+
+    @memoize
+    def committed(member: Member, segment: int, view: str) -> Collection[int]:
+        return member.committed(segment, view, segments[segment].counts)
+
     lacking = {
-        unit: [
-            one
-            for one in recorders.values()
-            if unit.shard not in committed(one.member, unit.segment, unit.view, unit.extent.shards)
-        ]
+        unit: [one for one in recorders.values() if unit.shard not in committed(one.member, unit.segment, unit.view)]
         for unit in mine
     }
     work = {unit: members for unit, members in lacking.items() if members}

@@ -1,5 +1,6 @@
 """What one cache copies from another unchanged: the index, the probes, and the kept pixels."""
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache as memoize
 
@@ -64,8 +65,12 @@ def check_same_tars(source: Cache, target: Location) -> None:
 def missing_units(config: RecodeConfig, source: Cache, ours: Member, theirs: Member) -> tuple[list[Unit], int]:
     """This worker's units of a member that the target's lacks, and the number of those that it has."""
     units = [unit for unit in source.units(ours) if config.is_mine(unit.shard)]
-    there = memoize(theirs.committed)
-    missing = [unit for unit in units if unit.shard not in there(unit.segment, unit.view, unit.extent.shards)]
+
+    @memoize
+    def there(segment: int, view: str) -> Collection[int]:
+        return theirs.committed(segment, view, source.segments[segment].counts)
+
+    missing = [unit for unit in units if unit.shard not in there(unit.segment, unit.view)]
     return missing, len(units) - len(missing)
 
 
