@@ -12,6 +12,7 @@ from pipelines.clusters.each_device import on_each
 from pipelines.clusters.ray_crew import crew
 from pipelines.command.device import devices_of, pick_device
 from pipelines.command.progress import Progress, say, tell
+from pipelines.command.shares import whole_lines
 from pipelines.extracting.defaults import kept_alike, settled
 from pipelines.extracting.filler import Filler, Item
 from pipelines.extracting.filling import Summary, batches_of, check_idle, commit, fill, open_recorders, plan
@@ -38,6 +39,8 @@ def run(config: ExtractConfig) -> Summary:
     devices = devices_of(config.device)
     if config.ray is None and len(devices) == 1:
         return alone(replace(config, device=devices[0]))
+    for line in whole_lines(config.num_workers, "all units"):
+        say(line)
     summary = Summary()
     for share in [over_ray(config)] if config.ray is not None else on_each(devices, alone, config):
         summary.add(share)

@@ -13,7 +13,8 @@ from functools import partial
 from pipelines.clusters.each_device import on_each
 from pipelines.clusters.ray_crew import crew
 from pipelines.command.device import devices_of, pick_device
-from pipelines.command.progress import Progress, tell
+from pipelines.command.progress import Progress, say, tell
+from pipelines.command.shares import whole_lines
 from pipelines.extracting.recorder import BATCHES_AHEAD
 from pipelines.extracting.sealing import seal_rest
 from pipelines.extracting.unit_rows import UNITS_BEHIND
@@ -33,6 +34,9 @@ UNITS_AT_ONCE = 3  # of a worker on Ray: one is read, one is computed, one is wr
 def run(config: RecodeConfig) -> Summary:
     """Make all units of the source that the target lacks. After an error, all committed units stay valid."""
     devices = devices_of(config.device)
+    several = config.ray is not None or len(devices) > 1
+    for line in whole_lines(config.num_workers, "all units") if several else ():
+        say(line)
     if config.ray is not None:
         shares = [over_ray(config)]
     elif len(devices) == 1:

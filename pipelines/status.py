@@ -1,7 +1,7 @@
 """How far stage one is, told by the cache alone: units done and missing, rate, time left, workers seen.
 
 Commit records hold neither time nor host, so times are those that the store notes when a file is written. Nothing is
-read but the index, specs and calibrations; listings are as long as the part of the cache that is not sealed yet.
+read but the index, specs, calibrations and seals; listings are as long as the part of the cache that is not sealed yet.
 """
 
 import json

@@ -14,9 +14,13 @@ import zarr
 from safetensors.torch import load_file
 
 from pipelines import extract
+from pipelines.extracting.specs import pixel_spec
 from tests.conftest import CNN, VIT, make_shards, picture, png, tree, views_of, write_tar
 from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError, ConfigError, ImageError, ShardError, TeacherError
+from unic_cache.files.local import LocalFolder
+from unic_cache.store.layout import VIEWS_MEMBER, teacher_folder
+from unic_cache.store.member import Member
 from unic_cache.teachers import model as teachers
 from unic_cache.views.augment import make_view
 
@@ -250,21 +254,38 @@ class TestRefusals:
             extract.run(config)
         assert tree(tmp_path / "cache") == tree(cache_folder)
 
-    def test_of_another_codec_name_both(self, tmp_path, settings, cache_folder):
+    @pytest.fixture
+    def more(self, tmp_path, shards, cache_folder):
+        """The tars of a cache that has only VIT, `tmp_path / "cache"`, and one that is new to it."""
         shutil.copytree(cache_folder, tmp_path / "cache")
+        shutil.rmtree(tmp_path / "cache" / teacher_folder(CNN))
+        shutil.copytree(shards.folder, tmp_path / "tars")
+        write_tar(tmp_path / "tars/new.tar", [("new", png(picture(500)), 0)])
+        return str(tmp_path / "tars/*.tar")
+
+    def test_of_another_codec_name_both(self, tmp_path, settings, more):
+        before = tree(tmp_path / "cache")
         with pytest.raises(
             CacheError, match=r'was made with codec "f16", not "int8"; use the same settings, or another'
         ):
-            extract.run(settings(tmp_path / "cache", codec="int8"))
+            extract.run(settings(tmp_path / "cache", codec="int8", shards=more, teachers=(CNN, VIT)))
+        assert tree(tmp_path / "cache") == before
+
+    def test_of_kept_views_of_another_size(self, tmp_path, settings, more):
+        Member.ensure(LocalFolder(tmp_path / "cache"), VIEWS_MEMBER, pixel_spec(64, "raw"))
+        before = tree(tmp_path / "cache")
+        with pytest.raises(CacheError, match="was made with size 64, not 32"):
+            extract.run(settings(tmp_path / "cache", keep_views=True, shards=more, teachers=(CNN, VIT)))
+        assert tree(tmp_path / "cache") == before
 
     def test_of_other_shards_name_the_shard_and_the_row(self, tmp_path, settings, cache_folder):
         shutil.copytree(cache_folder, tmp_path / "cache")
         other = make_shards(tmp_path / "other", (37,), first=900)
         with pytest.raises(CacheError, match=r"made with other shards.*'000000'.*row 0"):
             extract.run(settings(tmp_path / "cache", shards=other.pattern))
+        assert tree(tmp_path / "cache") == tree(cache_folder)
 
-    def test_of_pixels_that_differ_name_versions_and_size(self, tmp_path, settings, cache_folder, monkeypatch):
-        shutil.copytree(cache_folder, tmp_path / "cache")
+    def test_of_pixels_that_differ_name_versions_and_size(self, tmp_path, settings, more, monkeypatch):
         honest = make_view
         monkeypatch.setattr("unic_cache.stream.pixels.make_view", lambda *a: np.bitwise_xor(honest(*a), 1, out=a[-1]))
         monkeypatch.setattr("unic_cache.stream.decoder_probe.decoder_versions", lambda: {"pillow": "0.0.test"})
@@ -272,8 +293,10 @@ class TestRefusals:
             r"differ by up to 1 levels of 255 \(1\.0+ on average\)\. The cache was made with .*pillow \d.*"
             r"this machine has .*pillow 0\.0\.test"
         )
+        before = tree(tmp_path / "cache")
         with pytest.raises(CacheError, match=message):
-            extract.run(settings(tmp_path / "cache"))
+            extract.run(settings(tmp_path / "cache", shards=more, teachers=(CNN, VIT)))
+        assert tree(tmp_path / "cache") == before
 
     def test_of_a_second_teacher_on_other_pixels_name_shard_row_and_member(self, tmp_path, settings, shards, weights):
         first = settings(tmp_path / "cache", teachers=(VIT,), weights=((VIT, str(weights[VIT])),), views=1)

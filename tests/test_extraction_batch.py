@@ -99,4 +99,4 @@ def test_nan_is_told_when_the_codes_have_landed_and_nothing_is_committed(tmp_pat
     rows.add(VIEWS, [(0, 0)] * BATCH, teacher.device)
     with pytest.raises(TeacherError, match=r"view unic-32-0-000 of shard tar0: teacher .*: NaN or infinite cls"):
         rows.add(VIEWS, [(0, 0)] * BATCH, teacher.device)
-    assert not one.committed(0, UNIT.view, 1)
+    assert not one.committed(0, UNIT.view, np.array([UNIT.rows]))

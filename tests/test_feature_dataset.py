@@ -4,6 +4,7 @@ Letters: B images.
 """
 
 import itertools
+import json
 import pickle
 import shutil
 import zlib
@@ -16,16 +17,19 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from crc32c import crc32c
 from torch.utils.data import DataLoader
 
 import unic_cache
 from pipelines import extract
 from tests.conftest import CNN, VIT, picture, png, views_of, write_tar
 from tests.fake_device import FakeDevice
+from tests.test_seals import add_seals, record_of, spoil
 from tests.test_skip_broken import flip_row
 from unic_cache import FeatureDataset
 from unic_cache.errors import BrokenError, CacheError, ConfigError, ShardError, UnicCacheError
 from unic_cache.inputs import network_input
+from unic_cache.store import seal
 from unic_cache.store.sampling import random_positions
 from unic_cache.stream import dataset as datasets
 from unic_cache.stream.address import Address
@@ -289,6 +293,34 @@ class TestResume:
     def test_refuses_a_state_of_other_batches(self, dataset, changes):
         with pytest.raises(ConfigError, match=r"cannot resume: the state has .*, but this dataset has"):
             dataset(**changes).load_state_dict(dataset().state_dict())
+
+    @pytest.mark.parametrize("how", [{}, {"shards": "00000[12]"}, {"skip_broken": True}])
+    def test_goes_on_after_its_records_were_sealed_and_after_the_seals_are_gone(
+        self, dataset, cache_folder, tmp_path, monkeypatch, how
+    ):
+        monkeypatch.setattr(seal, "RUN", 2)
+        plain, sealed = (shutil.copytree(cache_folder, tmp_path / name) for name in ("plain", "sealed"))
+        assert add_seals(sealed)
+        for saved, loaded in ((plain, sealed), (sealed, plain)):
+            before, found = (dataset(cache=folder, **how) for folder in (saved, loaded))
+            next(iter(before))
+            found.load_state_dict(before.state_dict())
+            assert found.state_dict() == before.state_dict()
+        spoil(record_of(plain, VIT, 1, 1), clipped=7)
+        with pytest.raises(ConfigError, match="the state has records"):
+            dataset(cache=plain, **how).load_state_dict(dataset(cache=sealed, **how).state_dict())
+
+    @pytest.mark.parametrize("sealed", [False, True])
+    def test_goes_on_at_a_state_of_an_earlier_release(self, dataset, cache_folder, tmp_path, monkeypatch, sealed):
+        monkeypatch.setattr(seal, "RUN", 2)
+        folder = shutil.copytree(cache_folder, tmp_path / "cache")
+        if sealed:
+            add_seals(folder)
+        found = dataset(cache=folder)
+        names = json.dumps(dict(found.chosen.records), sort_keys=True).encode()
+        assert any("/seals/" in name for name in found.chosen.records) == sealed
+        found.load_state_dict({**found.state_dict(), "batch": 3, "records": crc32c(names)})
+        assert found.state_dict()["batch"] == 3
 
     @pytest.mark.parametrize("broken", [{"batch": 6}, {"batch": -1}, {"epoch": "1"}, {"batch": None}])
     def test_refuses_a_broken_state(self, dataset, broken):

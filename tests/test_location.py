@@ -5,6 +5,8 @@ import fcntl
 import io
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -375,9 +377,77 @@ def test_worker_whose_twin_removes_its_temporary_file_writes_it_again(
         real(source, target)
 
     monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr("unic_cache.files.local.keep", lambda descriptor: None)  # found before it was locked
     assert LocalFolder(tmp_path).create("a/b", b"data")
     assert removed == [1]
     assert tree(tmp_path) == {"a/b": b"data"}
+
+
+WRITER = """
+import os, sys, time
+from unic_cache.files.local import LocalFolder
+
+def wait(source, target):
+    print("written", flush=True)
+    sys.stdin.read()
+
+os.link = wait
+LocalFolder(sys.argv[1]).create("a/b", b"data")
+"""
+
+
+def test_a_temporary_file_stays_while_its_process_lives_and_goes_when_it_was_killed(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "written\n"
+        (left,) = tree(tmp_path)
+        assert left.startswith("a/.tmp-0-")
+        assert LocalFolder(tmp_path).remove_leftovers() == 0
+        assert LocalFolder(tmp_path).create("a/b", b"data")
+        assert set(tree(tmp_path)) == {left, "a/b"}
+        writer.kill()
+        writer.wait()
+    assert LocalFolder(tmp_path).remove_leftovers() == 1
+    assert tree(tmp_path) == {"a/b": b"data"}
+
+
+TWIN = """
+import sys
+from unic_cache.files.local import LocalFolder
+
+folder = LocalFolder(sys.argv[1])
+for number in range(60):
+    assert folder.create(f"a/{number}", b"data")
+    folder.replace(f"b/{number}", b"data")
+    folder.remove_leftovers()
+"""
+NO_LOCKS = """
+import errno, fcntl
+def flock(*_):
+    raise OSError(errno.ENOLCK, "no locks")
+fcntl.flock = flock
+"""
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_processes_of_one_index_that_clean_beside_each_other_write_every_file(tmp_path: Path, locks: bool) -> None:
+    words = [sys.executable, "-c", ("" if locks else NO_LOCKS) + TWIN, str(tmp_path)]
+    twins = [subprocess.Popen(words) for _ in range(2)]
+    assert [twin.wait() for twin in twins] == [0, 0]
+    assert tree(tmp_path) == {f"{folder}/{number}": b"data" for folder in "ab" for number in range(60)}
+
+
+def test_without_locks_leftovers_go_once_they_are_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr("unic_cache.files.temporary.fcntl.flock", flock)
+    lay_out({"a/.tmp-0-x": b"", "a/.tmp-0-y": b""}, tmp_path)
+    os.utime(tmp_path / "a/.tmp-0-x", (1, 1))
+    assert LocalFolder(tmp_path).remove_leftovers() == 1
+    assert set(tree(tmp_path)) == {"a/.tmp-0-y"}
 
 
 def test_left_overs_are_removed_by_the_same_worker_alone(tmp_path: Path) -> None:

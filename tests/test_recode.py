@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import cli
 from pipelines import distill, extract, recode, verify
 from pipelines.recode import Summary
+from pipelines.recoding.copying import copy_foundations
 from tests.conftest import CNN, VIT, make_shards, picture, png, tree, write_tar
 from tests.object_server import ObjectServer
 from tests.web_server import WithRanges
@@ -21,7 +22,11 @@ from unic_cache.cache import Cache, CachedTeacher, open_cache
 from unic_cache.config import DistillConfig, RecodeConfig
 from unic_cache.errors import BrokenError, CacheError, ConfigError
 from unic_cache.files.local import LocalFolder
+from unic_cache.store.layout import VIEWS_MEMBER
+from unic_cache.store.member import Member
 from unic_cache.store.sampling import random_positions
+from unic_cache.views import index_seal, segments
+from unic_cache.views.index import Segment
 
 NAME = "unic-32-0-001"
 ROWS = 40
@@ -286,20 +291,54 @@ class TestRefusals:
 
     def test_of_a_target_by_another_codec_name_both(self, tmp_path, source):
         run(source, tmp_path / "cache", codec="int8", teachers=(VIT,), views=False)
+        before = tree(tmp_path / "cache")
         with pytest.raises(CacheError, match=r'made with codec "int8", not "int4"'):
-            run(source, tmp_path / "cache", codec="int4")
+            run(source, tmp_path / "cache", codec="int4", teachers=(CNN, VIT))
+        assert tree(tmp_path / "cache") == before
 
-    def test_of_a_target_of_other_tars(self, tmp_path, source, cache_folder):
+    def test_of_a_target_with_kept_views_of_another_size(self, tmp_path, source):
+        run(source, tmp_path / "cache", codec="int8", teachers=(VIT,), views=False)
+        location, spec = LocalFolder(tmp_path / "cache"), opened(source)[0].pixels.spec
+        Member.ensure(location, VIEWS_MEMBER, {**spec, "size": 64})
+        before = tree(tmp_path / "cache")
+        with pytest.raises(CacheError, match="was made with size 64, not 32"):
+            run(source, tmp_path / "cache", codec="int8")
+        assert tree(tmp_path / "cache") == before
+
+    def test_of_a_target_of_other_tars(self, tmp_path, source, cache_folder, monkeypatch):
+        for module in (index_seal, segments):
+            monkeypatch.setattr(module, "SEALED_TARS", 3)
+        shutil.copytree(cache_folder, tmp_path / "sealed")
+        sealed = LocalFolder(tmp_path / "sealed")
+        segments.seal_index(sealed, segments.read_segments(sealed))
+        assert sealed.size("index/seals/000000.json")
         run(source, tmp_path / "cache", codec="int8", views=False)
+        before = tree(tmp_path / "cache")
         with pytest.raises(CacheError, match=r"was made with other tars than .*segment 0 differs"):
-            run(cache_folder, tmp_path / "cache")
+            run(tmp_path / "sealed", tmp_path / "cache")
+        assert tree(tmp_path / "cache") == before
+
+    def test_an_index_seal_is_not_copied_beside_another_text_of_the_index(self, tmp_path, cache_folder, monkeypatch):
+        for module in (index_seal, segments):
+            monkeypatch.setattr(module, "SEALED_TARS", 3)
+        shutil.copytree(cache_folder, tmp_path / "sealed")
+        sealed, location = LocalFolder(tmp_path / "sealed"), LocalFolder(tmp_path / "cache")
+        (segment,) = segments.read_segments(sealed)
+        segments.seal_index(sealed, [segment])
+        repacked = [replace(tar, size=tar.size + 1024) for tar in segment.shards]
+        location.create("index/000000.json", Segment(0, tuple(repacked)).to_bytes())
+        copy_foundations(open_cache(tmp_path / "sealed"), location)
+        assert location.size("index/seals/000000.json") is None
+        assert segments.read_segments(location)[0].names == segment.names
 
     def test_of_a_target_standardized_otherwise(self, tmp_path, source, settings):
         tars, few = str(source.parent / "tars/*.tar"), {"teachers": (VIT,), "weights": vit(settings), "views": 1}
         extract.run(settings(tmp_path / "other", shards=tars, calibration_images=30, **few))
         run(source, tmp_path / "cache", views=False, teachers=(VIT,))
+        before = tree(tmp_path / "cache")
         with pytest.raises(CacheError, match="its statistics differ, and two standardizations do not mix"):
             run(tmp_path / "other", tmp_path / "cache")
+        assert tree(tmp_path / "cache") == before
 
     def test_of_pixels_that_another_teacher_of_the_target_did_not_see(self, tmp_path, source):
         run(source, tmp_path / "cache", teachers=(CNN,), views=False)

@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipelines import distill, extract, repair, verify
+from pipelines import distill, extract, repair, status, verify
 from pipelines.recode import seal_target
 from tests.conftest import CNN, VIT, tree
 from unic_cache.cache import Cache, open_cache
-from unic_cache.config import RecodeConfig, RepairConfig, VerifyConfig, Views
+from unic_cache.config import RecodeConfig, RepairConfig, StatusConfig, VerifyConfig, Views
 from unic_cache.errors import BrokenError, CacheError
 from unic_cache.files.local import LocalFolder
 from unic_cache.store import seal
@@ -234,12 +234,44 @@ def test_a_damaged_seal_is_ignored_told_by_verify_and_removed_by_repair(sealed, 
     assert rows_of(sealed)[0] == rows_of(plain)[0]
     assert rows_of(sealed)[2] == 2
     report = verify.run(VerifyConfig(str(sealed)))
-    assert [(finding.file, finding.mend) for finding in report.broken] == [(str(path.relative_to(sealed)), "remove")]
+    told = [(finding.file, finding.member, finding.mend) for finding in report.broken]
+    assert told == [(str(path.relative_to(sealed)), member_folder(VIT), "remove")]
     repair.run(RepairConfig(str(sealed)))
     assert not path.exists()
     assert add_seals(sealed) == 1
     assert path.read_bytes() == before
     assert verify.run(VerifyConfig(str(sealed))).state == "whole"
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: spoil(path, rows="00000001" * 2),  # of other tars
+        lambda path: spoil(path, calibration=7),  # of a cache with other statistics
+    ],
+)
+def test_units_behind_a_seal_that_does_not_fit_are_listed_missing_and_made(sealed, settings, harm):
+    before = tree(sealed)
+    harm(seal_file(sealed, VIT, 0, 0))
+    record_of(sealed, VIT, 1, 0).unlink()
+    cache = open_cache(sealed)
+    assert sorted(cache.teachers[VIT].member.committed(0, VIEWS.name(0), cache.segments[0].counts)) == [0, 2]
+    (found,) = status.run(StatusConfig(str(sealed)))
+    assert (found["state"], found["missing"]) != ("complete", 0)
+    assert found["members"][VIT]["views"][VIEWS.name(0)] == {"done": 2, "missing": 1}
+    assert extract.run(settings(sealed)).units == 1
+    assert record_of(sealed, VIT, 1, 0).read_bytes() == before[str(record_of(sealed, VIT, 1, 0).relative_to(sealed))]
+
+
+def test_committed_tars_are_known_by_seals_alone(sealed):
+    cache = Cache(Counting(sealed))
+    cache.location.names_between = None  # no record is listed
+    for number in (0, 1):
+        member = cache.teachers[VIT].member
+        assert list(member.committed(0, VIEWS.name(number), cache.segments[0].counts)) == [0, 1, 2]
+    read = Counter(name for name in cache.location.read_names if "/seals/" in name)
+    assert len(read) == read.total() == 4
 
 
 def test_a_seal_of_other_tars_is_no_seal(sealed):
@@ -264,6 +296,16 @@ def test_repair_removes_a_seal_with_a_record_and_extract_makes_both_again(sealed
     assert not seal_file(sealed, CNN, 0, 1).exists()
     assert not record_of(sealed, CNN, 1, 1).exists()
     extract.run(settings(sealed))
+    assert tree(sealed) == before
+
+
+def test_seals_of_a_member_of_another_cache_are_left_alone_with_it(sealed):
+    for path in (sealed / member_folder(VIT)).glob("commits/*/*/*.json"):
+        spoil(path, rows=99)
+    before = tree(sealed)
+    (finding,) = verify.run(VerifyConfig(str(sealed))).broken
+    assert (finding.member, finding.mend) == (member_folder(VIT), "by hand")
+    repair.run(RepairConfig(str(sealed)))
     assert tree(sealed) == before
 
 

@@ -258,7 +258,7 @@ class Cache:
             for folder in self.location.folders(f"{member.folder}/commits/{segment.number:06d}"):
                 view = view_called(folder)
                 if view is not None:
-                    yield *view, segment.number, member.committed(segment.number, folder, len(segment.shards))
+                    yield *view, segment.number, member.committed(segment.number, folder, segment.counts)
 
     def units(self, member: Member) -> list[Unit]:
         """All units that a member has committed, by segment, view and tar."""

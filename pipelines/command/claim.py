@@ -17,9 +17,9 @@ from typing import Any
 
 from pipelines.command.progress import say
 from unic_cache.errors import ConfigError
+from unic_cache.files.temporary import NO_LOCKS
 
 CLAIM = ".claim"
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 @contextlib.contextmanager

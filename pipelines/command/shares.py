@@ -111,10 +111,15 @@ def share_lines(index: int, count: int, mine: int, units: int) -> list[str]:
             found = Share()
         said = found.origin if (found.index, found.count) == (index, count) else f"--worker-index {index}"
         return [f"worker {index + 1} of {count} ({said}): {mine:,} of {units:,} units are this worker's"]
-    for launcher, (size, rank) in SIZES.items():
+    return whole_lines(count, f"all {units:,} units")
+
+
+def whole_lines(count: int, work: str) -> list[str]:
+    """A line if this process is the only worker and does all `work`, but a launcher started several; else none."""
+    for launcher, (size, rank) in SIZES.items() if count == 1 else ():
         if os.environ.get(size, "1") not in {"0", "1"} and rank in os.environ:
             return [
-                f"{launcher} started {os.environ[size]} processes, and this one does all {units:,} units; to share "
+                f"{launcher} started {os.environ[size]} processes, and this one does {work}; to share "
                 f"them, give --worker-index ${rank} --num-workers ${size}"
             ]
     return []

@@ -1,6 +1,6 @@
 """The units of an extraction: which ones lack, and how each is filled, batch by batch, and committed."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache as memoize
 
@@ -11,7 +11,7 @@ from pipelines.command.shares import share_lines
 from pipelines.extracting.calibrating import calibrations_before
 from pipelines.extracting.opening import Opened
 from pipelines.extracting.recorder import Recorder, recorder
-from pipelines.extracting.specs import pixel_codec, pixel_spec
+from pipelines.extracting.specs import kept_spec
 from pipelines.extracting.unit_rows import UnitRows
 from unic_cache.config import ExtractConfig
 from unic_cache.errors import CacheError, ImageError
@@ -60,8 +60,8 @@ def open_recorders(config: ExtractConfig, opened: Opened) -> dict[str, Recorder]
                 )
     if config.keep_views:
         location = opened.cache.location
-        codec = pixel_codec(config.pixel_codec, Member.open(location, VIEWS_MEMBER))
-        member = Member.ensure(location, VIEWS_MEMBER, pixel_spec(config.kind.size, codec))
+        spec = kept_spec(location, config.kind.size, config.pixel_codec)
+        member = Member.ensure(location, VIEWS_MEMBER, spec)
         found[VIEWS_MEMBER] = recorder(member, None)
     return found
 
@@ -74,13 +74,14 @@ def plan(config: ExtractConfig, opened: Opened, recorders: Mapping[str, Recorder
     mine = [opened.cache.unit(*tars[tar], config.kind, number) for tar, number in places]
     for line in share_lines(config.worker_index, config.num_workers, len(mine), total):
         say(line)
-    committed = memoize(Member.committed)
+    segments = opened.cache.segments
+
+    @memoize
+    def committed(member: Member, segment: int, view: str) -> Collection[int]:
+        return member.committed(segment, view, segments[segment].counts)
+
     lacking = {
-        unit: [
-            one
-            for one in recorders.values()
-            if unit.shard not in committed(one.member, unit.segment, unit.view, unit.extent.shards)
-        ]
+        unit: [one for one in recorders.values() if unit.shard not in committed(one.member, unit.segment, unit.view)]
         for unit in mine
     }
     work = {unit: members for unit, members in lacking.items() if members}

@@ -1,7 +1,9 @@
 """Open what extraction works with: a cache with index, specs and calibrations, its teachers, and the pixels."""
 
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -13,9 +15,10 @@ from pipelines.command.tars import given_shards
 from pipelines.extracting.calibrating import calibrate, views_to_calibrate
 from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.extracting.sampling_rules import sampling_rules, tell
-from pipelines.extracting.specs import teacher_spec
+from pipelines.extracting.specs import kept_spec, teacher_spec
 from pipelines.extracting.teacher_weights import announce, check_claims, check_same_weights, load_teachers
 from unic_cache.cache import Cache
+from unic_cache.config import Views
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
@@ -28,7 +31,7 @@ from unic_cache.stream.seen_pixels import Seen
 from unic_cache.teachers.model import Teacher
 from unic_cache.token_kinds import grid_of
 from unic_cache.views.index import ShardEntry
-from unic_cache.views.segments import extend_index, segment_names
+from unic_cache.views.segments import extend_index
 
 
 @dataclass(frozen=True)
@@ -67,34 +70,56 @@ def open_teachers(
     rules = sampling_rules(options.tokens, options.sampling, location, grids)
     if options.tokens:
         tell(options.tokens, rules, grids)
-    before = len(segment_names(location))
-    segments = extend_index(location, entries)
-    if before and len(segments) > before:
+    specs = agreed_specs(options, location, teachers, device, rules)
+    before = Cache(location)
+    check_decoder(before, views, zip(paths, entries, strict=True), pool)
+    segments = extend_index(location, entries)  # the first that is written: all refusals of settings are above
+    if before.segments and len(segments) > len(before.segments):
         count = len(segments[-1].shards)
-        say(f"Added {count} tar{'s' * (count > 1)} to {location.url} (segment {before})")
-    count = views_to_calibrate(options, segments[0])
-    members = {
-        name: teacher_member(options, location, teacher, device, count, rules[name])
-        for name, teacher in teachers.items()
-    }
+        say(f"Added {count} tar{'s' * (count > 1)} to {location.url} (segment {len(before.segments)})")
+    images = {"calibration_images": views_to_calibrate(options, segments[0])}
+    members = {name: Member.ensure(location, teacher_folder(name), spec | images) for name, spec in specs.items()}
     cache = Cache(location)
     tell_guests(location.url, cache.guests)
     tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
     pin, seen = device.type == "cuda", Seen(cache)
-    for kind in seen.kinds(tars) - {views}:
-        check_known_pixels(cache, ShardPixels(kind, tars, pool))
     settle_probe(cache, ShardPixels(views, tars, pool))
     pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin, seen))
     calibrate(options, cache, pixels, teachers, members, device)
     return Opened(cache, teachers, members, tars, pixels)
 
 
-def teacher_member(
-    options: OpeningOptions, location: Location, teacher: Teacher, device: torch.device, count: int, sampling: str
-) -> Member:
-    """The teacher's folder in the cache, created or opened. CacheError if it holds another network's features."""
-    name = teacher_folder(teacher.spec.name)
-    before = Member.open(location, name)
-    check_same_weights(teacher, before, location.url)
-    check_claims(teacher, before, options)
-    return Member.ensure(location, name, teacher_spec(options, teacher, device, before, count, sampling))
+def agreed_specs(
+    options: OpeningOptions,
+    location: Location,
+    teachers: Mapping[str, Teacher],
+    device: torch.device,
+    rules: Mapping[str, str],
+) -> dict[str, dict[str, Any]]:
+    """{teacher: spec.json without `calibration_images`}; `rules` sample tokens.
+
+    CacheError if the cache has one, or kept views, by other settings, or another network's features.
+    """
+    if options.keep_views:
+        kept = kept_spec(location, options.kind.size, options.pixel_codec)
+        Member.agreeing(location, VIEWS_MEMBER, kept)
+    specs = {}
+    for name, teacher in teachers.items():
+        folder = teacher_folder(teacher.spec.name)
+        before = Member.open(location, folder)
+        check_same_weights(teacher, before, location.url)
+        check_claims(teacher, before, options)
+        specs[name] = teacher_spec(options, teacher, device, before, rules[name])
+        Member.agreeing(location, folder, specs[name])
+    return specs
+
+
+def check_decoder(
+    before: Cache, views: Views, given: Iterable[tuple[str, ShardEntry]], pool: ThreadPoolExecutor
+) -> None:
+    """CacheError if this machine makes other pixels of the tars that a cache has than it has stored in its probes."""
+    places, segments = before.shards(), before.segments
+    found = [(places[entry.name], (path, entry)) for path, entry in given if entry.name in places]
+    known = {place: one for place, one in found if segments[place[0]].has(place[1], one[1].keys)}
+    for kind in Seen(before).kinds(known) | {views} if known else ():
+        check_known_pixels(before, ShardPixels(kind, known, pool))

@@ -45,5 +45,7 @@ class OpeningOptions(TeacherOptions):
     sampling: str | None = None
     batch_size: int = 64
     strict: bool = False
+    keep_views: bool = False
+    pixel_codec: str | None = None
     calibration_images: int
     worker_index: int = 0

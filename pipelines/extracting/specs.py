@@ -9,8 +9,9 @@ import torch
 from pipelines.extracting.opening_options import OpeningOptions
 from unic_cache.config import CODERS, FITTED, LATTICE, PIXEL_CODECS
 from unic_cache.errors import ConfigError
+from unic_cache.files.location import Location
 from unic_cache.store.calibrate import DEFAULT_QUALITY
-from unic_cache.store.layout import FORMAT, format_of
+from unic_cache.store.layout import FORMAT, VIEWS_MEMBER, format_of
 from unic_cache.store.member import Member
 from unic_cache.teachers.model import Teacher
 from unic_cache.teachers.spec import OPEN_CLIP, TRANSFORMERS
@@ -27,11 +28,11 @@ def teacher_spec(
     teacher: Teacher,
     device: torch.device,
     before: Member | None,
-    calibration_images: int,
     sampling: str,
 ) -> dict[str, Any]:
     """spec.json of a teacher: its features, its weights, and the settings and versions that made them.
 
+    `calibration_images` are added by who makes it.
     `before` is the member in the cache: its codec, quality, coder and tokens stay unless `options` names others.
     `sampling` is the rule if tokens are sampled. ConfigError on a quality or a coder for a codec without one.
     """
@@ -59,7 +60,6 @@ def teacher_spec(
         **({"sampling": LATTICE} if sampling == LATTICE else {}),
         "dtype": options.dtype,
         "batch_size": options.batch_size,
-        "calibration_images": calibration_images,
         "device": device.type,
         "augment": AUGMENT_VERSION,
         "versions": versions(*PACKAGES.get(teacher.spec.library, ())),
@@ -70,6 +70,11 @@ def teacher_spec(
 def pixel_codec(asked: str | None, before: Member | None) -> str:
     """The codec of kept pixels: the one asked for, or that of the member in the cache, or raw."""
     return asked or str(({} if before is None else before.spec).get("codec", PIXEL_CODECS[0]))
+
+
+def kept_spec(location: Location, size: int, codec: str | None) -> dict[str, Any]:
+    """spec.json of the views kept in a cache, by the codec asked for, if any; `size` in pixels."""
+    return pixel_spec(size, pixel_codec(codec, Member.open(location, VIEWS_MEMBER)))
 
 
 def pixel_spec(size: int, codec: str) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Held:
             tars = {
                 (one.number, tar)
                 for one in self._cache.segments
-                for tar in member.committed(one.number, view, len(one.shards))
+                for tar in member.committed(one.number, view, one.counts)
             }
             rows += sum(size for name, size in self._shards.items() if places.get(name) in tars)
         return rows / (len(self._views) * sum(self._shards.values()))

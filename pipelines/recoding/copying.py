@@ -1,5 +1,6 @@
 """What one cache copies from another unchanged: the index, the probes, and the kept pixels."""
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache as memoize
 
@@ -27,17 +28,32 @@ UNITS_AHEAD = 2  # in memory
 
 
 def copy_foundations(source: Cache, target: Location) -> None:
-    """Copy the index's segments, the probes and the held-out marks. CacheError if the target has other tars."""
-    names = [segment_file(segment.number) for segment in source.segments]
-    names += [seal_file(segment.number) for segment in source.segments if isinstance(segment, SealedSegment)]
-    names += [name for name in source.location.names("probe") if is_probe(name)]
+    """Copy the index's segments, the probes and the held-out marks.
+
+    CacheError, with nothing written, if a probe is broken.
+    """
+    names = [name for name in source.location.names("probe") if is_probe(name)]
     names += [name for name in source.location.names(HELD_OUT) if HELD_OUT_FILE.fullmatch(name)]
-    for name in names:
-        data = source.location.read(name)
-        if data is not None:
-            if is_probe(name):
-                load_npz(data, f"{source.location.url}/{name}")
-            target.create(name, data)
+    files = {name: data for name in names if (data := source.location.read(name)) is not None}
+    for name in filter(is_probe, files):
+        load_npz(files[name], f"{source.location.url}/{name}")
+    for segment in source.segments:
+        if not copied(source.location, target, segment_file(segment.number)):
+            check_same_tars(source, target)  # another release's text, or another command's since
+        elif isinstance(segment, SealedSegment):
+            copied(source.location, target, seal_file(segment.number))
+    for name, data in files.items():
+        target.create(name, data)
+
+
+def copied(source: Location, target: Location, name: str) -> bool:
+    """Copy a file; whether the target has the same one now."""
+    data = source.read(name)
+    return data is not None and target.create(name, data)
+
+
+def check_same_tars(source: Cache, target: Location) -> None:
+    """CacheError if the target's index lists other tars than the source's."""
     for ours, theirs in zip(source.segments, read_segments(target), strict=False):
         if [(tar.name, tar.keys) for tar in ours.shards] != [(tar.name, tar.keys) for tar in theirs.shards]:
             raise CacheError(
@@ -49,8 +65,12 @@ def copy_foundations(source: Cache, target: Location) -> None:
 def missing_units(config: RecodeConfig, source: Cache, ours: Member, theirs: Member) -> tuple[list[Unit], int]:
     """This worker's units of a member that the target's lacks, and the number of those that it has."""
     units = [unit for unit in source.units(ours) if config.is_mine(unit.shard)]
-    there = memoize(theirs.committed)
-    missing = [unit for unit in units if unit.shard not in there(unit.segment, unit.view, unit.extent.shards)]
+
+    @memoize
+    def there(segment: int, view: str) -> Collection[int]:
+        return theirs.committed(segment, view, source.segments[segment].counts)
+
+    missing = [unit for unit in units if unit.shard not in there(unit.segment, unit.view)]
     return missing, len(units) - len(missing)
 
 

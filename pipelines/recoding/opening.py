@@ -10,9 +10,9 @@ import torch
 from pipelines.command.caches import opened, refuse_other_folders
 from pipelines.command.device import device_words
 from pipelines.command.progress import begins
-from pipelines.recoding.copying import copy_foundations
+from pipelines.recoding.copying import check_same_tars, copy_foundations
 from pipelines.recoding.summary import Summary
-from pipelines.recoding.transcode import Transcoder, target_spec, transcoder
+from pipelines.recoding.transcode import Transcoder, check_target, target_spec, transcoder
 from unic_cache.cache import Cache
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, ConfigError
@@ -21,6 +21,8 @@ from unic_cache.files.location import Location
 from unic_cache.files.schemes import open_location
 from unic_cache.store.calibrate import to_teacher
 from unic_cache.store.foreign_folders import sort_folders
+from unic_cache.store.layout import VIEWS_MEMBER
+from unic_cache.store.member import Member
 from unic_cache.stream.seen_pixels import Seen
 
 
@@ -41,7 +43,10 @@ class Opened:
 
 
 def open_both(config: RecodeConfig, device: torch.device, worker: int) -> Opened:
-    """Check, copy the index and the probes, and calibrate each teacher that the target lacks."""
+    """Check, copy the index and the probes, and calibrate each teacher that the target lacks.
+
+    ConfigError or CacheError, with nothing written, if the target cannot be the source's.
+    """
     source, location = opened(config.source), open_location(config.target, worker)
     check_apart(source.location, location)
     refuse_other_folders(location)
@@ -49,6 +54,11 @@ def open_both(config: RecodeConfig, device: torch.device, worker: int) -> Opened
     specs = {t.name: target_spec(config, t, location) for t in teachers}
     if isinstance(location, LocalFolder):
         location.remove_leftovers(without=sort_folders(location)[1].keys() - {t.member.folder for t in teachers})
+    check_same_tars(source, location)
+    for teacher in teachers:
+        check_target(teacher, specs[teacher.name], location)
+    if config.views and source.pixels is not None:
+        Member.agreeing(location, VIEWS_MEMBER, source.pixels.spec)
     kept = ", ".join(f"{name} as {spec['codec']}" for name, spec in specs.items())
     begins("recode", f"{kept or 'no teacher'} on {device_words(device)}", f"{config.source} into {config.target}")
     copy_foundations(source, location)

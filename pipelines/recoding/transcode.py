@@ -139,16 +139,31 @@ def transcoder(
         made = recalibrated(cache, source, target).to_bytes()
         check_calibration(Cache(location), target, crc32c(made))
         location.create(target.calibration_name, made)
-    found = target.calibration()
+    found = same_statistics(source, target)
     if found is None:
         raise CacheError(f"{location.url}/{target.calibration_name} vanished; start again")
-    where = f"{location.url}/{target.calibration_name} is not of {cache.location.url}"
+    return Transcoder(source, target, UnitWriter(target, found[1]), found[0], device)
+
+
+def check_target(source: CachedTeacher, spec: Mapping[str, Any], location: Location) -> None:
+    """CacheError if the target at `location` has the teacher by other settings or with other statistics."""
+    target = Member.agreeing(location, source.member.folder, spec)
+    if target is not None:
+        same_statistics(source, target)
+
+
+def same_statistics(source: CachedTeacher, target: Member) -> tuple[Calibration, int] | None:
+    """The target's calibration and its checksum; None before it is made. CacheError if it is not of the source."""
+    found = target.calibration()
+    if found is None:
+        return None
+    where = f"{target.location.url}/{target.calibration_name} is not of {source.member.location.url}"
     ours, theirs = (dataclasses.replace(one, fidelity={}) for one in (source.calibration, found[0]))
     if dataclasses.replace(ours, klt={}).to_bytes() != dataclasses.replace(theirs, klt={}).to_bytes():
         raise CacheError(f"{where}: its statistics differ, and two standardizations do not mix; choose another DST")
     if codes_stay(source.member, target) and ours.to_bytes() != theirs.to_bytes():
         raise CacheError(f"{where}: its codec {FITTED} was fitted to other tokens; choose another DST")
-    return Transcoder(source, target, UnitWriter(target, found[1]), found[0], device)
+    return found
 
 
 def recalibrated(cache: Cache, source: CachedTeacher, target: Member) -> Calibration:

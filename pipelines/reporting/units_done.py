@@ -1,8 +1,8 @@
-"""How far an extraction is, by the names and times of commit records and seals: no record is read.
+"""How far an extraction is, by seals and by the names and times of commit records: no record is read.
 
 Wanted is what `verify` expects: every tar of a segment under every view that its member has begun, if some member has
-begun the view in that segment. Of a sealed run of tars only the seal is listed, but for the run that each view sealed
-last: so every record that is younger than all other seals has been seen, and only those tell the rate.
+begun the view in that segment. No records are listed of a run of tars whose seal fits, but for the run that each view
+sealed last: so every record that is younger than all other seals has been seen, and only those tell the rate.
 """
 
 import re
@@ -90,22 +90,23 @@ def survey(cache: Cache, whole: dict[tuple[str, int, str], ViewDone]) -> list[Vi
 
 
 def listed(member: Member, segment: Segment, view: str) -> ViewDone:
-    """One view, from listings of its seals and of the records in runs that are not sealed, or were sealed last."""
+    """One view, from its seals that fit, and a listing of the records in runs without one, or sealed last."""
     tars, folder = len(segment.names), commit_folder(member.folder, segment.number, view)
     if not runs(tars):
         every = _by_number(member.location.times_between(folder, "", "~"))
         return ViewDone(member, segment, view, every.keys() & set(range(tars)), every)
-    seals = _by_number(member.location.times_between(f"{member.folder}/{SEALS}/{segment.number:06d}/{view}", "", "~"))
+    times = _by_number(member.location.times_between(f"{member.folder}/{SEALS}/{segment.number:06d}/{view}", "", "~"))
+    seals = {run: times.get(run) for run in member.seals.fitting(segment.number, view, segment.counts)}
     last = max(seals, key=lambda run: seals[run] or 0.0, default=None)
     wanted = [run for run in runs(tars) if run not in seals or run == last]
-    times: Times = {}
+    records: Times = {}
     for first, stop in _stretches(wanted):
         between = tars_of(first, tars).start, tars_of(stop, tars).stop
-        times |= _by_number(member.location.times_between(folder, *(f"{tar:06d}" for tar in between)))
+        records |= _by_number(member.location.times_between(folder, *(f"{tar:06d}" for tar in between)))
     since = max((at or 0.0 for run, at in seals.items() if run != last), default=0.0)
-    sealed = [tars_of(run, tars) for run in seals if run in runs(tars)]
-    done = range(tars) if len(sealed) == len(runs(tars)) else set(times).union(*sealed)
-    return ViewDone(member, segment, view, done, times, since)
+    sealed = [tars_of(run, tars) for run in seals]
+    done = range(tars) if len(sealed) == len(runs(tars)) else set(records).union(*sealed)
+    return ViewDone(member, segment, view, done, records, since)
 
 
 def rate_of(views: Sequence[ViewDone]) -> Rate | None:

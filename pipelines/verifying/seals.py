@@ -46,4 +46,5 @@ class SealCheck:
 
 
 def _finding(name: str, why: str) -> Finding:
-    return Finding(name, f"{why}; nothing is lost with it, and `unic-cache extract` makes it again", REMOVE)
+    why = f"{why}; nothing is lost with it, and `unic-cache extract` makes it again"
+    return Finding(name, why, REMOVE, name.partition("/")[0])

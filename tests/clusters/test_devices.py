@@ -1,6 +1,7 @@
 """Several devices of one machine: what is refused, and that their shares make what one process makes."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -230,6 +231,28 @@ def test_processes_speak_as_one_and_the_first_failure_ends_all(capfd):
         on_each(devices, works, fails)
     with pytest.raises(UnicCacheError, match=r"process of cuda:1 was stopped \(exit code -9\)"):
         on_each(devices, works, dies)
+
+
+@pytest.mark.parametrize("how", [{"device": "cpu,cpu"}, {"ray": "local"}])
+@pytest.mark.parametrize("stage", [extract, recode])
+def test_processes_of_a_launcher_that_would_each_do_all_say_so_before_they_start_others(
+    environment, monkeypatch, capsys, stage, how
+):
+    started: list[str] = []
+    for name, found in (("on_each", []), ("over_ray", stage.Summary()), ("seal_done", None), ("seal_target", None)):
+        monkeypatch.setattr(stage, name, lambda *_, found=found: (started.append("child"), found)[1], raising=False)
+    one_a_node = {"SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    environment(**one_a_node, SLURM_PROCID="1")
+    make = {extract: {"teachers": ("dino",)}, recode: {"source": "a", "target": "b"}}[stage]
+    config = {extract: ExtractConfig, recode: RecodeConfig}[stage](**make, **how)
+    stage.run(config)
+    assert started
+    assert capsys.readouterr().err == (
+        "srun started 2 processes, and this one does all units; to share them, give --worker-index $SLURM_PROCID "
+        "--num-workers $SLURM_STEP_NUM_TASKS\n"
+    )
+    stage.run(replace(config, worker_index=1, num_workers=2))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow

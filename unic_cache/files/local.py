@@ -12,6 +12,7 @@ from unic_cache.buffers import MEMORY
 from unic_cache.files.durable import give_name, naming, sync_file, sync_folder, take_name
 from unic_cache.files.location import checked
 from unic_cache.files.open_file import LocalFile, OpenFile
+from unic_cache.files.temporary import keep, removed_if_left
 
 
 class LocalFolder:
@@ -20,7 +21,8 @@ class LocalFolder:
     Writing fsyncs a temporary file in the same folder, links it (or renames it, to replace), then fsyncs the folder
     and, once each, all folders above it, whoever made them: a file is only as durable as its path. `files.durable`
     handles file systems that lack one of these calls. A call that raises leaves the whole file or nothing. Temporary
-    names carry the worker's index, so that only the same worker removes its leftovers when it restarts.
+    names carry the worker's index, so that only the same worker removes its leftovers when it restarts; those of a
+    process that is still alive are locked and stay.
 
     Once more than `page_cache` bytes of files were opened (None: half of the machine's memory), later files are read
     past the page cache: they would be evicted before they are read again.
@@ -148,12 +150,13 @@ class LocalFolder:
             return []
 
     def remove_leftovers(self, without: Collection[str] = ()) -> int:
-        """Delete the temporary files of a killed worker with this index, outside the folders `without`; their count."""
+        """Delete the temporary files of a killed worker with this index, outside the folders `without`; their count.
+
+        Those that another process of this index is writing stay.
+        """
         own = f".tmp-{self.worker}-"
         found = [name for name in self._walk("", without) if name.rpartition("/")[2].startswith(own)]
-        for name in found:
-            (self.path / name).unlink(missing_ok=True)
-        return len(found)
+        return sum(removed_if_left(self.path / name) for name in found)
 
     def _walk(self, prefix: str, without: Collection[str]) -> Iterator[str]:
         """The name of every file below a folder; links to a folder that contains them are not followed."""
@@ -165,15 +168,16 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def _temporary(self, target: Path, data: bytes) -> Iterator[Path]:
-        """The path of an fsynced temporary file with `data` beside `target`; removed afterwards."""
+        """The path of an fsynced temporary file with `data` beside `target`, locked; removed afterwards."""
         self._make_durable(target.parent)
         temporary = target.parent / f".tmp-{self.worker}-{secrets.token_hex(8)}"
         try:
             with naming(target), open(temporary, "xb") as file:
+                keep(file.fileno())
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            yield temporary
+                yield temporary
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from unic_cache.store.layout import (
     commit_name,
     format_of,
 )
-from unic_cache.store.seal import Seals, runs, tars_of
+from unic_cache.store.seal import Ints, Seals, runs, tars_of
 from unic_cache.token_kinds import check_size, kinds_from_json
 
 LIMIT_ROW_BYTES = 2**28  # of one row of one array: the most that a hostile spec can make us allocate
@@ -46,7 +46,8 @@ class Member:
         self.features: Features | None = None  # None for stored views
         self.pixel_codec: PixelCodec | None = None  # None for teachers
         self._codec: FeatureCodec | None = None
-        self.seals = Seals(location, folder)
+        self._calibration_crc: int | None = None  # once known
+        self.seals = Seals(location, folder, self.calibration_crc)
         where = f"{location.url}/{folder}/spec.json"
         try:
             _check_format(spec)
@@ -112,16 +113,24 @@ class Member:
 
     @classmethod
     def ensure(cls, location: Location, folder: str, spec: Mapping[str, Any]) -> Self:
-        """Create spec.json, or open an existing one that agrees. CacheError naming the first difference.
+        """Create spec.json, or open an existing one that agrees. CacheError as for `agreeing`."""
+        cls(location, folder, spec)  # or CacheError, before it is written
+        location.create(f"{folder}/spec.json", spec_bytes(spec))
+        found = cls.agreeing(location, folder, spec)
+        if found is None:
+            raise CacheError(f"{location.url}/{folder}/spec.json vanished while it was read; start again")
+        return found
+
+    @classmethod
+    def agreeing(cls, location: Location, folder: str, spec: Mapping[str, Any]) -> Self | None:
+        """The member in the cache, or None. CacheError naming the first setting that is not as in `spec`.
 
         `versions`, `batch_size`, `calibration_images` and `device` may differ, as they change features within
         tolerance only; so may `provenance`, the origin of the same weights.
         """
-        wanted = cls(location, folder, spec)
-        location.create(f"{folder}/spec.json", spec_bytes(spec))
-        found = cls.open(location, folder)
+        wanted, found = cls(location, folder, spec), cls.open(location, folder)
         if found is None:
-            raise CacheError(f"{location.url}/{folder}/spec.json vanished while it was read; start again")
+            return None
         plain = json.loads(json.dumps(wanted.spec))
         settings = (set(spec) | set(found.spec)) - MAY_DIFFER - {"format"}  # which follows from the others
         for key in sorted(settings, key=lambda key: (key in ADDED, key)):
@@ -144,18 +153,27 @@ class Member:
         if data is None:
             return None
         calibration = Calibration.from_bytes(data, f"{self.location.url}/{self.calibration_name}")
-        return calibration, crc32c(data)
+        self._calibration_crc = crc32c(data)
+        return calibration, self._calibration_crc
 
-    def committed(self, segment: int, view: str, tars: int) -> Collection[int]:
-        """The tars of a segment of so many that have a commit record under a view, by seals or else by its name."""
-        unsealed = [run for run in runs(tars) if not self.seals.has(segment, view, run)]
+    def calibration_crc(self) -> int | None:
+        """The crc32c of the calibration, whole or not; None before it is made."""
+        if self._calibration_crc is None and self.features is not None:
+            data = self.location.read(self.calibration_name)
+            self._calibration_crc = None if data is None else crc32c(data)
+        return self._calibration_crc
+
+    def committed(self, segment: int, view: str, rows: Ints) -> Collection[int]:
+        """The tars with a record under a view, of a segment's of so many `rows`: by seals that fit, or by its name."""
+        tars = len(rows)
         if not runs(tars):
             return _tars(self.location.names(commit_folder(self.folder, segment, view)))
+        sealed = self.seals.fitting(segment, view, rows)
+        unsealed = sorted(set(runs(tars)).difference(sealed))
         if not unsealed:
             return range(tars)
-        sealed = [tars_of(run, tars) for run in runs(tars) if run not in unsealed]
         between = range(tars_of(unsealed[0], tars).start, tars_of(unsealed[-1], tars).stop)
-        return self.recorded(segment, view, between).union(*sealed)
+        return self.recorded(segment, view, between).union(*(tars_of(run, tars) for run in sealed))
 
     def recorded(self, segment: int, view: str, between: range) -> set[int]:
         """Those of a few neighbouring tars that have a commit record under a view, by its name."""

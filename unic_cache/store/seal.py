@@ -4,8 +4,9 @@
 
 A seal is a function of its records alone, whoever makes it, and exists only where all of them do. It holds what opening
 needs of each record: the tar's rows, the bad ones, the record's checksum, and one checksum of all its pixel checksums,
-by which teachers are compared. The records stay the truth: a cache without seals is read record by record, a damaged or
-foreign seal is ignored, and a record is compared with its seal when it is read.
+by which teachers are compared. The records stay the truth: a cache without seals is read record by record, and a record
+is compared with its seal when it is read. A seal counts only if it fits: it is whole, of its name, of the index's rows,
+and of the member's calibration. Any other is ignored, as if it were absent.
 
 Segments of fewer than a thousand tars have no seals. Earlier releases leave the folder alone.
 
@@ -14,10 +15,11 @@ Letters: S tars of a run.
 
 import json
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +34,12 @@ KIND = "unic-cache seal"
 FORMAT = 1
 RUN = 1000  # tars
 LIMIT_BYTES = 2**26
+SEALS_AT_ONCE = 32  # requests to a store that answers late
 NUMBER = ">u4"  # of a column of numbers: eight hexadecimal digits each
 SEAL_FILE = re.compile(rf"(?P<member>[^/]+)/{SEALS}/(?P<segment>\d{{6}})/(?P<view>[^/]+)/(?P<run>\d{{6}})\.json")
+
+Ints = npt.NDArray[np.int64]
+Tar = TypeVar("Tar", int, Ints)
 
 
 def runs(tars: int) -> range:
@@ -46,8 +52,8 @@ def tars_of(run: int, tars: int) -> range:
     return range(run * RUN, min((run + 1) * RUN, tars))
 
 
-def run_of(tar: int) -> int:
-    """The run that a tar is in."""
+def run_of(tar: Tar) -> Tar:
+    """The run that a tar is in, or those of several."""
     return tar // RUN
 
 
@@ -150,9 +156,10 @@ def parse_seal(data: bytes, name: str, rows: npt.ArrayLike) -> Seal | None:
 class Seals:
     """The seals of a member that there are when they are first asked for; each is read once. Thread-safe."""
 
-    def __init__(self, location: Location, member: str) -> None:
+    def __init__(self, location: Location, member: str, calibration: Callable[[], int | None]) -> None:
         self._location = location
         self._member = member
+        self._calibration = calibration  # the checksum of the member's calibration
         self._names: frozenset[str] | None = None
         self._read: dict[str, Seal | None] = {}
 
@@ -165,20 +172,25 @@ class Seals:
         return self._names
 
     def has(self, segment: int, view: str, run: int) -> bool:
-        """Whether there is a file for a run; it may be damaged."""
+        """Whether there is a file for a run, which may not fit."""
         return seal_name(self._member, segment, view, run) in self.names
 
-    def read(self, segment: int, view: str, run: int, rows: npt.ArrayLike) -> Seal | None:
-        """The seal of a run of tars with so many `rows` (S,); None if there is none that fits."""
+    def read(self, segment: int, view: str, run: int, rows: Ints) -> Seal | None:
+        """The seal of a run in a segment of tars with so many `rows`; None if there is none that fits."""
         name = seal_name(self._member, segment, view, run)
         if name not in self._read:
-            data = self._location.read(name) if name in self.names else None
-            self._read[name] = None if data is None or len(data) > LIMIT_BYTES else parse_seal(data, name, rows)
+            data = self._location.read(name) if name in self.names and run in runs(len(rows)) else None
+            span = tars_of(run, len(rows))
+            seal = parse_seal((data or b"")[:LIMIT_BYTES], name, rows[span.start : span.stop])
+            self._read[name] = None if seal is None or seal.calibration != self._calibration() else seal
         return self._read[name]
 
-    def forget(self, seal: Seal) -> None:
-        """Take a seal for absent: records are not compared with it."""
-        self._read[seal.name] = None
+    def fitting(self, segment: int, view: str, rows: Ints) -> list[int]:
+        """The runs with a seal that fits, in a segment of tars with so many `rows`."""
+        there = [run for run in runs(len(rows)) if self.has(segment, view, run)]
+        with ThreadPoolExecutor(SEALS_AT_ONCE if self._location.waits else 1) as pool:
+            found = pool.map(lambda run: self.read(segment, view, run, rows), there)
+            return [run for run, seal in zip(there, found, strict=True) if seal is not None]
 
     def check(self, record: CommitRecord) -> None:
         """BrokenError if a seal that was read stands for another record than this one."""

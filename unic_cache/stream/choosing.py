@@ -7,6 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
+import numpy as np
+from crc32c import crc32c
+
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import CENTER, Views
 from unic_cache.config.bounds import check_choice
@@ -14,6 +17,7 @@ from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.files.paths import braced
 from unic_cache.stream.held_out import held_out
 from unic_cache.stream.rows import Rows, usable_rows
+from unic_cache.stream.sealed_rows import record_checksums
 from unic_cache.views.index import ShardEntry
 from unic_cache.views.shards import describe_filled, expand, shard_name
 
@@ -42,7 +46,8 @@ class Chosen:
     numbers: tuple[int, ...]  # of the views
     tars: Tars
     rows: Rows
-    records: Mapping[str, int]  # commit record -> checksum
+    records: Mapping[str, int]  # commit record, or the seal of a thousand -> checksum
+    checksum: int  # of all records behind the rows, the same before and after they are sealed
 
 
 def chosen_rows(
@@ -57,7 +62,23 @@ def chosen_rows(
     rows, records = usable_rows(cache, teachers, views, numbers, tars.names, skip_broken)
     if not len(rows):
         raise CacheError(f"{cache.location.url}: no image of {listed(tars.names) or 'the tars'} can be used")
-    return Chosen(tuple(teachers), views, tuple(numbers), tars, rows, records)
+    checksum = records_checksum(cache, teachers, [views.name(number) for number in numbers], rows, records)
+    return Chosen(tuple(teachers), views, tuple(numbers), tars, rows, records, checksum)
+
+
+def records_checksum(
+    cache: Cache, teachers: Sequence[CachedTeacher], views: Sequence[str], rows: Rows, records: Mapping[str, int]
+) -> int:
+    """One checksum of the commit records behind the rows, whether records or seals were written down."""
+    found = 0
+    for segment in np.unique(rows.segment).tolist():
+        tars = np.sort(rows.shard[rows.segment == segment])
+        for teacher in sorted(teachers, key=lambda one: one.member.folder):
+            for view in views:
+                own = record_checksums(cache, teacher, segment, view, tars, records)
+                found = crc32c(f"{teacher.member.folder} {segment} {view}".encode(), found)
+                found = crc32c(np.concatenate([tars, own]).astype("<u4").tobytes(), found)
+    return int(found)
 
 
 def chosen_teachers(

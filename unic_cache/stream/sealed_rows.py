@@ -20,12 +20,9 @@ from unic_cache.config import Views
 from unic_cache.errors import BrokenError
 from unic_cache.store.commit import CommitRecord, Crcs
 from unic_cache.store.layout import commit_name
-from unic_cache.store.seal import Seal, among, pixels_crc, run_of, runs, seal_name, tars_of
+from unic_cache.store.seal import SEALS_AT_ONCE, Ints, Seal, among, pixels_crc, run_of, runs, seal_name, tars_of
 from unic_cache.stream.sealing import seal_of
 
-SEALS_AT_ONCE = 32  # requests to a store that answers late
-
-Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 Place = tuple[int, int]  # segment and number of a tar
 
@@ -48,8 +45,7 @@ class Asked:
         """The tars of which a teacher has a record under a view, listed once."""
         place = teacher.name, segment, view
         if place not in self._there:
-            tars = self.cache.extent(segment).shards
-            self._there[place] = teacher.member.committed(segment, view, tars)
+            self._there[place] = teacher.member.committed(segment, view, self.cache.segments[segment].counts)
         return self._there[place]
 
 
@@ -135,9 +131,6 @@ def _column(asked: Asked, teacher: CachedTeacher, segment: int, run: int, tars: 
     """One teacher's column under one view, by the seal if there is one."""
     member, view, known = teacher.member, asked.views.name(number), asked.known
     seal = _seal(asked.cache, teacher, segment, view, run)
-    if seal is not None and seal.calibration != teacher.calibration_crc:
-        member.seals.forget(seal)  # another cache's: the records tell
-        seal = None
     if seal is None:
         return _from_records(asked, teacher, segment, run, tars, number)
     span = tars_of(run, asked.cache.extent(segment).shards)
@@ -180,6 +173,21 @@ def _from_records(asked: Asked, teacher: CachedTeacher, segment: int, run: int, 
     return Column(present, broken, pixels, bad, records)
 
 
+def record_checksums(
+    cache: Cache, teacher: CachedTeacher, segment: int, view: str, tars: Ints, records: Mapping[str, int]
+) -> Crcs:
+    """(S,) the checksums of a teacher's records of some tars: from its seals, or else from those written down."""
+    runs_S, found = run_of(tars), np.zeros(len(tars), np.uint32)
+    for run in np.unique(runs_S).tolist():
+        own, seal = runs_S == run, _seal(cache, teacher, segment, view, run)
+        if seal is None:
+            member = teacher.member.folder
+            found[own] = [records[commit_name(member, segment, view, tar)] for tar in tars[own].tolist()]
+        else:
+            found[own] = seal.records[tars[own] - seal.first]
+    return found
+
+
 def wrote_down(records: Mapping[str, int], cache: Cache, teacher: CachedTeacher, record: CommitRecord) -> bool:
     """Whether `records`, which a training run wrote down, have a commit record as it is, itself or by its seal."""
     unit = record.unit
@@ -195,6 +203,4 @@ def wrote_down(records: Mapping[str, int], cache: Cache, teacher: CachedTeacher,
 
 
 def _seal(cache: Cache, teacher: CachedTeacher, segment: int, view: str, run: int) -> Seal | None:
-    counts = cache.segments[segment].counts
-    span = tars_of(run, len(counts))
-    return teacher.member.seals.read(segment, view, run, counts[span.start : span.stop])
+    return teacher.member.seals.read(segment, view, run, cache.segments[segment].counts)

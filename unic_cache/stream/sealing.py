@@ -39,7 +39,7 @@ def seal_whole_runs(
     cache: Cache, member: Member, views: Views, numbers: Sequence[int], share: tuple[int, int] = (0, 1)
 ) -> int:
     """Make the seals that a member lacks under these views, or this worker's `share` of them: index and number."""
-    seals, (index, workers) = Seals(member.location, member.folder), share
+    seals, (index, workers) = Seals(member.location, member.folder, member.calibration_crc), share
     made = 0
     for segment in cache.segments:
         for view in map(views.name, numbers) if runs(len(segment.shards)) else ():
