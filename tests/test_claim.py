@@ -85,7 +85,7 @@ def test_a_run_in_a_folder_that_is_held_changes_nothing(training, tmp_path):
         with pytest.raises(ConfigError, match="is writing there"):
             distill.run(training(steps=1, tracker="tensorboard"))
         assert tree(tmp_path) == before
-    assert distill.run(training(steps=1)).steps == 1
+    distill.run(training(steps=1)).encoder.unlink()  # else the run is finished, and asks for nothing
     with claimed(tmp_path / "run"), pytest.raises(ConfigError, match="is writing there"):
         distill.run(training(steps=1, resume=True))
     assert CLAIM not in tree(tmp_path / "run")

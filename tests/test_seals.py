@@ -359,6 +359,8 @@ def test_a_run_that_began_before_the_seals_resumes_with_them_to_the_bit(training
     again = distill.run(training(steps=4, save_every=2, log_every=1, out=str(tmp_path / "sealed")))
     assert again.loss == whole.loss
     assert all("/seals/" in name for name in json.loads((tmp_path / "sealed/snapshot.json").read_text())["records"])
+    whole.encoder.unlink()  # else the runs are finished, and open no cache
+    again.encoder.unlink()
     assert distill.run(training(steps=4, save_every=2, log_every=1, resume=True)).loss == whole.loss
     assert log
     shutil.rmtree(config.cache + "/" + member_folder(CNN) + "/seals")
