@@ -36,7 +36,14 @@ class Network:
 
     def cut_off(self, name: str) -> None:
         """Take the machine's cable away; it goes on by itself."""
-        _ip("link", "set", f"unic-v{self.machines[name].rpartition('.')[2]}", "down")
+        self._cable(name, "down")
+
+    def plug_in(self, name: str) -> None:
+        """Give the cable back."""
+        self._cable(name, "up")
+
+    def _cable(self, name: str, state: str) -> None:
+        _ip("link", "set", f"unic-v{self.machines[name].rpartition('.')[2]}", state)
 
     def start(self, name: str, words: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         """Start a command on a machine; it ends with the network at the latest."""

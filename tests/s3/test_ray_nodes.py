@@ -1,4 +1,4 @@
-"""Three Ray nodes on machines of their own, over a real object store: a node and the gateway are lost, a node joins."""
+"""Ray nodes on machines of their own, over a real object store: one node and the gateway go and return, one joins."""
 
 import os
 import subprocess
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 OUTAGE = 30.0  # seconds without the gateway
 PATIENCE = 900.0  # seconds for any one thing to happen
 PORT = "26379"
+AGAIN = 'until "$@"; do sleep 1; done'
 
 
 @pytest.fixture
@@ -44,7 +45,10 @@ def store(lan, monkeypatch) -> Iterator[Gateway]:
 
 @pytest.fixture
 def node(lan, tmp_path) -> Iterator[Callable[[str], str]]:
-    """Start a Ray node of two cores on a new machine; the first one is the head. Its variables have no credentials."""
+    """Start a Ray node of two cores on a new machine; the first one is the head. Its variables have no credentials.
+
+    As under a supervisor, the others start again when they end: Ray ends a node that does not reach the head.
+    """
     hidden = {name: text for name, text in os.environ.items() if not name.startswith("AWS_")}
     ray = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory(prefix="ur-", ignore_cleanup_errors=True) as session:  # sockets' paths are short
@@ -61,7 +65,7 @@ def node(lan, tmp_path) -> Iterator[Callable[[str], str]]:
                 words += ["--address", f"{first}:{PORT}"]
                 own = tmp_path / f"{name} session"
                 own.mkdir()
-                words = ["unshare", "-m", "sh", "-c", f"mount --bind '{own}' {session} && exec \"$@\"", "sh", *words]
+                words = ["unshare", "-m", "sh", "-c", f"mount --bind '{own}' {session} && {AGAIN}", "sh", *words]
             lan.start(name, words, {**hidden, **ray}, tmp_path / f"{name}.log")
             return address
 
@@ -106,16 +110,17 @@ def test_nodes_and_the_gateway_come_and_go_and_the_bytes_are_those_of_one_proces
         named = ["--teacher", teacher, "--weights", f"{teacher}={weights[teacher]}"]
         return start("head", f"{teacher_folder(teacher)}-{views}", "extract", *named, *flags)
 
-    def nodes() -> int:
-        code = f"import ray; ray.init('{head}', log_to_driver=False); print(len(ray.nodes()))"
+    def alive() -> set[str]:
+        code = f"import ray; ray.init('{head}', log_to_driver=False); "
+        code += "print(*(node['NodeManagerAddress'] for node in ray.nodes() if node['Alive']))"
         words = ["ip", "netns", "exec", "unic-head", sys.executable, "-W", "ignore", "-c", code]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-        return int(done.stdout.strip() or 0)
+        return set(done.stdout.split())
 
-    until(lambda: nodes() == 1, "the head's start")
+    until(lambda: len(alive()) == 1, "the head's start")
     node("second")
-    node("third")
-    until(lambda: nodes() == 3, "a cluster of three nodes")
+    third = node("third")
+    until(lambda: len(alive()) == 3, "a cluster of three nodes")
 
     # Two teachers at once; in the middle a node is cut off, another joins, and the gateway dies for a while.
     both = extraction(VIT, 2), extraction(CNN, 1)
@@ -127,6 +132,10 @@ def test_nodes_and_the_gateway_come_and_go_and_the_bytes_are_those_of_one_proces
     store.restart()
     assert "16 units extracted" in both[0]()
     assert "8 units extracted" in both[1]()
+    assert third not in alive()
+    lan.plug_in("third")
+    until(lambda: third in alive(), "the return of the node that was cut off")
+    assert len(alive()) == 4
 
     # A machine of its own distills while the second teacher is half done, and goes on.
     rest = extraction(CNN, 2)
