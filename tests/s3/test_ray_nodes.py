@@ -132,7 +132,7 @@ def test_nodes_and_the_gateway_come_and_go_and_the_bytes_are_those_of_one_proces
     store.restart()
     assert "16 units extracted" in both[0]()
     assert "8 units extracted" in both[1]()
-    assert third not in alive()
+    until(lambda: third not in alive(), "the end of the node that was cut off")
     lan.plug_in("third")
     until(lambda: third in alive(), "the return of the node that was cut off")
     assert len(alive()) == 4
