@@ -188,9 +188,11 @@ class Seals:
     def fitting(self, segment: int, view: str, rows: Ints) -> list[int]:
         """The runs with a seal that fits, in a segment of tars with so many `rows`."""
         there = [run for run in runs(len(rows)) if self.has(segment, view, run)]
-        with ThreadPoolExecutor(SEALS_AT_ONCE if self._location.waits else 1) as pool:
-            found = pool.map(lambda run: self.read(segment, view, run, rows), there)
-            return [run for run, seal in zip(there, found, strict=True) if seal is not None]
+        unread = [run for run in there if seal_name(self._member, segment, view, run) not in self._read]
+        if self._location.waits and len(unread) > 1:
+            with ThreadPoolExecutor(SEALS_AT_ONCE) as pool:
+                list(pool.map(lambda run: self.read(segment, view, run, rows), unread))
+        return [run for run in there if self.read(segment, view, run, rows) is not None]
 
     def check(self, record: CommitRecord) -> None:
         """BrokenError if a seal that was read stands for another record than this one."""
