@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import distill, extract
+from pipelines.command import preflight
 from tests.conftest import CNN, VIT, log_of, losses_of, make_shards, tree, views_of
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig
@@ -83,6 +84,7 @@ def test_a_finished_run_opens_and_writes_nothing(training, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(distill, "opened", None)
         assert distill.run(again) == whole
+        preflight.look(dataclasses.replace(again, cache=str(tmp_path / "gone"), shards=str(tmp_path / "gone/*.tar")))
     said = f"{config.out}: this run is finished, after step 2; to train its student further, start another run with "
     assert capsys.readouterr().err.count(f"{said}--from {config.out}\n") == 1
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == times

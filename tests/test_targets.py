@@ -9,7 +9,7 @@ import torch
 from pipelines import distill, extract
 from tests.conftest import CNN, VIT, log_of, losses_of, picture, png, write_tar
 from unic_cache.cache import open_cache
-from unic_cache.errors import CacheError, ConfigError
+from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.store.calibrate import Calibration, Calibrator
 from unic_cache.store.codecs.codec import Features
 from unic_cache.store.standardize import affine, between
@@ -58,6 +58,11 @@ class TestOnline:
         distill.run(training(val_shards=held_out, **online))
         assert [line["kind"] for line in log_of(tmp_path / "run")][-1] == "val"
         assert json.loads((tmp_path / "run/snapshot.json").read_text())["train"] == ["000000", "000001"]
+
+    def test_a_mistyped_validation_set_is_refused_before_anything_is_written(self, training, online, tmp_path):
+        with pytest.raises(ShardError, match="--val-shards: no shard matches"):
+            distill.run(training(val_shards=str(tmp_path / "nothing-*.tar"), **online))
+        assert not (tmp_path / "run/online").exists()
 
     def test_every_epoch_shows_another_view_unless_told_otherwise(self, training, online, tmp_path):
         distill.run(training(**{**online, "views": None}, steps=21, batch_size=8))

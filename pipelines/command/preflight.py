@@ -79,7 +79,10 @@ def check_folders(names: Iterable[str]) -> None:
 
 
 def check_distill(config: DistillConfig) -> None:
-    """Check the run's folder, the student's name and initial weights, and the data to train on."""
+    """Check the run's folder, the student's name and initial weights, and the data to train on.
+
+    A run that is resumed may be finished, and then needs no data: the stage looks at that first.
+    """
     resuming = is_here(config.out) and check_run(config, Path(config.out.removeprefix("file://")))
     student = config.student.partition("@")[0]
     close = None if student in CATALOG else close_names(student.removeprefix("timm:"))
@@ -97,14 +100,20 @@ def check_distill(config: DistillConfig) -> None:
         raise ConfigError(f"--init {config.init}: there is no such file")
     if not resuming and config.from_run is not None:
         run_settings(Path(config.from_run))
+    if not resuming:
+        check_sources(config)
+    if config.tracker != "none" and find_spec(config.tracker) is None:
+        raise no_tracker(config.tracker)
+
+
+def check_sources(config: DistillConfig) -> None:
+    """Check the cache, or the teachers online, and the tars."""
     if config.online:
         check_teachers(config.teachers, dict(config.weights))
     else:
         check_cache(config.cache, config.teachers)
     check_tars(config.shards, config.out if config.online else config.cache)
     check_tars(config.knn_shards)
-    if config.tracker != "none" and find_spec(config.tracker) is None:
-        raise no_tracker(config.tracker)
 
 
 def no_tracker(name: str) -> ConfigError:

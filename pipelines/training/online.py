@@ -5,6 +5,7 @@ is made first, in OUT/online.
 """
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from unic_cache.errors import ConfigError
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import all_rows
 from unic_cache.teachers.catalog import resolve
+from unic_cache.views.index import ShardEntry
 from unic_cache.views.segments import extend_index
 
 DEFAULT_SIZE = 224  # pixels of a view
@@ -43,15 +45,15 @@ def open_live_set(
     check_kinds({spec.name: (*spec.summary_rules, *spec.grid_rules) for spec in specs}, config.kinds)
     scale = config.crop_scale or CROP_SCALE
     views = Views(config.recipe or Views().recipe, config.size or DEFAULT_SIZE, config.view_seed or 0, scale)
+    val_paths, val_entries = given_live_val(config)  # refused before anything is written
     opened = open_teachers(opening_options(config, views, worker), pool, device, "distill --online, first")
     location, tars = opened.cache.location, dict(opened.tars)
     val: tuple[str, ...] = ()
-    if config.val_shards is not None:
-        paths, entries = given_shards(config.val_shards, False, flag="--val-shards")
-        extend_index(location, entries)
+    if val_entries:
+        extend_index(location, val_entries)
         places = Cache(location).shards()
-        tars |= {places[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
-        val = tuple(entry.name for entry in entries)
+        tars |= {places[entry.name]: (path, entry) for path, entry in zip(val_paths, val_entries, strict=True)}
+        val = tuple(entry.name for entry in val_entries)
     cache, entries = Cache(location), [entry for _, entry in opened.tars.values()]
     held = () if config.use_held_out else marked(entries)
     if held and not val:
@@ -67,6 +69,13 @@ def open_live_set(
     teachers = teachers_of(cache, config.teachers, config.kinds)
     live = Live(teachers, opened.teachers)
     return cache, TrainingSet(snapshot, teachers, rows, all_rows(cache, val), pixels, None), live
+
+
+def given_live_val(config: DistillConfig) -> tuple[Sequence[str], Sequence[ShardEntry]]:
+    """(paths, index entries) of the tars of --val-shards, if any. ShardError for one that cannot be used."""
+    if config.val_shards is None:
+        return (), ()
+    return given_shards(config.val_shards, False, flag="--val-shards")
 
 
 def opening_options(config: DistillConfig, views: Views, worker: tuple[int, int]) -> OpeningOptions:
