@@ -79,7 +79,7 @@ SCALES = {
             random_lr=5e-4,
             claim_seeds=(0, 1, 2),
             seeds=(0, 1),
-            head_steps=500,
+            head_steps=5_000,
         ),
         Scale(
             name="full",
@@ -101,7 +101,7 @@ SCALES = {
             random_lr=1e-3,
             claim_seeds=(0, 1, 2),
             seeds=(0, 1),
-            head_steps=2_000,
+            head_steps=5_000,
         ),
     )
 }

@@ -49,7 +49,7 @@ def naive_head(train: Examples, seed: int) -> torch.nn.Module:
     optimizer = torch.optim.AdamW(head.parameters(), weight_decay=1e-4)
     warm = max(1, round(STEPS * 1500 / 80_000))
     for step, rows in enumerate(dense.batches(len(everything), STEPS, seed)):
-        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / warm) * (1 - step / STEPS)
+        optimizer.param_groups[0]["lr"] = 1e-2 * min(1, (step + 1) / warm) * (1 - step / STEPS)
         optimizer.zero_grad()
         logits = functional.interpolate(head(everything[rows]), size=PIXELS, mode="bilinear", align_corners=False)
         functional.cross_entropy(logits, targets(train.masks_NHW[rows]), ignore_index=255).backward()
@@ -104,6 +104,23 @@ def test_a_lattice_of_pixels_learns_what_all_pixels_teach() -> None:
     assert lattice["mIoU"] == pytest.approx(everything["mIoU"], abs=0.02)
     assert sparse["mIoU"] == pytest.approx(everything["mIoU"], abs=0.04)
     assert everything["mIoU"] > 0.7
+
+
+def test_the_head_arrives_although_channels_say_nearly_the_same() -> None:
+    """As a network's do. At a rate of 1e-3 the first mIoU is 0.86, the second 0.96."""
+    train, test = (
+        dataclasses.replace(side, patches_NTD=(side.patches_NTD + common_to_channels(side)).astype(np.float32))
+        for side in (segmented(60, 1), segmented(40, 2))
+    )
+    few, many = (values(segmentation(train, test, Settings(steps=steps)))["mIoU"] for steps in (1000, 4000))
+    assert few == pytest.approx(many, abs=0.03)
+    assert few > 0.93
+
+
+def common_to_channels(side: Examples) -> np.ndarray:
+    """(N, T, 1): noise ten times what tells classes apart."""
+    assert side.patches_NTD is not None
+    return 10 * np.random.default_rng(1).normal(size=(*side.patches_NTD.shape[:2], 1))
 
 
 def test_tokens_and_masks_may_be_mapped_from_files(tmp_path: Path) -> None:

@@ -1,12 +1,23 @@
 """Semantic segmentation by a linear layer on frozen patch tokens, after DINOv2's linear head.
 
 Tokens are standardized (see `dense.py`); a linear layer gives logits of the classes, up-sampled bilinearly to the size
-of the mask; cross entropy over the pixels that are not 255. AdamW, learning rate 1e-3 with a linear warm-up over the
+of the mask; cross entropy over the pixels that are not 255. AdamW, learning rate 1e-2 with a linear warm-up over the
 first 1.9 % of the steps (1,500 of UNIC's 80,000) and then linearly to 0, weight decay 1e-4, batches of 8.
 
-UNIC trains 80,000 steps on augmented crops of 512 px. Here every image has the one view that is cached, without
+UNIC trains 80,000 steps at 1e-3 on augmented crops of 512 px. Here every image has the one view that is cached, without
 augmentation: numbers compare encoders with each other, and lie below published ones. The problem is convex, so the
-layer starts at zero; on 500 made-up images, 500 steps gave the mIoU of 2,000 to a thousandth.
+layer starts at zero. Its rate is ten times UNIC's, for fewer steps: a layer that has not arrived tells how soon an
+encoder's tokens are fitted, not what they hold. On 4,500 images of 128 px with emoji of 9 classes, tokens of three
+ViT-S, the mIoU was
+
+| steps | rate | a student's start | the same, distilled | its teacher |
+|---|---|---|---|---|
+| 500 | 1e-3 | 19.8 | 17.0 | 21.3 |
+| 2,000 | 1e-3 | 25.7 | 24.8 | 27.4 |
+| 8,000 | 1e-3 | 30.2 | 30.7 | 34.2 |
+| 20,000 | 1e-3 | 31.3 | 32.9 | |
+| 1,000 | 1e-2 | 30.3 | 30.5 | 34.6 |
+| 5,625 | 1e-2 | 31.4 | 33.9 | 34.2 |
 
 A step's loss is that of about 4 x 4 pixels per token, on a lattice whose offset is drawn anew for each step. Every
 pixel is as likely as any other, so the expected gradient is that of all pixels; neighbours hardly differ.
@@ -32,7 +43,7 @@ from unic_cache.evaluate.checks import check_known
 from unic_cache.evaluate.task import IGNORED, Examples, Metric, Metrics, Numbers, Settings, mean, mean_iou
 from unic_cache.token_kinds import Grid
 
-RATE, DECAY, WARM_UP = 1e-3, 1e-4, 1500 / 80_000
+RATE, DECAY, WARM_UP = 1e-2, 1e-4, 1500 / 80_000
 PER_TOKEN = 4  # rows and columns of a token's pixels in a step's loss
 LOGITS = 2**24  # in memory while testing
 
