@@ -9,7 +9,9 @@ The loss is SigLoss, in its warm-up for the first 100/38,400 of the steps, plus 
 `depth_losses.py`). AdamW, weight decay 0.01, a linear warm-up of the learning rate over a third of the steps while it
 falls by cosine to 0. UNIC trains 38,400 steps on augmented crops. Here every image has the one view that is cached, and
 a step takes a window of a quarter of the height and width, drawn anew. Its rate is 1e-3 instead of 1e-4, for fewer
-steps: on made-up scenes 500 steps reached an RMSE of 0.073 m, and 1,000 steps at 1e-4 one of 0.082 m.
+steps: on made-up scenes 500 steps reached an RMSE of 0.073 m, and 1,000 steps at 1e-4 one of 0.082 m. On a ViT-S's
+tokens of 4,500 images with made-up depths, 1,000 steps reached 0.65 m and 4,000 steps 0.55 m (0.64 and 0.56 at 3e-3):
+more steps see more windows.
 
 A pixel counts if its depth is known (not 0) and at most 10 m, in training as in metrics, as in NYUd's protocol.
 
