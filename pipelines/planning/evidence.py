@@ -31,9 +31,11 @@ def evidence(views: int, codec: str, quality: float | None, tokens: int | None) 
 
 
 def _said(value: float, tried: Mapping[float, str]) -> str:
-    """The verdict on a value, else on the nearest coarser one that held, else on the coarsest that held."""
+    """The verdict on a value, else the nearest coarser one that held, else the coarsest that held, if any did."""
     if value in tried:
         return tried[value]
     held = [other for other, verdict in tried.items() if verdict == HELD]
+    if not held:
+        return "not tried"
     nearest = max((other for other in held if other < value), default=min(held))
     return f"not tried ({nearest:g} {HELD})"
