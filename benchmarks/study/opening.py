@@ -60,6 +60,7 @@ hand. The plan is in [runs.py](../benchmarks/study/runs.py), the sizes are in
 
 Held-out losses are against float16 targets: of new views of the trained images, and of images never seen. k-NN has 20
 neighbours and is leave-one-out; `all` takes the test images of {", ".join(QUICK["knn"])} together.
+mIoU is that of a linear layer on patch tokens after {scale.head_steps:,} steps.
 Differences are above 0 where a run is better than its reference: losses in percent of the reference's, the others in
 points of 100."""
 
