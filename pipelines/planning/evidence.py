@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from unic_cache.config import FITTED
 from unic_cache.store.calibrate import DEFAULT_QUALITY
 
-HELD = "held"
+HELD, UNKNOWN = "held", "cannot tell"
 VIEWS: Mapping[float, str] = {}  # in float16
-QUALITIES: Mapping[float, str] = {}  # of klt, a new view in each epoch
+QUALITIES: Mapping[float, str] = {0.9: UNKNOWN}  # of klt, a new view in each epoch
 LIMITS = (
     "Each was tried alone, with one seed, by a ViT of width 192 and depth 6 from random weights, 24 epochs of 1,500 "
     "images of 64 px; other students, longer training, and settings together were not: docs/STUDY.md"
@@ -33,7 +33,7 @@ def evidence(views: int, codec: str, quality: float | None, tokens: int | None) 
 def _said(value: float, tried: Mapping[float, str]) -> str:
     """The verdict on a value, else the nearest coarser one that held, else the coarsest that held, if any did."""
     if value in tried:
-        return tried[value]
+        return "could not be shown equal" if tried[value] == UNKNOWN else tried[value]
     held = [other for other, verdict in tried.items() if verdict == HELD]
     if not held:
         return "not tried"

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.study.results import RESULTS, read_lines
 from benchmarks.study.runs import F16, ONLINE
 from benchmarks.study.scales import FIRST, SCALES
-from benchmarks.study.verdicts import HELD, WORSE, outcome_of_seeds
+from benchmarks.study.verdicts import HELD, UNKNOWN, WORSE, outcome_of_seeds
 from pipelines.planning import evidence as module
 from pipelines.planning.evidence import LIMITS, QUALITIES, VIEWS, evidence
 from unic_cache.config import FITTED
@@ -45,12 +45,13 @@ def test_it_says_for_whom_it_holds():
         ((8, "f16", None, None), "8 views not tried (5 held); f16 is its reference"),
         ((20, FITTED, 0.5, None), "20 views not tried (10 held); klt at 0.5 not tried (0.96 held)"),
         ((10, "int4", None, None), "10 views held; int4 was not tried"),
+        ((10, FITTED, 0.9, None), "10 views held; klt at 0.9 could not be shown equal"),
         ((1, "f16", None, None), "1 views worse; f16 is its reference"),
     ],
 )
 def test_what_is_told_of_values_between_and_beyond(asked, words, monkeypatch):
     monkeypatch.setattr(module, "VIEWS", {10: HELD, 5: HELD, 1: WORSE})
-    monkeypatch.setattr(module, "QUALITIES", {0.99: HELD, 0.96: HELD})
+    monkeypatch.setattr(module, "QUALITIES", {0.99: HELD, 0.96: HELD, 0.9: UNKNOWN})
     assert words in evidence(*asked)
 
 
