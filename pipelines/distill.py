@@ -30,7 +30,8 @@ from pipelines.command.sizes import tell_student, tell_teachers
 from pipelines.evaluating.knn_probe import KnnProbe, open_knn_probe
 from pipelines.extracting.students import pixels_words, student_spec
 from pipelines.training.compiling import check_compiler
-from pipelines.training.learner import Learner, check_batch, finite, learn
+from pipelines.training.divergence import finite
+from pipelines.training.learner import Learner, check_batch, learn
 from pipelines.training.online import open_live_set
 from pipelines.training.outcome import Trained, ended_before, loading_line
 from pipelines.training.processes import Meetings, make_accelerator, on_main, run_claimed
@@ -202,7 +203,8 @@ def open_source(
 ) -> tuple[Cache, TrainingSet, Source]:
     """The cache, the images to train on, and the source of tokens: the cache, or the teachers themselves."""
     if config.online:
-        return open_live_set(config, pool, accelerator.device, (accelerator.process_index, accelerator.num_processes))
+        worker = accelerator.process_index, accelerator.num_processes
+        return open_live_set(config, pool, accelerator.device, worker, snapshot)
     cache = opened(config.cache)
     data = open_training_set(config, cache, pool, snapshot)
     return cache, data, Cached(data.teachers)
@@ -254,14 +256,31 @@ def announce(config: DistillConfig, spec: EncoderSpec, data: TrainingSet, total:
     sizes = {teacher.name: int(teacher.spec["teacher"]["input_size"]) for teacher in data.teachers}
     tell_teachers(views.size, {} if config.online else sizes, "extract views of {size} px")
     tell_student(views.size, spec.img_size)
-    pairs = len(data.train) * len(data.snapshot.numbers)
-    for name, count in data.train.lacking.items():
-        share = f"{count:,} of {pairs:,} (image, view) pairs ({count / pairs:.1%})"
-        say(f"{name} is missing for {share}; it counts as dropped there (--allow-missing)")
+    for line in missing_lines(data):
+        say(line)
+    if config.pixel_tolerance and data.difference is not None:
+        say(
+            f"--pixel-tolerance {config.pixel_tolerance}: rows are no longer checked one by one, since their checksums "
+            f"would differ; only the {data.difference.images} probed views were compared, so make sure that these are "
+            "the tars that the teachers saw"
+        )
     for teacher in data.teachers:
         if config.shared_projectors and len(teacher.kinds) > 1 and not can_share(teacher.kinds):
             widths = ", ".join(f"{kind} has {tokens.channels:,} channels" for kind, tokens in teacher.kinds.items())
             say(f"{teacher.name} keeps a projector per token kind ({widths})")
+
+
+def missing_lines(data: TrainingSet) -> Iterator[str]:
+    """What some teachers lack, of the images trained on and of those validated on."""
+    pairs = len(data.train) * len(data.snapshot.numbers)
+    for name, count in data.train.lacking.items():
+        share = f"{count:,} of {pairs:,} (image, view) pairs ({count / pairs:.1%})"
+        yield f"{name} is missing for {share}; it counts as dropped there (--allow-missing)"
+    for name, count in data.val.lacking.items():
+        yield (
+            f"{name} is missing for {count:,} of {len(data.val):,} images of validation; its loss, and the mean of "
+            "all, are those of the others"
+        )
 
 
 def set_rate(adamw: Any, config: DistillConfig, step: int, total: int) -> float:

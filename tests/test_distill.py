@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from pipelines import distill, extract
 from pipelines.command import preflight
+from pipelines.training.run_state import RunState
 from tests.conftest import CNN, VIT, log_of, losses_of, make_shards, tree, views_of
 from unic_cache.cache import open_cache
 from unic_cache.config import DistillConfig
@@ -60,6 +62,22 @@ def test_stopped_and_resumed_equals_never_stopped(training, tmp_path, monkeypatc
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one), file
     assert losses_of(tmp_path / "whole")[-2:] == losses_of(tmp_path / "parts")[-2:]
+
+
+def test_a_teacher_that_all_images_lack_has_no_loss():
+    from accelerate import Accelerator
+
+    from pipelines.training.runlog import Meter
+
+    meter = Meter(Accelerator(cpu=True), {"a": ["cls"], "b": ["cls"]})
+    means = {"a": {"cls": torch.tensor(0.5)}, "b": {"cls": torch.tensor(0.0)}}
+    present_Bn = torch.tensor([[True] * 4, [False] * 4])
+    terms = SimpleNamespace(
+        loss=torch.tensor(0.5), means=means, coefficients=torch.ones(2, 4), top=torch.zeros(4), present=present_Bn
+    )
+    meter.add(terms, 4)
+    found = meter.read()["teachers"]
+    assert (found["a"]["cls"], "cls" in found["b"]) == (0.5, False)
 
 
 def test_a_half_written_log_line_does_not_stop_a_resume(training, tmp_path, monkeypatch):
@@ -374,7 +392,7 @@ class TestRefusals:
         with pytest.raises(CacheError, match=message):
             distill.run(training(shards=str(folder / "*.tar"), steps=20))
 
-    def test_of_other_decoders_unless_a_tolerance_is_given(self, training, tmp_path, monkeypatch):
+    def test_of_other_decoders_unless_a_tolerance_is_given(self, training, tmp_path, monkeypatch, capsys):
         from unic_cache.views.augment import make_view
 
         monkeypatch.setattr(
@@ -386,6 +404,11 @@ class TestRefusals:
         kept = json.loads((tmp_path / "run/config.json").read_text())["pixel_difference"]
         assert kept["largest"] == 1
         assert kept["images"] > 0
+        said = capsys.readouterr().err
+        assert (
+            f"rows are no longer checked one by one, since their checksums would differ; only the {kept['images']}"
+            in said
+        )
 
     def test_of_other_shards(self, training, tmp_path):
         other = make_shards(tmp_path / "other", (37,), first=700)
@@ -435,6 +458,22 @@ class TestRefusals:
         monkeypatch.setattr(DistillConfig, "peak_lr", lambda config: 1e30)
         with pytest.raises(UnicCacheError, match=r"the loss is (nan|inf) at step \d+.*Lower --lr"):
             distill.run(training(steps=8, warmup=0.0))
+
+    def test_of_weights_that_the_last_update_spoiled_leave_the_checkpoint(self, training, tmp_path, monkeypatch):
+        distill.run(training(steps=6, save_every=3))
+        before = {name: data for name, data in tree(tmp_path / "run").items() if str(name).endswith(".safetensors")}
+
+        def spoil(state) -> None:
+            with torch.no_grad():
+                next(state.model.parameters()).fill_(float("nan"))
+
+        monkeypatch.setattr(RunState, "update_average", spoil)
+        with pytest.raises(
+            UnicCacheError, match=r"weights are not finite after step 1: training diverged\. Lower --lr"
+        ):
+            distill.run(training(steps=1, out=str(tmp_path / "other")))
+        assert not list((tmp_path / "other").glob("*.safetensors"))
+        assert {name: data for name, data in tree(tmp_path / "run").items() if name in before} == before
 
     def test_of_a_mixed_cache(self, training, tmp_path, cache_folder):
         shutil.copytree(cache_folder, tmp_path / "cache")

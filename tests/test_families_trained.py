@@ -38,6 +38,7 @@ SIX = (  # a plain ViT with registers, rotary positions, windows, batch norms, a
     pytest.param("tiny_vit_reg_gap", marks=slow),
     pytest.param("mobilenetv4_conv_small_035", marks=slow),
     pytest.param("test_vit3", marks=slow),
+    pytest.param("mobilevit_xxs", marks=slow),
 )
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pipelines import distill, extract
-from tests.conftest import CNN, VIT, log_of, losses_of, picture, png, write_tar
+from tests.conftest import CNN, VIT, log_of, losses_of, picture, png, tree, write_tar
+from tests.test_distill import StopAfter
 from unic_cache.cache import open_cache
 from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.store.calibrate import Calibration, Calibrator
@@ -63,6 +64,29 @@ class TestOnline:
         with pytest.raises(ShardError, match="--val-shards: no shard matches"):
             distill.run(training(val_shards=str(tmp_path / "nothing-*.tar"), **online))
         assert not (tmp_path / "run/online").exists()
+
+    def test_a_resumed_run_keeps_its_tars(self, training, online, shards, tmp_path, monkeypatch):
+        few = f"{shards.folder}/00000[02].tar"
+        common = {**online, "steps": 6, "batch_size": 8}
+        StopAfter(monkeypatch, 3)
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 6"):
+            distill.run(training(**common, shards=few))
+        monkeypatch.undo()
+        before = tree(tmp_path / "run")
+        with pytest.raises(
+            ConfigError, match=r"trains on 2 tars, but .* now give 3: 000001 is new\. Give the same tars"
+        ):
+            distill.run(training(**common, resume=True))
+        with pytest.raises(ConfigError, match=r"trains on 2 tars, but .* now give 1: 000002 is missing"):
+            distill.run(training(**common, shards=f"{shards.folder}/000000.tar", resume=True))
+        assert tree(tmp_path / "run") == before
+        assert np.isfinite(distill.run(training(**common, shards=few, resume=True)).loss)
+
+    def test_a_teacher_named_twice_is_one(self, training, online, tmp_path):
+        common = {**online, "steps": 4, "log_every": 1}
+        distill.run(training(**common, out=str(tmp_path / "once")))
+        distill.run(training(**{**common, "teachers": (VIT, CNN, VIT)}, out=str(tmp_path / "twice")))
+        assert losses_of(tmp_path / "once") == losses_of(tmp_path / "twice")
 
     def test_every_epoch_shows_another_view_unless_told_otherwise(self, training, online, tmp_path):
         distill.run(training(**{**online, "views": None}, steps=21, batch_size=8))

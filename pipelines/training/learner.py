@@ -4,7 +4,6 @@ Letters: B images, H and W pixels, n teachers.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pipelines.training.targets import Targets
 from unic_cache.cache import CachedTeacher
 from unic_cache.config import DistillConfig
 from unic_cache.draws import Purpose, words
-from unic_cache.errors import ConfigError, UnicCacheError
+from unic_cache.errors import ConfigError
 from unic_cache.stream.address import Address
 from unic_cache.stream.batches import Batch, Stream
 from unic_cache.stream.order import Order
@@ -140,7 +139,7 @@ class Learner:
         present_Bn = None if batch.present_Bn is None else batch.present_Bn.to(device, non_blocking=True)
 
         # What the teachers say, and what the student guesses: {teacher: {kind: (B, D) or (B, N, D)}}
-        with float32_products(tf32=False):
+        with float32_products(tf32=False), torch.autocast(device.type, enabled=False):
             targets, seen = self.targets(batch, views_BHWC)
         guesses = guess(model, prepare(views_BHWC, self.spec), seen, batch.good_B)
 
@@ -217,16 +216,6 @@ def share_buffers(accelerator: Accelerator, model: nn.Module) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
-
-
-def finite(loss: float, step: int) -> float:
-    """The loss, or UnicCacheError if training has diverged."""
-    if not math.isfinite(loss):
-        raise UnicCacheError(
-            f"the loss is {loss} at step {step}: training diverged. Lower --lr, lengthen --warmup, or use --precision "
-            "bf16; the last checkpoint is intact and can be resumed"
-        )
-    return loss
 
 
 def _rows(tokens: dict[str, dict[str, Tensor]], rows: Tensor) -> dict[str, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ Only the source of the tokens differs from training on a cache. All else that a 
 is made first, in OUT/online.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,33 +34,37 @@ FOLDER = "online"
 
 
 def open_live_set(
-    config: DistillConfig, pool: ThreadPoolExecutor, device: torch.device, worker: tuple[int, int]
+    config: DistillConfig,
+    pool: ThreadPoolExecutor,
+    device: torch.device,
+    worker: tuple[int, int],
+    resumed: Snapshot | None = None,
 ) -> tuple[Cache, TrainingSet, Live]:
     """The teachers and all images of the shards; images that turn out to be bad will not count.
 
-    `worker`: index and number of processes. ConfigError if no teacher is named.
+    `worker`: index and number of processes. ConfigError if no teacher is named, or if a run that is `resumed` began
+    with other tars.
     """
     if not config.teachers:
         raise ConfigError("--online runs the teachers itself: name each with --teacher, and its weights with --weights")
+    config = dataclasses.replace(config, teachers=tuple(dict.fromkeys(config.teachers)))
     specs = [resolve(name) for name in config.teachers]
     check_kinds({spec.name: (*spec.summary_rules, *spec.grid_rules) for spec in specs}, config.kinds)
     scale = config.crop_scale or CROP_SCALE
     views = Views(config.recipe or Views().recipe, config.size or DEFAULT_SIZE, config.view_seed or 0, scale)
     val_paths, val_entries = given_live_val(config)  # refused before anything is written
+    if resumed is not None:
+        check_same_tars(config, val_entries, resumed)
     opened = open_teachers(opening_options(config, views, worker), pool, device, "distill --online, first")
     location, tars = opened.cache.location, dict(opened.tars)
-    val: tuple[str, ...] = ()
     if val_entries:
         extend_index(location, val_entries)
         places = Cache(location).shards()
         tars |= {places[entry.name]: (path, entry) for path, entry in zip(val_paths, val_entries, strict=True)}
-        val = tuple(entry.name for entry in val_entries)
     cache, entries = Cache(location), [entry for _, entry in opened.tars.values()]
-    held = () if config.use_held_out else marked(entries)
-    if held and not val:
-        val = held
-        tell_validation(held)
-    train = train_names(config, [entry.name for entry in entries], val, held)
+    train, val = live_split(config, entries, val_entries)
+    if val and not val_entries:
+        tell_validation(val)
     rows = all_rows(cache, train)
     snapshot = Snapshot(
         config.teachers, views.recipe, views.size, views.seed, view_numbers(config, len(rows)), train, val, {}, scale
@@ -69,6 +74,28 @@ def open_live_set(
     teachers = teachers_of(cache, config.teachers, config.kinds)
     live = Live(teachers, opened.teachers)
     return cache, TrainingSet(snapshot, teachers, rows, all_rows(cache, val), pixels, None), live
+
+
+def live_split(
+    config: DistillConfig, entries: Sequence[ShardEntry], val_entries: Sequence[ShardEntry]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the tars to train on, and to validate on: those given for it, or those that `shard` held out."""
+    held = () if config.use_held_out else marked(entries)
+    val = tuple(entry.name for entry in val_entries) or held
+    return train_names(config, [entry.name for entry in entries], val, held), val
+
+
+def check_same_tars(config: DistillConfig, val_entries: Sequence[ShardEntry], resumed: Snapshot) -> None:
+    """ConfigError unless the tars given now are those that the run began with: others would change what it has seen."""
+    _, entries = given_shards(config.shards, False, flag="--shards")
+    now, began = live_split(config, entries, val_entries), (resumed.train, resumed.val)
+    for use, ours, theirs in zip(("trains", "is validated"), now, began, strict=True):
+        if set(ours) != set(theirs):
+            other = sorted({*ours} ^ {*theirs})
+            raise ConfigError(
+                f"{config.out} {use} on {len(theirs)} tars, but --shards and --val-shards now give {len(ours)}: "
+                f"{other[0]} is {'new' if other[0] in ours else 'missing'}. Give the same tars, or another --out"
+            )
 
 
 def given_live_val(config: DistillConfig) -> tuple[Sequence[str], Sequence[ShardEntry]]:

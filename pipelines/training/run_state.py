@@ -16,6 +16,7 @@ from pipelines.command.failures import advice_on
 from pipelines.command.progress import say
 from pipelines.command.run_folder import FREE_ON_RESUME
 from pipelines.extracting.specs import versions
+from pipelines.training.divergence import diverged
 from pipelines.training.processes import check_agreed, on_main
 from pipelines.training.remote_run import RemoteRun
 from pipelines.training.training_set import TrainingSet, target_rules
@@ -65,6 +66,8 @@ class RunState:
 
     def save(self, steps: int) -> None:
         """Write checkpoint and encoder from the main process; all call it. Notes on errors name the last checkpoint."""
+        if not self.sharded and not self._is_finite():
+            raise diverged(f"weights are not finite after step {steps}")  # which the loss before the step did not tell
         with self._naming_checkpoint():
             self._write(steps)
         self.accelerator.wait_for_everyone()
@@ -91,6 +94,9 @@ class RunState:
         exchanged = isinstance(error, RuntimeError) and self.accelerator.num_processes > 1
         if self.sharded or (exchanged and self.accelerator.device.type != "cpu"):
             return False
+        return self._is_finite()
+
+    def _is_finite(self) -> bool:
         return all(bool(x.isfinite().all()) for x in self.model.parameters())
 
     def _write(self, steps: int) -> None:

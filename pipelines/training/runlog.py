@@ -66,18 +66,22 @@ class Meter:
     def read(self) -> dict[str, Any]:
         """{"loss", "broken", "teachers": {name: {kind, "coefficient", "top"}}} since the last read, and "grad_norm".
 
-        `broken` counts images; if nothing but broken images came, the losses are 0.
+        `broken` counts images; if nothing but broken images came, the losses are 0. A teacher that all images lack has
+        no loss.
         """
         packed = torch.cat([self._sum, self._weight, self._sum.new_tensor([self._broken])])
         total = self._accelerator.reduce(packed, "sum")
         sums, weights = total[:-1].chunk(2)
-        values = (sums / weights.where(weights > 0, 1.0)).tolist()
+        values, seen = (sums / weights.where(weights > 0, 1.0)).tolist(), (weights > 0).tolist()
+        lacks = any(seen)  # else all images were broken
         found: dict[str, Any] = {"broken": int(total[-1]), "teachers": {}}
         self._sum, self._weight = torch.zeros_like(sums), torch.zeros_like(sums)
         self._broken = 0
         self.broken += found["broken"]
-        for (name, part), value in zip(self._names, values, strict=True):
-            (found["teachers"].setdefault(name, {}) if name else found)[part] = value
+        for (name, part), value, counts in zip(self._names, values, seen, strict=True):
+            own = found["teachers"].setdefault(name, {}) if name else found
+            if counts or not lacks or not name:
+                own[part] = value
         return found
 
 

@@ -134,7 +134,9 @@ class DistillConfig(Stage):
     keep_checkpoints: int = option(1, "Checkpoints to keep, the newest ones.", "K")
     tracker: str = option("tensorboard", "Experiment tracker.", choices=TRACKERS)
     project: str = option("unic-cache", "Project in the tracker; the run is named after --out.", "NAME")
-    pixel_tolerance: int = option(0, "Largest accepted difference from the teachers' pixels, in levels of 255.")
+    pixel_tolerance: int = option(
+        0, "Largest difference of the probed views from the teachers', of 255; above 0, other rows are not checked."
+    )
     skip_broken: bool = option(False, "Skip and count rows that are not as committed, instead of stopping.")
     threads: int = option(0, THREADS)
 

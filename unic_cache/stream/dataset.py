@@ -94,7 +94,8 @@ class FeatureDataset(IterableDataset[FeatureBatch]):
     - `device`: where batches are decoded. Codes are copied there, which are far smaller than features.
     - `numpy`: give numpy arrays that share the tensors' memory; only on the CPU.
     - `skip_broken`: leave out rows that are not as committed, so that a batch may be smaller; `broken` counts them.
-    - `pixel_tolerance`: the largest accepted difference from the teachers' pixels, in levels of 255.
+    - `pixel_tolerance`: the largest accepted difference of the probed views, up to 16, from the teachers', in levels of
+      255. Above 0, no other row is checked.
     - `threads`: for reading and decoding; 0 means one per core.
 
     Errors are children of `UnicCacheError`, which is a ValueError: ConfigError for settings that cannot be, CacheError

@@ -37,14 +37,19 @@ class PlacedDropPath(nn.Module):
         self.places = places
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, ...) with some images set to zero and the others scaled, so that the mean stays; all of it in eval."""
+        """(b, ...) with some images set to zero and the others scaled, so that the mean stays; all of it in eval.
+
+        Or (b times the same number of rows, ...), an image's rows together, each of which is drawn.
+        """
         if not self.training or self.rate == 0.0:
             return x
+        rows_b = self.places.rows_b
         batch = len(x) if self.places.batch is None else self.places.batch
-        kept = x.new_empty((batch, *(1,) * (x.ndim - 1))).bernoulli_(1 - self.rate)
+        each = len(x) // (batch if rows_b is None else len(rows_b))  # MobileViT and TNT have a row for each patch
+        kept = x.new_empty((batch, each)).bernoulli_(1 - self.rate)
         if self.scaled and self.rate < 1:
             kept.div_(1 - self.rate)
-        return x * (kept if self.places.rows_b is None else kept[self.places.rows_b])
+        return x * (kept if rows_b is None else kept[rows_b]).reshape(len(x), *(1,) * (x.ndim - 1))
 
 
 def place_drop_path(encoder: nn.Module) -> Places:
