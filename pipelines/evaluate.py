@@ -35,6 +35,7 @@ from unic_cache.config import EvaluateConfig, Views
 from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.evaluate.tables import TaskResult, gain_table, score_table
 from unic_cache.files.local import LocalFolder
+from unic_cache.store.calibrate import to_teacher
 from unic_cache.store.commit import CommitRecord
 from unic_cache.stream.decoder_probe import check_pixels
 from unic_cache.stream.pixels import ShardPixels
@@ -111,11 +112,11 @@ def gathered(
         encoders=neighbours(measured["knn"], encoders, dims, config.k, *how) if "knn" in measured else (),
         left_out=sum(len(one.left_out) for one in usable),
         twins=len(twins(usable[0], usable[-1])),
-        trained_on=max((trained_on(run, cache, usable[-1].images) for run in config.encoder), default=0),
+        trained_on=max((trained_on(run, cache, usable[-1]) for run in config.encoder), default=0),
         rows=[(one.name, one.kind, one.made_of, dims[one.name]) for one in encoders],
         tasks={task: compared_in(task, one, encoders, *how) for task, one in measured.items()},
         analysis=analysis,
-        remarks=fidelities(encoders),
+        remarks=[*unknown(config.encoder, cache), *fidelities(encoders)],
         weights={one.name: one.identity["weights"] for one in encoders if one.kind == STUDENT},
     )
 
@@ -239,9 +240,9 @@ def records_of(
     return {place: [record for record in records if record is not None] for place, records in found.items()}
 
 
-def trained_on(encoder: str, cache: Cache | None, test: LabelledShards) -> int:
+def trained_on(encoder: str, cache: Cache | None, usable: Usable) -> int:
     """How many test images the student was trained on, as far as its run's snapshot and the cache tell."""
-    run = Path(encoder) if Path(encoder).is_dir() else Path(encoder).parent
+    run, test = run_of(encoder), usable.images
     if cache is None or not Path(encoder).exists() or not (run / SNAPSHOT).is_file():
         return 0
     snapshot = Snapshot.load(run)
@@ -253,14 +254,31 @@ def trained_on(encoder: str, cache: Cache | None, test: LabelledShards) -> int:
     ]
     if not any(one and wrote_down(snapshot.records, cache, teacher, one) for teacher, one in records):
         return 0
-    return sum(test.tars[item.segment, item.shard][1].name in names for item in test.wanted)
+    shown = zip(test.wanted, usable.good_N, strict=True)
+    return sum(bool(good) and test.tars[item.segment, item.shard][1].name in names for item, good in shown)
+
+
+def unknown(encoders: Sequence[str], cache: Cache | None) -> list[str]:
+    """The local encoders of which nothing says what they were trained on, though a cache could tell of their run."""
+    lone = [
+        one for one in encoders if cache is not None and Path(one).exists() and not (run_of(one) / SNAPSHOT).is_file()
+    ]
+    return [f"{one}: no run is beside it, so it is unknown whether it was trained on these test images" for one in lone]
+
+
+def run_of(encoder: str) -> Path:
+    """The folder of a local encoder, which is its run's unless it was exported or copied."""
+    return Path(encoder) if Path(encoder).is_dir() else Path(encoder).parent
 
 
 def fidelities(encoders: Sequence[Encoder]) -> list[str]:
-    """How near the cached features are to what the teachers said."""
+    """How near the cached features are to what the teachers said; estimated of a recoded cache."""
     lines = []
     for one in encoders:
         if one.kind == TEACHER and one.cached is not None and one.cached.calibration.fidelity:
-            parts = (f"{kind} {cosine:.4f}" for kind, cosine in one.cached.calibration.fidelity.items())
-            lines.append(f"{one.name} is read from the cache: mean cosine to its own features {', '.join(parts)}")
+            spec = one.cached.spec
+            found = to_teacher(one.cached.calibration.fidelity, spec)
+            how = ", estimated over its recodings," if spec["provenance"].get("recoded_from") else ""
+            parts = ", ".join(f"{kind} {cosine:.4f}" for kind, cosine in found.items())
+            lines.append(f"{one.name} is read from the cache: mean cosine to its own features{how} {parts}")
     return lines

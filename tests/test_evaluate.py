@@ -1,6 +1,8 @@
 """k-NN through the whole pipeline against features taken directly, and what it refuses."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -215,6 +217,32 @@ class TestWhatVouchesForAnImageIsTheImage:
         result = evaluate.run(config)
         assert result.trained_on == 82
         assert "was trained on views of 82 of these test images, without labels" in result.notes()[0]
+
+    def test_images_that_are_not_tested_do_not_count(self, shards, cache_folder, training, tmp_path):
+        distill.run(training(steps=1, val_shards=None))
+        for path in shards.folder.glob("*.tar"):
+            shutil.copy(path, tmp_path / path.name)
+        raw = (tmp_path / "000002.tar").read_bytes()
+        places = [place for place in range(len(raw)) if raw.startswith(b"IDAT", place)]
+        spoiled = bytearray(raw)
+        spoiled[places[-1] + 6 : places[-1] + 200] = bytes(194)
+        (tmp_path / "000002.tar").write_bytes(spoiled)
+        config = EvaluateConfig(
+            (training().out,), task=("knn",), shards=f"{tmp_path}/0*.tar", cache=str(cache_folder), k=3
+        )
+        result = evaluate.run(config)
+        assert result.trained_on == result.images == 81
+
+    def test_of_an_encoder_without_its_run_it_is_said_to_be_unknown(self, shards, cache_folder, training, tmp_path):
+        distill.run(training(steps=1, val_shards=None))
+        lone = tmp_path / "lone"
+        lone.mkdir()
+        shutil.copy(Path(training().out) / "encoder.safetensors", lone)
+        encoder = str(lone / "encoder.safetensors")
+        config = EvaluateConfig((encoder,), task=("knn",), shards=shards.pattern, cache=str(cache_folder), k=3)
+        words = f"{encoder}: no run is beside it, so it is unknown whether it was trained on these test images"
+        assert evaluate.run(config).notes()[0] == words
+        assert not any("unknown" in note for note in evaluate.run(dataclasses.replace(config, cache=None)).notes())
 
 
 def test_shards_that_the_cache_does_not_know_are_told(tmp_path, cache_folder, encoder_file):

@@ -149,6 +149,8 @@ class TestBatches:
         same = next(iter(dataset(**IMAGENET)))["image"]
         by_numpy = (plain["image"].numpy() / 255 - np.array(IMAGENET["mean"])) / np.array(IMAGENET["std"])
         assert np.allclose(same.numpy(), by_numpy.transpose(0, 3, 1, 2), atol=1e-5)
+        arrays = {name: np.array(colour) for name, colour in IMAGENET.items()}
+        assert torch.equal(next(iter(dataset(**arrays)))["image"], same)
 
     def test_share_their_memory_with_numpy_and_dlpack(self, dataset):
         batch, arrays = next(iter(dataset())), next(iter(dataset(numpy=True)))
@@ -483,6 +485,8 @@ def test_a_gpu_gets_codes_and_makes_the_rest_without_a_wait(cache, scale, good):
         ({"mean": (124, 116, 104), "std": (58, 57, 57)}, r"mean \(124, 116, 104\) is not of pixels in \[0, 1\]"),
         ({**IMAGENET, "images": False}, "images is False"),
         ({"mean": "abc", "std": "abc"}, "mean abc is not of pixels"),
+        ({"mean": "111", "std": "111"}, "mean 111 is not of pixels"),
+        ({"mean": 0.5, "std": 0.5}, r"mean 0\.5 is not of pixels"),
         ({"views": 2.0}, "views 2.0 is not a whole number"),
         ({"views": ["0"]}, "view '0' is not a whole number"),
         ({"teachers": []}, r"teachers \[\] names nothing; give a name or a list of names, or leave teachers out"),

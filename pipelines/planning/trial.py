@@ -59,7 +59,7 @@ def make_trial(config: PlanConfig, pool: ThreadPoolExecutor) -> Trial:
     if len(good) < RANGES["images"].least:
         raise CacheError(
             f"only {len(good)} of {len(wanted)} images can be decoded, and a plan needs {RANGES['images'].least}; are "
-            "these images?"
+            "these images? If few are broken, measure on more with --images"
         )
     with ThreadPoolExecutor(1) as alone:
         few = [wanted[place] for place in good[:MADE_ALONE]]

@@ -35,7 +35,7 @@ def test_kept_views_need_no_tars(tmp_path, settings, shards):
     assert 'id="token-errors"' not in page  # klt does not tell
 
 
-def test_a_recoded_cache_tells_the_cosine_to_the_teacher_and_not_to_its_source(tmp_path, settings):
+def test_a_recoded_cache_tells_the_cosine_to_the_teacher_and_not_to_its_source(tmp_path, settings, capsys):
     extract.run(settings(tmp_path / "cache", codec="int4", views=1))
     recode.run(RecodeConfig(str(tmp_path / "cache"), str(tmp_path / "recoded"), codec="int4", device="cpu"))
     first, second = (open_cache(tmp_path / name) for name in ("cache", "recoded"))
@@ -44,6 +44,10 @@ def test_a_recoded_cache_tells_the_cosine_to_the_teacher_and_not_to_its_source(t
     ):
         steps = [cache.teachers[name].calibration.fidelity["patch"] for cache in (first, second)]
         assert row[3] == f"{steps[0] * steps[1]:.5f}"
+        told = inspect.run(InspectConfig(str(tmp_path / "recoded")))
+        assert told["teachers"][name]["calibration"]["to_teacher"]["patch"] == steps[0] * steps[1]
+        inspect.show(told)
+        assert f"fidelity (estimated over its recodings): cls 1.00000, patch {row[3]}" in capsys.readouterr().out
 
 
 def test_klt_draws_its_bits(tmp_path, settings, shards):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from unic_cache.errors import ImageError
-from unic_cache.views.decode import MAX_PIXELS, decode, upright_file
+from unic_cache.views.decode import MAX_PIXELS, decode, upright_file, upright_size
 
 RAMP = np.arange(40 * 30 * 3, dtype=np.uint32).reshape(30, 40, 3).astype(np.uint8)
 
@@ -68,6 +68,7 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options)
     np.testing.assert_array_equal(np.asarray(decode(data)), RAMP)
+    assert upright_size(data) == decode(data).size != RAMP.shape[:2]
 
 
 def test_an_orientation_that_does_not_exist_changes_nothing() -> None:

@@ -5,7 +5,6 @@ Letters: B images.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -47,12 +46,19 @@ def prepared(
         raise ConfigError("mean and std prepare images, but images is False; leave them out")
     given: tuple[tuple[str, Any, float], ...] = (("mean", mean, 0.0), ("std", std, 1e-3))
     for name, colour, least in given:
-        three = isinstance(colour, Sequence) and len(colour) == 3
-        if not three or not all(isinstance(value, Real) and least <= float(value) <= 1 for value in colour):
+        if len(three := _numbers(colour)) != 3 or not all(least <= value <= 1 for value in three):
             raise ConfigError(f"{name} {colour} is not of pixels in [0, 1]; give three, such as (0.485, 0.456, 0.406)")
-    red, green, blue = (float(value) for value in mean)
-    reds, greens, blues = (float(value) for value in std)
+    red, green, blue = _numbers(mean)
+    reds, greens, blues = _numbers(std)
     return Prepared((red, green, blue), (reds, greens, blues), img_size or size)
+
+
+def _numbers(given: Any) -> list[float]:
+    """The numbers of a sequence, an array or a tensor; none if it is of something else."""
+    try:
+        return [] if isinstance(given, str) else [float(value) for value in given]
+    except (TypeError, ValueError):
+        return []
 
 
 class GivenBatch:

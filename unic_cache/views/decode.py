@@ -18,7 +18,7 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from unic_cache.errors import ImageError
@@ -91,6 +91,8 @@ def upright_size(data: bytes) -> tuple[int, int]:
     """(width, height) of `decode(data)`, from the header alone. ImageError if that cannot be read."""
     image = open_image(data)
     width, height = image.size
+    if isinstance(image, TiffImageFile):  # whose `size` may be upright already
+        width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
     return (height, width) if orientation(image) >= 5 else (width, height)
 
 
