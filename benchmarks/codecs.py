@@ -12,6 +12,7 @@ to the exact tokens in the standardized space. One line of JSON a teacher and co
 | `klt_bitshuffle` | for comparison: principal axes of the channels alone, one byte a code, Blosc zstd with bitshuffle |
 
 With `--tokens N`, the same of N tokens of each view: on a lattice of the grid, or at random positions (`--sampling`).
+With `--cls`, of CLS tokens: `klt` under both coders, and `f16`.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from unic_cache.config import RANDOM, SAMPLINGS, Views
 from unic_cache.store.calibrate import Calibration, Calibrator
 from unic_cache.store.codecs.codec import FeatureCodec, Features
 from unic_cache.store.codecs.fit import BandMoments
-from unic_cache.store.codecs.klt import DEAD_ZONE, Klt
+from unic_cache.store.codecs.klt import DEAD_ZONE, Klt, unprefixed
 from unic_cache.store.codecs.packing import TILE
 from unic_cache.store.coders import PCODEC, ZSTD_LEVEL
 from unic_cache.store.layout import CHUNK_ROWS
@@ -53,9 +54,9 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Shown:
-    """All patch tokens of some views, as the teacher gives them, and the (key, view number) of each."""
+    """All tokens of a kind of some views, as the teacher gives them, and the (key, view number) of each."""
 
-    tokens_BTD: Tensor
+    tokens: Tensor  # (B, T, D), or (B, D) of CLS
     keys: list[tuple[int, int]]
 
     def kept(self, features: Features) -> Tensor | None:
@@ -64,8 +65,8 @@ class Shown:
         return None if kept_BN is None else torch.from_numpy(kept_BN)
 
     def stored(self, features: Features) -> Tensor:
-        """(B, N, D): those tokens."""
-        return at_positions({"patch": self.tokens_BTD}, self.kept(features))["patch"]
+        """(B, N, D): those tokens; (B, D) of CLS."""
+        return at_positions({"patch": self.tokens}, self.kept(features))["patch"]
 
 
 def main() -> None:
@@ -78,22 +79,29 @@ def main() -> None:
     parser.add_argument("--quality", nargs="+", type=float, default=[0.99, 0.98, 0.96])
     parser.add_argument("--tokens", type=int, help="stored of each view; default: all")
     parser.add_argument("--sampling", choices=SAMPLINGS, default=SAMPLINGS[0], help="positions of --tokens")
+    parser.add_argument("--cls", action="store_true", help="of CLS tokens instead of patch tokens")
     options = parser.parse_args()
+    if options.cls and options.tokens:
+        parser.error("--cls measures one token of each view; leave --tokens out")
     sampling = options.sampling if options.tokens else RANDOM
+    kind = "cls" if options.cls else "patch"
     for name in options.teacher:
         teacher = load_teacher(resolve(name))
-        train = tokens(teacher, options.train, options.size, options.views)
-        test = tokens(teacher, options.test, options.size, 1)
-        patch = {"patch": teacher.spec.kinds["patch"]}
+        train = tokens(teacher, kind, options.train, options.size, options.views)
+        test = tokens(teacher, kind, options.test, options.size, 1)
+        kinds = {kind: teacher.spec.kinds[kind]}
         for quality in options.quality:
-            features = Features("klt", patch, options.tokens, quality, sampling)
+            features = Features("klt", kinds, options.tokens, quality, sampling, cls_quality=quality)
             calibration, codec = calibrated(features, train)
-            exact = calibration.standardize({"patch": test.stored(features)})["patch"]
+            exact = calibration.standardize({kind: test.stored(features)})[kind]
             found = measured(codec, exact)
             tans = measured(calibration.codec(dataclasses.replace(codec.features, coder="pcodec")), exact)
-            bound = entropy(Klt.from_arrays(calibration.klt, features.stored_grid, features.tokens), exact)
+            klt = Klt.from_arrays(unprefixed(kind, calibration.klt), features.stored_grid, features.tokens)
+            bound = entropy(klt, exact)
             report(name, "klt", exact, quality=quality, **found, entropy_bytes_per_token=bound)
             report(name, "klt pcodec", exact, quality=quality, **tans, entropy_bytes_per_token=bound)
+            if options.cls:
+                continue
             report(
                 name,
                 "klt_bitshuffle",
@@ -101,18 +109,18 @@ def main() -> None:
                 quality=quality,
                 **bitshuffled(calibration, train.stored(features), exact, found["cosine"]),
             )
-        for codec_name in ("int8", "int4", "f16"):
-            features = Features(codec_name, patch, options.tokens, sampling=sampling)
+        for codec_name in ("f16",) if options.cls else ("int8", "int4", "f16"):
+            features = Features(codec_name, kinds, options.tokens, sampling=sampling)
             calibration, codec = calibrated(features, train)
-            exact = calibration.standardize({"patch": test.stored(features)})["patch"]
+            exact = calibration.standardize({kind: test.stored(features)})[kind]
             report(name, codec_name, exact, **measured(codec, exact))
 
 
-def report(teacher: str, codec: str, exact_BTD: Tensor, **found: Any) -> None:
+def report(teacher: str, codec: str, exact: Tensor, **found: Any) -> None:
     """One line."""
-    found["smaller"] = round(2 * exact_BTD.shape[-1] / found["bytes_per_token"], 2)
+    found["smaller"] = round(2 * exact.shape[-1] / found["bytes_per_token"], 2)
     found["cosine"] = round(found["cosine"], 4)
-    print(json.dumps({"teacher": teacher, "codec": codec, **found, "images": len(exact_BTD)}), flush=True)
+    print(json.dumps({"teacher": teacher, "codec": codec, **found, "images": len(exact)}), flush=True)
 
 
 def pictures(where: str) -> Iterator[tuple[bytes, int]]:
@@ -128,15 +136,15 @@ def pictures(where: str) -> Iterator[tuple[bytes, int]]:
                 yield tar.read(row), key
 
 
-def tokens(teacher: Teacher, where: str, size: int, views: int) -> Shown:
-    """The patch tokens of every picture's views."""
+def tokens(teacher: Teacher, kind: str, where: str, size: int, views: int) -> Shown:
+    """The tokens of a kind of every picture's views."""
     keys: list[tuple[int, int]] = []
     batch: list[np.ndarray[Any, Any]] = []
     found: list[Tensor] = []
 
     def flush() -> None:
         if batch:
-            found.append(teacher(torch.from_numpy(np.stack(batch)))["patch"])
+            found.append(teacher(torch.from_numpy(np.stack(batch)))[kind])
             batch.clear()
 
     for number in range(views):
@@ -151,39 +159,42 @@ def tokens(teacher: Teacher, where: str, size: int, views: int) -> Shown:
 
 def calibrated(features: Features, train: Shown) -> tuple[Calibration, FeatureCodec]:
     """What `extract` would make of these tokens."""
-    calibrator, kept_BN = Calibrator(features), train.kept(features)
+    calibrator, kept_BN, (kind,) = Calibrator(features), train.kept(features), features.kinds
     for start in range(0, len(train.keys), BATCH):
         part = slice(start, start + BATCH)
-        calibrator.update({"patch": train.tokens_BTD[part]}, None if kept_BN is None else kept_BN[part])
+        calibrator.update({kind: train.tokens[part]}, None if kept_BN is None else kept_BN[part])
     calibration = calibrator.calibration()
     return calibration, calibration.codec(features)
 
 
-def measured(codec: FeatureCodec, exact_BTD: Tensor) -> dict[str, Any]:
+def measured(codec: FeatureCodec, exact: Tensor) -> dict[str, Any]:
     """Bytes as the store keeps them, and what comes back."""
-    size, cosines, clipped = 0, [], 0
-    for part in torch.split(exact_BTD, CHUNK_ROWS):
-        encoded = codec.encode({"patch": part})
+    size, cosines, clipped, (kind,) = 0, [], 0, codec.features.kinds
+    for part in torch.split(exact, CHUNK_ROWS):
+        encoded = codec.encode({kind: part})
         parts = encoded.arrays
         clipped += 0 if encoded.clipped_B is None else int(encoded.clipped_B.sum())
-        cosines.append(torch.cosine_similarity(codec.decode(parts)["patch"], part, dim=-1).flatten())
+        cosines.append(torch.cosine_similarity(codec.decode(parts)[kind], part, dim=-1).flatten())
         for array in codec.arrays:
             kept = array.to_disk(parts[array.name].numpy())
             whole = len(part) * array.row_bytes
             size += len(ENCODERS[array.coder].encode(np.ascontiguousarray(kept))) if array.tile else whole
-    found = {"cosine": torch.cat(cosines).mean().item(), "bytes_per_token": size / exact_BTD.shape[:2].numel()}
-    return {**found, "clipped": clipped / exact_BTD.numel()} if codec.features.codec == "klt" else found
+    found = {"cosine": torch.cat(cosines).mean().item(), "bytes_per_token": size / exact.shape[:-1].numel()}
+    return {**found, "clipped": clipped / exact.numel()} if codec.features.codec == "klt" else found
 
 
-def entropy(klt: Klt, exact_BTD: Tensor) -> float:
+def entropy(klt: Klt, exact: Tensor) -> float:
     """Bytes a token by the zero-order entropy of the codes: each 256 that calibration found alike have a free table."""
-    steps = klt.coefficients(exact_BTD).flatten(1)[:, torch.from_numpy(klt.order).long()] / klt.step
+    steps = (
+        klt.coefficients(exact.reshape(-1, klt.tokens, klt.channels)).flatten(1)[:, torch.from_numpy(klt.order).long()]
+        / klt.step
+    )
     codes = (steps + (1 - DEAD_ZONE) * steps.sign()).trunc()
     bits = 0.0
     for group in torch.split(codes, TILE, dim=1):
         counts = group.unique(return_counts=True)[1]
         bits -= float((counts * (counts / counts.sum()).log2()).sum())
-    return bits / 8 / exact_BTD.shape[:2].numel()
+    return bits / 8 / exact.shape[:-1].numel()
 
 
 def bitshuffled(calibration: Calibration, train_BTD: Tensor, exact_BTD: Tensor, cosine: float) -> dict[str, Any]:

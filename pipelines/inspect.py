@@ -27,6 +27,7 @@ from unic_cache.cache import Cache
 from unic_cache.config import CENTER, FITTED, DistillConfig, InspectConfig
 from unic_cache.errors import CacheError
 from unic_cache.evaluate.page import Page, Section
+from unic_cache.store.calibrate import to_teacher
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.stream.held_out import held_out
 
@@ -40,8 +41,12 @@ def run(config: InspectConfig) -> dict[str, Any]:
         name: {
             **{key: teacher.spec[key] for key in ("codec", "dtype", "features", "provenance", "versions")},
             "weights_sha256": teacher.spec["teacher"]["weights_sha256"],
-            "calibration": {"file": teacher.member.calibration_name, "fidelity": dict(teacher.calibration.fidelity)},
-            **{key: teacher.spec.get(key) for key in ("quality", "tokens")},
+            "calibration": {
+                "file": teacher.member.calibration_name,
+                "fidelity": (fidelity := dict(teacher.calibration.fidelity)),
+                "to_teacher": to_teacher(fidelity, teacher.spec),
+            },
+            **{key: teacher.spec.get(key) for key in ("quality", "cls_quality", "tokens")},
             "coder": teacher.codec.features.coder if teacher.spec["codec"] == FITTED else None,
             "sampling": features.sampling if (features := teacher.codec.features).sampled and features.grid else None,
             **sizes_of(teacher.member, views := views_of(cache, teacher.member)),
@@ -144,12 +149,13 @@ def show(report: Mapping[str, Any]) -> None:
         console.print(f"held out of training: {', '.join(report['held_out'])}")
     for name, teacher in report["teachers"].items():
         each = ", ".join(f"{array} {size:,.0f}" for array, size in teacher["bytes_per_token"].items())
-        fidelity = ", ".join(f"{kind} {value:.5f}" for kind, value in teacher["calibration"]["fidelity"].items())
+        fidelity = ", ".join(f"{kind} {value:.5f}" for kind, value in teacher["calibration"]["to_teacher"].items())
+        how = "estimated over its recodings" if teacher["provenance"].get("recoded_from") else "cosine"
         console.print(f"\n{name}", style="bold", end="")
         coder = f" {teacher['coder']}" if teacher["coder"] else ""
         tokens = f", {teacher['tokens']} {teacher['sampling']} tokens" if teacher["sampling"] else ""
         console.print(f"  codec {teacher['codec']}{coder}{tokens}, {teacher['bytes_per_image']:,} bytes per image")
-        console.print(f"  bytes per token: {each}\n  fidelity (cosine): {fidelity}")
+        console.print(f"  bytes per token: {each}\n  fidelity ({how}): {fidelity}")
         print_table(console, view_table(teacher["views"]))
     for name, views in report["uncalibrated"].items():
         console.print(f"\n{name}", style="bold")

@@ -86,11 +86,11 @@ def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: Thread
     steps: list[StudentCost] = []
     with Progress("plan", len(teachers) * (1 + len(variants)) + len(counts), "measurements") as progress:
         for name, teacher in teachers.items():
-            answers = ask(teacher, trial, config.batch_size)
+            answers = ask(config, teacher, trial)
             forward[name], counting[name] = answers.seconds, answers.count_seconds
             progress.advance(1)
             for codec, count in variants:
-                features = kept_features(teacher, codec, config.quality, count, rules[count][name])
+                features = kept_features(config, teacher, codec, count, rules[count][name])
                 fitted = fit(answers, features, trial, config.kind.seed)
                 costs = [measure_codec(fitted, coder, trial, pool) for coder in coders_of(codec)]
                 kept += [dataclasses.replace(cost, held=held.of_teacher(name, features, cost.coder)) for cost in costs]
@@ -149,7 +149,7 @@ def possible(codec: str, config: PlanConfig, teachers: Mapping[str, Teacher]) ->
     """Whether a codec suits every teacher; CacheError if it does not and was asked for."""
     try:
         for teacher in teachers.values() if codec != FITTED else ():
-            FeatureCodec(kept_features(teacher, codec, config.quality, None))
+            FeatureCodec(kept_features(config, teacher, codec))
     except CacheError:
         if codec == config.codec:
             raise

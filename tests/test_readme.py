@@ -84,18 +84,22 @@ def test_links_between_documents_lead_somewhere():
 
 
 @pytest.mark.parametrize(
-    ("codec", "coder", "tokens", "size"),
+    ("codec", "coder", "tokens", "size", "cls_quality"),
     [
-        *[("f16", None, None, 32), ("int8", None, None, 32), ("int4", None, None, 32), ("int4", None, 3, 32)],
-        *[("klt", "zstd", None, 32), ("klt", "zstd", 3, 32), ("klt", "pcodec", None, 32)],
-        ("klt", "pcodec", 4, 64),  # a lattice of 2 x 2 in 4 x 4
+        *[(codec, None, None, 32, None) for codec in ("f16", "int8", "int4")],
+        ("int4", None, 3, 32, None),
+        *[("klt", "zstd", None, 32, None), ("klt", "zstd", 3, 32, 0.97), ("klt", "pcodec", None, 32, 0.99)],
+        ("klt", "pcodec", 4, 64, None),  # a lattice of 2 x 2 in 4 x 4
     ],
 )
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs are not in the Zarr version 3 specification")
-def test_the_numpy_lines_of_the_format_give_the_readers_values(tmp_path, settings, weights, codec, coder, tokens, size):
+def test_the_numpy_lines_of_the_format_give_the_readers_values(
+    tmp_path, settings, weights, codec, coder, tokens, size, cls_quality
+):
     cache_folder, name = tmp_path / "cache", f"timm:test_vit@{size}"
     chosen = {"teachers": (name,), "weights": ((name, str(weights[VIT])),)}
-    extract.run(settings(cache_folder, codec=codec, coder=coder, tokens=tokens, views=1, **chosen))
+    kept = {"codec": codec, "coder": coder, "tokens": tokens, "cls_quality": cls_quality}
+    extract.run(settings(cache_folder, views=1, **kept, **chosen))
     cache = unic_cache.open_cache(cache_folder)
     begin, plain, klt, end = re.findall(r"```python\n(.*?)```", (ROOT / "docs/FORMAT.md").read_text(), re.DOTALL)
     code = begin + (klt if codec == "klt" else plain) + end

@@ -473,7 +473,7 @@ def test_flags_are_the_fields_of_the_config_and_have_its_defaults():
         if not flags[name].required and not flags[name].multiple:
             said = flags[name].default() if callable(flags[name].default) else flags[name].default
             assert (said if isinstance(said, bool | int | float | str) else None) == field.default, name
-    config = RecodeConfig("a", "b", "klt", 0.98, "pcodec", 64, "random", (VIT,), False, "cpu", 3, 1, 2)
+    config = RecodeConfig("a", "b", "klt", 0.98, 0.97, "pcodec", 64, "random", (VIT,), False, "cpu", 3, 1, 2)
     assert RecodeConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     with pytest.raises(ConfigError, match="worker-index 2 is not one of 0 to 1"):
         RecodeConfig("a", "b", worker_index=2, num_workers=2)

@@ -11,7 +11,13 @@ from benchmarks.study.verdicts import MARGINS
 from unic_cache.evaluate.drawing import COLOURS, INK, Picture, finish, legend, panels, style
 
 LOSS = "loss-images/mean"
-SERIES = {"bits": "klt, all tokens", "random": "f16, random tokens", "lattice": "f16, lattice", "combined": "combined"}
+SERIES = {
+    "bits": "klt, all tokens",
+    "cls": "klt, CLS coded too",
+    "random": "f16, random tokens",
+    "lattice": "f16, lattice",
+    "combined": "combined",
+}
 
 Runs = Mapping[str, Sequence[Line]]
 
@@ -132,6 +138,8 @@ def series(line: Line) -> str:
     kept = line.settings["cache"]
     if kept["codec"] != F16 and kept["tokens"] is not None:
         return "combined"
+    if kept.get("cls_quality") is not None:
+        return "cls"
     return "bits" if kept["codec"] != F16 else str(kept["sampling"])
 
 

@@ -22,6 +22,7 @@ from unic_cache.config import FITTED
 F16 = "f16"
 CODER = "pcodec"  # the smaller one
 QUALITIES = (0.99, 0.96, 0.90, 0.80)
+CLS_QUALITIES = (0.99, 0.96)  # beside patch tokens at the finest
 VIEWS = (10, 5, 2, 1)
 COMBINED = 3  # settings, the cheapest
 QUICK = {"knn": ("emoji-google", "emoji-twitter", "food"), "segmentation": ("composed",)}
@@ -55,23 +56,26 @@ class Run:
 
 @dataclass(frozen=True)
 class Kept:
-    """One way to store features: of `tokens` a lattice or a random sample, or all."""
+    """One way to store features: of `tokens` a lattice or a random sample, or all; CLS tokens in float16, or coded."""
 
     codec: str = F16
     quality: float | None = None
     tokens: int | None = None
     sampling: str | None = None
     coder: str | None = None
+    cls_quality: float | None = None
 
     @property
     def name(self) -> str:
         """Of its folder, and in a run's name."""
         codec = self.codec if self.quality is None else f"{self.codec}-{self.quality:.2f}"
-        return codec if self.tokens is None else f"{codec}-{self.sampling}-{self.tokens}"
+        cls = "" if self.cls_quality is None else f"-cls-{self.cls_quality:.2f}"
+        return f"{codec}{cls}" if self.tokens is None else f"{codec}{cls}-{self.sampling}-{self.tokens}"
 
     def to_json(self) -> dict[str, Any]:
-        """As a part of a run's settings."""
-        return dataclasses.asdict(self)
+        """As a part of a run's settings; `cls_quality`, which came later, only if there is one."""
+        found = dataclasses.asdict(self)
+        return {key: value for key, value in found.items() if key != "cls_quality" or value is not None}
 
 
 def plan(scale: Scale, lines: Sequence[Line] = ()) -> list[Run]:
@@ -105,16 +109,21 @@ def teacher_run(name: str) -> str:
 
 
 def cache_runs(scale: Scale, seed: int) -> list[Run]:
-    """Online, then quality, views and tokens one at a time; of a second seed, online is compared with the first's."""
+    """Online, then quality, tokens and views one at a time; of a second seed, online is compared with the first's."""
     base, first = scale.ablation, scale.seeds[0]
     runs = [cached(scale, seed, base.views, Kept(), [] if seed == first else [(ONLINE, first)])]
-    runs += [cached(scale, seed, base.views, kept) for kept in (*qualities(), *samples(scale))]
+    runs += [cached(scale, seed, base.views, kept) for kept in (*qualities(), *samples(scale), *summaries())]
     return [*runs, *(cached(scale, seed, views, Kept()) for views in VIEWS)]
 
 
 def qualities() -> list[Kept]:
     """The fitted codec, finest first."""
     return [Kept(FITTED, quality, coder=CODER) for quality in QUALITIES]
+
+
+def summaries() -> list[Kept]:
+    """CLS tokens coded too, finest first."""
+    return [dataclasses.replace(qualities()[0], cls_quality=quality) for quality in CLS_QUALITIES]
 
 
 def samples(scale: Scale) -> list[Kept]:
@@ -137,28 +146,32 @@ def cached(scale: Scale, seed: int, views: int, kept: Kept, against: list[tuple[
 
 
 def combined_runs(scale: Scale, seed: int, singles: Sequence[Run], lines: Sequence[Line]) -> list[Run]:
-    """The cheapest settings that combine two or three of those that held alone; none before all of these have lines.
+    """The cheapest settings that combine two or more of those that held alone; none before all of these have lines.
 
-    What a combination takes is taken as the product of what its parts save.
+    What patch tokens take together is the product of what their settings leave; what coded CLS tokens save is a sum.
     """
-    first = scale.seeds[0]
+    first, online = scale.seeds[0], scale.ablation.views
     found = {line.run: line for line in lines if line.settings["scale"] == scale.name and line.seed == first}
     if any(run.name not in found for run in singles):
         return []
-    whole = found[ONLINE].figures["bytes"]["view"]
-    cost = {Kept(): 1.0}
-    for kept in (*qualities(), *samples(scale)):
-        line = found[cached(scale, first, scale.ablation.views, kept).name]
-        if outcome(line, ONLINE) in ACCEPTED:
-            cost[kept] = line.figures["bytes"]["view"] / whole
-    views = [count for count in VIEWS if outcome(found[cached(scale, first, count, Kept()).name], ONLINE) in ACCEPTED]
-    codecs = [kept for kept in cost if kept.codec != F16]
-    tokens = [kept for kept in cost if kept.tokens is not None]
+
+    def size(kept: Kept) -> float:
+        return float(found[cached(scale, first, online, kept).name].figures["bytes"]["view"])
+
+    def held(count: int, kept: Kept) -> bool:
+        return outcome(found[cached(scale, first, count, kept).name], ONLINE) in ACCEPTED
+
+    views = [online, *(count for count in VIEWS if held(count, Kept()))]
+    codecs = [Kept(), *(kept for kept in qualities() if held(online, kept))]
+    tokens = [Kept(), *(kept for kept in samples(scale) if held(online, kept))]
+    saved = {kept.cls_quality: size(qualities()[0]) - size(kept) for kept in summaries() if held(online, kept)}
     choices: dict[tuple[int, Kept], float] = {}
-    for count, codec, sample in itertools.product([scale.ablation.views, *views], [Kept(), *codecs], [Kept(), *tokens]):
-        if (count in views) + (codec in codecs) + (sample in tokens) > 1:
-            kept = dataclasses.replace(codec, tokens=sample.tokens, sampling=sample.sampling)
-            choices[count, kept] = count * cost[codec] * cost[sample]
+    alone = {run.name for run in singles}
+    for count, codec, sample, cls in itertools.product(views, codecs, tokens, [None, *saved]):
+        kept = dataclasses.replace(codec, tokens=sample.tokens, sampling=sample.sampling, cls_quality=cls)
+        whole = cls is None or codec.codec == FITTED  # whose setting it is
+        if whole and cached(scale, first, count, kept).name not in alone:
+            choices[count, kept] = count * (size(codec) * size(sample) / size(Kept()) - saved.get(cls, 0.0))
     cheapest = sorted(choices, key=lambda one: choices[one])[:COMBINED]
     return [cached(scale, seed, count, kept) for count, kept in cheapest]
 

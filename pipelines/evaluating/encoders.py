@@ -98,12 +98,13 @@ def from_cache(teacher: CachedTeacher) -> Encoder:
     image.
     """
     features = teacher.codec.features
-    quality = teacher.spec.get("quality")
+    kept = {key: teacher.spec.get(key) for key in ("codec", "quality")}
+    kept |= {key: teacher.spec[key] for key in ("cls_quality",) if key in teacher.spec}
     return Encoder(
         teacher.name,
         TEACHER,
-        f"cache, {teacher.spec['codec']}{f' {quality}' if quality else ''}",
-        {"cached": teacher.spec["teacher"], "codec": teacher.spec["codec"], "quality": quality},
+        f"cache, {' '.join(str(value) for value in kept.values() if value)}",
+        {"cached": teacher.spec["teacher"], **kept},
         None,
         None if features.sampled else grid_of(teacher.kinds),
         cached=teacher,

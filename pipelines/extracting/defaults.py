@@ -6,9 +6,10 @@ from typing import Any, TypeVar
 
 from pipelines.command.progress import say
 from unic_cache.cache import Cache
-from unic_cache.config import CENTER, CODERS, FITTED, ExtractConfig, Views
+from unic_cache.config import CENTER, FITTED, FITTED_SETTINGS, ExtractConfig, Views
 from unic_cache.config.views import CROP_SCALE
 from unic_cache.errors import ConfigError
+from unic_cache.store.layout import ADDED
 
 Config = TypeVar("Config", bound=ExtractConfig)
 
@@ -54,13 +55,12 @@ def kept_alike(config: Config, cache: Cache) -> Config:
     """The config with codec, quality, coder and tokens filled in where all teachers of the cache agree."""
     specs = [teacher.spec for teacher in cache.teachers.values()]
     changes: dict[str, Any] = {}
-    if config.codec is None and config.quality is None and config.coder is None:
+    if config.codec is None and all(getattr(config, name) is None for name in FITTED_SETTINGS):
         changes["codec"] = _common(spec["codec"] for spec in specs)
     if changes.get("codec", config.codec) in {None, FITTED} and all(spec["codec"] == FITTED for spec in specs):
-        if config.quality is None:
-            changes["quality"] = _common(spec.get("quality") for spec in specs)
-        if config.coder is None:
-            changes["coder"] = _common(spec.get("coder", CODERS[0]) for spec in specs)
+        for name in FITTED_SETTINGS:
+            if getattr(config, name) is None:
+                changes[name] = _common(spec.get(name, ADDED.get(name)) for spec in specs)
     if config.tokens is None:
         changes["tokens"] = _common(spec.get("tokens") for spec in specs)
     added = [name for name in config.teachers if name not in cache.teachers and name not in cache.uncalibrated]

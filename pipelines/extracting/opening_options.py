@@ -40,6 +40,7 @@ class OpeningOptions(TeacherOptions):
     count: int = 1  # views of each image
     codec: str | None = None
     quality: float | None = None
+    cls_quality: float | None = None
     coder: str | None = None
     tokens: int | None = None
     sampling: str | None = None

@@ -1,13 +1,14 @@
 """spec.json of a member: what its features or pixels are, and what made them."""
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from pipelines.extracting.opening_options import OpeningOptions
-from unic_cache.config import CODERS, FITTED, LATTICE, PIXEL_CODECS
+from unic_cache.config import CODERS, EXACT, FITTED, FITTED_SETTINGS, LATTICE, PIXEL_CODECS, RecodeConfig
 from unic_cache.errors import ConfigError
 from unic_cache.files.location import Location
 from unic_cache.store.calibrate import DEFAULT_QUALITY
@@ -33,29 +34,26 @@ def teacher_spec(
     """spec.json of a teacher: its features, its weights, and the settings and versions that made them.
 
     `calibration_images` are added by who makes it.
-    `before` is the member in the cache: its codec, quality, coder and tokens stay unless `options` names others.
+    `before` is the member in the cache: its codec, its settings and tokens stay unless `options` names others.
     `sampling` is the rule if tokens are sampled. ConfigError on a quality or a coder for a codec without one.
     """
     dims = kinds_to_json(teacher.spec.kinds)
     spec = {key: value for key, value in teacher.spec.to_json().items() if key not in dims}
     stands = {} if before is None else before.spec
     codec = options.codec or stands.get("codec", FITTED)
-    for flag, value in (("quality", options.quality), ("coder", options.coder)):
-        if value is not None and codec != FITTED:
+    for name in FITTED_SETTINGS:
+        if getattr(options, name) is not None and codec != FITTED:
+            flag = name.replace("_", "-")
             raise ConfigError(
                 f"{flag} is a setting of codec {FITTED}, but {options.cache} keeps {spec['name']} as {codec}; leave "
                 f"--{flag} out, or choose another --cache"
             )
-    fitted = {"quality": options.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
-    coder = options.coder or stands.get("coder", CODERS[0])
-    if codec == FITTED and coder != CODERS[0]:
-        fitted["coder"] = coder
     made = {
         "provenance": {key: spec.pop(key) for key in PROVENANCE},
         "teacher": spec,
         "features": dims,
         "codec": codec,
-        **fitted,
+        **(fitted_settings(options, stands) if codec == FITTED else {}),
         "tokens": options.tokens or stands.get("tokens"),
         **({"sampling": LATTICE} if sampling == LATTICE else {}),
         "dtype": options.dtype,
@@ -65,6 +63,20 @@ def teacher_spec(
         "versions": versions(*PACKAGES.get(teacher.spec.library, ())),
     }
     return {"format": format_of(made), **made}
+
+
+def fitted_settings(asked: OpeningOptions | RecodeConfig, stands: Mapping[str, Any]) -> dict[str, Any]:
+    """The fitted codec's settings as a spec.json has them: those asked for, else those of the spec that `stands`.
+
+    Whatever means the same without it is left out, as earlier releases read it.
+    """
+    coder = asked.coder or stands.get("coder", CODERS[0])
+    cls_quality = asked.cls_quality or stands.get("cls_quality", EXACT)
+    return {
+        "quality": asked.quality or stands.get("quality", DEFAULT_QUALITY),
+        **({} if cls_quality == EXACT else {"cls_quality": cls_quality}),
+        **({} if coder == CODERS[0] else {"coder": coder}),
+    }
 
 
 def pixel_codec(asked: str | None, before: Member | None) -> str:

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from pipelines.planning.forecast import KeptCost
 from pipelines.planning.trial import Trial
-from unic_cache.config import CODERS, LATTICE, RANDOM, Views
+from unic_cache.config import EXACT, FITTED, RANDOM, PlanConfig, Views
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.calibrate import DEFAULT_QUALITY, Calibration, Calibrator, refit
 from unic_cache.store.codecs.codec import Features
 from unic_cache.store.commit import CommitRecord, Unit
-from unic_cache.store.layout import Extent, format_of
+from unic_cache.store.layout import ADDED, Extent, format_of
 from unic_cache.store.member import Member
 from unic_cache.store.reader import RowArray, RowReader
 from unic_cache.store.sampling import at_positions
@@ -49,15 +49,18 @@ class Answers:
 
 
 def kept_features(
-    teacher: Teacher, codec: str, quality: float | None, tokens: int | None, sampling: str = RANDOM
+    config: PlanConfig, teacher: Teacher, codec: str, tokens: int | None = None, sampling: str = RANDOM
 ) -> Features:
     """What is kept of a teacher by a codec; `tokens` of its patch tokens by the rule `sampling`, None for all."""
-    return Features(codec, teacher.spec.kinds, tokens, quality or DEFAULT_QUALITY, sampling)
+    cls_quality = None if codec != FITTED or config.cls_quality == EXACT else config.cls_quality
+    return Features(
+        codec, teacher.spec.kinds, tokens, config.quality or DEFAULT_QUALITY, sampling, cls_quality=cls_quality
+    )
 
 
-def ask(teacher: Teacher, trial: Trial, batch_size: int) -> Answers:
+def ask(config: PlanConfig, teacher: Teacher, trial: Trial) -> Answers:
     """Run a teacher on the trial in batches of one size, as extraction does, once it is warm."""
-    views_NHWC, count = trial.views_NHWC, len(trial.shown)
+    views_NHWC, count, batch_size = trial.views_NHWC, len(trial.shown), config.batch_size
     padded = torch.cat([views_NHWC, views_NHWC.new_zeros(-count % batch_size, *views_NHWC.shape[1:])])
     batches = torch.split(padded, batch_size)
     teacher(batches[0].to(teacher.device))
@@ -71,7 +74,7 @@ def ask(teacher: Teacher, trial: Trial, batch_size: int) -> Answers:
         for kind, values in answer.items():
             said.setdefault(kind, []).append(values.cpu())
     tokens = {kind: torch.cat(values)[:count] for kind, values in said.items()}
-    calibrator = Calibrator(kept_features(teacher, "f16", None, None))
+    calibrator = Calibrator(kept_features(config, teacher, "f16"))
     began = time.perf_counter()
     calibrator.update(tokens)
     counting = (time.perf_counter() - began) / count
@@ -126,9 +129,8 @@ def measure_codec(fitted: Fitted, coder: str, trial: Trial, pool: ThreadPoolExec
 def make_member(folder: str, teacher: str, features: Features, calibration: Calibration) -> Member:
     """A teacher's member in a store at `folder`, with all that its codec needs."""
     kept = {"codec": features.codec, "tokens": features.sampled, "quality": features.quality}
-    added = {"sampling": LATTICE} if features.sampling == LATTICE else {}
-    if features.coder != CODERS[0]:
-        added["coder"] = features.coder
+    added = {"sampling": features.sampling, "coder": features.coder, "cls_quality": features.cls_quality}
+    added = {key: value for key, value in added.items() if value != ADDED[key]}
     spec = {"teacher": {"name": teacher}, "features": kinds_to_json(features.kinds), **kept, **added}
     member = Member.ensure(LocalFolder(folder), "trial", {"format": format_of(spec), **spec})
     member.location.create(member.calibration_name, calibration.to_bytes())

@@ -6,36 +6,48 @@ tests/study/test_evidence.py holds them to it. Values that the study has not tri
 
 from collections.abc import Mapping
 
-from unic_cache.config import FITTED
+from unic_cache.config import EXACT, FITTED
 from unic_cache.store.calibrate import DEFAULT_QUALITY
 
 HELD, UNKNOWN = "held", "cannot tell"
 VIEWS: Mapping[float, str] = {}  # in float16
 QUALITIES: Mapping[float, str] = {0.9: UNKNOWN}  # of klt, a new view in each epoch
+CLS_QUALITIES: Mapping[float, str] = {}  # of klt, beside patch tokens at 0.99
+SAMPLES: Mapping[str, str] = {}  # of a quarter of the patch tokens in float16, by the rule that picks them
 LIMITS = (
     "Each was tried alone, with one seed, by a ViT of width 192 and depth 6 from random weights, 24 epochs of 1,500 "
     "images of 64 px; other students, longer training, and settings together were not: docs/STUDY.md"
 )
 
 
-def evidence(views: int, codec: str, quality: float | None, tokens: int | None) -> str:
+def evidence(
+    views: int, codec: str, quality: float | None, tokens: int | None, cls_quality: float | None = None
+) -> str:
     """One sentence on views, codec and tokens, and for whom it holds."""
     aim = DEFAULT_QUALITY if quality is None else quality
+    quarter = " and ".join(f"by {rule} {_words(verdict)}" for rule, verdict in SAMPLES.items())
+    sampled = f"{tokens} tokens were not tried{f' (a quarter {quarter})' if quarter else ''}"
     stored = {FITTED: f"{FITTED} at {aim:g} {_said(aim, QUALITIES)}", "f16": "f16 is its reference"}
     parts = [
         f"{views} views {_said(views, VIEWS)}",
         stored.get(codec, f"{codec} was not tried"),
-        f"{tokens} tokens were not tried" if tokens else "all tokens are its reference",
+        sampled if tokens else "all tokens are its reference",
     ]
+    if codec == FITTED and cls_quality not in {None, EXACT}:
+        parts.insert(2, f"CLS tokens at {cls_quality:g} {_said(cls_quality, CLS_QUALITIES)}")
     return f"the study, against new views and f16 in every epoch: {'; '.join(parts)}. {LIMITS}"
 
 
 def _said(value: float, tried: Mapping[float, str]) -> str:
     """The verdict on a value, else the nearest coarser one that held, else the coarsest that held, if any did."""
     if value in tried:
-        return "could not be shown equal" if tried[value] == UNKNOWN else tried[value]
+        return _words(tried[value])
     held = [other for other, verdict in tried.items() if verdict == HELD]
     if not held:
         return "not tried"
     nearest = max((other for other in held if other < value), default=min(held))
     return f"not tried ({nearest:g} {HELD})"
+
+
+def _words(verdict: str) -> str:
+    return "could not be shown equal" if verdict == UNKNOWN else verdict

@@ -131,7 +131,7 @@ def forecast(config: PlanConfig, costs: Costs, asked: bool = True) -> Forecast:
     """
     ways = tuple(way(config, costs, *one) for one in dict.fromkeys(found.way for found in costs.kept))
     chosen, reason = choice(config, ways, asked)
-    found = evidence(config.count, chosen.codec, config.quality, chosen.tokens)
+    found = evidence(config.count, chosen.codec, config.quality, chosen.tokens, config.cls_quality)
     return Forecast(costs, config.count, config.epochs, ways, chosen, reason, command(config, chosen), found)
 
 
@@ -201,12 +201,13 @@ def choice(config: PlanConfig, ways: Sequence[Way], asked: bool) -> tuple[Way, s
 
 def command(config: PlanConfig, chosen: Way) -> tuple[str, ...]:
     """The words after `unic-cache extract` that start the planned extraction; defaults are left out."""
-    quality = config.quality if chosen.codec == FITTED else None
+    fitted = chosen.codec == FITTED
     sampling = config.sampling if chosen.tokens else None
     coder = chosen.coder if config.coder or chosen.coder != CODERS[0] else None  # left open, it may be the cache's
     choices: dict[str, Any] = {
         "codec": chosen.codec,
-        "quality": quality,
+        "quality": config.quality if fitted else None,
+        "cls_quality": config.cls_quality if fitted else None,
         "coder": coder,
         "tokens": chosen.tokens,
         "sampling": sampling,

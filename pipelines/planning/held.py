@@ -23,7 +23,7 @@ class Held:
             return 0.0
         kept = teacher.codec.features
         same = kept.coder == coder and all(
-            getattr(kept, what) == getattr(features, what) for what in ("codec", "sampled", "sampling")
+            getattr(kept, what) == getattr(features, what) for what in ("codec", "sampled", "sampling", "cls_quality")
         )
         return self._share(teacher.member) if same and kept.quality in {features.quality, None} else 0.0
 

@@ -9,7 +9,7 @@ from pipelines.command.shares import share_lines
 from pipelines.recoding.copying import missing_units
 from pipelines.recoding.opening import Opened
 from pipelines.recoding.summary import Summary
-from pipelines.recoding.transcode import Transcoder, codes_stay
+from pipelines.recoding.transcode import Transcoder
 from unic_cache.cache import Cache
 from unic_cache.config import RecodeConfig
 from unic_cache.errors import BrokenError, CacheError
@@ -79,8 +79,8 @@ def recoded(
         arrays.put(rows.start, len(rows), encoded, [row - rows.start for row in record.bad if row in rows])
         if progress is not None:
             progress.advance(len(rows))
-    if codes_stay(coder.source.member, coder.target):
-        arrays.clipped = record.clipped
+    if coder.grids_stay:  # and with them their clipped values, nearly all that there are
+        arrays.clipped += record.clipped
     return arrays
 
 

@@ -3,8 +3,8 @@
     stored rows -> decode -> pick tokens -> encode -> stored rows
 
 Mean, std and covariance stay equal to the bit, so that a student's targets stay comparable; `klt` is fitted anew, to
-the source's decoded features. If only tokens are dropped and each code belongs to one token, the codes are copied; if
-only the coder changes, they are packed for the other one.
+the source's decoded features. A token kind whose codec and quality stay keeps its codes: if tokens are dropped and each
+code belongs to one token, those of the others are copied; if only the coder changes, they are packed for the other one.
 
 Letters: B images, M patch tokens in the source, N in the target.
 """
@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -24,14 +25,17 @@ from pipelines.command.progress import Progress
 from pipelines.extracting.calibrating import check_calibration
 from pipelines.extracting.recorder import sampled
 from pipelines.extracting.sampling_rules import sampling_rules
+from pipelines.extracting.specs import fitted_settings
 from unic_cache.cache import Cache, CachedTeacher
-from unic_cache.config import CODERS, FITTED, LATTICE, RANDOM, RecodeConfig
+from unic_cache.config import FITTED, FITTED_SETTINGS, LATTICE, RANDOM, RecodeConfig
 from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
-from unic_cache.store.calibrate import DEFAULT_QUALITY, FIT_IMAGES, HELD_OUT, Calibration, refit
+from unic_cache.store.calibrate import FIT_IMAGES, HELD_OUT, Calibration, refit
 from unic_cache.store.codecs.fixed import Encoded
-from unic_cache.store.layout import format_of
+from unic_cache.store.codecs.klt import prefix, unprefixed
+from unic_cache.store.layout import ADDED, format_of
 from unic_cache.store.member import Member
+from unic_cache.store.npz import save_npz
 from unic_cache.store.reader import RowArray
 from unic_cache.store.sampling import Sample, at_positions, coarser, places_among
 from unic_cache.store.writer import UnitWriter
@@ -52,20 +56,32 @@ class Transcoder:
     calibration: Calibration  # the target's
     device: torch.device
 
+    @cached_property
+    def stays(self) -> frozenset[str]:
+        """The token kinds whose codes go on."""
+        return codes_that_stay(self.source.member, self.target)
+
+    @property
+    def grids_stay(self) -> bool:
+        """Whether the codes of all grid tokens go on."""
+        return all(name in self.stays for name, kind in self.source.kinds.items() if kind.grid)
+
     def encode(self, parts: Mapping[str, RowArray], seed: int, shown: Sequence[tuple[int, int]]) -> Encoded:
         """The target's rows, on the CPU, of the source's rows of (sample key, view number) `shown`."""
         assert self.target.codec is not None
         here = {name: torch.from_numpy(rows).to(self.device) for name, rows in parts.items()}
         kept_BN = kept_among(self.source.member, self.target, seed, shown)
-        if codes_stay(self.source.member, self.target):
-            summary = {name for name, kind in self.source.kinds.items() if kind.grid is None}
-            place_BN = slice(None) if kept_BN is None else (torch.arange(len(kept_BN))[:, None], kept_BN)
-            kept = {name: rows if name in summary else rows[place_BN] for name, rows in here.items()}
-            made = Encoded(self.target.codec.repacked(kept, self.source.codec))
-        else:
+        summary = {name for name, kind in self.source.kinds.items() if kind.grid is None}
+        place_BN = slice(None) if kept_BN is None else (torch.arange(len(kept_BN))[:, None], kept_BN)
+        copied = {name: here.pop(name) for name in self.source.codec.names(self.stays)}
+        copied = {name: rows if name in summary else rows[place_BN] for name, rows in copied.items()}
+        arrays, clipped_B = self.target.codec.repacked(copied, self.source.codec), None
+        if here:
             made = self.target.codec.encode(at_positions(self.source.codec.decode(here), kept_BN))
-        clipped_B = None if made.clipped_B is None else made.clipped_B.cpu()
-        return Encoded({name: rows.cpu() for name, rows in made.arrays.items()}, clipped_B)
+            arrays, clipped_B = {**arrays, **made.arrays}, made.clipped_B
+        return Encoded(
+            {name: rows.cpu() for name, rows in arrays.items()}, None if clipped_B is None else clipped_B.cpu()
+        )
 
 
 def target_spec(config: RecodeConfig, source: CachedTeacher, location: Location) -> dict[str, Any]:
@@ -76,24 +92,21 @@ def target_spec(config: RecodeConfig, source: CachedTeacher, location: Location)
     """
     before = Member.open(location, source.member.folder)
     stands = (source.member if before is None else before).spec
-    codec = config.codec or (FITTED if config.quality is not None or config.coder is not None else stands["codec"])
-    fitted = {"quality": config.quality or stands.get("quality", DEFAULT_QUALITY)} if codec == FITTED else {}
-    coder = config.coder or stands.get("coder", CODERS[0])
-    if codec == FITTED and coder != CODERS[0]:
-        fitted["coder"] = coder
+    asked = any(getattr(config, name) is not None for name in FITTED_SETTINGS)
+    codec = config.codec or (FITTED if asked else stands["codec"])
     tokens = stands.get("tokens") if config.tokens is None else config.tokens
     sampling = target_sampling(config, source, location, tokens)
     provenance = source.spec["provenance"]
     came = {
         **{key: source.spec.get(key) for key in ("codec", "quality", "tokens")},
-        **{key: source.spec[key] for key in ("sampling", "coder") if key in source.spec},
+        **{key: source.spec[key] for key in ADDED if key in source.spec},
         "fidelity": dict(source.calibration.fidelity),
         **{key: provenance[key] for key in ("recoded_from",) if key in provenance},
     }
     made = {
-        **{key: value for key, value in source.spec.items() if key not in {"quality", "coder", "sampling"}},
+        **{key: value for key, value in source.spec.items() if key not in {*FITTED_SETTINGS, "sampling"}},
         "codec": codec,
-        **fitted,
+        **(fitted_settings(config, stands) if codec == FITTED else {}),
         "tokens": tokens,
         **({"sampling": LATTICE} if sampling == LATTICE else {}),
         "provenance": {**provenance, "recoded_from": came},
@@ -158,24 +171,29 @@ def same_statistics(source: CachedTeacher, target: Member) -> tuple[Calibration,
     if found is None:
         return None
     where = f"{target.location.url}/{target.calibration_name} is not of {source.member.location.url}"
-    ours, theirs = (dataclasses.replace(one, fidelity={}) for one in (source.calibration, found[0]))
-    if dataclasses.replace(ours, klt={}).to_bytes() != dataclasses.replace(theirs, klt={}).to_bytes():
+    ours, theirs = (dataclasses.replace(one, fidelity={}, klt={}) for one in (source.calibration, found[0]))
+    if ours.to_bytes() != theirs.to_bytes():
         raise CacheError(f"{where}: its statistics differ, and two standardizations do not mix; choose another DST")
-    if codes_stay(source.member, target) and ours.to_bytes() != theirs.to_bytes():
-        raise CacheError(f"{where}: its codec {FITTED} was fitted to other tokens; choose another DST")
+    for kind in codes_that_stay(source.member, target):
+        tables = [save_npz(unprefixed(kind, one.klt)) for one in (source.calibration, found[0])]
+        if tables[0] != tables[1]:
+            raise CacheError(f"{where}: its codec {FITTED} was fitted to other {kind} tokens; choose another DST")
     return found
 
 
 def recalibrated(cache: Cache, source: CachedTeacher, target: Member) -> Calibration:
     """The source's statistics, the target's codec fitted to the source's features, and its fidelity to those."""
     assert target.features is not None
-    if codes_stay(source.member, target):
-        same = dict.fromkeys(source.calibration.fidelity, 1.0)
-        return dataclasses.replace(source.calibration, fidelity=same)
+    stays, known = codes_that_stay(source.member, target), source.calibration
+    same = dict.fromkeys(stays & known.fidelity.keys(), 1.0)
+    if stays == source.kinds.keys():
+        return dataclasses.replace(known, fidelity=same)
     try:
-        return refit(source.calibration, target.features, sample(cache, source, target))
+        found = refit(known, target.features, sample(cache, source, target))
     except CacheError as error:
         raise type(error)(f"{source.name}: {error}") from error
+    kept = {f"{prefix(kind)}{name}": x for kind in stays for name, x in unprefixed(kind, known.klt).items()}
+    return dataclasses.replace(found, klt={**found.klt, **kept}, fidelity={**found.fidelity, **same})
 
 
 def sample(cache: Cache, source: CachedTeacher, target: Member) -> Iterator[dict[str, Tensor]]:
@@ -204,11 +222,16 @@ def kept_among(source: Member, target: Member, seed: int, shown: Sequence[tuple[
     return torch.from_numpy(places_among(theirs_BM.numpy(), wanted_BN.numpy()))
 
 
-def codes_stay(source: Member, target: Member) -> bool:
-    """Whether the source's codes go on: the codec is the same, and fitted to the same tokens if fitted."""
+def codes_that_stay(source: Member, target: Member) -> frozenset[str]:
+    """The token kinds whose codes go on: the codec is the same, and fitted to the same tokens if fitted."""
     ours, theirs = source.features, target.features
     assert ours is not None
     assert theirs is not None
-    if ours.codec != theirs.codec:
-        return ours.grid is None
-    return ours.codec != FITTED or (ours.sample, ours.quality) == (theirs.sample, theirs.quality)
+    same_tokens = ours.sample == theirs.sample
+    return frozenset(
+        name
+        for name, kind in ours.kinds.items()
+        if ours.codec_of(name) == theirs.codec_of(name)
+        and ours.fitted.get(name) == theirs.fitted.get(name)
+        and (same_tokens or kind.grid is None or name not in ours.fitted)
+    )

@@ -42,13 +42,14 @@ def fidelity_table(cache: Cache) -> Grid:
         cosines = to_teacher(teacher.calibration.fidelity, teacher.spec)
         for kind, tokens in teacher.kinds.items():
             cosine = cosines.get(kind)
-            stored = 1 if tokens.grid is None else teacher.codec.features.tokens
+            features = teacher.codec.features
+            stored = 1 if tokens.grid is None else features.tokens
             share = f"{1e6 * clipped / (images * stored * tokens.channels):.2f}" if tokens.grid and images else ""
             rows.append(
                 [
                     f"{name} {kind}",
-                    str(teacher.spec["codec"]) if tokens.grid else "f16",
-                    str(teacher.spec.get("quality") or "") if tokens.grid else "",
+                    features.codec_of(kind),
+                    str(features.fitted.get(kind) or ""),
                     "" if cosine is None else f"{cosine:.5f}",
                     "" if cosine is None else f"{100 * np.sqrt(max(2 - 2 * cosine, 0)):.1f}",
                     share,
@@ -82,7 +83,7 @@ def frequency_bits(teacher: CachedTeacher) -> Floats | None:
     Of tokens on a lattice, frequencies of the lattice. None for random positions too, which have no grid.
     """
     kind, features = grid_kind(teacher), teacher.codec.features
-    if kind is None or not features.fitted or features.stored_grid is None:
+    if kind is None or kind not in features.fitted or features.stored_grid is None:
         return None
     klt = Klt.from_arrays(unprefixed(kind, teacher.calibration.klt), features.stored_grid, features.tokens)
     bits = np.repeat(np.log2(2 * np.array(LARGEST) + 1), klt.counts)

@@ -159,8 +159,8 @@ def least_cosine(kept: CachedTeacher) -> float:
     least = 1.0
     step: Mapping[str, Any] = {**kept.spec, **kept.spec["provenance"]}
     while step:
-        quality = step.get("quality")
-        least -= 1 - COSINE[step["codec"]] if quality is None else LOSS_OF_KLT * (1 - quality)
+        asked = [step[key] for key in ("quality", "cls_quality") if step.get(key) is not None]
+        least -= LOSS_OF_KLT * (1 - min(asked)) if asked else 1 - COSINE[step["codec"]]
         step = step.get("recoded_from", {})
     return least if kept.spec["dtype"] == "float32" else min(least, COSINE_SHORT)
 

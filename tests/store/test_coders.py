@@ -173,7 +173,7 @@ class TestSpecs:
             ({**PCODEC, "format": 3}, r"format 3, but this release reads formats 1 and 2; upgrade it"),
             ({**PCODEC, "coder": "huffman"}, r"coder 'huffman' is unknown to this release; it knows zstd, pcodec"),
             ({**PCODEC, "coder": ["pcodec"]}, r"coder \['pcodec'\] is unknown"),
-            ({**PCODEC, "codec": "f16"}, r"not a spec that this release reads .*a coder is a setting of codec klt"),
+            ({**PCODEC, "codec": "f16"}, r"not a spec that this release reads .*coder is a setting of codec klt"),
         ],
     )
     def test_what_a_release_would_misread_is_refused(self, tmp_path, spec, message):

@@ -18,6 +18,7 @@ class Labelled:
 
 
 BYTES = {"f16": 130_000.0, "klt": 10_000.0}
+CLS = {None: 1.0, 0.99: 0.9, 0.96: 0.85}  # what is left of all bytes where CLS tokens are coded so
 
 
 def interval(value: float, half: float = 0.1) -> dict[str, float]:
@@ -34,6 +35,7 @@ def line_of(run: Run, difference: float = 0.0) -> Line:
         kept = settings["cache"]
         measures += [name for name in ("loss-images/mean", "loss-views/mean") if settings["losses"]]
         size = BYTES[kept["codec"]] * (kept["quality"] or 1.0) * (0.25 if kept["tokens"] else 1.0)
+        size *= CLS[kept.get("cls_quality")]
         figures["bytes"] = {"view": size, "teachers": {}, "ratio": BYTES["f16"] / size}
     figures |= {
         "scores": {name: interval(50.0 + len(run.name) % 7) for name in measures},

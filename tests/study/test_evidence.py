@@ -7,27 +7,34 @@ from benchmarks.study.runs import F16, ONLINE
 from benchmarks.study.scales import FIRST, SCALES
 from benchmarks.study.verdicts import HELD, UNKNOWN, WORSE, outcome_of_seeds
 from pipelines.planning import evidence as module
-from pipelines.planning.evidence import LIMITS, QUALITIES, VIEWS, evidence
+from pipelines.planning.evidence import CLS_QUALITIES, LIMITS, QUALITIES, SAMPLES, VIEWS, evidence
 from unic_cache.config import FITTED
+from unic_cache.store.calibrate import DEFAULT_QUALITY
 
 SCALE = SCALES[FIRST]
 
 
-def verdicts() -> dict[tuple[int, str, float | None, int | None], str]:
-    """(views, codec, quality, tokens) -> the verdict of all seeds."""
+Setting = tuple[int, str, float | None, str | None, float | None]
+
+
+def verdicts() -> dict[Setting, str]:
+    """(views, codec, quality, rule of sampled tokens, cls_quality) -> the verdict of all seeds."""
     lines = [one for one in read_lines(RESULTS) if one.run.startswith("cache/") and one.settings["scale"] == FIRST]
-    found: dict[tuple[int, str, float | None, int | None], list] = {}
+    found: dict[Setting, list] = {}
     for line in lines:
         kept = line.settings["cache"]
         if line.run != ONLINE:
-            key = line.settings["distill"]["views"], kept["codec"], kept["quality"], kept["tokens"]
-            found.setdefault(key, []).append(line)
+            stored = kept["codec"], kept["quality"], kept["sampling"], kept.get("cls_quality")
+            found.setdefault((line.settings["distill"]["views"], *stored), []).append(line)
     return {key: outcome_of_seeds(own, ONLINE) for key, own in found.items()}
 
 
 def test_every_verdict_of_the_results_is_told_and_no_other():
-    told = {(views, F16, None, None): verdict for views, verdict in VIEWS.items()}
-    told |= {(SCALE.ablation.views, FITTED, quality, None): verdict for quality, verdict in QUALITIES.items()}
+    told = {(views, F16, None, None, None): verdict for views, verdict in VIEWS.items()}
+    new = SCALE.ablation.views
+    told |= {(new, FITTED, quality, None, None): verdict for quality, verdict in QUALITIES.items()}
+    told |= {(new, FITTED, DEFAULT_QUALITY, None, quality): verdict for quality, verdict in CLS_QUALITIES.items()}
+    told |= {(new, F16, None, rule, None): verdict for rule, verdict in SAMPLES.items()}
     assert told == verdicts()
 
 
@@ -47,15 +54,23 @@ def test_it_says_for_whom_it_holds():
         ((10, "int4", None, None), "10 views held; int4 was not tried"),
         ((10, FITTED, 0.9, None), "10 views held; klt at 0.9 could not be shown equal"),
         ((1, "f16", None, None), "1 views worse; f16 is its reference"),
+        ((5, FITTED, None, None, 0.97), "klt at 0.99 held; CLS tokens at 0.97 not tried (0.96 held); all tokens"),
+        ((5, FITTED, None, None, 1.0), "klt at 0.99 held; all tokens"),
+        ((5, "int8", None, None, 0.97), "int8 was not tried; all tokens"),
+        ((5, FITTED, None, 49), "49 tokens were not tried (a quarter by lattice held and by random could not be shown"),
     ],
 )
 def test_what_is_told_of_values_between_and_beyond(asked, words, monkeypatch):
     monkeypatch.setattr(module, "VIEWS", {10: HELD, 5: HELD, 1: WORSE})
     monkeypatch.setattr(module, "QUALITIES", {0.99: HELD, 0.96: HELD, 0.9: UNKNOWN})
+    monkeypatch.setattr(module, "CLS_QUALITIES", {0.99: HELD, 0.96: HELD})
+    monkeypatch.setattr(module, "SAMPLES", {"lattice": HELD, "random": UNKNOWN})
     assert words in evidence(*asked)
 
 
 def test_nothing_is_told_where_nothing_held(monkeypatch):
     monkeypatch.setattr(module, "VIEWS", {})
     monkeypatch.setattr(module, "QUALITIES", {0.8: WORSE})
+    monkeypatch.setattr(module, "SAMPLES", {})
     assert "5 views not tried; klt at 0.99 not tried; all tokens" in evidence(5, FITTED, None, None)
+    assert "; 49 tokens were not tried. Each" in evidence(5, FITTED, None, 49)

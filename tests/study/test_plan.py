@@ -82,7 +82,20 @@ def test_the_cheapest_that_held_are_combined():
         "cache/24-views-f16-random-16": -5.0,
     }
     new = {run.name for run in plan(SMALL, lines_of(SMALL, worse))} - {run.name for run in plan(SMALL)}
-    assert new == {f"cache/2-views-klt-{quality}-lattice-16" for quality in ("0.90", "0.96", "0.99")}
+    assert new == {f"cache/2-views-klt-{quality}-cls-0.96-lattice-16" for quality in ("0.90", "0.96", "0.99")}
+
+
+def test_what_is_combined_is_no_single_change_again():
+    names = [run.name for run in plan(SMALL, lines_of(SMALL)) if run.seed == 0]
+    assert len(names) == len(set(names))
+    worse = {f"cache/{views}-views-f16": -5.0 for views in (10, 5, 2, 1)}
+    worse |= {f"cache/24-views-f16-{rule}-16": -5.0 for rule in ("random", "lattice")}
+    new = {run.name for run in plan(SMALL, lines_of(SMALL, worse))} - {run.name for run in plan(SMALL)}
+    assert new == {
+        "cache/24-views-klt-0.80-cls-0.96",
+        "cache/24-views-klt-0.80-cls-0.99",
+        "cache/24-views-klt-0.90-cls-0.96",
+    }
 
 
 def test_what_cannot_be_told_apart_is_not_combined():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from unic_cache.config.choices import FITTED
+from unic_cache.config.choices import FITTED, FITTED_SETTINGS
 from unic_cache.errors import ConfigError
 
 MANY = 10**9
@@ -54,6 +54,7 @@ RANGES = {
     "bootstrap": Range(100, 1_000_000),  # resamples
     "calibration_images": Range(10, 10_000_000),
     "clip_grad": Range(0, 1_000_000, above=True),  # a norm
+    "cls_quality": Range(0.5, 1),  # a mean cosine; 1: float16
     "crop_scale": Range(0.01, 1),  # of the image's area
     "drop_path": SHARE,
     "drop_teacher": SHARE,
@@ -132,11 +133,11 @@ def check_worker(index: int, count: int) -> None:
         raise ConfigError(f"worker-index {index} is not one of 0 to {count - 1}")
 
 
-def check_fitted(codec: str | None, quality: float | None, coder: str | None) -> None:
-    """ConfigError if a quality or a coder is given for a codec that has none."""
-    for name, value in (("quality", quality), ("coder", coder)):
-        if value is not None and codec not in {None, FITTED}:
-            raise ConfigError(f"{name} is a setting of codec {FITTED}; {codec} has none")
+def check_fitted(config: Any) -> None:
+    """ConfigError if a config has a setting of the fitted codec, such as quality, for one that has none."""
+    for name in FITTED_SETTINGS if config.codec not in {None, FITTED} else ():
+        if getattr(config, name) is not None:
+            raise ConfigError(f"{name.replace('_', '-')} is a setting of codec {FITTED}; {config.codec} has none")
 
 
 def _plain(number: float) -> str:

@@ -39,6 +39,7 @@ from unic_cache.errors import ConfigError
 from unic_cache.files.paths import WRITTEN_HERE, check_here
 
 QUALITY = f"Mean cosine that {FITTED} aims for; docs/STUDY.md says how little will do."
+CLS_QUALITY = f"The same of CLS tokens under {FITTED}; 1 keeps them in float16."
 CODER = f"Entropy coder of {FITTED}: pcodec is smaller, zstd decodes faster."
 
 
@@ -100,6 +101,7 @@ class ExtractConfig(Stage):
     crop_scale: tuple[float, float] | None = option(None, CROP_SCALE, "LEAST,MOST", unset="the cache's, or 0.08,1")
     codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset=f"the cache's, or {FITTED}")
     quality: float | None = option(None, QUALITY, unset="the cache's, or 0.99")
+    cls_quality: float | None = option(None, CLS_QUALITY, unset="the cache's, or 1")
     coder: str | None = option(None, CODER, choices=CODERS, unset=f"the cache's, or {CODERS[0]}")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="the cache's, or all")
     sampling: str | None = option(
@@ -127,7 +129,7 @@ class ExtractConfig(Stage):
         if not self.teachers and not self.keep_views:
             raise ConfigError("no teacher: name at least one with --teacher, or store only pixels with --keep-views")
         check_crop_scale(self.crop_scale)
-        check_fitted(self.codec, self.quality, self.coder)
+        check_fitted(self)
         check_worker(self.worker_index, self.num_workers)
 
     @property
@@ -148,6 +150,7 @@ class PlanConfig(ExtractConfig):
 
     codec: str | None = option(None, "Use this codec.", choices=CODECS, unset="the one that suits this machine")
     quality: float | None = option(None, QUALITY, unset="0.99")
+    cls_quality: float | None = option(None, CLS_QUALITY, unset="1")
     coder: str | None = option(None, CODER, choices=CODERS, unset="the one that suits this machine")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="all, and a quarter to compare")
     device: str = option("auto", DEVICE)
@@ -170,6 +173,7 @@ class RecodeConfig(Stage):
     quality: float | None = option(
         None, f"Mean cosine to SRC that {FITTED} aims for.", unset="DST's, or SRC's, or 0.99"
     )
+    cls_quality: float | None = option(None, CLS_QUALITY, unset="DST's, or SRC's, or 1")
     coder: str | None = option(None, CODER, choices=CODERS, unset=f"DST's, or SRC's, or {CODERS[0]}")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="DST's, or SRC's")
     sampling: str | None = option(
@@ -188,7 +192,7 @@ class RecodeConfig(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fitted(self.codec, self.quality, self.coder)
+        check_fitted(self)
         check_worker(self.worker_index, self.num_workers)
 
     def is_mine(self, shard: int) -> bool:

@@ -7,6 +7,8 @@ CENTER = "center"  # the one recipe without randomness, for evaluation alone
 RECIPES = ("unic", "light", CENTER)
 TRAINED_RECIPES = tuple(recipe for recipe in RECIPES if recipe != CENTER)
 FITTED = "klt"  # the one codec with tables fitted to each teacher
+FITTED_SETTINGS = ("quality", "cls_quality", "coder")
+EXACT = 1.0  # the `cls_quality` of float16
 CODECS = (FITTED, "f16", "int8", "int4")
 LATTICE, RANDOM = "lattice", "random"
 SAMPLINGS = (LATTICE, RANDOM)

@@ -5,8 +5,8 @@
 UNIC tracks the last batches by a moving average. A cache uses the statistics of a fixed sample, so that all its
 features are standardized alike. Sums are float64 on the CPU in a fixed order: equal tokens give equal bytes.
 
-The covariance allows other standardizations when features are read. Codec `klt` is fitted here, to whole images of the
-sample.
+The covariance allows other standardizations when features are read, and has the axes of summary tokens. Codec `klt` is
+fitted here, to whole images of the sample.
 
 Letters: N tokens, B images, T grid tokens, D channels.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.codec import FeatureCodec, Features
-from unic_cache.store.codecs.fit import BandMoments, fit_klt
+from unic_cache.store.codecs.fit import BandMoments, axes_of, fit_klt
 from unic_cache.store.codecs.klt import prefix
 from unic_cache.store.moments import Counting, Covariance, Floats, Moments, SomeImages, State
 from unic_cache.store.npz import load_npz, save_npz
@@ -125,37 +125,44 @@ class CodecSample:
     def __init__(self, features: Features) -> None:
         self._features = features
         self._held_out = {kind: SomeImages(HELD_OUT_IMAGES) for kind in features.kinds}
-        fitted = [kind for kind, found in features.kinds.items() if found.grid and features.fitted]
-        self._fit = {kind: SomeImages(FIT_IMAGES) for kind in fitted}
-        self._bands = {kind: BandMoments(features.stored_grid, features.tokens) for kind in fitted}
+        self._fit = {kind: SomeImages(FIT_IMAGES) for kind in features.fitted}
+        grids = [kind for kind in features.fitted if features.kinds[kind].grid]
+        self._bands = {kind: BandMoments(features.stored_grid, features.tokens) for kind in grids}
 
     def update(self, tokens: Mapping[str, Tensor], held_out_B: Tensor) -> None:
         """Add a batch on the CPU: by kind (B, T, D) with T the stored tokens, 1 for a summary token."""
         for kind, values in tokens.items():
             self._held_out[kind].offer(values[held_out_B])
-            if kind in self._bands and not held_out_B.all():
+            if kind in self._fit and not held_out_B.all():
                 self._fit[kind].offer(values[~held_out_B])
-                self._bands[kind].update(values[~held_out_B])
+                if kind in self._bands:
+                    self._bands[kind].update(values[~held_out_B])
 
     def parts(self) -> dict[str, Counting]:
         """All sums, by the names under which a stopped calibration stores them."""
         parts: dict[str, Counting] = {f"held_out/{kind}": found for kind, found in self._held_out.items()}
-        for kind, bands in self._bands.items():
-            parts |= {f"{prefix(kind)}fit": self._fit[kind], f"{prefix(kind)}bands": bands}
-        return parts
+        parts |= {f"{prefix(kind)}fit": found for kind, found in self._fit.items()}
+        return parts | {f"{prefix(kind)}bands": found for kind, found in self._bands.items()}
 
     def calibration(self, known: Calibration) -> Calibration:
-        """`known`, which standardizes the images, with the codec fitted to them and its held-out fidelity."""
+        """`known`, which standardizes the images, with the codec fitted to them and its held-out fidelity.
+
+        The axes of a summary token are those of its covariance, which has seen more images.
+        """
         features = self._features
         exact = known.standardize({kind: found.stacked() for kind, found in self._held_out.items()})
-        exact = {kind: x if features.kinds[kind].grid else x.squeeze(1) for kind, x in exact.items()}
         klt: dict[str, npt.NDArray[np.generic]] = {}
-        for kind, bands in self._bands.items():
+        for kind, asked in features.fitted.items():
             fit_BTD = known.standardize({kind: self._fit[kind].stacked()})[kind]
-            axes = bands.axes(known.mean[kind], known.std[kind])
-            codec = fit_klt(axes, fit_BTD, exact[kind], features.stored_grid, features.quality or DEFAULT_QUALITY)
+            if kind in self._bands:
+                axes, grid = self._bands[kind].axes(known.mean[kind], known.std[kind]), features.stored_grid
+            else:
+                axes, grid = axes_of(known.covariance[kind]), None
+            summary = kind not in self._bands
+            codec = fit_klt(axes, fit_BTD, exact[kind], grid, asked or DEFAULT_QUALITY, summary)
             klt |= {f"{prefix(kind)}{name}": values for name, values in codec.to_arrays().items()}
         known = dataclasses.replace(known, klt=klt)
+        exact = {kind: x if features.kinds[kind].grid else x.squeeze(1) for kind, x in exact.items()}
         return dataclasses.replace(known, fidelity=fidelity(known.codec(features), exact))
 
 
@@ -233,7 +240,8 @@ def refit(known: Calibration, features: Features, batches: Iterable[Mapping[str,
     if images < HELD_OUT:
         raise CacheError(f"{images} images are too few to fit a codec to: at least {HELD_OUT} are needed")
     one = {kind: np.ones_like(std) for kind, std in known.std.items()}
-    found = sample.calibration(Calibration({kind: np.zeros_like(std) for kind, std in one.items()}, one, {}))
+    zero = {kind: np.zeros_like(std) for kind, std in one.items()}
+    found = sample.calibration(Calibration(zero, one, {}, known.covariance))
     return dataclasses.replace(known, klt=found.klt, fidelity=found.fidelity)
 
 

@@ -43,7 +43,8 @@ if TYPE_CHECKING:  # names and shapes are needed before a command may take the s
 
 FORMAT = 1  # of commit records, and of members that earlier releases read too
 NEWER_FORMAT = 2  # of members that earlier releases would misread, and so refuse
-ADDED = {"coder": "zstd", "sampling": "random"}  # keys of a spec.json of format 2 -> what format 1, without them, means
+# Keys of a spec.json of format 2 -> what format 1, without them, means; `cls_quality` None: float16.
+ADDED = {"coder": "zstd", "sampling": "random", "cls_quality": None}
 CHUNK_ROWS = 32
 SHARD_ROWS = 1024
 ABSENT = 2**64 - 1  # offset and size of a chunk that an object lacks

@@ -65,7 +65,7 @@ class Member:
     @property
     def needs_calibration(self) -> bool:
         """Whether even the arrays' shapes depend on the calibration."""
-        return self.features is not None and self.features.fitted
+        return self.features is not None and bool(self.features.fitted)
 
     @property
     def codec(self) -> FeatureCodec | None:
@@ -274,17 +274,18 @@ def _features(spec: Mapping[str, Any]) -> Features:
         raise CacheError(f"codec {name!r:.40} is unknown to this release; it knows {', '.join(CODECS)}")
     kinds = kinds_from_json(spec["features"])
     sampled = None if spec.get("tokens") is None else check_size(spec["tokens"])
-    sampling, quality = spec.get("sampling", RANDOM), spec.get("quality")
+    sampling, coder = spec.get("sampling", RANDOM), spec.get("coder", CODERS[0])
     if sampling not in SAMPLINGS:
         raise CacheError(f"sampling {sampling!r:.40} is unknown to this release; it knows {', '.join(SAMPLINGS)}")
-    if quality is not None and not (isinstance(quality, float) and 0 < quality < 1):
-        raise ValueError(f"quality {quality!r:.40} is not a mean cosine")
-    coder = spec.get("coder", CODERS[0])
+    for key in ("quality", "cls_quality"):
+        if (asked := spec.get(key)) is not None and not (isinstance(asked, float) and 0 < asked < 1):
+            raise ValueError(f"{key} {asked!r:.40} is not a mean cosine")
     if coder not in CODERS:
         raise CacheError(f"coder {coder!r:.40} is unknown to this release; it knows {', '.join(CODERS)}")
-    if "coder" in spec and name != FITTED:
-        raise ValueError(f"a coder is a setting of codec {FITTED}")
-    features = Features(name, kinds, sampled, quality, sampling, coder)
+    for key in ("coder", "cls_quality"):
+        if key in spec and name != FITTED:
+            raise ValueError(f"{key} is a setting of codec {FITTED}")
+    features = Features(name, kinds, sampled, spec.get("quality"), sampling, coder, spec.get("cls_quality"))
     if not 0 < 2 * sum(math.prod(features.row(kind)) for kind in kinds) <= LIMIT_ROW_BYTES:
         raise CacheError(f"describes rows of 0, or of over {LIMIT_ROW_BYTES} bytes; refused")
     return features

@@ -1,13 +1,15 @@
-"""How a teacher's tokens are stored: one codec for its grid tokens, float16 for its summary tokens.
+"""How a teacher's tokens are stored: one codec for its grid tokens, float16 or `klt` for its summary tokens.
 
-| codec  | grid tokens are stored as                                 | error                                |
+| codec  | tokens are stored as                                      | error                                |
 |--------|-----------------------------------------------------------|--------------------------------------|
 | `klt`  | decorrelated, one step, entropy coded: see `klt`         | what `quality` allows in mean cosine |
 | `f16`  | the standardized value in float16                         | 2**-11 of the value                  |
 | `int8` | round(x / s) in int8 and s = max|x| / 127 of each token, float16 | s / 2 of a value, cosine > 0.9995 |
 | `int4` | x rotated, floor(y / s) in [-8, 7] and s = 0.3352 rms(y) of each token, float16 | cosine about 0.994 |
 
-Summary tokens are under 1 % of the bytes, except beside `klt`. Calibration fits `klt` to the teacher.
+Summary tokens are float16, under 1 % of the bytes, except beside `klt`: there they are a tenth at a quality of 0.96 and
+more below it, so `cls_quality` gives them a `klt` of their own, of one token without a grid. Calibration fits `klt` to
+the teacher.
 
 Letters: B images, T grid tokens, D channels.
 """
@@ -27,6 +29,7 @@ from unic_cache.store.sampling import Positions, Sample, Shown, no_lattice, stri
 from unic_cache.token_kinds import Grid, Kinds, grid_of
 
 CODECS: dict[str, type[Codec]] = {FITTED: Klt, "f16": F16, "int8": Int8, "int4": Int4}
+SUMMARY = "f16"  # of summary tokens without a `cls_quality`
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,10 @@ class Features:
     codec: str
     kinds: Kinds
     sampled: int | None = None  # grid tokens stored of each view; None for all
-    quality: float | None = None  # the mean cosine asked of klt
+    quality: float | None = None  # the mean cosine asked of klt's grid tokens
     sampling: str = RANDOM  # the rule that gives the positions of the `sampled` tokens
     coder: str = CODERS[0]  # of klt's codes
+    cls_quality: float | None = None  # the mean cosine asked of klt's summary tokens; None: float16
 
     def __post_init__(self) -> None:
         grids = {kind.grid for kind in self.kinds.values()} - {None}
@@ -69,9 +73,13 @@ class Features:
         return self.sampled or math.prod(self.grid or (1, 1))
 
     @property
-    def fitted(self) -> bool:
-        """Whether a calibration brings the codec; teachers without grid tokens need none."""
-        return self.codec == FITTED and self.grid is not None
+    def fitted(self) -> Mapping[str, float | None]:
+        """The kinds whose codec a calibration brings, and the mean cosine asked of each."""
+        if self.codec != FITTED:
+            return {}
+        grids = {name: self.quality for name, kind in self.kinds.items() if kind.grid}
+        others = {name: self.cls_quality for name, kind in self.kinds.items() if kind.grid is None}
+        return {**grids, **({} if self.cls_quality is None else others)}
 
     @property
     def sample(self) -> Sample | None:
@@ -95,6 +103,10 @@ class Features:
             return None
         return self.sample.positions(seed, shown, self.grid)
 
+    def codec_of(self, kind: str) -> str:
+        """The name of a kind's codec."""
+        return self.codec if self.kinds[kind].grid or kind in self.fitted else SUMMARY
+
     def row(self, kind: str) -> tuple[int, ...]:
         """The shape of one image's stored tokens: (T, D), or (D,) for a summary token."""
         found = self.kinds[kind]
@@ -111,9 +123,9 @@ class FeatureCodec:
         self.features = features
         self._codecs: dict[str, Codec] = {}
         for name, kind in features.kinds.items():
-            codec = F16 if kind.grid is None else CODECS[features.codec]
             own = unprefixed(name, found or {})
-            self._codecs[name] = codec.from_arrays(own, features.stored_grid, features.tokens, features.coder)
+            stored = (features.stored_grid, features.tokens) if kind.grid else (None, 1)
+            self._codecs[name] = CODECS[features.codec_of(name)].from_arrays(own, *stored, features.coder)
         self._arrays = {name: codec.arrays(name, features.row(name)) for name, codec in self._codecs.items()}
         self.arrays: tuple[ArraySpec, ...] = tuple(array for arrays in self._arrays.values() for array in arrays)
 
@@ -127,20 +139,24 @@ class FeatureCodec:
         return {name: codec.step if isinstance(codec, Klt) else 0.0 for name, codec in self._codecs.items()}
 
     def encode(self, features: Mapping[str, Tensor]) -> Encoded:
-        """Standardized float32 tokens by kind, (B, D) or (B, T, D), to arrays of B rows on the tokens' device."""
-        each = [codec.encode(name, features[name]) for name, codec in self._codecs.items()]
+        """Standardized float32 tokens of some kinds, (B, D) or (B, T, D), to arrays of B rows on the tokens' device."""
+        each = [codec.encode(name, features[name]) for name, codec in self._codecs.items() if name in features]
         arrays = {name: values for one in each for name, values in one.arrays.items()}
         clipped = [one.clipped_B for one in each if one.clipped_B is not None]
         return Encoded(arrays, sum(clipped[1:], clipped[0]) if clipped else None)
 
     def repacked(self, arrays: Mapping[str, Tensor], source: "FeatureCodec") -> dict[str, Tensor]:
-        """The arrays of a codec with the same codes, for this codec's coder."""
+        """The arrays of some kinds of a codec with the same codes, for this codec's coder."""
         found = dict(arrays)
         for name, codec in self._codecs.items():
-            if isinstance(codec, Klt) and isinstance(other := source._codecs[name], Klt):
+            if name in found and isinstance(codec, Klt) and isinstance(other := source._codecs[name], Klt):
                 found[name] = codec.repacked(arrays[name], other)
         return found
 
     def decode(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Standardized float32 tokens by kind, (B, D) or (B, T, D), of all kinds whose arrays are given."""
-        return {name: codec.decode(name, arrays) for name, codec in self._codecs.items() if name in arrays}
+        return {
+            name: codec.decode(name, arrays).reshape(-1, *self.features.row(name))
+            for name, codec in self._codecs.items()
+            if name in arrays
+        }

@@ -71,17 +71,30 @@ class BandMoments(Counting):
         return np.stack([principal(moment / np.outer(std, std))[1] for moment in moments]).astype(np.float32)
 
 
+def axes_of(covariance_DD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(1, D, D) float32: the principal axes of standardized tokens without a grid, as columns, the largest first."""
+    return principal(covariance_DD.astype(np.float64))[1][None].astype(np.float32)
+
+
 def fit_klt(
-    rotation: npt.NDArray[np.float32], fit_BTD: Tensor, held_out_BTD: Tensor, grid: Grid | None, quality: float
+    rotation: npt.NDArray[np.float32],
+    fit_BTD: Tensor,
+    held_out_BTD: Tensor,
+    grid: Grid | None,
+    quality: float,
+    summary: bool = False,
 ) -> Klt:
     """The codec with these axes whose mean cosine on held-out standardized tokens is `quality`, or just above.
 
-    `fit_BTD`, standardized too, gives the rms of each coefficient.
+    `fit_BTD`, standardized too, gives the rms of each coefficient. Of `summary` tokens there may be fewer than
+    channels: their axes then fit those that they were made from too well, so what others have counts where it is more.
     """
     tokens = fit_BTD.shape[1]
     codec = Klt(grid, tokens, rotation, np.zeros(0, np.int32), (0, 0, 0, 0, 0), 1.0)
     with threadpool_limits(1):
         rms = coefficient_rms(codec, (*torch.split(fit_BTD, AT_ONCE), *torch.split(held_out_BTD, AT_ONCE)))
+        if summary:
+            rms = np.maximum(rms, coefficient_rms(codec, torch.split(held_out_BTD, AT_ONCE)))
         low, high = np.log(STEPS)
         for _ in range(HALVINGS):
             middle = (low + high) / 2

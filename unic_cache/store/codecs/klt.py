@@ -15,7 +15,7 @@ code = sign(x) floor(|x| / step + 0.4): the dead zone of 0.6 steps saves bits wh
 class are clamped and counted.
 
 Tokens sampled on a lattice (`--tokens`) are a smaller grid. At random positions they have none: no DCT, and one
-rotation for all.
+rotation for all. A summary token is one token without a grid.
 
 Letters: B images, T tokens, D channels, N stored coefficients of T D, G bands, h, w the grid, P values of a row.
 """
@@ -49,7 +49,7 @@ STORED_AS = {  # dtype and axes in a calibration
 
 @dataclass(frozen=True, eq=False)
 class Klt:
-    """The codec fitted to one teacher's grid tokens.
+    """The codec fitted to one token kind of a teacher.
 
     `rotation` (G, D, D) float32 has the basis vectors as columns; `order` (N,) int32 gives for each code, class by
     class, its coefficient t D + d, where t counts tokens band by band (`band_tokens`); `counts` is the number of codes
@@ -76,7 +76,7 @@ class Klt:
 
     def arrays(self, kind: str, row: tuple[int, ...]) -> tuple[ArraySpec, ...]:
         """(P,) values in tiles. CacheError if the codec was fitted to tokens of another number or width."""
-        if row != (self.tokens, self.channels):
+        if (1, *row)[-2:] != (self.tokens, self.channels):
             raise CacheError(
                 f"the calibration is of {self.tokens} tokens of {self.channels} channels, but the spec says "
                 f"{' of '.join(map(str, row))}; they belong to two caches"
@@ -84,8 +84,12 @@ class Klt:
         return (self.packing.array(kind),)
 
     def encode(self, kind: str, tokens_BTD: Tensor) -> Encoded:
-        """Standardized tokens to rows (B, P); counts the codes of each image that were clamped or left out."""
+        """Standardized tokens to rows (B, P); counts the codes of each image that were clamped or left out.
+
+        A summary token may come as (B, D).
+        """
         tables = self._tables(tokens_BTD.device)
+        tokens_BTD = tokens_BTD.reshape(-1, self.tokens, self.channels)
         steps = self.coefficients(tokens_BTD).flatten(1).div_(self.step)
         codes_BN = steps[:, tables.order_N]
         codes_BN = codes_BN.sign().mul_(1 - DEAD_ZONE).add_(codes_BN).trunc_()
@@ -158,7 +162,7 @@ class Klt:
 
 def unprefixed(kind: str, found: Mapping[str, Array]) -> dict[str, Array]:
     """Of a calibration's arrays, those of one kind's codec, under the names of `Klt.to_arrays`."""
-    return {name.removeprefix(prefix(kind)): x for name, x in found.items() if name.startswith(prefix(kind))}
+    return {name: found[f"{prefix(kind)}{name}"] for name in STORED_AS if f"{prefix(kind)}{name}" in found}
 
 
 def prefix(kind: str) -> str:
