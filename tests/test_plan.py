@@ -341,7 +341,7 @@ def test_tables_and_sentences_fit_80_columns_and_say_what_matters(planned, capsy
     for said in ("82 images, 2 views of each", "device-hours", "core-hours", "images/s with all tokens", "GB free"):
         assert said in text
     assert "20 epochs: " in text
-    assert lines[-1].startswith("the study, against new views and f16 in every epoch: 2 views not tried")
+    assert lines[-1].startswith("the study, against new views and f16 in every epoch: 2 views worse")
 
 
 class TestCommand:
