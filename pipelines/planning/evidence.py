@@ -13,7 +13,7 @@ HELD, UNKNOWN, WORSE = "held", "cannot tell", "worse"
 VIEWS: Mapping[float, str] = {10: HELD, 5: HELD, 2: WORSE}  # in float16
 QUALITIES: Mapping[float, str] = {0.96: HELD, 0.9: UNKNOWN}  # of klt, a new view in each epoch
 CLS_QUALITIES: Mapping[float, str] = {}  # of klt, beside patch tokens at 0.99
-SAMPLES: Mapping[str, str] = {"lattice": HELD, "random": HELD}  # of a quarter of the patch tokens in float16, by the rule that picks them
+SAMPLES: Mapping[str, str] = {"lattice": HELD, "random": HELD}  # of a quarter of the patch tokens, in float16
 LIMITS = (
     "Each was tried alone, with one seed, by a ViT of width 192 and depth 6 from random weights, 24 epochs of 1,500 "
     "images of 64 px; other students, longer training, and settings together were not: docs/STUDY.md"
