@@ -11,8 +11,8 @@ from unic_cache.store.calibrate import DEFAULT_QUALITY
 
 HELD, UNKNOWN, WORSE = "held", "cannot tell", "worse"
 VIEWS: Mapping[float, str] = {10: HELD, 5: HELD, 2: WORSE}  # in float16
-QUALITIES: Mapping[float, str] = {0.96: HELD, 0.9: UNKNOWN}  # of klt, a new view in each epoch
-CLS_QUALITIES: Mapping[float, str] = {}  # of klt, beside patch tokens at 0.99
+QUALITIES: Mapping[float, str] = {0.99: HELD, 0.96: HELD, 0.9: UNKNOWN}  # of klt, a new view in each epoch
+CLS_QUALITIES: Mapping[float, str] = {0.96: UNKNOWN}  # of klt, beside patch tokens at 0.99
 SAMPLES: Mapping[str, str] = {"lattice": HELD, "random": HELD}  # of a quarter of the patch tokens, in float16
 LIMITS = (
     "Each was tried alone, with one seed, by a ViT of width 192 and depth 6 from random weights, 24 epochs of 1,500 "
