@@ -78,7 +78,7 @@ def test_a_cache_of_coded_cls_tokens_is_whole_and_near_its_teachers(coded, cache
     report = whole(coded, shards=settings(coded).shards, teacher_check=20, weights=settings(coded).weights)
     assert min(report.cosines.values()) < 0.99
     for name, teacher in teachers(coded).items():
-        assert (teacher.spec["format"], teacher.spec["cls_quality"]) == (2, 0.95)
+        assert (teacher.spec["format"], teacher.spec["cls_quality"]) == (3, 0.95)
         assert teacher.calibration.fidelity["cls"] == pytest.approx(0.95, abs=0.01)
         ours, theirs = exact(coded, name), exact(cache_folder, name)
         assert ours["cls"].shape == theirs["cls"].shape
@@ -207,6 +207,7 @@ class TestSpecs:
         ("change", "message"),
         [
             ({"format": 1}, "says format 1, which does not fit its cls_quality"),
+            ({"format": 2, "coder": "pcodec"}, "says format 2, which does not fit its coder and cls_quality"),
             ({"cls_quality": 1.0}, "cls_quality 1.0 is not a mean cosine"),
             ({"cls_quality": "0.9"}, "cls_quality '0.9' is not a mean cosine"),
             ({"codec": "f16"}, "cls_quality is a setting of codec klt"),
@@ -218,9 +219,9 @@ class TestSpecs:
         with pytest.raises(CacheError, match=message):
             type(member)(member.location, member.folder, spec)
 
-    def test_only_the_key_makes_it_of_format_2(self, coded):
+    def test_only_the_key_makes_it_of_format_3(self, coded):
         spec = teachers(coded)[VIT].spec
-        assert format_of(spec) == 2
+        assert format_of({**spec, "coder": "pcodec"}) == format_of(spec) == 3
         assert format_of({key: value for key, value in spec.items() if key != "cls_quality"}) == 1
 
     def test_a_calibration_without_their_tables_is_refused(self, coded):

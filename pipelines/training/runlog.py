@@ -73,14 +73,14 @@ class Meter:
         total = self._accelerator.reduce(packed, "sum")
         sums, weights = total[:-1].chunk(2)
         values, seen = (sums / weights.where(weights > 0, 1.0)).tolist(), (weights > 0).tolist()
-        lacks = any(seen)  # else all images were broken
+        all_broken = not any(seen)
         found: dict[str, Any] = {"broken": int(total[-1]), "teachers": {}}
         self._sum, self._weight = torch.zeros_like(sums), torch.zeros_like(sums)
         self._broken = 0
         self.broken += found["broken"]
         for (name, part), value, counts in zip(self._names, values, seen, strict=True):
             own = found["teachers"].setdefault(name, {}) if name else found
-            if counts or not lacks or not name:
+            if counts or all_broken or not name:
                 own[part] = value
         return found
 

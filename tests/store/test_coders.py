@@ -170,7 +170,8 @@ class TestSpecs:
         [
             ({**FITTED, "coder": "pcodec"}, r"says format 1, which does not fit its coder; put back a copy of it"),
             ({**FITTED, "format": 2}, r"says format 2, which does not fit its coder"),
-            ({**PCODEC, "format": 3}, r"format 3, but this release reads formats 1 and 2; upgrade it"),
+            ({**PCODEC, "format": 3}, r"says format 3, which does not fit its coder"),
+            ({**PCODEC, "format": 4}, r"format 4, but this release reads formats 1 to 3; upgrade it"),
             ({**PCODEC, "coder": "huffman"}, r"coder 'huffman' is unknown to this release; it knows zstd, pcodec"),
             ({**PCODEC, "coder": ["pcodec"]}, r"coder \['pcodec'\] is unknown"),
             ({**PCODEC, "codec": "f16"}, r"not a spec that this release reads .*coder is a setting of codec klt"),

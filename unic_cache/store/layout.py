@@ -1,4 +1,4 @@
-"""Store formats 1 and 2: names, shapes and dtypes of everything in a cache. The only table of the disk format.
+"""Store formats 1 to 3: names, shapes and dtypes of everything in a cache. The only table of the disk format.
 
     index/000000.json                                     a segment: tars in order; each sample's key, place and label
     probe/RECIPE-SIZE-SEED.npz                            pixels of a few views, to detect another decoder
@@ -18,7 +18,7 @@ An array of plain rows is (S, n, ...) without a byte codec, so any row is one by
 (S, C, G, 32, W), compressed by a coder: chunk C holds rows [32 C, 32 C + 32), each cut into G tiles of W values, with
 the 32 rows' tiles side by side. Values of equal meaning are then neighbours for the coder, and a row is G runs.
 
-Format 2 is format 1 with settings that an earlier release would misread; only members that have them are of format 2.
+Formats 2 and 3 are format 1 with settings that earlier releases would misread; only members with these have them.
 
 Letters: S tars of the segment, n rows of its longest tar rounded up to whole chunks, C chunks of 32 rows, G tiles of W
 values, T patch tokens, D channels.
@@ -42,9 +42,10 @@ if TYPE_CHECKING:  # names and shapes are needed before a command may take the s
     from zarr.storage import MemoryStore
 
 FORMAT = 1  # of commit records, and of members that earlier releases read too
-NEWER_FORMAT = 2  # of members that earlier releases would misread, and so refuse
-# Keys of a spec.json of format 2 -> what format 1, without them, means; `cls_quality` None: float16.
+LATEST_FORMAT = 3  # of members that earlier releases would misread, and so refuse
+# Keys of a spec.json of a later format -> what format 1, without them, means; `cls_quality` None: float16.
 ADDED = {"coder": "zstd", "sampling": "random", "cls_quality": None}
+ADDED_IN = {"coder": 2, "sampling": 2, "cls_quality": 3}
 CHUNK_ROWS = 32
 SHARD_ROWS = 1024
 ABSENT = 2**64 - 1  # offset and size of a chunk that an object lacks
@@ -56,8 +57,8 @@ FOLDER_NAME = str.maketrans({":": ".", "+": "..", "=": "-", ",": ".", "/": "--",
 
 
 def format_of(spec: Mapping[str, Any]) -> int:
-    """The format that a member's spec.json must name: 2 only if it says something that format 1 cannot."""
-    return NEWER_FORMAT if any(spec.get(key, before) != before for key, before in ADDED.items()) else FORMAT
+    """The format that a member's spec.json must name: the first that can say all that it says."""
+    return max([FORMAT, *(ADDED_IN[key] for key, before in ADDED.items() if spec.get(key, before) != before)])
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from unic_cache.store.commit import CommitRecord, Unit, calibration_of, parse_re
 from unic_cache.store.layout import (
     ADDED,
     FORMAT,
-    NEWER_FORMAT,
+    LATEST_FORMAT,
     VIEWS_MEMBER,
     ArraySpec,
     commit_folder,
@@ -250,9 +250,9 @@ def _checksum(spec: Mapping[str, Any]) -> int:
 def _check_format(spec: Mapping[str, Any]) -> None:
     """CacheError if this release does not know the spec's format, or the spec is of another one than it says."""
     found = spec["format"]
-    if found not in {FORMAT, NEWER_FORMAT}:
+    if found not in range(FORMAT, LATEST_FORMAT + 1):
         raise CacheError(
-            f"format {found!r:.20}, but this release reads formats {FORMAT} and {NEWER_FORMAT}; upgrade it"
+            f"format {found!r:.20}, but this release reads formats {FORMAT} to {LATEST_FORMAT}; upgrade it"
         )
     if found != format_of(spec):
         newer = " and ".join([key for key in ADDED if key in spec] or ADDED)
