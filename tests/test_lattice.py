@@ -162,7 +162,8 @@ class TestRefusals:
         [
             ({"format": 1}, "says format 1, which does not fit its sampling; put back a copy"),
             ({"sampling": "random"}, "says format 2, which does not fit its sampling; put back a copy"),
-            ({"format": 3}, "format 3, but this release reads formats 1 and 2; upgrade it"),
+            ({"format": 3}, "says format 3, which does not fit its sampling; put back a copy"),
+            ({"format": 4}, "format 4, but this release reads formats 1 to 3; upgrade it"),
             ({"sampling": "hexagons"}, "sampling 'hexagons' is unknown to this release; it knows lattice, random"),
             ({"tokens": None}, "has sampling lattice, but no patch tokens to sample"),
             ({"tokens": 5}, "the grid of 4 x 4 has no regular lattice of 5 tokens"),
