@@ -4,7 +4,7 @@ Online distillation shows a new view in each epoch. A view is a pure function of
 many views as epochs gives the student the same pixels and, to float16, the same targets as teachers that run beside it:
 that run is called `cache/online`.
 
-The first runs change one thing at a time. Once these have lines, the cheapest combinations of what held are added.
+The first runs change one thing at a time. Once these have lines, what held is tried together.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ CODER = "pcodec"  # the smaller one
 QUALITIES = (0.99, 0.96, 0.90, 0.80)
 CLS_QUALITIES = (0.99, 0.96)  # beside patch tokens at the finest
 VIEWS = (10, 5, 2, 1)
-COMBINED = 3  # settings, the cheapest
+COMBINED = 3  # numbers of views, the fewest that held
 QUICK = {"knn": ("emoji-google", "emoji-twitter", "food"), "segmentation": ("composed",)}
 CLASSES = ("emoji-google", "emoji-twitter", "emoji-fluent", "food", "cells", "garments")
 FITTED_ON = ("emoji-google", "food")  # sets of the linear task: each takes minutes for every encoder
@@ -146,34 +146,31 @@ def cached(scale: Scale, seed: int, views: int, kept: Kept, against: list[tuple[
 
 
 def combined_runs(scale: Scale, seed: int, singles: Sequence[Run], lines: Sequence[Line]) -> list[Run]:
-    """The cheapest settings that combine two or more of those that held alone; none before all of these have lines.
+    """All that held alone, together, at each number of views that held; none before all single settings have lines.
 
-    What patch tokens take together is the product of what their settings leave; what coded CLS tokens save is a sum.
+    Of what held: the lowest qualities, and the lattice before random tokens, whose codes are larger.
     """
     first, online = scale.seeds[0], scale.ablation.views
     found = {line.run: line for line in lines if line.settings["scale"] == scale.name and line.seed == first}
     if any(run.name not in found for run in singles):
         return []
 
-    def size(kept: Kept) -> float:
-        return float(found[cached(scale, first, online, kept).name].figures["bytes"]["view"])
-
     def held(count: int, kept: Kept) -> bool:
         return outcome(found[cached(scale, first, count, kept).name], ONLINE) in ACCEPTED
 
-    views = [online, *(count for count in VIEWS if held(count, Kept()))]
-    codecs = [Kept(), *(kept for kept in qualities() if held(online, kept))]
-    tokens = [Kept(), *(kept for kept in samples(scale) if held(online, kept))]
-    saved = {kept.cls_quality: size(qualities()[0]) - size(kept) for kept in summaries() if held(online, kept)}
-    choices: dict[tuple[int, Kept], float] = {}
+    codec = [Kept(), *(kept for kept in qualities() if held(online, kept))][-1]
+    sample = [Kept(), *(kept for kept in samples(scale) if held(online, kept))][-1]
+    cls = [Kept(), *(kept for kept in summaries() if held(online, kept))][-1].cls_quality
+    kept = dataclasses.replace(
+        codec,
+        tokens=sample.tokens,
+        sampling=sample.sampling,
+        cls_quality=cls if codec.codec == FITTED else None,  # whose setting it is
+    )
     alone = {run.name for run in singles}
-    for count, codec, sample, cls in itertools.product(views, codecs, tokens, [None, *saved]):
-        kept = dataclasses.replace(codec, tokens=sample.tokens, sampling=sample.sampling, cls_quality=cls)
-        whole = cls is None or codec.codec == FITTED  # whose setting it is
-        if whole and cached(scale, first, count, kept).name not in alone:
-            choices[count, kept] = count * (size(codec) * size(sample) / size(Kept()) - saved.get(cls, 0.0))
-    cheapest = sorted(choices, key=lambda one: choices[one])[:COMBINED]
-    return [cached(scale, seed, count, kept) for count, kept in cheapest]
+    fewest = [*(count for count in reversed(VIEWS) if held(count, Kept())), online][:COMBINED]
+    runs = [cached(scale, seed, count, kept) for count in fewest]
+    return [run for run in runs if run.name not in alone]
 
 
 def paper_runs(scale: Scale, seed: int) -> list[Run]:

@@ -3,14 +3,14 @@
 Both solvers follow UNIC's protocol: 20 % of each class (at least one image) choose the hyperparameters, then the
 classifier is fitted again to all training images. A class with one image stays in training, since it cannot be in both.
 
-`lbfgs` is scikit-learn's logistic regression with an L2 penalty and at most 2,000 iterations, as UNIC's, but on features
-less their mean over the training images and divided by one number, their root mean square. The classifiers that it can
-find stay the same, since the intercept, which has no penalty, takes up the mean, and C the scale. Their figures then
-depend on neither, and a fit takes fewer iterations: scikit-learn ends it at a gradient, whose size follows the features'
-scale. Its default of 1e-4 is too early for a figure that stays the same under a finer one; 1e-6 is not.
+`lbfgs` is scikit-learn's logistic regression with an L2 penalty and at most 2,000 iterations, as UNIC's. Its features
+are less their mean over the training images and divided by one number, their root mean square. The classifiers that it
+can find stay the same, since the intercept, which has no penalty, takes up the mean, and C the scale. Figures then
+depend on neither, and a fit takes fewer iterations: scikit-learn ends it at a gradient, whose size follows the
+features' scale. Its default of 1e-4 is too early for a figure that stays the same under a finer one; 1e-6 is not.
 
 UNIC draws 40 values of C in [1e-5, 1e6] by TPE. Here decades from below and then quarters of a decade around the best
-look at the same range: validation accuracy is a smooth function of log C, flat within a quarter of a decade. The decades
+look at the same range: validation accuracy is a smooth function of log C, flat within a quarter of a decade. Decades
 end once neither accuracy nor log loss has improved for three of them, since fits take longest where C is far too large;
 both, because accuracy alone can stand still where C is too small. Each fit starts from the one before. A fit that has
 not converged after its iterations counts as it is, as theirs does.
