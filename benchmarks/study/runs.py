@@ -23,8 +23,8 @@ F16 = "f16"
 CODER = "pcodec"  # the smaller one
 QUALITIES = (0.99, 0.96, 0.90, 0.80)
 CLS_QUALITIES = (0.99, 0.96)  # beside patch tokens at the finest
-VIEWS = (10, 5, 2, 1)
-COMBINED = 3  # numbers of views, the fewest that held
+VIEWS = (10, 5, 4, 2, 1)  # 4 is the default of `extract`
+COMBINED_VIEWS = (5, 10)
 QUICK = {"knn": ("emoji-google", "emoji-twitter", "food"), "segmentation": ("composed",)}
 CLASSES = ("emoji-google", "emoji-twitter", "emoji-fluent", "food", "cells", "garments")
 FITTED_ON = ("emoji-google", "food")  # sets of the linear task: each takes minutes for every encoder
@@ -146,9 +146,11 @@ def cached(scale: Scale, seed: int, views: int, kept: Kept, against: list[tuple[
 
 
 def combined_runs(scale: Scale, seed: int, singles: Sequence[Run], lines: Sequence[Line]) -> list[Run]:
-    """All that held alone, together, at each number of views that held; none before all single settings have lines.
+    """What held alone, together: none before all single settings have lines.
 
-    Of what held: the lowest qualities, and the lattice before random tokens, whose codes are larger.
+    At each of two numbers of views that held, the lowest quality that held: with CLS tokens coded and a sample of the
+    patch tokens, then of all patch tokens, then with CLS tokens in float16 too. Of two samples the lattice is taken,
+    whose codes are the smaller ones.
     """
     first, online = scale.seeds[0], scale.ablation.views
     found = {line.run: line for line in lines if line.settings["scale"] == scale.name and line.seed == first}
@@ -158,18 +160,15 @@ def combined_runs(scale: Scale, seed: int, singles: Sequence[Run], lines: Sequen
     def held(count: int, kept: Kept) -> bool:
         return outcome(found[cached(scale, first, count, kept).name], ONLINE) in ACCEPTED
 
-    codec = [Kept(), *(kept for kept in qualities() if held(online, kept))][-1]
-    sample = [Kept(), *(kept for kept in samples(scale) if held(online, kept))][-1]
-    cls = [Kept(), *(kept for kept in summaries() if held(online, kept))][-1].cls_quality
-    kept = dataclasses.replace(
-        codec,
-        tokens=sample.tokens,
-        sampling=sample.sampling,
-        cls_quality=cls if codec.codec == FITTED else None,  # whose setting it is
-    )
+    def lowest(tried: Sequence[Kept]) -> Kept:
+        return [Kept(), *(kept for kept in tried if held(online, kept))][-1]
+
+    codec, sample, cls = lowest(qualities()), lowest(samples(scale)), lowest(summaries())
+    coded = codec if codec == Kept() else dataclasses.replace(codec, cls_quality=cls.cls_quality)
+    sampled = dataclasses.replace(coded, tokens=sample.tokens, sampling=sample.sampling)
+    settings = dict.fromkeys((sampled, coded, codec))  # in this order, each once
+    runs = [cached(scale, seed, count, kept) for kept in settings for count in COMBINED_VIEWS if held(count, Kept())]
     alone = {run.name for run in singles}
-    fewest = [*(count for count in reversed(VIEWS) if held(count, Kept())), online][:COMBINED]
-    runs = [cached(scale, seed, count, kept) for count in fewest]
     return [run for run in runs if run.name not in alone]
 
 
