@@ -79,7 +79,8 @@ def views_against_loss(runs: Runs) -> Picture | None:
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("views in the cache, through which training cycles")
     axes.set_ylabel("held-out loss against online, % better")
-    listed = "; ".join(f"{line.settings['distill']['views']} views {found['value']:+.2f} %" for line, found in points)
+    numbers = [(line.settings["distill"]["views"], found["value"]) for line, found in points]
+    listed = "; ".join(f"{views} {'view' if views == 1 else 'views'} {value:+.2f} %" for views, value in numbers)
     return finish(
         figure,
         "views-loss",

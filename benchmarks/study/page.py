@@ -24,6 +24,7 @@ from benchmarks.study.runs import (
 from benchmarks.study.scales import FIRST, Scale
 from benchmarks.study.verdicts import DECIDING, margin, outcome_of_seeds, verdict
 from unic_cache.files.local import LocalFolder
+from unic_cache.teachers.catalog import resolve
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 NONE = "-"
@@ -56,7 +57,7 @@ def pages(scale: Scale, lines: Sequence[Line]) -> dict[str, bytes]:
         opening(scale, runs),
         "## Goals\n\n" + table(("goal", "result", ""), goals(runs, waiting(scale, lines))),
         "## Teachers and images\n\n" + described(runs),
-        "## What the teachers are worth\n\n" + scores(runs, references(scale, runs), everything()),
+        "## What the teachers are worth\n\n" + started(scale) + scores(runs, references(scale, runs), everything()),
         "## The claim\n\n" + claim(scale, runs),
         "## UNIC's ablations\n\n" + paper(runs),
         "## Views, quality and tokens\n\n" + storage(runs),
@@ -97,6 +98,15 @@ def references(scale: Scale, runs: Runs) -> list[str]:
     """The runs that train nothing, and the claim's students."""
     names = [*(teacher_run(name) for name in scale.teachers), UNTRAINED_START, STARTED, "claim/random"]
     return [name for name in names if name in runs]
+
+
+def started(scale: Scale) -> str:
+    """Why the untrained student differs from the teacher whose weights it has."""
+    rules = sorted({*resolve(scale.start).summary_rules.values(), *resolve(scale.start).grid_rules.values()})
+    return (
+        f"`{UNTRAINED_START}` has the weights of `{teacher_run(scale.start)}`. A student is read at its last block; "
+        f"this teacher gives the features of `{'` and `'.join(rules)}`.\n\n"
+    )
 
 
 def scores(runs: Runs, names: Sequence[str], measures: Sequence[str]) -> str:

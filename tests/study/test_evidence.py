@@ -7,7 +7,7 @@ from benchmarks.study.runs import F16, ONLINE
 from benchmarks.study.scales import FIRST, SCALES
 from benchmarks.study.verdicts import HELD, UNKNOWN, WORSE, outcome_of_seeds
 from pipelines.planning import evidence as module
-from pipelines.planning.evidence import CLS_QUALITIES, LIMITS, QUALITIES, SAMPLES, VIEWS, evidence
+from pipelines.planning.evidence import CLS_QUALITIES, LIMITS, QUALITIES, SAMPLES, TOGETHER, VIEWS, evidence
 from unic_cache.config import FITTED
 from unic_cache.store.calibrate import DEFAULT_QUALITY
 
@@ -35,6 +35,10 @@ def test_every_verdict_of_the_results_is_told_and_no_other():
     told |= {(new, FITTED, quality, None, None): verdict for quality, verdict in QUALITIES.items()}
     told |= {(new, FITTED, DEFAULT_QUALITY, None, quality): verdict for quality, verdict in CLS_QUALITIES.items()}
     told |= {(new, F16, None, rule, None): verdict for rule, verdict in SAMPLES.items()}
+    told |= {
+        (views, FITTED, quality, rule, cls_quality): verdict
+        for (views, quality, cls_quality, rule), verdict in TOGETHER.items()
+    }
     assert told == verdicts()
 
 
@@ -53,7 +57,7 @@ def test_it_says_for_whom_it_holds():
         ((20, FITTED, 0.5, None), "20 views not tried (10 held); klt at 0.5 not tried (0.96 held)"),
         ((10, "int4", None, None), "10 views held; int4 was not tried"),
         ((10, FITTED, 0.9, None), "10 views held; klt at 0.9 could not be shown equal"),
-        ((1, "f16", None, None), "1 views worse; f16 is its reference"),
+        ((1, "f16", None, None), "1 view worse; f16 is its reference"),
         ((5, FITTED, None, None, 0.97), "klt at 0.99 held; CLS tokens at 0.97 not tried (0.96 held); all tokens"),
         ((5, FITTED, None, None, 1.0), "klt at 0.99 held; all tokens"),
         ((5, "int8", None, None, 0.97), "int8 was not tried; all tokens"),
@@ -65,6 +69,11 @@ def test_what_is_told_of_values_between_and_beyond(asked, words, monkeypatch):
     monkeypatch.setattr(module, "QUALITIES", {0.99: HELD, 0.96: HELD, 0.9: UNKNOWN})
     monkeypatch.setattr(module, "CLS_QUALITIES", {0.99: HELD, 0.96: HELD})
     monkeypatch.setattr(module, "SAMPLES", {"lattice": HELD, "random": UNKNOWN})
+    monkeypatch.setattr(module, "TOGETHER", {(3, 0.5, 0.7, "lattice"): WORSE})
+    together = (
+        "; together, 3 views, klt at 0.5, CLS tokens at 0.7, a quarter of the others by lattice: worse. Else each"
+    )
+    assert together in evidence(*asked)
     assert words in evidence(*asked)
 
 
@@ -72,5 +81,6 @@ def test_nothing_is_told_where_nothing_held(monkeypatch):
     monkeypatch.setattr(module, "VIEWS", {})
     monkeypatch.setattr(module, "QUALITIES", {0.8: WORSE})
     monkeypatch.setattr(module, "SAMPLES", {})
+    monkeypatch.setattr(module, "TOGETHER", {})
     assert "5 views not tried; klt at 0.99 not tried; all tokens" in evidence(5, FITTED, None, None)
-    assert "; 49 tokens were not tried. Each" in evidence(5, FITTED, None, 49)
+    assert "; 49 tokens were not tried. Else each" in evidence(5, FITTED, None, 49)
