@@ -14,9 +14,8 @@ VIEWS: Mapping[float, str] = {10: HELD, 5: HELD, 2: WORSE, 1: WORSE}  # in float
 QUALITIES: Mapping[float, str] = {0.99: HELD, 0.96: HELD, 0.9: UNKNOWN, 0.8: WORSE}  # of klt, a new view in each epoch
 CLS_QUALITIES: Mapping[float, str] = {0.99: HELD, 0.96: UNKNOWN}  # of klt, beside patch tokens at 0.99
 SAMPLES: Mapping[str, str] = {"lattice": HELD, "random": HELD}  # of a quarter of the patch tokens, in float16
-TOGETHER: Mapping[
-    tuple[int, float, float, str], str
-] = {  # views, klt's qualities of patch and CLS tokens, a quarter by
+# views, klt's qualities of patch and CLS tokens, what chose a quarter of the patch tokens
+TOGETHER: Mapping[tuple[int, float, float, str], str] = {
     (5, 0.96, 0.99, "lattice"): WORSE,
     (10, 0.96, 0.99, "lattice"): WORSE,
 }
