@@ -10,7 +10,7 @@ from unic_cache.config import EXACT, FITTED
 from unic_cache.store.calibrate import DEFAULT_QUALITY
 
 HELD, UNKNOWN, WORSE = "held", "cannot tell", "worse"
-VIEWS: Mapping[float, str] = {10: HELD, 5: HELD, 2: WORSE, 1: WORSE}  # in float16
+VIEWS: Mapping[float, str] = {10: HELD, 5: HELD, 4: UNKNOWN, 2: WORSE, 1: WORSE}  # in float16
 QUALITIES: Mapping[float, str] = {0.99: HELD, 0.96: HELD, 0.9: UNKNOWN, 0.8: WORSE}  # of klt, a new view in each epoch
 CLS_QUALITIES: Mapping[float, str] = {0.99: HELD, 0.96: UNKNOWN}  # of klt, beside patch tokens at 0.99
 SAMPLES: Mapping[str, str] = {"lattice": HELD, "random": HELD}  # of a quarter of the patch tokens, in float16
