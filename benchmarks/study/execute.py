@@ -99,9 +99,13 @@ class Study:
         found |= compared(sums, others, settings["evaluate"]["resamples"])
         found["test_images"] = {name: len(values) for name, values in sums.items()}
         found["machine"] = {"device": device_words(self.device), "cores": os.cpu_count(), "torch": torch.__version__}
-        if any((run.name, run.seed) in one.against for one in plan(self.scale)):
+        if self.is_reference(run):
             save_sums(self.values(run.folder), sums, keys)
         return found
+
+    def is_reference(self, run: Run) -> bool:
+        """Whether others are compared with it: a name's every seed, since later lines may add runs of that seed."""
+        return any(run.name == name for one in plan(self.scale) for name, _ in one.against)
 
     def trained(self, run: Run) -> Path:
         """The folder of the run's student, trained to its end, from its checkpoint if it has one."""

@@ -167,6 +167,13 @@ def test_the_values_of_references_lie_beside_the_results_and_of_no_other_run(stu
     assert kept == {runs()[place].folder for place in (0, 1, 2)}
 
 
+def test_online_is_a_reference_with_every_seed(study):
+    """Combinations of a second seed are compared with that seed's, and are not planned before it has its line."""
+    online, *singles = (run for seed in (0, 1) for run in cache_runs(TINY, seed))
+    assert study.is_reference(online)
+    assert {run.name for run in singles if study.is_reference(run)} == {ONLINE}
+
+
 def test_losses_of_other_images_are_not_compared(study, finished):
     _, keys = load_sums(study.values(runs()[2].folder))
     keys["loss-images"] = keys["loss-images"][::-1]
