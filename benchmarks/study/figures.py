@@ -16,7 +16,6 @@ SERIES = {
     "cls": "klt, CLS coded too",
     "random": "f16, random tokens",
     "lattice": "f16, lattice",
-    "combined": "combined",
 }
 
 Runs = Mapping[str, Sequence[Line]]
@@ -137,8 +136,6 @@ def compared(runs: Runs) -> list[tuple[Line, dict[str, float]]]:
 def series(line: Line) -> str:
     """What a run changes."""
     kept = line.settings["cache"]
-    if kept["codec"] != F16 and kept["tokens"] is not None:
-        return "combined"
     if kept.get("cls_quality") is not None:
         return "cls"
     return "bits" if kept["codec"] != F16 else str(kept["sampling"])

@@ -36,6 +36,11 @@ def opening(scale: Scale, runs: Mapping[str, Sequence[Line]]) -> str:
         ),
         ("margins", f"fixed before the first run: {margins()}"),
         (
+            "plan",
+            "single settings as fixed before the first run. Coded CLS tokens, 4 views (the default of `extract`) and "
+            "the rule by which settings are combined came once others had lines",
+        ),
+        (
             "verdicts",
             "*held*: the whole 95 % interval of the paired difference lies within the margin; *worse*: it lies beyond "
             "it; *better*: it lies above 0 and not within the margin; else *cannot tell*. That an interval contains 0 "

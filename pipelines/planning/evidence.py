@@ -48,14 +48,18 @@ def _together(settings: tuple[float, float, str], verdicts: Mapping[int, str]) -
 
 
 def _said(value: float, tried: Mapping[float, str]) -> str:
-    """The verdict on a value, else the nearest coarser one that held, else the coarsest that held, if any did."""
-    if value in tried:
-        return _words(tried[value])
-    held = [other for other, verdict in tried.items() if verdict == HELD]
-    if not held:
-        return "not tried"
-    nearest = max((other for other in held if other < value), default=min(held))
-    return f"not tried ({nearest:g} {HELD})"
+    """The verdict on a value that was tried; unless it held, also which did.
+
+    Of a value that failed, the nearest finer one; of one not tried, the nearest coarser one, else the coarsest.
+    """
+    verdict = tried.get(value)
+    held = [other for other, found in tried.items() if found == HELD]
+    if verdict is None:
+        nearest = max((other for other in held if other < value), default=min(held, default=None))
+    else:
+        nearest = min((other for other in held if other > value), default=None)
+    words = "not tried" if verdict is None else _words(verdict)
+    return words if verdict == HELD or nearest is None else f"{words} ({nearest:g} {HELD})"
 
 
 def _words(verdict: str) -> str:

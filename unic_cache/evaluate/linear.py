@@ -101,8 +101,9 @@ def _rescaled(train_MD: Tensor, test_ND: Tensor) -> tuple[npt.NDArray[np.float64
     """Both in float64, less the training images' mean, over the root mean square of what that leaves of these."""
     train, test = (features.cpu().double().numpy() for features in (train_MD, test_ND))
     mean_D = train.mean(axis=0)
-    scale = float(np.sqrt(np.square(train - mean_D).mean())) or 1.0  # equal images have no scale
-    return (train - mean_D) / scale, (test - mean_D) / scale
+    train, test = train - mean_D, test - mean_D
+    scale = float(np.sqrt(np.square(train).mean())) or 1.0  # equal images have no scale
+    return train / scale, test / scale
 
 
 def _scores(
