@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from unic_cache import draws
@@ -15,6 +16,13 @@ from unic_cache.evaluate import sgd
 from unic_cache.evaluate.linear import linear
 from unic_cache.evaluate.split import Part, held_out
 from unic_cache.evaluate.task import Examples, Metrics, Settings
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """BLAS threads that wait for one another beside another test make a fit of a second take half a minute."""
+    with threadpool_limits(1):
+        yield
 
 
 def clouds(count: int, seed: int, classes: int = 4, noise: float = 1.5) -> Examples:
