@@ -189,3 +189,17 @@ def test_a_pointer_of_git_lfs_says_what_it_is(tmp_path: Path) -> None:
         scan(str(tmp_path / "t.tar"))
     with pytest.raises(ImageError, match="a Git LFS pointer"):
         decode(pointer)
+
+
+def test_headers_are_checked_whatever_way_tarfile_parses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12.3 of Ubuntu 24.04 calls no overridden `TarInfo.frombuf` any more."""
+    parse = tarfile.TarInfo.fromtarfile.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(tarfile.TarInfo, "fromtarfile", classmethod(lambda _, tar: parse(tarfile.TarInfo, tar)))
+    path = write_members(tmp_path / "a.tar", (f"{'long' * 40}.jpg", b"1"), ("b.jpg", b"2"))
+    assert held(path) == {key_crc("long" * 40): b"1", key_crc("b"): b"2"}
+    data = bytearray(path.read_bytes())
+    entry = scan(str(path))
+    data[entry.offsets[1] - 512] ^= 1
+    path.write_bytes(data)
+    with OpenShard(str(path), entry) as tar, pytest.raises(ShardError, match="row 1 is not the image found"):
+        tar.read(1)

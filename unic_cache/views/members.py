@@ -33,19 +33,6 @@ class Member:
     crc: int  # crc32c of the block before the data
 
 
-class _Header(tarfile.TarInfo):
-    """A header with the checksum of its block."""
-
-    crc = 0
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        """As in tarfile, plus the checksum."""
-        found = super().frombuf(buf, encoding, errors)
-        found.crc = crc32c(bytes(buf))
-        return found
-
-
 class Members:
     """The files of a seekable tar of `size` bytes; errors call it `path`."""
 
@@ -79,7 +66,8 @@ class Members:
                 member = self._target(place)
                 dead += [] if member else [place]
             elif found.isreg() and not found.issparse():
-                member = Member(found.name, found.offset, found.offset_data, found.size, found.crc)
+                crc = self._block_crc(found.offset_data - BLOCK)
+                member = Member(found.name, found.offset, found.offset_data, found.size, crc)
                 self._files[place] = member
             if is_guest(found.name):
                 self.left_out.add(GUEST, found.name)
@@ -104,7 +92,12 @@ class Members:
             place = self._links[place]
         return self._files.get(place)
 
-    def _all(self) -> Iterator[_Header]:
+    def _block_crc(self, at: int) -> int:
+        """crc32c of the block at byte `at`; read anew, since releases of tarfile differ in how they hand it over."""
+        self.file.seek(at)
+        return int(crc32c(self.file.read(BLOCK)))
+
+    def _all(self) -> Iterator[tarfile.TarInfo]:
         """Every member of every archive in the file."""
         start: int | None = 0
         while start is not None:
@@ -114,7 +107,6 @@ class Members:
                         plain = member.isreg() and not member.issparse()  # `size` is that of the data
                         if plain and member.offset_data + member.size > self.size:
                             raise self.error(self.size, f"it ends early, within {member.name!r}", "copy it again")
-                        assert isinstance(member, _Header)
                         yield member
                 except (tarfile.TarError, OverflowError, RecursionError) as error:
                     at = min(tar.offset, self.size)
@@ -152,7 +144,7 @@ class Members:
                 raise self.error(start, f"it is compressed with {name}", remedy)
         self.file.seek(start)
         try:
-            return tarfile.open(fileobj=self.file, mode="r:", tarinfo=_Header)
+            return tarfile.open(fileobj=self.file, mode="r:")
         except (tarfile.TarError, OverflowError, RecursionError) as error:
             raise self.error(start, f"it is not a tar: {error}", "give the path of a plain tar") from error
 
