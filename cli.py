@@ -116,7 +116,7 @@ def plan(config: PlanConfig, as_json: bool, yes: bool) -> None:
     ExtractConfig,
     examples="""
     unic-cache extract --teacher dino
-    unic-cache extract --teacher dino --teacher ibot --weights ibot=ibot.pth --views 4 --codec int8
+    unic-cache extract --teacher dino --teacher ibot --weights ibot=ibot.pth --views 8 --codec int8
     unic-cache extract --teacher dino --recipe center --views 1 --shards 'val/{000000..000049}.tar'
     unic-cache extract --teacher dino --device all
     unic-cache extract --teacher dino --cache s3://bucket/cache --shards 's3://bucket/shards/*.tar' --ray auto

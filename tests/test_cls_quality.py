@@ -98,7 +98,8 @@ def test_a_student_trains_from_them_and_any_rows_decode_alike(coded, tmp_path, s
         unit = cache.unit(0, 0, NAME)
         order = [36, 0, 17, 31, 32]
         rows = teacher.features(teacher.record(unit), order)
-        assert all(torch.equal(rows[kind], exact(coded, name)[kind][order]) for kind in rows)
+        for kind, x in rows.items():  # a product of other rows may round otherwise
+            torch.testing.assert_close(x, exact(coded, name)[kind][order], rtol=0, atol=1e-5)
 
 
 class TestExtract:

@@ -9,7 +9,7 @@ from pipelines import extract, plan
 from pipelines.extracting.defaults import kept_alike, settled
 from tests.conftest import CNN, VIT, make_shards
 from unic_cache.cache import Cache, open_cache
-from unic_cache.config import ExtractConfig, PlanConfig, Views
+from unic_cache.config import DEFAULT_VIEWS, ExtractConfig, PlanConfig, Views
 from unic_cache.errors import ConfigError
 from unic_cache.files.schemes import open_location
 
@@ -33,9 +33,9 @@ def options(settings, small):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory, options):
-    """A cache of five views of 48 px and seed 5, 2 tokens of each as int8."""
+    """A cache of six views of 48 px and seed 5, 2 tokens of each as int8."""
     folder = tmp_path_factory.mktemp("begun") / "cache"
-    extract.run(options(folder, size=48, seed=5, views=5, codec="int8", tokens=2))
+    extract.run(options(folder, size=48, seed=5, views=6, codec="int8", tokens=2))
     return folder
 
 
@@ -45,12 +45,12 @@ def found(cache, config):
 
 
 def test_a_new_cache_has_the_papers_settings(tmp_path, options):
-    assert found(tmp_path, options(tmp_path)) == (Views("unic", 224, 0), 4)
+    assert found(tmp_path, options(tmp_path)) == (Views("unic", 224, 0), DEFAULT_VIEWS)
     assert found(tmp_path, options(tmp_path, recipe="center")) == (Views("center", 224, 0), 1)
 
 
 def test_what_is_left_open_is_the_caches_and_nothing_needs_to_be_said(begun, options, capsys):
-    assert found(begun, options(begun)) == (Views("unic", 48, 5), 5)
+    assert found(begun, options(begun)) == (Views("unic", 48, 5), 6)
     assert found(begun, options(begun, views=3)) == (Views("unic", 48, 5), 3)
     assert found(begun, options(begun, recipe="center")) == (Views("center", 48, 0), 1)
     assert capsys.readouterr().err == ""
@@ -78,7 +78,19 @@ def test_several_kinds_are_asked_about(tmp_path, options):
     extract.run(options(cache, size=48, views=1))
     with pytest.raises(ConfigError, match="has views of size 32 and 48; choose one with --size"):
         extract.run(options(cache))
-    assert found(cache, options(cache, size=48)) == (Views("unic", 48, 0), 4)  # a begun cache is no wish for less
+
+
+def test_a_begun_cache_is_no_wish_for_less_and_what_it_lacks_of_the_default_is_said(tmp_path, options, capsys):
+    """One finished by a release whose default was 4 looks the same as one stopped between two views."""
+    cache = tmp_path / "cache"
+    extract.run(options(cache, size=48, views=4))
+    capsys.readouterr()
+    assert found(cache, options(cache)) == (Views("unic", 48, 0), DEFAULT_VIEWS)
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert f"{cache} has 4 of the 5 views of an image that are the default" in told
+    assert "for no more than it has, give --views 4" in told
+    assert found(cache, options(cache, views=4)) == (Views("unic", 48, 0), 4)
+    assert capsys.readouterr().err == ""
 
 
 def test_extraction_goes_on_by_the_caches_settings_alone(begun, options, tmp_path):
@@ -138,7 +150,7 @@ def test_plan_assumes_what_the_cache_has(begun, options, monkeypatch):
     fields = {field.name: getattr(options(begun), field.name) for field in dataclasses.fields(ExtractConfig)}
     with pytest.raises(ConfigError, match="far enough"):
         plan.run(PlanConfig(**fields, student="test_vit", img_size=32, patch_size=16))
-    assert (asked[0].kind, asked[0].count) == (Views("unic", 48, 5), 5)
+    assert (asked[0].kind, asked[0].count) == (Views("unic", 48, 5), 6)
 
 
 def test_what_is_left_open_survives_json(options, tmp_path):

@@ -37,8 +37,8 @@ def opening(scale: Scale, runs: Mapping[str, Sequence[Line]]) -> str:
         ("margins", f"fixed before the first run: {margins()}"),
         (
             "plan",
-            "single settings as fixed before the first run. Coded CLS tokens, 4 views (the default of `extract`) and "
-            "the rule by which settings are combined came once others had lines",
+            "single settings as fixed before the first run. Coded CLS tokens, 4 views (then the default of `extract`) "
+            "and the rule by which settings are combined came once others had lines",
         ),
         (
             "verdicts",

@@ -36,8 +36,7 @@ def settled(config: Config, cache: Cache) -> Config:
     kind = Views(recipe, size, seed, scale)
     config = dataclasses.replace(config, recipe=recipe, size=size, seed=seed, crop_scale=scale)
     _tell(cache, kind, found)
-    # never fewer than the default: a stopped run may have only begun the cache
-    return dataclasses.replace(config, views=config.views or max(config.count, found.get(kind, 0)))
+    return dataclasses.replace(config, views=config.views or _count(config, cache, found.get(kind, 0)))
 
 
 def kinds(cache: Cache) -> dict[Views, int]:
@@ -82,6 +81,14 @@ def _only(cache: Cache, flag: str, values: Collection[Any], default: Any) -> Any
         listed = " and ".join(str(value).strip("()").replace(" ", "") for value in sorted(values))
         raise ConfigError(f"{cache.location.url} has views of {flag} {listed}; choose one with --{flag}")
     return next(iter(values), default)
+
+
+def _count(config: ExtractConfig, cache: Cache, held: int) -> int:
+    """As many views as the cache holds, but never fewer than the default: a stopped run may have only begun it."""
+    if 0 < held < config.count:
+        more = f"for no more than it has, give --views {held}"
+        say(f"{cache.location.url} has {held} of the {config.count} views of an image that are the default; {more}")
+    return max(config.count, held)
 
 
 def _tell(cache: Cache, kind: Views, found: Collection[Views]) -> None:

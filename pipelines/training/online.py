@@ -19,7 +19,7 @@ from pipelines.training.split import marked, tell_validation, train_names
 from pipelines.training.targets import Live
 from pipelines.training.training_set import Snapshot, TrainingSet, check_kinds, teachers_of
 from unic_cache.cache import Cache
-from unic_cache.config import DistillConfig, Views
+from unic_cache.config import DEFAULT_VIEWS, DistillConfig, Views
 from unic_cache.config.views import CROP_SCALE
 from unic_cache.errors import ConfigError
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
@@ -29,7 +29,6 @@ from unic_cache.views.index import ShardEntry
 from unic_cache.views.segments import extend_index
 
 DEFAULT_SIZE = 224  # pixels of a view
-DEFAULT_VIEWS = 4  # of each image that a calibration may use, as in extraction
 FOLDER = "online"
 
 
@@ -114,7 +113,7 @@ def opening_options(config: DistillConfig, views: Views, worker: tuple[int, int]
         shards=config.shards,
         cache=str(Path(config.out) / FOLDER),
         kind=views,
-        count=DEFAULT_VIEWS,
+        count=DEFAULT_VIEWS,  # that a calibration may use, as in extraction
         codec="f16",
         calibration_images=config.calibration_images,
         worker_index=worker[0],

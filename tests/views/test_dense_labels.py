@@ -182,7 +182,7 @@ NO_DEPTHS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "data", "message"), NO_DEPTHS)
+@pytest.mark.parametrize(("kind", "data", "message"), NO_DEPTHS, ids=[message for *_, message in NO_DEPTHS])
 def test_what_is_no_depth_is_refused(kind: str, data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         decode_depth(data, kind, (1, 1))

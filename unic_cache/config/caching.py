@@ -8,6 +8,7 @@ from unic_cache.config.choices import (
     CENTER,
     CODECS,
     CODERS,
+    DEFAULT_VIEWS,
     DTYPES,
     FITTED,
     PIXEL_CODECS,
@@ -93,7 +94,7 @@ class ExtractConfig(Stage):
     views: int | None = option(
         None,
         "Views per image; docs/STUDY.md says how few will do.",
-        unset="4, or as many as the cache has; 1 for center",
+        unset=f"{DEFAULT_VIEWS}, or as many as the cache has; 1 for center",
     )
     recipe: str | None = option(None, "Augmentation recipe.", choices=RECIPES, unset="the cache's, or unic")
     size: int | None = option(None, "View size in pixels.", unset="the cache's, or 224")
@@ -141,7 +142,7 @@ class ExtractConfig(Stage):
     @property
     def count(self) -> int:
         """Views per image."""
-        return self.views if self.views is not None else 1 if self.recipe == CENTER else 4
+        return self.views if self.views is not None else 1 if self.recipe == CENTER else DEFAULT_VIEWS
 
 
 @dataclass(frozen=True)

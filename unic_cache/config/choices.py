@@ -5,6 +5,7 @@
 
 CENTER = "center"  # the one recipe without randomness, for evaluation alone
 RECIPES = ("unic", "light", CENTER)
+DEFAULT_VIEWS = 5  # of each image: the fewest that the study found equal to a new one in every epoch
 TRAINED_RECIPES = tuple(recipe for recipe in RECIPES if recipe != CENTER)
 FITTED = "klt"  # the one codec with tables fitted to each teacher
 FITTED_SETTINGS = ("quality", "cls_quality", "coder")
