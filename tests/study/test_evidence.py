@@ -70,9 +70,12 @@ def test_what_is_told_of_values_between_and_beyond(asked, words, monkeypatch):
     monkeypatch.setattr(module, "QUALITIES", {0.99: HELD, 0.96: HELD, 0.9: UNKNOWN})
     monkeypatch.setattr(module, "CLS_QUALITIES", {0.99: HELD, 0.96: HELD})
     monkeypatch.setattr(module, "SAMPLES", {"lattice": HELD, "random": UNKNOWN})
-    monkeypatch.setattr(module, "TOGETHER", {(0.5, 0.7, "lattice"): {3: WORSE, 4: UNKNOWN}})
-    together = "klt at 0.5, CLS tokens at 0.7 and a quarter by lattice, together: 3 views worse, 4 views could not be"
-    assert f"; {together} shown equal. Else each" in evidence(*asked)
+    monkeypatch.setattr(
+        module, "TOGETHER", {(0.5, 0.7, "lattice"): {3: WORSE, 4: UNKNOWN}, (0.6, 0.7, None): {5: HELD}}
+    )
+    sampled = "klt at 0.5, CLS tokens at 0.7 and a quarter by lattice, together: 3 views worse, 4 views could not be"
+    whole = "klt at 0.6, CLS tokens at 0.7 and all tokens, together: 5 views held"
+    assert f"; {sampled} shown equal; {whole}. Else each" in evidence(*asked)
     assert words in evidence(*asked)
 
 
