@@ -14,17 +14,17 @@ VIEWS: Mapping[float, str] = {10: HELD, 5: HELD, 4: UNKNOWN, 2: WORSE, 1: WORSE}
 QUALITIES: Mapping[float, str] = {0.99: HELD, 0.96: HELD, 0.9: UNKNOWN, 0.8: WORSE}  # of klt, a new view in each epoch
 CLS_QUALITIES: Mapping[float, str] = {0.99: HELD, 0.96: UNKNOWN}  # of klt, beside patch tokens at 0.99
 SAMPLES: Mapping[str, str] = {"lattice": HELD, "random": HELD}  # of a quarter of the patch tokens, in float16
-# klt's quality of patch tokens, of CLS tokens if not in float16, and what chose a quarter of the patch tokens if not all;
-# at each number of views
+# klt's quality of patch tokens, of CLS tokens if not in float16, what chose a quarter of the patch tokens if not all
 Stored = tuple[float, float | None, str | None]
-TOGETHER: Mapping[Stored, Mapping[int, str]] = {
+TOGETHER: Mapping[Stored, Mapping[int, str]] = {  # at each number of views
     (0.96, 0.99, "lattice"): {5: WORSE, 10: WORSE},
     (0.96, 0.99, None): {5: HELD},
     (0.96, None, None): {5: UNKNOWN},
 }
 LIMITS = (
     "Else each was tried alone; with one seed (what held together: with two), by a ViT of width 192 and depth 6 from "
-    "random weights, 24 epochs of 1,500 images of 64 px; other students, longer training, and other settings together were not: docs/STUDY.md"
+    "random weights, 24 epochs of 1,500 images of 64 px; other students, longer training, and other settings together "
+    "were not: docs/STUDY.md"
 )
 
 
