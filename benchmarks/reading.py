@@ -37,14 +37,13 @@ import torch
 import webdataset
 import zarr
 
-from benchmarks.stores import ROWS, VIEWS, Throttled, write, write_theia
+from benchmarks.stores import QUALITY, ROWS, VIEWS, Throttled, write, write_theia
 from pipelines.training.targets import Cached
 from unic_cache.ahead import thread_pool
 from unic_cache.buffers import Ring
 from unic_cache.cache import Cache
 from unic_cache.config import CODERS, FITTED, PIXEL_CODECS
 from unic_cache.files.local import LocalFolder
-from unic_cache.store.calibrate import DEFAULT_QUALITY
 from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, index_bytes, object_name, view_folder
 from unic_cache.store.member import Member
 from unic_cache.store.open_objects import OpenObjects
@@ -65,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codec", nargs="+", default=["int8"])
     parser.add_argument("--coder", nargs="+", default=CODERS[:1], choices=CODERS, help="of klt; all in one run")
-    parser.add_argument("--quality", type=float, default=DEFAULT_QUALITY, help="of klt")
+    parser.add_argument("--quality", type=float, default=QUALITY, help="of klt")
     parser.add_argument("--images", type=int, default=4096, help="a multiple of 1024")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--loop", action="store_true", help="decoded, by distill's loop and by FeatureDataset, alone")

@@ -12,6 +12,7 @@ from numcodecs import Zstd
 
 import cli
 from pipelines import distill, extract, inspect, plan, recode, verify
+from pipelines.extracting.specs import fitted_settings
 from tests.conftest import CNN, VIT, tree
 from unic_cache.cache import CachedTeacher, open_cache
 from unic_cache.config import DistillConfig, InspectConfig, PlanConfig, RecodeConfig
@@ -105,9 +106,10 @@ def test_a_student_trains_from_them_and_any_rows_decode_alike(coded, tmp_path, s
 class TestExtract:
     def test_1_means_float16_and_leaves_no_trace(self, tmp_path, settings):
         extract.run(settings(tmp_path / "one", **KLT, cls_quality=1.0, views=1))
-        extract.run(settings(tmp_path / "none", **KLT, views=1))
-        assert tree(tmp_path / "one") == tree(tmp_path / "none")
-        assert teachers(tmp_path / "one")[VIT].spec["format"] == 1
+        for teacher in teachers(tmp_path / "one").values():
+            assert teacher.spec["format"] == 1
+            assert "cls_quality" not in teacher.spec
+            assert teacher.calibration.fidelity["cls"] > 0.99999
 
     def test_the_cache_is_continued_as_it_is(self, coded, tmp_path, settings):
         first = settings(tmp_path / "cache", teachers=(VIT,), **KLT, cls_quality=0.95, views=1)
@@ -130,12 +132,48 @@ class TestExtract:
             extract.run(settings(cache_folder, codec=None, cls_quality=0.9))
 
 
+class TestWhereNoneIsAsked:
+    """The study's qualities for a new teacher, and for all others what stands."""
+
+    def test_new_teachers_get_the_studys(self, tmp_path, settings):
+        extract.run(settings(tmp_path / "cache", codec=None, views=1))
+        kept = {(one.spec["quality"], one.spec["cls_quality"]) for one in teachers(tmp_path / "cache").values()}
+        assert kept == {(0.96, 0.99)}
+
+    @pytest.mark.parametrize(("quality", "cls_quality"), [(0.9, 0.99), (0.99, 0.99), (0.991, None), (0.9998, None)])
+    def test_cls_tokens_are_never_coarser_than_patch_tokens(self, quality, cls_quality):
+        asked = RecodeConfig("SRC", "DST", codec="klt", quality=quality)
+        kinds = {"cls": TokenKind(8), "patch": TokenKind(8, (2, 2))}
+        assert fitted_settings(asked, {}, kinds).get("cls_quality") == cls_quality
+        assert "cls_quality" not in fitted_settings(asked, {}, {"patch": kinds["patch"]})
+
+    def test_a_cache_with_float16_cls_tokens_goes_on_so(self, tmp_path, settings):
+        first = settings(tmp_path / "cache", teachers=(VIT,), **KLT, cls_quality=1.0, views=1)
+        extract.run(replace(first, weights=first.weights[:1]))
+        extract.run(settings(tmp_path / "cache", codec=None, views=2))
+        assert {
+            name: (one.spec["quality"], one.spec["format"]) for name, one in teachers(tmp_path / "cache").items()
+        } == {
+            VIT: (0.97, 1),
+            CNN: (0.97, 1),
+        }
+
+    def test_recode_keeps_what_klt_has_and_gives_another_codec_the_studys(self, tmp_path, settings, cache_folder):
+        extract.run(settings(tmp_path / "klt", **KLT, cls_quality=1.0, views=1))
+        found = {}
+        for name, source in (("same", tmp_path / "klt"), ("fitted", cache_folder)):
+            recode.run(RecodeConfig(str(source), str(tmp_path / name), codec="klt", device="cpu", threads=2))
+            spec = teachers(tmp_path / name)[VIT].spec
+            found[name] = spec["quality"], spec.get("cls_quality")
+        assert found == {"same": (0.97, None), "fitted": (0.96, 0.99)}
+
+
 class TestRecode:
     def run(self, source: Path, target: Path, **changes) -> recode.Summary:
         return recode.run(RecodeConfig(str(source), str(target), device="cpu", threads=2, **changes))
 
     def test_coding_cls_tokens_leaves_every_patch_code_and_the_other_way_round(self, tmp_path, settings):
-        extract.run(settings(tmp_path / "plain", **KLT))
+        extract.run(settings(tmp_path / "plain", **KLT, cls_quality=1.0))
         done = self.run(tmp_path / "plain", tmp_path / "coded", cls_quality=0.9)
         assert stored(tmp_path / "coded", "patch") == stored(tmp_path / "plain", "patch") != {}
         assert stored(tmp_path / "coded", "cls") != stored(tmp_path / "plain", "cls")

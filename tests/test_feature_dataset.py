@@ -371,7 +371,7 @@ class TestTars:
         batches = list(dataset(cache=kept, shards=None))
         for batch, other in zip(batches, dataset(), strict=True):
             assert torch.equal(batch["image"], other["image"])
-            assert torch.cosine_similarity(batch[VIT]["patch"], other[VIT]["patch"], dim=-1).mean() > 0.98
+            assert torch.cosine_similarity(batch[VIT]["patch"], other[VIT]["patch"], dim=-1).mean() > 0.95
 
     def test_can_be_chosen_by_file_or_by_name(self, dataset, kept, shards):
         by_name = dataset(cache=kept, shards="{000000,*2}", shuffle=False)

@@ -62,7 +62,7 @@ def test_f16_keeps_exactly_the_tokens_at_the_random_positions(tmp_path, extracti
         assert np.array_equal(some.calibration.covariance[kind], whole.calibration.covariance[kind])
 
 
-@pytest.mark.parametrize(("codec", "cosine"), [("int8", 0.9995), ("int4", 0.99), ("klt", 0.98)])
+@pytest.mark.parametrize(("codec", "cosine"), [("int8", 0.9995), ("int4", 0.99), ("klt", 0.95)])
 def test_other_codecs_keep_the_same_tokens_as_well_as_they_can(tmp_path, extracting, whole, codec, cosine):
     some = extracting(tmp_path / "cache", codec=codec, tokens=KEPT)
     expected = tokens_of(whole)["patch"].take_along_dim(places_in(some), dim=1)
@@ -101,7 +101,7 @@ def test_a_run_that_does_not_say_keeps_as_many_as_before(tmp_path, extracting, c
     [
         ({"tokens": 5}, {"tokens": 6}, r"was made with tokens 5, not 6; use the same settings, or another --cache"),
         ({}, {"tokens": 6}, r"was made with tokens null, not 6; use"),
-        ({"codec": "klt"}, {"codec": "klt", "quality": 0.9}, r"was made with quality 0\.99, not 0\.9; use"),
+        ({"codec": "klt"}, {"codec": "klt", "quality": 0.9}, r"was made with quality 0\.96, not 0\.9; use"),
         ({"codec": "klt"}, {"codec": "f16"}, r"was made with codec \"klt\", not \"f16\"; use"),
     ],
 )

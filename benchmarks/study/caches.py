@@ -14,7 +14,7 @@ from benchmarks.study.runs import Kept
 from benchmarks.study.sets import Sets
 from pipelines import extract, recode
 from pipelines.command.caches import opened
-from unic_cache.config import ExtractConfig, RecodeConfig
+from unic_cache.config import EXACT, FITTED, ExtractConfig, RecodeConfig
 from unic_cache.errors import ShardError
 from unic_cache.views.shards import describe, expand
 
@@ -64,7 +64,8 @@ class Caches:
         source, kept = self.base(settings["images"]), Kept(**settings["cache"])
         path = source.parent / kept.name
         if path not in self._whole:
-            recode.run(RecodeConfig(str(source), str(path), **kept.to_json()))
+            summaries = {"cls_quality": EXACT} if kept.codec == FITTED and kept.cls_quality is None else {}
+            recode.run(RecodeConfig(str(source), str(path), **kept.to_json(), **summaries))
             self._whole.add(path)
         return path
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pipelines.command.progress import say
 from unic_cache.cache import Cache
-from unic_cache.config import CENTER, FITTED, FITTED_SETTINGS, ExtractConfig, Views
+from unic_cache.config import CENTER, EXACT, FITTED, FITTED_SETTINGS, ExtractConfig, Views
 from unic_cache.config.views import CROP_SCALE
 from unic_cache.errors import ConfigError
 from unic_cache.store.layout import ADDED
@@ -59,7 +59,7 @@ def kept_alike(config: Config, cache: Cache) -> Config:
     if changes.get("codec", config.codec) in {None, FITTED} and all(spec["codec"] == FITTED for spec in specs):
         for name in FITTED_SETTINGS:
             if getattr(config, name) is None:
-                changes[name] = _common(spec.get(name, ADDED.get(name)) for spec in specs)
+                changes[name] = _common(spec.get(name, {**ADDED, "cls_quality": EXACT}.get(name)) for spec in specs)
     if config.tokens is None:
         changes["tokens"] = _common(spec.get("tokens") for spec in specs)
     added = [name for name in config.teachers if name not in cache.teachers and name not in cache.uncalibrated]

@@ -8,15 +8,24 @@ from typing import Any
 import torch
 
 from pipelines.extracting.opening_options import OpeningOptions
-from unic_cache.config import CODERS, EXACT, FITTED, FITTED_SETTINGS, LATTICE, PIXEL_CODECS, RecodeConfig
+from unic_cache.config import (
+    CODERS,
+    DEFAULT_QUALITY,
+    EXACT,
+    FITTED,
+    FITTED_SETTINGS,
+    LATTICE,
+    PIXEL_CODECS,
+    RecodeConfig,
+    default_cls_quality,
+)
 from unic_cache.errors import ConfigError
 from unic_cache.files.location import Location
-from unic_cache.store.calibrate import DEFAULT_QUALITY
 from unic_cache.store.layout import FORMAT, VIEWS_MEMBER, format_of
 from unic_cache.store.member import Member
 from unic_cache.teachers.model import Teacher
 from unic_cache.teachers.spec import OPEN_CLIP, TRANSFORMERS
-from unic_cache.token_kinds import kinds_to_json
+from unic_cache.token_kinds import Kinds, kinds_to_json
 from unic_cache.views.augment import AUGMENT_VERSION
 
 PROVENANCE = ("about", "source", "published", "licence", "weights_file_sha256")
@@ -53,7 +62,7 @@ def teacher_spec(
         "teacher": spec,
         "features": dims,
         "codec": codec,
-        **(fitted_settings(options, stands) if codec == FITTED else {}),
+        **(fitted_settings(options, stands, teacher.spec.kinds) if codec == FITTED else {}),
         "tokens": options.tokens or stands.get("tokens"),
         **({"sampling": LATTICE} if sampling == LATTICE else {}),
         "dtype": options.dtype,
@@ -65,15 +74,17 @@ def teacher_spec(
     return {"format": format_of(made), **made}
 
 
-def fitted_settings(asked: OpeningOptions | RecodeConfig, stands: Mapping[str, Any]) -> dict[str, Any]:
+def fitted_settings(asked: OpeningOptions | RecodeConfig, stands: Mapping[str, Any], kinds: Kinds) -> dict[str, Any]:
     """The fitted codec's settings as a spec.json has them: those asked for, else those of the spec that `stands`.
 
     Whatever means the same without it is left out, as earlier releases read it.
     """
     coder = asked.coder or stands.get("coder", CODERS[0])
-    cls_quality = asked.cls_quality or stands.get("cls_quality", EXACT)
+    quality = asked.quality or stands.get("quality", DEFAULT_QUALITY)
+    exact = stands.get("codec") == FITTED or all(kind.grid for kind in kinds.values())
+    cls_quality = asked.cls_quality or stands.get("cls_quality", EXACT if exact else default_cls_quality(quality))
     return {
-        "quality": asked.quality or stands.get("quality", DEFAULT_QUALITY),
+        "quality": quality,
         **({} if cls_quality == EXACT else {"cls_quality": cls_quality}),
         **({} if coder == CODERS[0] else {"coder": coder}),
     }

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from pipelines.planning.forecast import KeptCost
 from pipelines.planning.trial import Trial
-from unic_cache.config import EXACT, FITTED, RANDOM, PlanConfig, Views
+from unic_cache.config import DEFAULT_QUALITY, EXACT, FITTED, RANDOM, PlanConfig, Views, default_cls_quality
 from unic_cache.files.local import LocalFolder
-from unic_cache.store.calibrate import DEFAULT_QUALITY, Calibration, Calibrator, refit
+from unic_cache.store.calibrate import Calibration, Calibrator, refit
 from unic_cache.store.codecs.codec import Features
 from unic_cache.store.commit import CommitRecord, Unit
 from unic_cache.store.layout import ADDED, Extent, format_of
@@ -52,10 +52,10 @@ def kept_features(
     config: PlanConfig, teacher: Teacher, codec: str, tokens: int | None = None, sampling: str = RANDOM
 ) -> Features:
     """What is kept of a teacher by a codec; `tokens` of its patch tokens by the rule `sampling`, None for all."""
-    cls_quality = None if codec != FITTED or config.cls_quality == EXACT else config.cls_quality
-    return Features(
-        codec, teacher.spec.kinds, tokens, config.quality or DEFAULT_QUALITY, sampling, cls_quality=cls_quality
-    )
+    quality = config.quality or DEFAULT_QUALITY
+    asked = config.cls_quality or default_cls_quality(quality)
+    cls_quality = None if codec != FITTED or asked == EXACT else asked
+    return Features(codec, teacher.spec.kinds, tokens, quality, sampling, cls_quality=cls_quality)
 
 
 def ask(config: PlanConfig, teacher: Teacher, trial: Trial) -> Answers:

@@ -6,8 +6,7 @@ tests/study/test_evidence.py holds them to it. Values that the study has not tri
 
 from collections.abc import Mapping
 
-from unic_cache.config import EXACT, FITTED
-from unic_cache.store.calibrate import DEFAULT_QUALITY
+from unic_cache.config import DEFAULT_QUALITY, EXACT, FITTED, default_cls_quality
 
 HELD, UNKNOWN, WORSE = "held", "cannot tell", "worse"
 VIEWS: Mapping[float, str] = {10: HELD, 5: HELD, 4: UNKNOWN, 2: WORSE, 1: WORSE}  # in float16
@@ -41,7 +40,8 @@ def evidence(
         stored.get(codec, f"{codec} was not tried"),
         sampled if tokens else "all tokens are its reference",
     ]
-    if codec == FITTED and cls_quality not in {None, EXACT}:
+    cls_quality = cls_quality or default_cls_quality(aim)
+    if codec == FITTED and cls_quality != EXACT:
         parts.insert(2, f"CLS tokens at {cls_quality:g} {_said(cls_quality, CLS_QUALITIES)}")
     parts += [_together(settings, verdicts) for settings, verdicts in TOGETHER.items()]
     return f"the study, against new views and f16 in every epoch: {'; '.join(parts)}. {LIMITS}"

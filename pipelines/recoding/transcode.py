@@ -106,7 +106,7 @@ def target_spec(config: RecodeConfig, source: CachedTeacher, location: Location)
     made = {
         **{key: value for key, value in source.spec.items() if key not in {*FITTED_SETTINGS, "sampling"}},
         "codec": codec,
-        **(fitted_settings(config, stands) if codec == FITTED else {}),
+        **(fitted_settings(config, stands, source.kinds) if codec == FITTED else {}),
         "tokens": tokens,
         **({"sampling": LATTICE} if sampling == LATTICE else {}),
         "provenance": {**provenance, "recoded_from": came},

@@ -9,7 +9,6 @@ from benchmarks.study.verdicts import HELD, UNKNOWN, WORSE, outcome_of_seeds
 from pipelines.planning import evidence as module
 from pipelines.planning.evidence import CLS_QUALITIES, LIMITS, QUALITIES, SAMPLES, TOGETHER, VIEWS, evidence
 from unic_cache.config import FITTED
-from unic_cache.store.calibrate import DEFAULT_QUALITY
 
 SCALE = SCALES[FIRST]
 
@@ -33,7 +32,7 @@ def test_every_verdict_of_the_results_is_told_and_no_other():
     told = {(views, F16, None, None, None): verdict for views, verdict in VIEWS.items()}
     new = SCALE.ablation.views
     told |= {(new, FITTED, quality, None, None): verdict for quality, verdict in QUALITIES.items()}
-    told |= {(new, FITTED, DEFAULT_QUALITY, None, quality): verdict for quality, verdict in CLS_QUALITIES.items()}
+    told |= {(new, FITTED, max(QUALITIES), None, quality): verdict for quality, verdict in CLS_QUALITIES.items()}
     told |= {(new, F16, None, rule, None): verdict for rule, verdict in SAMPLES.items()}
     told |= {
         (views, FITTED, quality, rule, cls_quality): verdict
@@ -56,15 +55,18 @@ def test_it_says_for_whom_it_holds():
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ((5, FITTED, None, None), "5 views held; klt at 0.99 held; all tokens are its reference"),
-        ((4, FITTED, 0.98, 49), "4 views not tried (5 held); klt at 0.98 not tried (0.96 held); 49 tokens were not"),
+        ((5, FITTED, None, None), "5 views held; klt at 0.96 held; CLS tokens at 0.99 held; all tokens are"),
+        (
+            (4, FITTED, 0.98, 49),
+            "4 views not tried (5 held); klt at 0.98 not tried (0.96 held); CLS tokens at 0.99 held; 49",
+        ),
         ((8, "f16", None, None), "8 views not tried (5 held); f16 is its reference"),
         ((20, FITTED, 0.5, None), "20 views not tried (10 held); klt at 0.5 not tried (0.96 held)"),
         ((10, "int4", None, None), "10 views held; int4 was not tried"),
         ((10, FITTED, 0.9, None), "10 views held; klt at 0.9 could not be shown equal (0.96 held)"),
         ((1, "f16", None, None), "1 view worse (5 held); f16 is its reference"),
-        ((5, FITTED, None, None, 0.97), "klt at 0.99 held; CLS tokens at 0.97 not tried (0.96 held); all tokens"),
-        ((5, FITTED, None, None, 1.0), "klt at 0.99 held; all tokens"),
+        ((5, FITTED, None, None, 0.97), "klt at 0.96 held; CLS tokens at 0.97 not tried (0.96 held); all tokens"),
+        ((5, FITTED, None, None, 1.0), "klt at 0.96 held; all tokens"),
         ((5, "int8", None, None, 0.97), "int8 was not tried; all tokens"),
         ((5, FITTED, None, 49), "49 tokens were not tried (a quarter by lattice held and by random could not be shown"),
     ],
@@ -86,7 +88,10 @@ def test_what_is_told_of_values_between_and_beyond(asked, words, monkeypatch):
 def test_nothing_is_told_where_nothing_held(monkeypatch):
     monkeypatch.setattr(module, "VIEWS", {})
     monkeypatch.setattr(module, "QUALITIES", {0.8: WORSE})
+    monkeypatch.setattr(module, "CLS_QUALITIES", {})
     monkeypatch.setattr(module, "SAMPLES", {})
     monkeypatch.setattr(module, "TOGETHER", {})
-    assert "5 views not tried; klt at 0.99 not tried; all tokens" in evidence(5, FITTED, None, None)
+    assert "5 views not tried; klt at 0.96 not tried; CLS tokens at 0.99 not tried; all tokens" in evidence(
+        5, FITTED, None, None
+    )
     assert "; 49 tokens were not tried. Else each" in evidence(5, FITTED, None, 49)

@@ -71,7 +71,7 @@ class TestWhole:
         assert tree(tmp_path / "cache") == tree(whole)
 
     def test_clipped_codes_of_good_rows_are_counted_in_the_record(self, tmp_path, extracting, monkeypatch):
-        """Neither the bad row 3 of tar 0 nor the padding of last batches counts."""
+        """Of both kinds of tokens; neither the bad row 3 of tar 0 nor the padding of last batches counts."""
         encode = Klt.encode
         monkeypatch.setattr(
             Klt,
@@ -81,7 +81,7 @@ class TestWhole:
             ),
         )
         extracting(tmp_path / "cache")
-        assert [record_of(tmp_path / "cache", VIT, shard).clipped for shard in (0, 1)] == [3 * 34, 3 * 5]
+        assert [record_of(tmp_path / "cache", VIT, shard).clipped for shard in (0, 1)] == [2 * 3 * 34, 2 * 3 * 5]
 
 
 class TestFlips:

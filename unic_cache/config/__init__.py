@@ -4,6 +4,7 @@ A field is an option: `option(default, help)` is all that the command line says 
 `bounds`, choices in `choices`.
 """
 
+from unic_cache.config.bounds import default_cls_quality
 from unic_cache.config.caching import (
     ExtractConfig,
     InspectConfig,
@@ -19,6 +20,7 @@ from unic_cache.config.choices import (
     CENTER,
     CODECS,
     CODERS,
+    DEFAULT_QUALITY,
     DEFAULT_VIEWS,
     DTYPES,
     EVALUATION_TASKS,
@@ -49,6 +51,7 @@ __all__ = [
     "CENTER",
     "CODECS",
     "CODERS",
+    "DEFAULT_QUALITY",
     "DEFAULT_VIEWS",
     "DTYPES",
     "EVALUATION_TASKS",
@@ -80,4 +83,5 @@ __all__ = [
     "StatusConfig",
     "VerifyConfig",
     "Views",
+    "default_cls_quality",
 ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from unic_cache.config.choices import FITTED, FITTED_SETTINGS
+from unic_cache.config.choices import DEFAULT_CLS_QUALITY, EXACT, FITTED, FITTED_SETTINGS
 from unic_cache.errors import ConfigError
 
 MANY = 10**9
@@ -125,6 +125,11 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """ConfigError with the choices unless `value` is one of them."""
     if value not in choices:
         raise ConfigError(f"{name} {value!r} is unknown; choose from {', '.join(choices)}")
+
+
+def default_cls_quality(quality: float) -> float:
+    """The `cls_quality` where none is asked for: CLS tokens are never coarser than patch tokens of this quality."""
+    return DEFAULT_CLS_QUALITY if quality <= DEFAULT_CLS_QUALITY else EXACT
 
 
 def check_worker(index: int, count: int) -> None:

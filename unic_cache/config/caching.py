@@ -8,6 +8,8 @@ from unic_cache.config.choices import (
     CENTER,
     CODECS,
     CODERS,
+    DEFAULT_CLS_QUALITY,
+    DEFAULT_QUALITY,
     DEFAULT_VIEWS,
     DTYPES,
     FITTED,
@@ -41,6 +43,7 @@ from unic_cache.files.paths import WRITTEN_HERE, check_here
 
 QUALITY = f"Mean cosine that {FITTED} aims for; docs/STUDY.md says how little will do."
 CLS_QUALITY = f"The same of CLS tokens under {FITTED}; 1 keeps them in float16."
+CLS_DEFAULT = f"{DEFAULT_CLS_QUALITY}; 1 beside a higher --quality"
 CODER = f"Entropy coder of {FITTED}: pcodec is smaller, zstd decodes faster."
 
 
@@ -101,8 +104,8 @@ class ExtractConfig(Stage):
     seed: int | None = option(None, "Random seed for the views.", unset="the cache's, or 0")
     crop_scale: tuple[float, float] | None = option(None, CROP_SCALE, "LEAST,MOST", unset="the cache's, or 0.08,1")
     codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset=f"the cache's, or {FITTED}")
-    quality: float | None = option(None, QUALITY, unset="the cache's, or 0.99")
-    cls_quality: float | None = option(None, CLS_QUALITY, unset="the cache's, or 1")
+    quality: float | None = option(None, QUALITY, unset=f"the cache's, or {DEFAULT_QUALITY}")
+    cls_quality: float | None = option(None, CLS_QUALITY, unset=f"the cache's, or {CLS_DEFAULT}")
     coder: str | None = option(None, CODER, choices=CODERS, unset=f"the cache's, or {CODERS[0]}")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="the cache's, or all")
     sampling: str | None = option(
@@ -150,8 +153,8 @@ class PlanConfig(ExtractConfig):
     """`unic-cache plan`: an extraction to forecast, and the training that will read it."""
 
     codec: str | None = option(None, "Use this codec.", choices=CODECS, unset="the one that suits this machine")
-    quality: float | None = option(None, QUALITY, unset="0.99")
-    cls_quality: float | None = option(None, CLS_QUALITY, unset="1")
+    quality: float | None = option(None, QUALITY, unset=f"{DEFAULT_QUALITY}")
+    cls_quality: float | None = option(None, CLS_QUALITY, unset=CLS_DEFAULT)
     coder: str | None = option(None, CODER, choices=CODERS, unset="the one that suits this machine")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="all, and a quarter to compare")
     device: str = option("auto", DEVICE)
@@ -172,9 +175,9 @@ class RecodeConfig(Stage):
     target: str = field(metadata=described(metavar="DST"))
     codec: str | None = option(None, "Codec for patch tokens.", choices=CODECS, unset="DST's, or SRC's")
     quality: float | None = option(
-        None, f"Mean cosine to SRC that {FITTED} aims for.", unset="DST's, or SRC's, or 0.99"
+        None, f"Mean cosine to SRC that {FITTED} aims for.", unset=f"DST's, or SRC's, or {DEFAULT_QUALITY}"
     )
-    cls_quality: float | None = option(None, CLS_QUALITY, unset="DST's, or SRC's, or 1")
+    cls_quality: float | None = option(None, CLS_QUALITY, unset=f"DST's, or SRC's, or {CLS_DEFAULT}")
     coder: str | None = option(None, CODER, choices=CODERS, unset=f"DST's, or SRC's, or {CODERS[0]}")
     tokens: int | None = option(None, "Keep N patch tokens per view.", "N", unset="DST's, or SRC's")
     sampling: str | None = option(

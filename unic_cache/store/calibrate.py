@@ -23,6 +23,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from unic_cache.config import DEFAULT_QUALITY
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.codec import FeatureCodec, Features
 from unic_cache.store.codecs.fit import BandMoments, axes_of, fit_klt
@@ -32,7 +33,6 @@ from unic_cache.store.npz import load_npz, save_npz
 from unic_cache.store.sampling import at_positions
 
 STD_GUARD = 1e-6
-DEFAULT_QUALITY = 0.99
 AT_ONCE = 32  # images encoded together to measure fidelity
 HELD_OUT = 5  # every fifth image measures fidelity and does not enter the statistics
 COVARIANCE_TOKENS = 16  # of each image, evenly spaced; all of them would take minutes and change little
