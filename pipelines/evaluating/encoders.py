@@ -40,7 +40,7 @@ class Encoder:
 
     name: str
     kind: str
-    made_of: str  # for people: "cache, klt 0.99" or "network"
+    made_of: str  # for people: "cache, klt 0.96, CLS 0.99" or "network"
     identity: Mapping[str, Any]  # JSON-ready: decides the features of a view
     input_size: int | None  # pixels, of a network
     grid: Grid | None  # of its patch tokens
@@ -99,11 +99,14 @@ def from_cache(teacher: CachedTeacher) -> Encoder:
     """
     features = teacher.codec.features
     kept = {key: teacher.spec.get(key) for key in ("codec", "quality")}
-    kept |= {key: teacher.spec[key] for key in ("cls_quality",) if key in teacher.spec}
+    words = " ".join(str(value) for value in kept.values() if value)
+    if "cls_quality" in teacher.spec:
+        kept["cls_quality"] = teacher.spec["cls_quality"]
+        words += f", CLS {kept['cls_quality']}"
     return Encoder(
         teacher.name,
         TEACHER,
-        f"cache, {' '.join(str(value) for value in kept.values() if value)}",
+        f"cache, {words}",
         {"cached": teacher.spec["teacher"], **kept},
         None,
         None if features.sampled else grid_of(teacher.kinds),
