@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from numcodecs import Zstd
 import cli
 from pipelines import distill, extract, inspect, plan, recode, verify
 from pipelines.extracting.specs import fitted_settings
+from pipelines.planning.codec_costs import kept_features
 from tests.conftest import CNN, VIT, tree
 from unic_cache.cache import CachedTeacher, open_cache
 from unic_cache.config import DistillConfig, InspectConfig, PlanConfig, RecodeConfig
@@ -146,6 +148,14 @@ class TestWhereNoneIsAsked:
         kinds = {"cls": TokenKind(8), "patch": TokenKind(8, (2, 2))}
         assert fitted_settings(asked, {}, kinds).get("cls_quality") == cls_quality
         assert "cls_quality" not in fitted_settings(asked, {}, {"patch": kinds["patch"]})
+
+    @pytest.mark.parametrize(("kinds", "cls_quality"), [(("cls", "patch"), 0.99), (("patch",), None)])
+    def test_plan_assumes_the_same(self, kinds, cls_quality):
+        every = {"cls": TokenKind(8), "patch": TokenKind(8, (2, 2))}
+        teacher = SimpleNamespace(spec=SimpleNamespace(kinds={kind: every[kind] for kind in kinds}))
+        found = kept_features(PlanConfig(("a",)), teacher, "klt")
+        assert (found.quality, found.cls_quality) == (0.96, cls_quality)
+        assert kept_features(PlanConfig(("a",)), teacher, "int8").cls_quality is None
 
     def test_a_cache_with_float16_cls_tokens_goes_on_so(self, tmp_path, settings):
         first = settings(tmp_path / "cache", teachers=(VIT,), **KLT, cls_quality=1.0, views=1)

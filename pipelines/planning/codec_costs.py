@@ -53,7 +53,8 @@ def kept_features(
 ) -> Features:
     """What is kept of a teacher by a codec; `tokens` of its patch tokens by the rule `sampling`, None for all."""
     quality = config.quality or DEFAULT_QUALITY
-    asked = config.cls_quality or default_cls_quality(quality)
+    exact = all(kind.grid for kind in teacher.spec.kinds.values())
+    asked = config.cls_quality or (EXACT if exact else default_cls_quality(quality))
     cls_quality = None if codec != FITTED or asked == EXACT else asked
     return Features(codec, teacher.spec.kinds, tokens, quality, sampling, cls_quality=cls_quality)
 
