@@ -42,7 +42,7 @@ from pipelines.training.targets import Cached
 from unic_cache.ahead import thread_pool
 from unic_cache.buffers import Ring
 from unic_cache.cache import Cache
-from unic_cache.config import CODERS, FITTED, PIXEL_CODECS
+from unic_cache.config import CODERS, EXACT, FITTED, PIXEL_CODECS
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.layout import CHUNK_ROWS, ArraySpec, index_bytes, object_name, view_folder
 from unic_cache.store.member import Member
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--codec", nargs="+", default=["int8"])
     parser.add_argument("--coder", nargs="+", default=CODERS[:1], choices=CODERS, help="of klt; all in one run")
     parser.add_argument("--quality", type=float, default=QUALITY, help="of klt")
+    parser.add_argument("--cls-quality", nargs="+", type=float, default=[EXACT], help="of klt; all in one run")
     parser.add_argument("--images", type=int, default=4096, help="a multiple of 1024")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--loop", action="store_true", help="decoded, by distill's loop and by FeatureDataset, alone")
@@ -72,15 +73,24 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     first: dict[str, Any] = {}
-    ways = [(codec, coder) for codec in options.codec for coder in (options.coder if codec == FITTED else CODERS[:1])]
-    for codec, coder in ways:
+    for kept in kept_ways(options):
         with tempfile.TemporaryDirectory() as folder, thread_pool(options.threads) as pool:
             way = throttled if options.throttle else looped if options.loop else measured
-            found = way(Path(folder), codec, coder, pool, options)
+            found = way(Path(folder), kept, pool, options)
         first = first or found
         if found is not first:
             found["to_first"] = to_first(found, first)
-        print(json.dumps({"codec": codec, "coder": coder, "threads": options.threads, **found}), flush=True)
+        print(json.dumps({**kept, "threads": options.threads, **found}), flush=True)
+
+
+def kept_ways(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """How features are kept, as `stores.write` takes it: each coder and quality of klt, and the other codecs."""
+    fitted = [
+        {"codec": FITTED, "coder": coder, "quality": options.quality, "cls_quality": cls_quality}
+        for coder in options.coder
+        for cls_quality in options.cls_quality
+    ]
+    return [way for codec in options.codec for way in (fitted if codec == FITTED else [{"codec": codec}])]
 
 
 def to_first(found: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
@@ -90,10 +100,10 @@ def to_first(found: dict[str, Any], first: dict[str, Any]) -> dict[str, float]:
 
 
 def measured(
-    folder: Path, codec: str, coder: str, pool: ThreadPoolExecutor, options: argparse.Namespace
+    folder: Path, kept: dict[str, Any], pool: ThreadPoolExecutor, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Every way of reading, warm and cold."""
-    write(LocalFolder(folder), codec, options.images // ROWS, coder=coder, quality=options.quality)
+    write(LocalFolder(folder), shards=options.images // ROWS, **kept)
     cached, past_cache = (Store(LocalFolder(folder, page_cache=room), pool) for room in (None, 0))
     raw = Raw(cached, pool, options.threads)
     warm = rates(
@@ -123,12 +133,12 @@ def measured(
 
 
 def throttled(
-    folder: Path, codec: str, coder: str, pool: ThreadPoolExecutor, options: argparse.Namespace
+    folder: Path, kept: dict[str, Any], pool: ThreadPoolExecutor, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Ours alone, from a store held to so many MB/s."""
     stores = {}
     for pixels in PIXEL_CODECS:
-        write(LocalFolder(folder / pixels), codec, options.images // ROWS, pixels, coder, options.quality)
+        write(LocalFolder(folder / pixels), shards=options.images // ROWS, pixel_codec=pixels, **kept)
         stores[pixels] = Store(Throttled(folder / pixels, options.throttle * 1e6), pool)
     stores["features"] = Store(Throttled(folder / "raw", options.throttle * 1e6), pool, kept_views=False)
     found: dict[str, Any] = rates({name: partial(store.ours, 1) for name, store in stores.items()}, runs=2)
@@ -137,11 +147,9 @@ def throttled(
     return {"throttle": options.throttle, **found}
 
 
-def looped(
-    folder: Path, codec: str, coder: str, pool: ThreadPoolExecutor, options: argparse.Namespace
-) -> dict[str, Any]:
+def looped(folder: Path, kept: dict[str, Any], pool: ThreadPoolExecutor, options: argparse.Namespace) -> dict[str, Any]:
     """Decoded batches of one epoch after the other, warm."""
-    write(LocalFolder(folder), codec, options.images // ROWS, coder=coder, quality=options.quality)
+    write(LocalFolder(folder), shards=options.images // ROWS, **kept)
     store = Store(LocalFolder(folder), pool)
     dataset = FeatureDataset(folder, batch_size=BATCH, threads=options.threads)
     ways = {"distill": store.decoded, "dataset": lambda: sum(len(batch["image"]) for batch in dataset)}

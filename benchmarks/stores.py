@@ -16,7 +16,7 @@ import torch
 import webdataset
 
 from benchmarks.images import photograph
-from unic_cache.config import CODERS, FITTED, Views
+from unic_cache.config import CODERS, EXACT, FITTED, Views
 from unic_cache.files.local import LocalFolder
 from unic_cache.files.open_file import OpenFile, Span
 from unic_cache.store.calibrate import Calibrator
@@ -43,6 +43,7 @@ def write(
     pixel_codec: str = "raw",
     coder: str = CODERS[0],
     quality: float = QUALITY,
+    cls_quality: float = EXACT,
 ) -> None:
     """A whole cache: index, four teachers, kept pixels."""
     names = [f"tar{shard}" for shard in range(shards)]
@@ -51,7 +52,9 @@ def write(
     units = [Unit(0, Extent(shards, ROWS), shard, name, ROWS, VIEWS, 0) for shard, name in enumerate(names)]
     seen = write_pixels(location, pixel_codec, units)
     for number in range(TEACHERS):
-        write_teacher(location, f"teacher{number}", number, teacher_spec(codec, coder, quality), units, seen)
+        write_teacher(
+            location, f"teacher{number}", number, teacher_spec(codec, coder, quality, cls_quality), units, seen
+        )
 
 
 def write_pixels(location: LocalFolder, codec: str, units: Sequence[Unit]) -> Crcs:
@@ -66,11 +69,13 @@ def write_pixels(location: LocalFolder, codec: str, units: Sequence[Unit]) -> Cr
     return seen
 
 
-def teacher_spec(codec: str, coder: str, quality: float) -> dict[str, Any]:
+def teacher_spec(codec: str, coder: str, quality: float, cls_quality: float) -> dict[str, Any]:
     """How a teacher's features are kept."""
     fitted: dict[str, Any] = {"quality": quality} if codec == FITTED else {}
     if codec == FITTED and coder != CODERS[0]:
         fitted["coder"] = coder
+    if codec == FITTED and cls_quality != EXACT:
+        fitted["cls_quality"] = cls_quality
     dims = {"cls_dim": CHANNELS, "grid": [GRID, GRID], "patch_dim": CHANNELS}
     return {"format": format_of(fitted), "provenance": {}, "codec": codec, **fitted, "features": dims}
 
