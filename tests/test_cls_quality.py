@@ -13,6 +13,7 @@ from numcodecs import Zstd
 
 import cli
 from pipelines import distill, extract, inspect, plan, recode, verify
+from pipelines.extracting.defaults import kept_alike
 from pipelines.extracting.specs import fitted_settings
 from pipelines.planning.codec_costs import kept_features
 from tests.conftest import CNN, VIT, tree
@@ -161,12 +162,38 @@ class TestWhereNoneIsAsked:
         first = settings(tmp_path / "cache", teachers=(VIT,), **KLT, cls_quality=1.0, views=1)
         extract.run(replace(first, weights=first.weights[:1]))
         extract.run(settings(tmp_path / "cache", codec=None, views=2))
-        assert {
-            name: (one.spec["quality"], one.spec["format"]) for name, one in teachers(tmp_path / "cache").items()
-        } == {
-            VIT: (0.97, 1),
-            CNN: (0.97, 1),
+        kept = {name: (one.spec["quality"], one.spec["format"]) for name, one in teachers(tmp_path / "cache").items()}
+        assert kept == {VIT: (0.97, 1), CNN: (0.97, 1)}
+
+    @pytest.mark.parametrize(
+        ("quality", "others", "cls_quality"),
+        [
+            (None, [("cls", None)], 1.0),
+            (None, [("cls", 0.9)], 0.9),
+            (0.96, [("cls", None)], 1.0),
+            (0.96, [("cls", 0.97)], 0.97),
+            (0.98, [("cls", 0.97)], None),  # finer than that: its own default
+            (None, [("cls", 0.9), ("patch", None)], 0.9),  # a teacher without CLS tokens says nothing of them
+            (None, [("patch", None)], None),
+            (None, [("cls", 0.9), ("cls", None)], None),
+        ],
+    )
+    def test_a_new_teachers_are_kept_as_the_others_have_them(self, tmp_path, settings, quality, others, cls_quality):
+        every = {"cls": TokenKind(8), "patch": TokenKind(8, (2, 2))}
+        found = {
+            str(place): SimpleNamespace(
+                spec={"codec": "klt", "quality": 0.96, **({} if kept is None else {"cls_quality": kept})},
+                kinds={name: kind for name, kind in every.items() if name in {first, "patch"}},
+            )
+            for place, (first, kept) in enumerate(others)
         }
+        asked = settings(tmp_path, codec=None, quality=quality)
+        cache = SimpleNamespace(teachers=found, uncalibrated={})
+        assert kept_alike(asked, cache).cls_quality == cls_quality
+
+    def test_a_teacher_without_cls_tokens_has_no_such_setting(self):
+        asked = RecodeConfig("SRC", "DST", codec="klt", cls_quality=0.9)
+        assert "cls_quality" not in fitted_settings(asked, {}, {"patch": TokenKind(8, (2, 2))})
 
     def test_recode_keeps_what_klt_has_and_gives_another_codec_the_studys(self, tmp_path, settings, cache_folder):
         extract.run(settings(tmp_path / "klt", **KLT, cls_quality=1.0, views=1))

@@ -12,6 +12,7 @@ from unic_cache.cache import Cache, open_cache
 from unic_cache.config import DEFAULT_VIEWS, ExtractConfig, PlanConfig, Views
 from unic_cache.errors import ConfigError
 from unic_cache.files.schemes import open_location
+from unic_cache.token_kinds import TokenKind
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_a_new_teacher_is_kept_as_the_others_and_it_is_said(begun, options, caps
     ],
 )
 def test_settings_of_klt_that_are_left_open_are_those_of_a_cache_of_klt(options, tmp_path, asked, kept):
-    one = SimpleNamespace(spec={"codec": "klt", "quality": 0.96, "coder": "pcodec"})
+    one = SimpleNamespace(spec={"codec": "klt", "quality": 0.96, "coder": "pcodec"}, kinds={"cls": TokenKind(8)})
     cache = SimpleNamespace(teachers={"a": one, "b": one}, uncalibrated={})
     done = kept_alike(options(tmp_path, **asked), cache)
     assert (done.codec, done.quality, done.coder) == kept

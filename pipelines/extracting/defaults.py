@@ -57,9 +57,11 @@ def kept_alike(config: Config, cache: Cache) -> Config:
     if config.codec is None and all(getattr(config, name) is None for name in FITTED_SETTINGS):
         changes["codec"] = _common(spec["codec"] for spec in specs)
     if changes.get("codec", config.codec) in {None, FITTED} and all(spec["codec"] == FITTED for spec in specs):
-        for name in FITTED_SETTINGS:
+        for name in ("quality", "coder"):
             if getattr(config, name) is None:
-                changes[name] = _common(spec.get(name, {**ADDED, "cls_quality": EXACT}.get(name)) for spec in specs)
+                changes[name] = _common(spec.get(name, ADDED.get(name)) for spec in specs)
+        if config.cls_quality is None:
+            changes["cls_quality"] = _cls_quality(config, cache)
     if config.tokens is None:
         changes["tokens"] = _common(spec.get("tokens") for spec in specs)
     added = [name for name in config.teachers if name not in cache.teachers and name not in cache.uncalibrated]
@@ -67,6 +69,13 @@ def kept_alike(config: Config, cache: Cache) -> Config:
         told = ", ".join(f"{key} {value}" for key, value in changes.items() if value is not None)
         say(f"{', '.join(added)}: stored like the cache's other teachers: {told}")
     return dataclasses.replace(config, **changes)
+
+
+def _cls_quality(config: ExtractConfig, cache: Cache) -> float | None:
+    """What the teachers with CLS tokens share, unless patch tokens of the quality asked for would be finer."""
+    own = (one for one in cache.teachers.values() if not all(kind.grid for kind in one.kinds.values()))
+    found = _common(one.spec.get("cls_quality", EXACT) for one in own)
+    return None if found is not None and found < (config.quality or 0) else found
 
 
 def _common(values: Iterable[Any]) -> Any:

@@ -81,13 +81,19 @@ def fitted_settings(asked: OpeningOptions | RecodeConfig, stands: Mapping[str, A
     """
     coder = asked.coder or stands.get("coder", CODERS[0])
     quality = asked.quality or stands.get("quality", DEFAULT_QUALITY)
-    exact = stands.get("codec") == FITTED or all(kind.grid for kind in kinds.values())
-    cls_quality = asked.cls_quality or stands.get("cls_quality", EXACT if exact else default_cls_quality(quality))
+    stood = stands.get("cls_quality", EXACT) if stands.get("codec") == FITTED else None
+    cls_quality = coded_cls(asked.cls_quality or stood, quality, kinds)
     return {
         "quality": quality,
-        **({} if cls_quality == EXACT else {"cls_quality": cls_quality}),
+        **({} if cls_quality is None else {"cls_quality": cls_quality}),
         **({} if coder == CODERS[0] else {"coder": coder}),
     }
+
+
+def coded_cls(asked: float | None, quality: float, kinds: Kinds) -> float | None:
+    """The quality of coded CLS tokens beside patch tokens of `quality`; None: float16, or the teacher has none."""
+    found = asked or default_cls_quality(quality)
+    return None if found == EXACT or all(kind.grid for kind in kinds.values()) else found
 
 
 def pixel_codec(asked: str | None, before: Member | None) -> str:

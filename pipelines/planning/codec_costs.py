@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.extracting.specs import coded_cls
 from pipelines.planning.forecast import KeptCost
 from pipelines.planning.trial import Trial
-from unic_cache.config import DEFAULT_QUALITY, EXACT, FITTED, RANDOM, PlanConfig, Views, default_cls_quality
+from unic_cache.config import DEFAULT_QUALITY, FITTED, RANDOM, PlanConfig, Views
 from unic_cache.files.local import LocalFolder
 from unic_cache.store.calibrate import Calibration, Calibrator, refit
 from unic_cache.store.codecs.codec import Features
@@ -53,10 +54,9 @@ def kept_features(
 ) -> Features:
     """What is kept of a teacher by a codec; `tokens` of its patch tokens by the rule `sampling`, None for all."""
     quality = config.quality or DEFAULT_QUALITY
-    exact = all(kind.grid for kind in teacher.spec.kinds.values())
-    asked = config.cls_quality or (EXACT if exact else default_cls_quality(quality))
-    cls_quality = None if codec != FITTED or asked == EXACT else asked
-    return Features(codec, teacher.spec.kinds, tokens, quality, sampling, cls_quality=cls_quality)
+    kinds = teacher.spec.kinds
+    cls_quality = coded_cls(config.cls_quality, quality, kinds) if codec == FITTED else None
+    return Features(codec, kinds, tokens, quality, sampling, cls_quality=cls_quality)
 
 
 def ask(config: PlanConfig, teacher: Teacher, trial: Trial) -> Answers:

@@ -193,7 +193,7 @@ def test_a_pointer_of_git_lfs_says_what_it_is(tmp_path: Path) -> None:
 
 def test_headers_are_checked_whatever_way_tarfile_parses_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.12.3 of Ubuntu 24.04 calls no overridden `TarInfo.frombuf` any more."""
-    parse = tarfile.TarInfo.fromtarfile.__func__  # type: ignore[attr-defined]
+    parse = tarfile.TarInfo.fromtarfile.__func__
     monkeypatch.setattr(tarfile.TarInfo, "fromtarfile", classmethod(lambda _, tar: parse(tarfile.TarInfo, tar)))
     path = write_members(tmp_path / "a.tar", (f"{'long' * 40}.jpg", b"1"), ("b.jpg", b"2"))
     assert held(path) == {key_crc("long" * 40): b"1", key_crc("b"): b"2"}
