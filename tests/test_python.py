@@ -84,7 +84,7 @@ def test_the_lines_of_the_docs_run_the_stages(place, weights):
     changes = {
         '"dino"': repr(VIT),
         '"dino.pth"': repr(str(weights[VIT])),
-        "views=4": "views=2",
+        "views=5": "views=2",
         'student="vit_small_patch16_224"': 'student="test_vit", img_size=32, patch_size=16, batch_size=16',
         'out="runs/small"': 'out="runs/small", tracker="none"',
         "epochs=100": "epochs=0.2",
