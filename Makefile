@@ -81,6 +81,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.reading --codec f16 klt --loop
 	$(BIN)/python -m benchmarks.images
 	$(BIN)/python -m benchmarks.ladder
+	$(BIN)/python -m benchmarks.calibrating
 	$(BIN)/python -m benchmarks.extracting
 	$(BIN)/python -m benchmarks.distilling
 	$(BIN)/python -m benchmarks.memory

@@ -1,9 +1,14 @@
 """Calibration is of no more views than there will be, goes on where it was stopped, and comes out as it was."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
+import torch
 
 from pipelines import extract
+from pipelines.command.signals import Stopped
 from pipelines.extracting import calibrating, opening
 from pipelines.extracting.calibration_checkpoint import HalfCalibrated
 from tests.conftest import CNN, VIT, make_shards, tree
@@ -94,6 +99,30 @@ class TestStopped:
             extract.run(small(f"cache-{batches}", **changes))
             assert sorted(shown) == sorted(2 * list(range(7)))
             assert tree(tmp_path / f"cache-{batches}") == tree(tmp_path / "never-stopped")
+
+    @pytest.mark.parametrize("beside", [False, True])
+    def test_a_signal_stops_it_once_all_that_was_shown_is_counted_and_kept(
+        self, small, tmp_path, shown, monkeypatch, beside
+    ):
+        """Also where each teacher's sums are made in a thread, as beside an accelerator."""
+        extract.run(small("never-stopped", codec="klt"))
+        shown.clear()
+        counting, update = calibrating.counting, calibrating.Calibrating.update
+
+        def signalled(one, *rest):
+            update(one, *rest)
+            if len(shown) == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(calibrating.Calibrating, "update", signalled)
+        if beside:
+            monkeypatch.setattr(calibrating, "counting", lambda name, device: counting(name, torch.device("cuda")))
+        with pytest.raises(Stopped, match=r"^16 of 26 views of the calibration are done; go on with the same command"):
+            extract.run(small("cache", codec="klt"))
+        assert len(list((tmp_path / "cache").rglob(".tmp-calibration-0"))) == 2
+        extract.run(small("cache", codec="klt"))
+        assert sorted(shown) == sorted(2 * list(range(7)))
+        assert tree(tmp_path / "cache") == tree(tmp_path / "never-stopped")
 
     @pytest.mark.parametrize("changes", [{"batch_size": 5}, {"views": 1}])
     def test_other_settings_begin_anew(self, small, tmp_path, stop_after, shown, changes):

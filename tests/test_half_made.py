@@ -16,17 +16,15 @@ from unic_cache.errors import CacheError
 def half_made(tmp_path, settings, monkeypatch):
     """What an extraction leaves that is stopped while the calibration of the second of two teachers is made."""
 
-    made: list[calibrating.Calibrator] = []
-    honest = calibrating.Calibrator.calibration
+    made: list[int] = []
 
-    def stopped(calibrator):
-        made.append(calibrator)
+    def stopped(cache, member, crc):
+        made.append(crc)
         if len(made) == 2:
             raise KeyboardInterrupt
-        return honest(calibrator)
 
     with monkeypatch.context() as patch:
-        patch.setattr(calibrating.Calibrator, "calibration", stopped)
+        patch.setattr(calibrating, "check_calibration", stopped)
         with pytest.raises(KeyboardInterrupt):
             extract.run(settings(tmp_path / "cache", codec="klt", views=1))
     assert [VIT.replace(":", ".") in name for name in tree(tmp_path / "cache") if "calibration.npz" in name] == [True]

@@ -75,7 +75,7 @@ SCALES = {
             claim=Base("claim", images=6_500, views=2, unseen_views=0),
             large=Training("vit_small_patch14_dinov2", img_size=112, patch_size=None, batch_size=32),
             claim_epochs=2,
-            started_lr=1e-4,
+            started_lr=1e-4,  # loss after 110 steps 0.387; at 3e-4 0.433, at 1e-3 0.492
             random_lr=5e-4,
             claim_seeds=(0, 1, 2),
             seeds=(0, 1),

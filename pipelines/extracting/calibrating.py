@@ -2,24 +2,30 @@
 
     views -> teachers -> statistics, some whole images -> fitted codec -> calibration.npz, created once
 
+Everything after the teacher takes one CPU thread, whose sums have one order. Each teacher has its own, so that an
+accelerator need not wait for all of them in turn.
+
 A calibration uses no more views than there will be, so that small work is quick. Its spec records how many: a lost
 calibration is made again from as many. A stopped command keeps its progress: the same command goes on, and ends with
 the same bytes.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from crc32c import crc32c
+from threadpoolctl import threadpool_limits
 
 from pipelines.command.progress import Progress, say
 from pipelines.command.signals import Stopped, stop_on_signal
 from pipelines.extracting.calibration_checkpoint import HalfCalibrated, forget
 from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.extracting.recorder import BATCHES_AHEAD, DeviceBatch
-from unic_cache.ahead import ahead
+from unic_cache.ahead import ahead, behind, dropped, thread_pool
 from unic_cache.cache import Cache
 from unic_cache.errors import CacheError
 from unic_cache.store.calibrate import Calibrator
@@ -31,7 +37,10 @@ from unic_cache.teachers.model import Teacher
 from unic_cache.views.index import Segment
 
 CALIBRATION_TARS = 256
+BATCHES_BEHIND = 2  # shown to a teacher and not yet counted
 LEAST_VIEWS = 10  # also the lower bound of --calibration-images
+
+Later = Callable[[Callable[[], object]], object]  # runs work, in the order in which it is given
 
 
 def views_to_calibrate(options: OpeningOptions, first: Segment) -> int:
@@ -65,12 +74,12 @@ def calibrate(
             wanted = [item for item in wanted if pixels.kept.has(item)]
         say(f"calibrating {', '.join(names)} on {len(wanted):,} views")
         own = [(teachers[name], members[name]) for name in names]
-        for one in show(options, cache, pixels, own, wanted, device):
-            if not one.calibrator.images:
-                raise CacheError(
-                    f"{cache.location.url}: not one image of the calibration could be decoded; are these images?"
-                )
-            data = one.calibrator.calibration().to_bytes()
+        counted = show(options, cache, pixels, own, wanted, device)
+        if not all(one.calibrator.images for one in counted):
+            raise CacheError(
+                f"{cache.location.url}: not one image of the calibration could be decoded; are these images?"
+            )
+        for one, data in zip(counted, made([one.calibrator for one in counted]), strict=True):
             check_calibration(cache, one.member, crc32c(data))
             cache.location.create(one.member.calibration_name, data)
             forget(options, one.member)
@@ -98,20 +107,22 @@ class Calibrating:
     half: HalfCalibrated
     calibrator: Calibrator
     done: int  # batches
+    later: Later
 
     def update(self, batch: DeviceBatch, bad: Collection[int]) -> None:
-        """Count the next batch, without the images at the places `bad` and the empty slots."""
+        """Show the next batch and count it, without the images at the places `bad` and the empty slots."""
         self.done += 1
         size, count = len(batch.views_BHWC), len(batch.shown)
         good_B = torch.tensor([place < count and place not in bad for place in range(size)])
         if not good_B.any():
             return
         kept_BN = batch.positions(self.member)
-        tokens = self.teacher(batch.views_BHWC)
-        self.calibrator.update(
-            {kind: values.cpu()[good_B] for kind, values in tokens.items()},
-            None if kept_BN is None else kept_BN.cpu()[good_B],
-        )
+        tokens = {kind: values.cpu()[good_B] for kind, values in self.teacher(batch.views_BHWC).items()}
+        self.later(partial(self.calibrator.update, tokens, None if kept_BN is None else kept_BN.cpu()[good_B]))
+
+    def keep(self, at_once: bool) -> None:
+        """Keep what is counted so far, now or once some minutes have passed."""
+        self.later(partial(self.half.keep, self.calibrator, self.done, at_once))
 
 
 def show(
@@ -126,27 +137,58 @@ def show(
 
     Stopped after a signal, once the progress is safe.
     """
-    halves = [(*pair, HalfCalibrated(options, pair[1], wanted, device)) for pair in members]
-    teachers = [Calibrating(*three, *three[2].load()) for three in halves]
-    size, first = options.batch_size, min(one.done for one in teachers)
-    groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
-    batches = ahead(groups[first:], lambda part: pixels.start(part, size), BATCHES_AHEAD)
-    progress = Progress("calibrate", len(wanted), "images", min(first * size, len(wanted)))
-    with progress, stop_on_signal() as stop:
-        for number, batch in enumerate(batches, start=first):
-            views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
-            on_device = DeviceBatch(views_BHWC, options.kind.seed, shown(cache, groups[number]))
-            for one in teachers:
-                if one.done == number:
-                    one.update(on_device, batch.bad)
-            progress.advance(len(groups[number]))
-            for one in teachers:
-                one.half.keep(one.calibrator, one.done, at_once=stop.made)
-            if stop.made:
-                done = min((number + 1) * size, len(wanted))
-                said = f"{done} of {len(wanted)} views of the calibration are done"
-                raise Stopped(f"{said}; go on with the same command", stop.number)
+    with ExitStack() as threads:
+        teachers = [
+            Calibrating(teacher, member, half, *half.load(), threads.enter_context(counting(member.folder, device)))
+            for teacher, member in members
+            for half in [HalfCalibrated(options, member, wanted, device)]
+        ]
+        size, first = options.batch_size, min(one.done for one in teachers)
+        groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+        batches = ahead(groups[first:], lambda part: pixels.start(part, size), BATCHES_AHEAD)
+        done, stopping = min(first * size, len(wanted)), False
+        with Progress("calibrate", len(wanted), "images", done) as progress, stop_on_signal() as stop:
+            for number, batch in enumerate(batches, start=first):
+                views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
+                on_device = DeviceBatch(views_BHWC, options.kind.seed, shown(cache, groups[number]))
+                for one in teachers:
+                    if one.done == number:
+                        one.update(on_device, batch.bad)
+                progress.advance(len(groups[number]))
+                stopping, done = stop.made, done + len(groups[number])
+                for one in teachers:
+                    one.keep(at_once=stopping)
+                if stopping:
+                    break
+    if stopping:
+        said = f"{done} of {len(wanted)} views of the calibration are done"
+        raise Stopped(f"{said}; go on with the same command", stop.number)
     return teachers
+
+
+@contextmanager
+def counting(name: str, device: torch.device) -> Iterator[Later]:
+    """Gives `later(work)`: in a thread beside an accelerator; at once on the CPU, whose cores the teacher needs.
+
+    Each work limits BLAS to one thread, in the whole process, and then restores what it found. Limited from here on,
+    that is never more while others count.
+    """
+    if device.type == "cpu":
+        yield lambda work: work()
+        return
+    with threadpool_limits(1, "blas"), behind(f"calibrate {name}", BATCHES_BEHIND) as later:
+        yield later
+
+
+def made(calibrators: Sequence[Calibrator]) -> Iterator[bytes]:
+    """The calibration of each teacher, in order; as many are made at once as there are cores."""
+
+    def one(calibrator: Calibrator) -> bytes:
+        with threadpool_limits(1):
+            return calibrator.calibration().to_bytes()
+
+    with threadpool_limits(1, "blas"), thread_pool(0) as pool, dropped(pool):
+        yield from pool.map(one, calibrators)
 
 
 def check_calibration(cache: Cache, member: Member, crc: int) -> None:

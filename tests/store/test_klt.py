@@ -210,7 +210,7 @@ class TestFit:
     def test_reaches_the_quality_on_held_out_tokens_with_the_largest_step(self, tokens, quality):
         fit, held_out = tokens[:120], tokens[120:]
         codec = fit_klt(rotations(2, 12), fit, held_out, (6, 5), quality)
-        rms = coefficient_rms(codec, (fit, held_out))
+        rms = coefficient_rms(codec, (codec.coefficients(fit), codec.coefficients(held_out)))
 
         def reached(step: float) -> float:
             """A loop over tokens."""
@@ -222,6 +222,18 @@ class TestFit:
         assert quality <= reached(codec.step) < quality + 0.01
         assert reached(1.01 * codec.step) < quality
         assert np.array_equal(with_step(codec, rms, codec.step).order, codec.order)
+
+    @pytest.mark.parametrize("step", [0.004, 0.3, 2.0])
+    def test_the_fidelity_of_a_step_is_that_of_encoding_and_decoding(self, tokens, step):
+        """To the bit, with codes that are left out and codes beyond their class."""
+        codec = fit_klt(rotations(2, 12), tokens[:120], tokens[120:], (6, 5), 0.99)
+        spread = codec.coefficients(tokens[:120]).double().square().mean(dim=0).sqrt().flatten().numpy()
+        tried, wild = with_step(codec, spread, step), 5 * tokens[120:152]
+        encoded = tried.encode("patch", wild)
+        decoded = tried.decode("patch", encoded.arrays)
+        cosine = torch.cosine_similarity(decoded.double(), wild.double(), dim=-1).sum().item() / (32 * 30)
+        assert encoded.clipped_B.any()
+        assert fidelity(tried, [tried.coefficients(wild)], wild) == cosine
 
     def test_what_it_says_of_the_held_out_images_is_what_they_lose(self, tokens):
         found = calibrated(tokens, Features("klt", {"patch": TokenKind(12, (6, 5))}, quality=0.97))
@@ -352,7 +364,8 @@ class TestSize:
             ):
                 codec = fit_klt(rotation, fit, held_out, known, 0.99)
                 sizes["DCT" if known else "", name] = self.packed(codec, tokens)
-                cosines[known, name] = fidelity(codec, tokens)
+                decoded = codec.decode("patch", codec.encode("patch", tokens).arrays)
+                cosines[known, name] = float(torch.cosine_similarity(decoded, tokens, dim=-1).mean())
         assert max(cosines.values()) - min(cosines.values()) < 0.001
         klt = sizes["DCT", "rotated"]
         int8 = sum(array.row_bytes for array in Int8().arrays("patch", (64, channels)))

@@ -7,8 +7,9 @@ Letters: B images, T tokens, D channels, G bands, N stored coefficients.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,10 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from unic_cache.store.codecs.klt import Klt, band_tokens, dct, over_grid
+from unic_cache.store.codecs.klt import Klt, band_tokens, dct, over_grid, rounded
+from unic_cache.store.codecs.packing import LARGEST
 from unic_cache.store.moments import Counting, Floats, principal
-from unic_cache.token_kinds import PATCH, Grid
+from unic_cache.token_kinds import Grid
 
 # The least rms, in steps, of each class of packing.LARGEST; coefficients below the last are left out. At 0.3 instead of
 # 0.09 zstd would need 2 % fewer bytes at an equal cosine, but images unlike the calibration's would lose more.
@@ -92,24 +94,26 @@ def fit_klt(
     tokens = fit_BTD.shape[1]
     codec = Klt(grid, tokens, rotation, np.zeros(0, np.int32), (0, 0, 0, 0, 0), 1.0)
     with threadpool_limits(1):
-        rms = coefficient_rms(codec, (*torch.split(fit_BTD, AT_ONCE), *torch.split(held_out_BTD, AT_ONCE)))
+        held_out = [codec.coefficients(part) for part in torch.split(held_out_BTD, AT_ONCE)]
+        fit = (codec.coefficients(part) for part in torch.split(fit_BTD, AT_ONCE))
+        rms = coefficient_rms(codec, itertools.chain(fit, held_out))
         if summary:
-            rms = np.maximum(rms, coefficient_rms(codec, torch.split(held_out_BTD, AT_ONCE)))
+            rms = np.maximum(rms, coefficient_rms(codec, held_out))
         low, high = np.log(STEPS)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            good = fidelity(with_step(codec, rms, float(np.exp(middle))), held_out_BTD) >= quality
+            good = fidelity(with_step(codec, rms, float(np.exp(middle))), held_out, held_out_BTD) >= quality
             low, high = (middle, high) if good else (low, middle)
         return with_step(codec, rms, float(np.exp(low)))
 
 
-def coefficient_rms(codec: Klt, batches: Sequence[Tensor]) -> Floats:
-    """(T D,) the rms of each coefficient, shrunk towards the product of its token's and channel's means.
+def coefficient_rms(codec: Klt, batches: Iterable[Tensor]) -> Floats:
+    """(T D,) the rms of each coefficient (B, T, D), shrunk towards the product of its token's and channel's means.
 
     The prior weighs `PRIOR_IMAGES` images. Held-out images count too: axes fitted to few images look too good on them.
     """
-    images = sum(len(batch) for batch in batches)
-    power_TD = torch.stack([codec.coefficients(batch).double().square().sum(dim=0) for batch in batches]).sum(dim=0)
+    counted = [(len(batch), batch.double().square().sum(dim=0)) for batch in batches]
+    images, power_TD = sum(count for count, _ in counted), torch.stack([power for _, power in counted]).sum(dim=0)
     sizes = [len(places) for places in band_tokens(codec.grid, codec.tokens)]
     smooth = [
         band.mean(dim=1, keepdim=True) * band.mean(dim=0) / band.mean().clamp(min=1e-30)
@@ -130,10 +134,16 @@ def with_step(codec: Klt, rms: npt.NDArray[np.float64], step: float) -> Klt:
     return dataclasses.replace(codec, order=order[: at_least[-1]].astype(np.int32), counts=counts, step=step)
 
 
-def fidelity(codec: Klt, exact_BTD: Tensor, batch: int = AT_ONCE) -> float:
-    """The mean cosine between tokens and their decoded codes."""
-    total = 0.0
-    for part in torch.split(exact_BTD, batch):
-        decoded = codec.decode(PATCH, codec.encode(PATCH, part).arrays)
-        total += torch.cosine_similarity(decoded.double(), part.double(), dim=-1).sum().item()
+def fidelity(codec: Klt, coefficients: Sequence[Tensor], exact_BTD: Tensor) -> float:
+    """The mean cosine between tokens and what their codes decode to, from the coefficients of each batch of them.
+
+    What `Klt.encode` and `decode` give, to the bit, without packing: a fit tries many steps on the same coefficients.
+    """
+    largest = torch.zeros(codec.tokens * codec.channels)  # 0: left out
+    largest[torch.from_numpy(codec.order).long()] = torch.tensor(np.repeat(LARGEST, codec.counts), dtype=torch.float32)
+    largest_TD, total = largest.view(codec.tokens, codec.channels), 0.0
+    for batch_BTD, exact in zip(coefficients, torch.split(exact_BTD, AT_ONCE), strict=True):
+        codes_BTD = rounded(batch_BTD / codec.step).clamp_(-largest_TD, largest_TD)
+        decoded = codec.tokens_of(codes_BTD.mul_(codec.step))
+        total += torch.cosine_similarity(decoded.double(), exact.double(), dim=-1).sum().item()
     return total / exact_BTD.shape[:2].numel()

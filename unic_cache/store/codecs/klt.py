@@ -91,8 +91,7 @@ class Klt:
         tables = self._tables(tokens_BTD.device)
         tokens_BTD = tokens_BTD.reshape(-1, self.tokens, self.channels)
         steps = self.coefficients(tokens_BTD).flatten(1).div_(self.step)
-        codes_BN = steps[:, tables.order_N]
-        codes_BN = codes_BN.sign().mul_(1 - DEAD_ZONE).add_(codes_BN).trunc_()
+        codes_BN = rounded(steps[:, tables.order_N])
         clipped_B = (steps[:, tables.left_out].abs() >= DEAD_ZONE).sum(dim=1)
         for codes, largest in zip(torch.split(codes_BN, list(self.counts), dim=1), LARGEST, strict=True):
             clipped_B += (codes.abs() > largest).sum(dim=1)
@@ -158,6 +157,11 @@ class Klt:
     @cached_property
     def _made(self) -> "dict[torch.device, _Tables]":
         return {}
+
+
+def rounded(steps: Tensor) -> Tensor:
+    """The code of each coefficient, given in steps: to the nearest whole number, but 0 in the dead zone."""
+    return steps.sign().mul_(1 - DEAD_ZONE).add_(steps).trunc_()
 
 
 def unprefixed(kind: str, found: Mapping[str, Array]) -> dict[str, Array]:
