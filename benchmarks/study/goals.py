@@ -98,12 +98,14 @@ def storage(runs: Runs) -> list[Row]:
         text = f"of {len(tried)} settings, none with at most {MOST_VIEWS} views has held"
         return [(first, text, MISSED), (second, text, MISSED)]
     best = max(held, key=lambda name: held[name])
-    bytes_kept = F16_VIEW * IMAGENET * MOST_VIEWS / held[best] / TB
+    a_view = F16_VIEW * IMAGENET / held[best] / TB
+    bytes_kept, views = MOST_VIEWS * a_view, tried[best][0].settings["distill"]["views"]
     return [
         (first, f"`{best}`: {held[best]:.1f}x", MET if held[best] >= SMALLER else MISSED),
         (
             second,
-            f"{bytes_kept:.2f} TB, if their features shrink as these teachers' do",
+            f"{bytes_kept:.2f} TB, if their features shrink as these teachers' do; "
+            f"the {views} views of that setting are {views * a_view:.2f} TB",
             MET if bytes_kept < 0.65 else MISSED,
         ),
     ]

@@ -44,11 +44,13 @@ def test_a_finished_study_is_told_in_full():
 
 def test_the_goals_are_missed_where_they_are():
     runs = by_name(SMALL, lines_of(SMALL, {NEITHER: 0.0, "claim/started": -3.0, "cache/5-views-f16": -9.0}))
-    (_, claim, missed), (_, ideas, also), (_, cheapest, met), _ = goals(runs)
+    (_, claim, missed), (_, ideas, also), (_, cheapest, met), (_, space, _) = goals(runs)
     assert "below it by more than the margin on 15 (knn/emoji-google, " in claim
     assert ideas.endswith("; at this size they are not")
     assert (missed, also, met) == (MISSED, MISSED, MET)
     assert cheapest in {f"`cache/{views}-views-klt-0.80-cls-0.96-lattice-16`: 76.5x" for views in (5, 10)}
+    assert space.startswith("0.20 TB")
+    assert space.endswith(("the 5 views of that setting are 0.10 TB", "the 10 views of that setting are 0.20 TB"))
     equal = by_name(SMALL, lines_of(SMALL))
     assert goals(equal)[0][1].endswith("perhaps so on 0; gain over the untrained start on 0")
     worse = by_name(SMALL, lines_of(SMALL, {run.name: -9.0 for run in plan(SMALL) if run.name.startswith("cache/")}))
