@@ -45,6 +45,13 @@ def test_it_is_of_no_more_views_than_there_will_be(small, tmp_path, capsys, view
     assert told(tmp_path / "cache") == expected
 
 
+@pytest.mark.parametrize(("codec", "times"), [("klt", 1), ("f16", 0)])
+def test_it_says_when_it_fits_a_codec(small, capsys, codec, times):
+    """It takes minutes if tokens are wide and cores few, after the last view was counted."""
+    extract.run(small("cache", codec=codec))
+    assert capsys.readouterr().err.count(f"fitting codec klt to {VIT}, {CNN}\n") == times
+
+
 def test_its_views_are_the_first_that_will_be_kept(small, tmp_path):
     extract.run(small("cache"))
     wanted = calibrating.calibration_images(open_cache(tmp_path / "cache"), 2 * ROWS)

@@ -79,6 +79,9 @@ def calibrate(
             raise CacheError(
                 f"{cache.location.url}: not one image of the calibration could be decoded; are these images?"
             )
+        fitted = [name for name in names if (features := members[name].features) and features.fitted]
+        if fitted:  # minutes, if tokens are wide and cores few
+            say(f"fitting codec klt to {', '.join(fitted)}")
         for one, data in zip(counted, made([one.calibrator for one in counted]), strict=True):
             check_calibration(cache, one.member, crc32c(data))
             cache.location.create(one.member.calibration_name, data)
