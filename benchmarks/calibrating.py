@@ -2,12 +2,13 @@
 
     python -m benchmarks.calibrating [--teachers N] [--views N] [--channels N] [--quality Q]
 
-Random fields stand for the tokens, so that nothing but the calibration's own work is timed: what a GPU waits for.
+Random fields stand for the patch tokens, so that nothing but the calibration's own work is timed: what a GPU waits for.
 
 | what | how |
 |---|---|
 | counting | statistics of all views, seconds |
 | making | fitting codec klt and the rest, seconds |
+| times | how often the second way's seconds go into the first's |
 | equal | whether both ways give the same bytes |
 """
 
@@ -29,7 +30,7 @@ GRID, BATCH, BATCHES = (14, 14), 64, 4  # as many batches take turns
 
 
 def main() -> None:
-    """Print a line for each way, then how often the second goes into the first."""
+    """Print a line for each way, then both compared."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", type=int, default=4)
     parser.add_argument("--views", type=int, default=5120)
@@ -55,7 +56,7 @@ def main() -> None:
         found[way] = (ended - began, data)
         print(json.dumps({"way": way, "counting": round(counted - began, 1), "making": round(ended - counted, 1)}))
     (slow, before), (fast, after) = found.values()
-    print(json.dumps({"threads": options.teachers, "times": round(slow / fast, 2), "equal": before == after}))
+    print(json.dumps({"teachers": options.teachers, "times": round(slow / fast, 2), "equal": before == after}))
 
 
 def tokens(channels: int, seed: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -50,6 +51,26 @@ def test_it_says_when_it_fits_a_codec(small, capsys, codec, times):
     """It takes minutes if tokens are wide and cores few, after the last view was counted."""
     extract.run(small("cache", codec=codec))
     assert capsys.readouterr().err.count(f"fitting codec klt to {VIT}, {CNN}\n") == times
+
+
+def test_one_that_ends_in_an_error_ends_those_beside_it():
+    """As Ctrl-C does: nobody waits for a fit of minutes."""
+    waited = []
+
+    class Interrupted:
+        def calibration(self, check):
+            raise KeyboardInterrupt
+
+    class Long:
+        def calibration(self, check):
+            for _ in range(300):
+                time.sleep(0.1)
+                check()
+            waited.append(self)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(calibrating.made([Interrupted(), Long()]))
+    assert not waited
 
 
 def test_its_views_are_the_first_that_will_be_kept(small, tmp_path):

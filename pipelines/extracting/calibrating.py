@@ -11,9 +11,11 @@ the same bytes.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import Event
 
 import numpy as np
 import torch
@@ -184,14 +186,25 @@ def counting(name: str, device: torch.device) -> Iterator[Later]:
 
 
 def made(calibrators: Sequence[Calibrator]) -> Iterator[bytes]:
-    """The calibration of each teacher, in order; as many are made at once as there are cores."""
+    """The calibration of each teacher, in order; as many are made at once as there are cores.
+
+    After an error or a signal the others end within seconds.
+    """
+    ended = Event()
+
+    def check() -> None:
+        if ended.is_set():
+            raise CancelledError
 
     def one(calibrator: Calibrator) -> bytes:
         with threadpool_limits(1):
-            return calibrator.calibration().to_bytes()
+            return calibrator.calibration(check).to_bytes()
 
     with threadpool_limits(1, "blas"), thread_pool(0) as pool, dropped(pool):
-        yield from pool.map(one, calibrators)
+        try:
+            yield from pool.map(one, calibrators)
+        finally:
+            ended.set()
 
 
 def check_calibration(cache: Cache, member: Member, crc: int) -> None:

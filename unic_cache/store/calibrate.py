@@ -12,7 +12,7 @@ Letters: N tokens, B images, T grid tokens, D channels.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -26,7 +26,7 @@ from torch import Tensor
 from unic_cache.config import DEFAULT_QUALITY
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.codec import FeatureCodec, Features
-from unic_cache.store.codecs.fit import BandMoments, axes_of, fit_klt
+from unic_cache.store.codecs.fit import BandMoments, axes_of, fit_klt, nothing
 from unic_cache.store.codecs.klt import prefix
 from unic_cache.store.moments import Counting, Covariance, Floats, Moments, SomeImages, State
 from unic_cache.store.npz import load_npz, save_npz
@@ -144,7 +144,7 @@ class CodecSample:
         parts |= {f"{prefix(kind)}fit": found for kind, found in self._fit.items()}
         return parts | {f"{prefix(kind)}bands": found for kind, found in self._bands.items()}
 
-    def calibration(self, known: Calibration) -> Calibration:
+    def calibration(self, known: Calibration, check: Callable[[], object] = nothing) -> Calibration:
         """`known`, which standardizes the images, with the codec fitted to them and its held-out fidelity.
 
         The axes of a summary token are those of its covariance, which has seen more images.
@@ -159,7 +159,7 @@ class CodecSample:
             else:
                 axes, grid = axes_of(known.covariance[kind]), None
             summary = kind not in self._bands
-            codec = fit_klt(axes, fit_BTD, exact[kind], grid, asked or DEFAULT_QUALITY, summary)
+            codec = fit_klt(axes, fit_BTD, exact[kind], grid, asked or DEFAULT_QUALITY, summary, check)
             klt |= {f"{prefix(kind)}{name}": values for name, values in codec.to_arrays().items()}
         known = dataclasses.replace(known, klt=klt)
         exact = {kind: x if features.kinds[kind].grid else x.squeeze(1) for kind, x in exact.items()}
@@ -210,10 +210,10 @@ class Calibrator:
             parts |= {f"moments/{kind}": moments, f"covariance/{kind}": self._covariance[kind]}
         return parts
 
-    def calibration(self) -> Calibration:
+    def calibration(self, check: Callable[[], object] = nothing) -> Calibration:
         """Statistics of all images but every fifth, the codec fitted to them, and its fidelity on the fifth.
 
-        CacheError for fewer than five images.
+        `check` is called every few seconds at least; its error ends the work. CacheError for fewer than five images.
         """
         if self.images < HELD_OUT:
             raise CacheError(
@@ -223,7 +223,7 @@ class Calibrator:
         mean = {kind: moments.mean for kind, moments in self._moments.items()}
         std = {kind: np.maximum(moments.std(), STD_GUARD) for kind, moments in self._moments.items()}
         covariance = {kind: found.of_standardized(std[kind]) for kind, found in self._covariance.items()}
-        return self._sample.calibration(Calibration(mean, std, {}, covariance))
+        return self._sample.calibration(Calibration(mean, std, {}, covariance), check)
 
 
 def refit(known: Calibration, features: Features, batches: Iterable[Mapping[str, Tensor]]) -> Calibration:

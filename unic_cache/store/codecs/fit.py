@@ -9,7 +9,7 @@ Letters: B images, T tokens, D channels, G bands, N stored coefficients.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,10 @@ HALVINGS = 18
 AT_ONCE = 32  # images
 PRIOR_IMAGES = 8
 TOKENS_A_BAND = 64  # of each image, evenly spaced: enough for the axes
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 class BandMoments(Counting):
@@ -85,11 +89,13 @@ def fit_klt(
     grid: Grid | None,
     quality: float,
     summary: bool = False,
+    check: Callable[[], object] = nothing,
 ) -> Klt:
     """The codec with these axes whose mean cosine on held-out standardized tokens is `quality`, or just above.
 
     `fit_BTD`, standardized too, gives the rms of each coefficient. Of `summary` tokens there may be fewer than
     channels: their axes then fit those that they were made from too well, so what others have counts where it is more.
+    `check` is called before each step that is tried; its error ends the fit.
     """
     tokens = fit_BTD.shape[1]
     codec = Klt(grid, tokens, rotation, np.zeros(0, np.int32), (0, 0, 0, 0, 0), 1.0)
@@ -101,6 +107,7 @@ def fit_klt(
             rms = np.maximum(rms, coefficient_rms(codec, held_out))
         low, high = np.log(STEPS)
         for _ in range(HALVINGS):
+            check()
             middle = (low + high) / 2
             good = fidelity(with_step(codec, rms, float(np.exp(middle))), held_out, held_out_BTD) >= quality
             low, high = (middle, high) if good else (low, middle)
