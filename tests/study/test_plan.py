@@ -62,6 +62,11 @@ def test_runs_of_a_part_take_equally_many_steps(scale):
         assert len(steps) == 1, part
 
 
+def test_a_scale_asks_for_no_more_images_than_there_are(scale):
+    packed = 6_525  # by `python -m benchmarks.study.sets`, held-out images apart
+    assert max(scale.ablation.images, scale.claim.images) <= scale.images <= packed
+
+
 def test_online_sees_each_view_once(scale):
     online = next(run.settings for run in plan(scale) if run.name == ONLINE)
     assert online["distill"]["epochs"] == online["distill"]["views"] == online["images"]["views"]
