@@ -22,7 +22,7 @@ from benchmarks.study.runs import (
     teacher_run,
 )
 from benchmarks.study.scales import FIRST, Scale
-from benchmarks.study.verdicts import DECIDING, margin, outcome_of_seeds, verdict
+from benchmarks.study.verdicts import BETTER, DECIDING, TASKS, margin, outcome_of_seeds, verdict
 from unic_cache.files.local import LocalFolder
 from unic_cache.teachers.catalog import resolve
 
@@ -152,9 +152,11 @@ def claim(scale: Scale, runs: Runs) -> str:
             best = max(teachers, key=lambda one: runs[one][0].figures["scores"][measure]["value"])
             pairs = [line.figures["differences"][best][measure] for line in runs[name]]
             over = [line.figures["differences"][UNTRAINED_START][measure] for line in runs[name]]
+            origin = [line.figures["differences"][teacher_run(scale.start)][measure] for line in runs[name]]
             value = fmean(line.figures["scores"][measure]["value"] for line in runs[name])
             verdicts = " / ".join(dict.fromkeys(verdict(one, margin(measure)) for one in pairs))
-            rows.append((title(measure), f"{value:.1f}", f"`{best}`", spans(pairs), verdicts, spans(over)))
+            cells = f"{value:.1f}", f"`{best}`", spans(pairs), verdicts, spans(over), spans(origin)
+            rows.append((title(measure), *cells))
         seeds = ", ".join(str(line.seed) for line in runs[name])
         head = (
             "measure",
@@ -163,6 +165,7 @@ def claim(scale: Scale, runs: Runs) -> str:
             "over it, each seed (95 %)",
             "verdict",
             "over the untrained start",
+            f"over `{teacher_run(scale.start)}`",
         )
         parts.append(f"`{name}`, seeds {seeds}:\n\n{table(head, rows)}")
     return "\n\n".join(parts)
@@ -174,13 +177,31 @@ def paper(runs: Runs) -> str:
     if not names:
         return "Not run yet."
     measures = (*DECIDING, MEAN)
-    rows = [(f"`{name}`", *values(runs[name], PAPER, measures), result(runs[name], PAPER)) for name in names]
+    decide = {name: DECIDING if "standardize" not in runs[name][0].settings["distill"] else TASKS for name in names}
+    rows = [
+        (f"`{name}`", *values(runs[name], PAPER, measures), result(runs[name], PAPER, decide[name])) for name in names
+    ]
     return (
         f"Differences from `{PAPER}`: the ladder, dropping over the batch, both kinds of tokens, projectors of their "
         "own for each kind, targets standardized by channel, all teachers. Every loss is taken of targets standardized "
-        "by channel, which `paper/targets-*` did not learn: their k-NN and mIoU say more.\n\n"
+        "by channel, which `paper/targets-*` did not learn: of these, k-NN and mIoU alone decide.\n\n"
         + table(("run", *map(title, measures), "verdict"), rows)
+        + gains_over(PAPER, {name: runs[name] for name in names})
     )
+
+
+def gains_over(reference: str, runs: Runs) -> str:
+    """The deciding measures of each run that are better than the reference's by every seed."""
+    found = []
+    for name, lines in runs.items():
+        over = [line.figures["differences"].get(reference, {}) for line in lines if name != reference]
+        better = [
+            title(measure)
+            for measure in DECIDING
+            if over and all(measure in one and verdict(one[measure], margin(measure)) == BETTER for one in over)
+        ]
+        found += [f"`{name}` ({', '.join(better)}; {len(over)} {'seed' if len(over) == 1 else 'seeds'})"] * bool(better)
+    return f"\n\nBetter than `{reference}` by every seed there is: {'; '.join(found)}." if found else ""
 
 
 def storage(runs: Runs) -> str:
@@ -199,7 +220,7 @@ def storage(runs: Runs) -> str:
 
 
 def values(lines: Sequence[Line], reference: str, measures: Iterable[str]) -> list[str]:
-    """The differences of every seed from a reference; of the reference itself, the mean of its own scores."""
+    """The differences of every seed from a reference; of the reference itself, each seed's own score."""
     cells = []
     for measure in measures:
         pairs = [
@@ -209,18 +230,16 @@ def values(lines: Sequence[Line], reference: str, measures: Iterable[str]) -> li
         ]
         own = [line.figures["scores"][measure]["value"] for line in lines if measure in line.figures["scores"]]
         if lines[0].run == reference:
-            shown = f"{fmean(own):.4g}" if own else NONE
+            shown = ", ".join(f"{one:.4g}" for one in own) or NONE
             cells.append(f"{shown}; second seed {spans(pairs)}" if pairs else shown)
         else:
             cells.append(spans(pairs) if pairs else NONE)
     return cells
 
 
-def result(lines: Sequence[Line], reference: str) -> str:
+def result(lines: Sequence[Line], reference: str, measures: Sequence[str] = DECIDING) -> str:
     """The verdict over all seeds."""
-    if all(not line.figures["differences"] for line in lines):
-        return "reference"
-    return outcome_of_seeds(lines, reference)
+    return "reference" if lines[0].run == reference else outcome_of_seeds(lines, reference, measures)
 
 
 def waiting(scale: Scale, lines: Sequence[Line]) -> Mapping[str, Sequence[str]]:

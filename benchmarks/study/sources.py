@@ -1,7 +1,7 @@
 """The pictures of the study's packages: what to distil as a list, what to evaluate on by class.
 
 A picture has a name of its own, and a group: pictures of one group are alike (tiles of one photograph, drawings of one
-series) and stay on one side of a split. Nothing is decoded before `read`.
+series, as far as their names tell) and stay on one side of a split. Nothing is decoded before `read`.
 """
 
 import csv

@@ -5,7 +5,7 @@ whole 95 % interval of its difference lies within the margin (equivalence).
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.study.results import Line
@@ -19,7 +19,8 @@ MARGINS = {  # held-out loss: percent of the reference's; the others: points of 
     "linear": 2.0,
     "segmentation": 1.0,
 }
-DECIDING = ("loss-views/mean", "loss-images/mean", "knn/all", "segmentation/composed")  # of a setting's outcome
+TASKS = ("knn/all", "segmentation/composed")
+DECIDING = ("loss-views/mean", "loss-images/mean", *TASKS)  # of a setting's outcome
 
 Found = Mapping[str, float]  # value, low and high of a difference; above 0 is better than the reference
 
@@ -54,10 +55,10 @@ def outcome(line: Line, reference: str) -> str:
     return overall(_verdicts(line.figures["differences"].get(reference, {})))
 
 
-def outcome_of_seeds(lines: Iterable[Line], reference: str) -> str:
+def outcome_of_seeds(lines: Iterable[Line], reference: str, measures: Sequence[str] = DECIDING) -> str:
     """The verdict on a setting: every measure of every seed counts."""
-    return overall(one for line in lines for one in _verdicts(line.figures["differences"].get(reference, {})))
+    return overall(one for line in lines for one in _verdicts(line.figures["differences"].get(reference, {}), measures))
 
 
-def _verdicts(differences: Mapping[str, Any]) -> list[str]:
-    return [verdict(differences[name], margin(name)) for name in DECIDING if name in differences]
+def _verdicts(differences: Mapping[str, Any], measures: Sequence[str] = DECIDING) -> list[str]:
+    return [verdict(differences[name], margin(name)) for name in measures if name in differences]

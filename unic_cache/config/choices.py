@@ -5,10 +5,10 @@
 
 CENTER = "center"  # the one recipe without randomness, for evaluation alone
 RECIPES = ("unic", "light", CENTER)
-DEFAULT_VIEWS = 5  # of each image: the fewest that the study found equal to a new one in every epoch
+DEFAULT_VIEWS = 5  # of each image: the fewest that held in the study, against a new one in every epoch
 TRAINED_RECIPES = tuple(recipe for recipe in RECIPES if recipe != CENTER)
 FITTED = "klt"  # the one codec with tables fitted to each teacher
-DEFAULT_QUALITY, DEFAULT_CLS_QUALITY = 0.96, 0.99  # the mean cosines it aims for: the study found them equal to float16
+DEFAULT_QUALITY, DEFAULT_CLS_QUALITY = 0.96, 0.99  # the mean cosines it aims for: they held in the study
 FITTED_SETTINGS = ("quality", "cls_quality", "coder")
 EXACT = 1.0  # the `cls_quality` of float16
 CODECS = (FITTED, "f16", "int8", "int4")
