@@ -69,8 +69,27 @@ def test_one_that_ends_in_an_error_ends_those_beside_it():
             waited.append(self)
 
     with pytest.raises(KeyboardInterrupt):
-        list(calibrating.made([Interrupted(), Long()]))
+        list(calibrating.made([Interrupted(), Long()], threads=2))
     assert not waited
+
+
+def test_no_more_are_fitted_at_once_than_threads():
+    """Each takes memory: with fewer --threads it is less."""
+    running, most = [], []
+
+    class Fit:
+        def calibration(self, check):
+            running.append(self)
+            time.sleep(0.05)
+            most.append(len(running))
+            running.remove(self)
+            return self
+
+        def to_bytes(self):
+            return b""
+
+    assert list(calibrating.made([Fit(), Fit(), Fit()], threads=1)) == [b""] * 3
+    assert max(most) == 1
 
 
 def test_its_views_are_the_first_that_will_be_kept(small, tmp_path):
@@ -129,27 +148,54 @@ class TestStopped:
             assert tree(tmp_path / f"cache-{batches}") == tree(tmp_path / "never-stopped")
 
     @pytest.mark.parametrize("beside", [False, True])
+    @pytest.mark.parametrize(("updates", "done"), [(7, 16), (14, 26)])
     def test_a_signal_stops_it_once_all_that_was_shown_is_counted_and_kept(
-        self, small, tmp_path, shown, monkeypatch, beside
+        self, small, tmp_path, shown, monkeypatch, beside, updates, done
     ):
-        """Also where each teacher's sums are made in a thread, as beside an accelerator."""
+        """Also in the last batch, if the signal comes twice, and where sums are made in threads, as beside a GPU."""
         extract.run(small("never-stopped", codec="klt"))
         shown.clear()
-        counting, update = calibrating.counting, calibrating.Calibrating.update
+        counting, update, keep = calibrating.counting, calibrating.Calibrating.update, HalfCalibrated.keep
 
         def signalled(one, *rest):
             update(one, *rest)
-            if len(shown) == 7:
+            if len(shown) == updates:
                 os.kill(os.getpid(), signal.SIGINT)
 
+        def signalled_again(half, calibrator, done, at_once):
+            if at_once:
+                os.kill(os.getpid(), signal.SIGINT)
+            keep(half, calibrator, done, at_once)
+
         monkeypatch.setattr(calibrating.Calibrating, "update", signalled)
+        monkeypatch.setattr(HalfCalibrated, "keep", signalled_again)
         if beside:
             monkeypatch.setattr(calibrating, "counting", lambda name, device: counting(name, torch.device("cuda")))
-        with pytest.raises(Stopped, match=r"^16 of 26 views of the calibration are done; go on with the same command"):
+        said = rf"^{done} of 26 views of the calibration are done; go on with the same command"
+        with pytest.raises(Stopped, match=said):
             extract.run(small("cache", codec="klt"))
         assert len(list((tmp_path / "cache").rglob(".tmp-calibration-0"))) == 2
         extract.run(small("cache", codec="klt"))
         assert sorted(shown) == sorted(2 * list(range(7)))
+        assert tree(tmp_path / "cache") == tree(tmp_path / "never-stopped")
+
+    def test_a_signal_during_the_fits_keeps_what_was_counted(self, small, tmp_path, shown, monkeypatch):
+        extract.run(small("never-stopped", codec="klt"))
+        shown.clear()
+        honest = calibrating.made
+
+        def made(*given):
+            yield next(honest(*given))
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(calibrating, "made", made)
+            with pytest.raises(KeyboardInterrupt):
+                extract.run(small("cache", codec="klt"))
+        assert len(shown) == 14
+        assert len(list((tmp_path / "cache").rglob(".tmp-calibration-0"))) == 1
+        extract.run(small("cache", codec="klt"))
+        assert len(shown) == 14
         assert tree(tmp_path / "cache") == tree(tmp_path / "never-stopped")
 
     @pytest.mark.parametrize("changes", [{"batch_size": 5}, {"views": 1}])

@@ -84,10 +84,11 @@ def calibrate(
         fitted = [name for name in names if (features := members[name].features) and features.fitted]
         if fitted:  # minutes, if tokens are wide and cores few
             say(f"fitting codec klt to {', '.join(fitted)}")
-        for one, data in zip(counted, made([one.calibrator for one in counted]), strict=True):
-            check_calibration(cache, one.member, crc32c(data))
-            cache.location.create(one.member.calibration_name, data)
-            forget(options, one.member)
+        with kept_on_signal(counted):
+            for one, data in zip(counted, made([one.calibrator for one in counted], options.threads), strict=True):
+                check_calibration(cache, one.member, crc32c(data))
+                cache.location.create(one.member.calibration_name, data)
+                forget(options, one.member)
 
 
 def count_of(options: OpeningOptions, cache: Cache, member: Member) -> int:
@@ -125,9 +126,13 @@ class Calibrating:
         tokens = {kind: values.cpu()[good_B] for kind, values in self.teacher(batch.views_BHWC).items()}
         self.later(partial(self.calibrator.update, tokens, None if kept_BN is None else kept_BN.cpu()[good_B]))
 
-    def keep(self, at_once: bool) -> None:
-        """Keep what is counted so far, now or once some minutes have passed."""
-        self.later(partial(self.half.keep, self.calibrator, self.done, at_once))
+    def keep_some(self) -> None:
+        """Keep what is counted so far once some minutes have passed."""
+        self.later(partial(self.half.keep, self.calibrator, self.done, at_once=False))
+
+    def keep(self) -> None:
+        """Keep what is counted now that nothing is left to count."""
+        self.half.keep(self.calibrator, self.done, at_once=True)
 
 
 def show(
@@ -142,33 +147,50 @@ def show(
 
     Stopped after a signal, once the progress is safe.
     """
-    with ExitStack() as threads:
-        teachers = [
-            Calibrating(teacher, member, half, *half.load(), threads.enter_context(counting(member.folder, device)))
-            for teacher, member in members
-            for half in [HalfCalibrated(options, member, wanted, device)]
-        ]
-        size, first = options.batch_size, min(one.done for one in teachers)
-        groups = [wanted[start : start + size] for start in range(0, len(wanted), size)]
-        batches = ahead(groups[first:], lambda part: pixels.start(part, size), BATCHES_AHEAD)
-        done, stopping = min(first * size, len(wanted)), False
-        with Progress("calibrate", len(wanted), "images", done) as progress, stop_on_signal() as stop:
-            for number, batch in enumerate(batches, start=first):
-                views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
-                on_device = DeviceBatch(views_BHWC, options.kind.seed, shown(cache, groups[number]))
-                for one in teachers:
-                    if one.done == number:
-                        one.update(on_device, batch.bad)
-                progress.advance(len(groups[number]))
-                stopping, done = stop.made, done + len(groups[number])
-                for one in teachers:
-                    one.keep(at_once=stopping)
-                if stopping:
-                    break
-    if stopping:
-        said = f"{done} of {len(wanted)} views of the calibration are done"
-        raise Stopped(f"{said}; go on with the same command", stop.number)
+    size, total = options.batch_size, len(wanted)
+    groups = [wanted[start : start + size] for start in range(0, total, size)]
+    with stop_on_signal() as stop:
+        with ExitStack() as threads:  # they end once all that was shown is counted
+            teachers = [
+                Calibrating(teacher, member, half, *half.load(), threads.enter_context(counting(member.folder, device)))
+                for teacher, member in members
+                for half in [HalfCalibrated(options, member, wanted, device)]
+            ]
+            first = min(one.done for one in teachers)
+            batches = ahead(groups[first:], lambda part: pixels.start(part, size), BATCHES_AHEAD)
+            done = min(first * size, total)
+            with Progress("calibrate", total, "images", done) as progress:
+                for number, batch in enumerate(batches, start=first):
+                    views_BHWC = torch.from_numpy(batch.views_BHWC).to(device)
+                    on_device = DeviceBatch(views_BHWC, options.kind.seed, shown(cache, groups[number]))
+                    for one in teachers:
+                        if one.done == number:
+                            one.update(on_device, batch.bad)
+                        one.keep_some()
+                    progress.advance(len(groups[number]))
+                    done += len(groups[number])
+                    if stop.made:
+                        break
+        if stop.made:
+            for one in teachers:
+                one.keep()
+            raise Stopped(
+                f"{done} of {total} views of the calibration are done; go on with the same command", stop.number
+            )
     return teachers
+
+
+@contextmanager
+def kept_on_signal(teachers: Sequence[Calibrating]) -> Iterator[None]:
+    """Keeps what was counted if a signal ends the fits."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with stop_on_signal():  # launchers send a signal twice
+            for one in teachers:
+                if one.member.calibration() is None:
+                    one.keep()
+        raise
 
 
 @contextmanager
@@ -185,10 +207,11 @@ def counting(name: str, device: torch.device) -> Iterator[Later]:
         yield later
 
 
-def made(calibrators: Sequence[Calibrator]) -> Iterator[bytes]:
-    """The calibration of each teacher, in order; as many are made at once as there are cores.
+def made(calibrators: Sequence[Calibrator], threads: int = 0) -> Iterator[bytes]:
+    """The calibration of each teacher, in order; as many are made at once as `threads` says (0: as there are cores).
 
-    After an error or a signal the others end within seconds.
+    Each takes, beside its whole images, about four times their bytes. After a signal, or an error of the first one that
+    is not made yet, the others end within seconds.
     """
     ended = Event()
 
@@ -200,7 +223,7 @@ def made(calibrators: Sequence[Calibrator]) -> Iterator[bytes]:
         with threadpool_limits(1):
             return calibrator.calibration(check).to_bytes()
 
-    with threadpool_limits(1, "blas"), thread_pool(0) as pool, dropped(pool):
+    with threadpool_limits(1, "blas"), thread_pool(threads) as pool, dropped(pool):
         try:
             yield from pool.map(one, calibrators)
         finally:

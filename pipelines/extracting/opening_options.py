@@ -50,3 +50,4 @@ class OpeningOptions(TeacherOptions):
     pixel_codec: str | None = None
     calibration_images: int
     worker_index: int = 0
+    threads: int = 0
