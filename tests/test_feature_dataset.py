@@ -160,6 +160,11 @@ class TestBatches:
             assert np.shares_memory(np.from_dlpack(tensor), tensor.numpy())
         assert torch.from_dlpack(arrays[VIT]["patch"]).data_ptr() == arrays[VIT]["patch"].ctypes.data
 
+    @pytest.mark.parametrize("images", [True, False])
+    def test_of_a_tar_that_two_patterns_name_do_not_count_twice(self, dataset, shards, images):
+        with pytest.raises(ShardError, match="two shards are called '000001'"):
+            dataset(shards=f"{shards.pattern}::{shards.folder}/000001.tar", images=images)
+
     def test_hold_only_the_teachers_and_kinds_that_were_asked_for(self, dataset):
         batch = next(iter(dataset(teachers=CNN, kinds=["cls"])))
         assert set(batch) == {"image", "label", "key", "view", CNN}

@@ -109,6 +109,13 @@ def test_a_tar_of_other_pictures_under_a_known_name_is_told_before_a_step(train,
         train(val_shards=other, cache=str(tmp_path / "plain"), shards=shards.pattern)
 
 
+@pytest.mark.parametrize("flag", ["shards", "val_shards"])
+def test_a_tar_that_two_patterns_name_does_not_count_twice(train, shards, flag):
+    twice = f"{shards.folder}/00000[12].tar::{shards.folder}/000001.tar"
+    with pytest.raises(ShardError, match=r"two shards are called '000001'; .* rename one, or give one that is named"):
+        train(**{"shards": shards.pattern, flag: twice})
+
+
 def test_a_held_out_image_that_is_trained_on_in_another_tar_is_counted(tmp_path, settings, training, capsys):
     samples = [(f"image{n:05d}", png(picture(n)), n % 3) for n in range(12)]
     write_tar(tmp_path / "tars/a.tar", samples)

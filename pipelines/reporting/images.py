@@ -19,6 +19,7 @@ from unic_cache.errors import CacheError
 from unic_cache.evaluate.token_pictures import Tokens
 from unic_cache.stream.address import Address, shown
 from unic_cache.stream.batches import Batch, Stream
+from unic_cache.stream.matched import matched
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import usable_rows
 from unic_cache.views.index import ShardEntry
@@ -72,7 +73,7 @@ class Source:
 def given_tars(cache: Cache, pattern: str | None) -> Tars:
     """The tars of a pattern by their place in the cache, none without a pattern. CacheError for tars it lacks."""
     paths, entries = ((), ()) if pattern is None else given_shards(pattern, False)
-    return {cache.place(entry.name, entry.keys): (path, entry) for path, entry in zip(paths, entries, strict=True)}
+    return matched(cache, zip(paths, entries, strict=True))
 
 
 def open_source(

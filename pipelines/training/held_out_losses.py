@@ -29,6 +29,7 @@ from unic_cache.errors import CacheError
 from unic_cache.store.standardize import between
 from unic_cache.stream.address import shown
 from unic_cache.stream.batches import Batch, Stream
+from unic_cache.stream.matched import matched
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import usable_rows
 from unic_cache.student.backbone import EncoderSpec, prepare
@@ -78,7 +79,7 @@ def held_out_losses(
     check_finished(folder, settings, steps, load_encoder(folder)[2])
     maps = restatements(settings, own, teachers, on)
     paths, entries = given_shards(shards, whole.pixels is not None)
-    tars = {whole.place(entry.name, entry.keys): (path, entry) for path, entry in zip(paths, entries, strict=True)}
+    tars = matched(whole, zip(paths, entries, strict=True))
     names = [entry.name for entry in entries] or list(whole.shards())
     rows, _ = usable_rows(whole, teachers, snapshot.views, numbers, names)
     every = [rows.address(place, number) for number in numbers for place in range(len(rows))]

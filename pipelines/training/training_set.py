@@ -19,6 +19,7 @@ from unic_cache.config.views import CROP_SCALE
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.local import LocalFolder
 from unic_cache.stream.decoder_probe import PixelDifference, check_pixels
+from unic_cache.stream.matched import matched
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import Rows, usable_rows
 from unic_cache.stream.seen_pixels import Seen
@@ -88,11 +89,11 @@ def open_training_set(
     paths, entries = given_shards(config.shards, cache.pixels is not None)
     val_paths, val_entries = ((), ()) if resumed and not paths else given_val(config, cache, bool(paths))
     own = {*resumed.train, *resumed.val} if resumed else set()
-    tars = {
-        cache.place(entry.name, entry.keys): (path, entry)
-        for path, entry in zip((*paths, *val_paths), (*entries, *val_entries), strict=True)
-        if resumed is None or entry.name in own
-    }
+    given, apart = (
+        matched(cache, [tar for tar in zip(*both, strict=True) if resumed is None or tar[1].name in own])
+        for both in ((paths, entries), (val_paths, val_entries))
+    )
+    tars = given | apart
     names = [entry.name for entry in entries] or list(cache.shards())
     train, val = (resumed.train, resumed.val) if resumed else split(config, cache, names, entries, val_entries)
 

@@ -28,6 +28,7 @@ from unic_cache.store.member import Member
 from unic_cache.store.sampling import at_positions
 from unic_cache.store.unit_check import BY_HAND, Finding
 from unic_cache.stream.address import addresses
+from unic_cache.stream.matched import matched
 from unic_cache.stream.pixels import KeptPixels, PixelSource, ShardPixels, ViewBatch
 from unic_cache.stream.row_samples import spread
 from unic_cache.teachers.model import Teacher
@@ -65,8 +66,7 @@ class Origin:
 def origin(cache: Cache, shards: str | None, pool: ThreadPoolExecutor) -> Origin:
     """The tars of a pattern, matched with the index. CacheError if the cache was made with others."""
     paths, entries = ((), ()) if shards is None else given_shards(shards, False)
-    pairs = zip(paths, entries, strict=True)
-    return Origin(cache, {cache.place(entry.name, entry.keys): (path, entry) for path, entry in pairs}, pool)
+    return Origin(cache, matched(cache, zip(paths, entries, strict=True)), pool)
 
 
 def remake_views(source: Origin, committed: Committed, count: int) -> tuple[int, list[Finding]]:

@@ -16,9 +16,10 @@ from unic_cache.config.bounds import check_choice
 from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.files.paths import braced
 from unic_cache.stream.held_out import held_out
+from unic_cache.stream.matched import matched
 from unic_cache.stream.rows import Rows, usable_rows
 from unic_cache.stream.sealed_rows import record_checksums
-from unic_cache.views.index import ShardEntry
+from unic_cache.views.index import ShardEntry, refuse_twice
 from unic_cache.views.shards import describe_filled, expand, shard_name
 
 DEFAULT_SHARDS = "shards/*.tar"
@@ -198,7 +199,7 @@ def chosen_tars(
                 "give them with shards, or take features alone with images=False"
             ) from error
     found, _ = describe_filled(paths)
-    files = {cache.place(entry.name, entry.keys): (path, entry) for path, entry in found}
+    files = matched(cache, found)
     given, marked = {entry.name for _, entry in found}, {entry.name for _, entry in found if entry.held_out}
     names, left_out = _of_split(cache, [name for name in named if name in given], split, marked)
     own = set(names)
@@ -223,7 +224,9 @@ def _named(cache: Cache, pattern: str | None) -> tuple[list[str], tuple[str, ...
                     f"{listed(list(cache.shards()))}"
                 ) from None
         return found, ()
-    return [shard_name(path) for path in paths], paths
+    names = [shard_name(path) for path in paths]
+    refuse_twice(names)
+    return names, paths
 
 
 def _of_split(

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from unic_cache.errors import CacheError
+from unic_cache.errors import CacheError, ShardError
 from unic_cache.views.dense_places import Places, dense_from_json, dense_json
 from unic_cache.views.index_fields import checked, fields_of, is_natural
 from unic_cache.views.left_out import LeftOut
@@ -202,6 +202,15 @@ class Segment:
 def segment_file(number: int) -> str:
     """A segment's file in a cache."""
     return f"index/{number:06d}.json"
+
+
+def refuse_twice(names: Iterable[str]) -> None:
+    """ShardError if a tar's name occurs twice: its images would count twice, or take another's place."""
+    if repeated := twice(names):
+        raise ShardError(
+            f"two shards are called {repeated[0]!r}; a cache knows shards by file name only: rename one, or give one "
+            "that is named twice only once"
+        )
 
 
 def twice(names: Iterable[str]) -> list[str]:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from unic_cache.errors import CacheError, ShardError
+from unic_cache.errors import CacheError
 from unic_cache.files.location import Location
-from unic_cache.views.index import Segment, ShardEntry, segment_file, twice
+from unic_cache.views.index import Segment, ShardEntry, refuse_twice, segment_file, twice
 from unic_cache.views.index_seal import SEALED_TARS, IndexSeal, read_sealed, seal_file
 
 LIMIT_BYTES = 2**30  # of a segment's file: about twenty million samples
@@ -72,9 +72,7 @@ def extend_index(cache: Location, entries: Sequence[ShardEntry]) -> tuple[Segmen
 
     ShardError if two entries share a name, CacheError if the cache was made with other shards.
     """
-    repeated = twice(entry.name for entry in entries)
-    if repeated:
-        raise ShardError(f"two shards are called {repeated[0]!r}; a cache knows shards by file name only: rename one")
+    refuse_twice(entry.name for entry in entries)
     while True:
         segments = read_segments(cache)
         known = {name: (segment, at) for segment in segments for at, name in enumerate(segment.names)}
@@ -86,7 +84,7 @@ def extend_index(cache: Location, entries: Sequence[ShardEntry]) -> tuple[Segmen
         unknown = [replace(entry, dense={}) for entry in entries if entry.name not in known]
         if not unknown:
             return segments
-        for number, part in enumerate(_cut(unknown), len(segments)):
+        for number, part in enumerate(groups(unknown), len(segments)):
             segment = Segment(number, part)
             if not cache.create(segment_file(number), segment.to_bytes()):
                 break
@@ -105,8 +103,8 @@ def seal_index(cache: Location, segments: Iterable[Segment]) -> None:
                 cache.create(seal.name, seal.to_bytes())
 
 
-def _cut(entries: Sequence[ShardEntry]) -> Iterator[tuple[ShardEntry, ...]]:
-    """Entries in groups of at most LIMIT_SAMPLES samples, or of one entry."""
+def groups(entries: Sequence[ShardEntry]) -> Iterator[tuple[ShardEntry, ...]]:
+    """The segments that new entries become: in order, of at most LIMIT_SAMPLES samples, or of one entry."""
     group: list[ShardEntry] = []
     samples = 0
     for entry in entries:
