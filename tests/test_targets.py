@@ -31,6 +31,11 @@ def online(settings, tmp_path):
     }
 
 
+def interrupted(*_, **__):
+    """An attempt ends here: the teachers are calibrated, and no checkpoint is written."""
+    raise KeyboardInterrupt
+
+
 class TestOnline:
     def test_losses_are_those_of_an_f16_cache_step_for_step(self, training, online, tmp_path):
         common = {"log_every": 1, "steps": 12, "teachers": (VIT, CNN)}
@@ -64,6 +69,38 @@ class TestOnline:
         with pytest.raises(ShardError, match="--val-shards: no shard matches"):
             distill.run(training(val_shards=str(tmp_path / "nothing-*.tar"), **online))
         assert not (tmp_path / "run/online").exists()
+
+    def test_a_validation_tar_does_not_take_the_place_of_one_that_is_trained_on(
+        self, training, online, shards, tmp_path
+    ):
+        """Of equal names and keys, as of two sets of 000000.tar with numbers as keys, one would be lost."""
+        write_tar(tmp_path / "val/000002.tar", [(f"image{n:05d}", png(picture(n + 500)), 0) for n in range(77, 82)])
+        with pytest.raises(ShardError, match=r"val/000002.tar has the name of .*/000002.tar, which is trained on"):
+            distill.run(training(val_shards=str(tmp_path / "val/*.tar"), **online))
+        assert not (tmp_path / "run/online").exists()
+        (tmp_path / "links").symlink_to(shards.folder)
+        distill.run(training(val_shards=str(tmp_path / "links/000002.tar"), **online))
+        assert json.loads((tmp_path / "run/snapshot.json").read_text())["train"] == ["000000", "000001"]
+
+    @pytest.mark.parametrize(
+        ("then", "said"),
+        [
+            ({"size": 48}, "views unic-48-0, not unic-32-0"),
+            ({"shards": "{}/00000[01].tar"}, "2 tars from 000000 on, not those of --shards"),
+            ({"calibration_images": 30}, "30 views for timm:test_vit@32, not 60"),
+        ],
+    )
+    def test_calibrations_of_an_earlier_attempt_serve_its_own_settings_alone(
+        self, training, online, shards, tmp_path, monkeypatch, then, said
+    ):
+        then = {key: value.format(shards.folder) if key == "shards" else value for key, value in then.items()}
+        with monkeypatch.context() as patched:
+            patched.setattr(distill, "Stream", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                distill.run(training(**{**online, **then}))
+        with pytest.raises(ConfigError, match=rf"online has the calibrations of an earlier attempt, on {said}; delete"):
+            distill.run(training(**online))
+        distill.run(training(**{**online, **then}))
 
     def test_a_resumed_run_keeps_its_tars(self, training, online, shards, tmp_path, monkeypatch):
         few = f"{shards.folder}/00000[02].tar"

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 
+from pipelines.command.preflight import DEFAULT_SHARDS
 from pipelines.command.tars import given_shards
-from pipelines.extracting.opening import open_teachers
+from pipelines.extracting.calibrating import views_to_calibrate
+from pipelines.extracting.opening import Opened, open_teachers
 from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.training.split import marked, tell_validation, train_names
 from pipelines.training.targets import Live
@@ -21,12 +23,15 @@ from pipelines.training.training_set import Snapshot, TrainingSet, check_kinds, 
 from unic_cache.cache import Cache
 from unic_cache.config import DEFAULT_VIEWS, DistillConfig, Views
 from unic_cache.config.views import CROP_SCALE
-from unic_cache.errors import ConfigError
+from unic_cache.errors import ConfigError, ShardError
+from unic_cache.stream.decoder_probe import probe_name
+from unic_cache.stream.matched import matched
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import all_rows
 from unic_cache.teachers.catalog import resolve
 from unic_cache.views.index import ShardEntry
-from unic_cache.views.segments import extend_index
+from unic_cache.views.segments import extend_index, groups
+from unic_cache.views.shards import expand, shard_name
 
 DEFAULT_SIZE = 224  # pixels of a view
 FOLDER = "online"
@@ -54,13 +59,15 @@ def open_live_set(
     val_paths, val_entries = given_live_val(config)  # refused before anything is written
     if resumed is not None:
         check_same_tars(config, val_entries, resumed)
-    opened = open_teachers(opening_options(config, views, worker), pool, device, "distill --online, first")
-    location, tars = opened.cache.location, dict(opened.tars)
-    if val_entries:
-        extend_index(location, val_entries)
-        places = Cache(location).shards()
-        tars |= {places[entry.name]: (path, entry) for path, entry in zip(val_paths, val_entries, strict=True)}
-    cache, entries = Cache(location), [entry for _, entry in opened.tars.values()]
+    else:
+        check_same_views(config, views)
+    options = opening_options(config, views, worker)
+    opened = open_teachers(options, pool, device, "distill --online, first")
+    if resumed is None:
+        check_calibrations(config, options, opened)
+    extend_index(opened.cache.location, val_entries)
+    cache, entries = Cache(opened.cache.location), [entry for _, entry in opened.tars.values()]
+    tars = opened.tars | matched(cache, zip(val_paths, val_entries, strict=True))
     train, val = live_split(config, entries, val_entries)
     if val and not val_entries:
         tell_validation(val)
@@ -97,11 +104,46 @@ def check_same_tars(config: DistillConfig, val_entries: Sequence[ShardEntry], re
             )
 
 
+def check_same_views(config: DistillConfig, views: Views) -> None:
+    """ConfigError if an earlier attempt calibrated its teachers on other views."""
+    folder = Path(config.out) / FOLDER
+    if others := [path.stem for path in folder.glob("probe/*.npz") if path.name != Path(probe_name(views)).name]:
+        raise _begun_otherwise(folder, f"views {others[0]}, not {Path(probe_name(views)).stem}")
+
+
+def check_calibrations(config: DistillConfig, options: OpeningOptions, opened: Opened) -> None:
+    """ConfigError if the calibrations are of an earlier attempt with other tars, or on another number of views."""
+    folder, first = Path(config.out) / FOLDER, opened.cache.segments[0]
+    given = next(groups([entry for _, entry in opened.tars.values()]))
+    if [entry.name for entry in given] != list(first.names):
+        raise _begun_otherwise(folder, f"{len(first.names)} tars from {first.names[0]} on, not those of --shards")
+    views = views_to_calibrate(options, first)
+    for name, member in opened.members.items():
+        if (told := member.spec.get("calibration_images")) != views:
+            raise _begun_otherwise(folder, f"{told} views for {name}, not {views}")
+
+
+def _begun_otherwise(folder: Path, how: str) -> ConfigError:
+    return ConfigError(
+        f"{folder} has the calibrations of an earlier attempt, on {how}; delete this folder, or choose another --out"
+    )
+
+
 def given_live_val(config: DistillConfig) -> tuple[Sequence[str], Sequence[ShardEntry]]:
-    """(paths, index entries) of the tars of --val-shards, if any. ShardError for one that cannot be used."""
+    """(paths, index entries) of the tars of --val-shards, if any.
+
+    ShardError for one that cannot be used, or has the name of another one among those to train on: it would be taken
+    for that one, which would not be trained on then.
+    """
     if config.val_shards is None:
         return (), ()
-    return given_shards(config.val_shards, False, flag="--val-shards")
+    paths, entries = given_shards(config.val_shards, False, flag="--val-shards")
+    ours = {shard_name(path): path for path in expand(config.shards or DEFAULT_SHARDS)}
+    for path in paths:
+        other = ours.get(shard_name(path), path)
+        if other != path and Path(other).resolve() != Path(path).resolve():
+            raise ShardError(f"--val-shards: {path} has the name of {other}, which is trained on; rename one of them")
+    return paths, entries
 
 
 def opening_options(config: DistillConfig, views: Views, worker: tuple[int, int]) -> OpeningOptions:
