@@ -28,6 +28,7 @@ from pipelines.evaluating.encoders import RANDOM, STUDENT, TEACHER, Encoder, com
 from pipelines.evaluating.features import KeptFeatures, features, set_name
 from pipelines.evaluating.labelled import LabelledShards, Usable, check_apart, labelled, twins
 from pipelines.evaluating.measuring import NEEDS, DenseLabels, Measured, allowed, measure
+from pipelines.evaluating.training_images import has_run, run_of, trained_on, unknown
 from pipelines.training.training_set import Snapshot
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
@@ -39,8 +40,6 @@ from unic_cache.store.calibrate import to_teacher
 from unic_cache.store.commit import CommitRecord
 from unic_cache.stream.decoder_probe import check_pixels
 from unic_cache.stream.pixels import ShardPixels
-from unic_cache.stream.sealed_rows import wrote_down
-from unic_cache.student.run_files import SNAPSHOT
 from unic_cache.views.classes import check_classes, classes_beside
 from unic_cache.views.index import NO_LABEL
 
@@ -105,6 +104,7 @@ def gathered(
     dims = {name: int(found[-1].summary_ND.shape[1]) for name, found in features.items()}
     how = config.seed, config.bootstrap
     first = measured.get("knn") or next(iter(measured.values()))
+    runs = {one: Snapshot.load(run_of(one)) if has_run(one) else None for one in config.encoder}
     return Result(
         k=config.k,
         images=first.images,
@@ -112,11 +112,11 @@ def gathered(
         encoders=neighbours(measured["knn"], encoders, dims, config.k, *how) if "knn" in measured else (),
         left_out=sum(len(one.left_out) for one in usable),
         twins=len(twins(usable[0], usable[-1])),
-        trained_on=max((trained_on(run, cache, usable[-1]) for run in config.encoder), default=0),
+        trained_on=max((trained_on(run, cache, usable[-1]) for run in runs.values()), default=0),
         rows=[(one.name, one.kind, one.made_of, dims[one.name]) for one in encoders],
         tasks={task: compared_in(task, one, encoders, *how) for task, one in measured.items()},
         analysis=analysis,
-        remarks=[*unknown(config.encoder, cache), *fidelities(encoders)],
+        remarks=[*unknown(runs, cache, usable[-1]), *fidelities(encoders)],
         weights={one.name: one.identity["weights"] for one in encoders if one.kind == STUDENT},
     )
 
@@ -238,37 +238,6 @@ def records_of(
                     "with these tars, or leave --size out"
                 )
     return {place: [record for record in records if record is not None] for place, records in found.items()}
-
-
-def trained_on(encoder: str, cache: Cache | None, usable: Usable) -> int:
-    """How many test images the student was trained on, as far as its run's snapshot and the cache tell."""
-    run, test = run_of(encoder), usable.images
-    if cache is None or not Path(encoder).exists() or not (run / SNAPSHOT).is_file():
-        return 0
-    snapshot = Snapshot.load(run)
-    names = {entry.name for _, entry in test.tars.values()} & set(snapshot.train)
-    records = [
-        (teacher, teacher.record(cache.unit(*cache.shards()[name], snapshot.views, snapshot.numbers[0])))
-        for name in names
-        for teacher in cache.teachers.values()
-    ]
-    if not any(one and wrote_down(snapshot.records, cache, teacher, one) for teacher, one in records):
-        return 0
-    shown = zip(test.wanted, usable.good_N, strict=True)
-    return sum(bool(good) and test.tars[item.segment, item.shard][1].name in names for item, good in shown)
-
-
-def unknown(encoders: Sequence[str], cache: Cache | None) -> list[str]:
-    """The local encoders of which nothing says what they were trained on, though a cache could tell of their run."""
-    lone = [
-        one for one in encoders if cache is not None and Path(one).exists() and not (run_of(one) / SNAPSHOT).is_file()
-    ]
-    return [f"{one}: no run is beside it, so it is unknown whether it was trained on these test images" for one in lone]
-
-
-def run_of(encoder: str) -> Path:
-    """The folder of a local encoder, which is its run's unless it was exported or copied."""
-    return Path(encoder) if Path(encoder).is_dir() else Path(encoder).parent
 
 
 def fidelities(encoders: Sequence[Encoder]) -> list[str]:

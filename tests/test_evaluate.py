@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import distill, evaluate, extract
+from pipelines import distill, evaluate, extract, recode
 from tests.conftest import CNN, VIT, make_shards, picture, png, write_tar
-from unic_cache.config import EvaluateConfig, Views
+from unic_cache.config import EvaluateConfig, RecodeConfig, Views
 from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.evaluate.knn import knn, knn_leave_one_out
 from unic_cache.student.backbone import build_encoder, embed, encoder_spec, prepare
@@ -243,6 +243,37 @@ class TestWhatVouchesForAnImageIsTheImage:
         words = f"{encoder}: no run is beside it, so it is unknown whether it was trained on these test images"
         assert evaluate.run(config).notes()[0] == words
         assert not any("unknown" in note for note in evaluate.run(dataclasses.replace(config, cache=None)).notes())
+
+    def test_where_the_cache_cannot_tell_it_is_said_to_be_unknown(self, shards, cache_folder, training, tmp_path):
+        """As of a recoded cache, which keeps other records; and of a second stage, whose first one saw other images."""
+        distill.run(training(steps=1, val_shards=None))
+        recode.run(RecodeConfig(str(cache_folder), str(tmp_path / "recoded"), codec="int8"))
+        config = EvaluateConfig((training().out,), task=("knn",), shards=shards.pattern, k=3)
+        result = evaluate.run(dataclasses.replace(config, cache=str(tmp_path / "recoded")))
+        words = f"{training().out} was trained on tars of such names (000000), and this cache does not tell which, so"
+        assert result.trained_on == 0
+        assert result.notes()[0] == f"{words} it is unknown whether it was trained on these test images"
+        few, out = f"{shards.folder}/00000[02].tar", str(tmp_path / "second")
+        distill.run(training(steps=1, val_shards=None, from_run=training().out, shards=few, out=out))
+        second = dataclasses.replace(
+            config, encoder=(out,), shards=f"{shards.folder}/000001.tar", cache=str(cache_folder)
+        )
+        words = (
+            f"{out} began as another run's student (--from), whose images its own run does not list, so it is unknown"
+        )
+        assert evaluate.run(second).notes()[0].startswith(words)
+
+    def test_students_that_differ_in_their_normalization_alone_have_untrained_ones_of_their_own(
+        self, shards, training, tmp_path
+    ):
+        ways = {"one": "imagenet", "two": "0.5,0.5,0.5/0.5,0.5,0.5", "three": "0.4,0.4,0.4/0.5,0.5,0.5"}
+        for name, normalize in ways.items():
+            distill.run(training(steps=1, out=str(tmp_path / name), normalize=normalize))
+        runs = tuple(str(tmp_path / name) for name in ways)
+        result = evaluate.run(EvaluateConfig(runs, task=("knn",), shards=shards.pattern, k=3))
+        made = "random student (test_vit, 32 px, patch 16"
+        names = [row[0] for row in result.rows if row[1] == "random student"]
+        assert names == ["random student", f"{made})", f"{made}, mean/std 0.4,0.4,0.4/0.5,0.5,0.5)"]
 
 
 def test_shards_that_the_cache_does_not_know_are_told(tmp_path, cache_folder, encoder_file):

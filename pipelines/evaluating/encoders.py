@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pipelines.command.progress import say
 from pipelines.extracting.opening_options import TeacherOptions
+from pipelines.extracting.students import pixels_words
 from pipelines.extracting.teacher_weights import load_teachers
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import EvaluateConfig
@@ -148,11 +149,14 @@ def from_module(name: str, kind: str, module: torch.nn.Module, spec: EncoderSpec
 
 
 def random_ones(students: Sequence[Encoder], seed: int, device: torch.device) -> list[Encoder]:
-    """Each architecture among the students untrained; one of them is called `random student`."""
+    """Each architecture and normalization among the students untrained; one of them is called `random student`."""
     specs = {one.spec: None for one in students if one.spec is not None}
     found: list[Encoder] = []
     for spec in dict.fromkeys(dataclasses.replace(spec, drop_path=0.0) for spec in specs):
-        name = RANDOM if not found else f"{RANDOM} ({spec.name}, {spec.img_size} px, patch {spec.patch_size})"
+        made = f"{spec.name}, {spec.img_size} px, patch {spec.patch_size}"
+        name = f"{RANDOM} ({made})" if found else RANDOM
+        if name in {one.name for one in found}:
+            name = f"{RANDOM} ({made}, {pixels_words(spec)})"
         found.append(from_module(name, RANDOM, build_encoder(spec, seed), spec, device))
     return found
 
