@@ -26,7 +26,7 @@ from pipelines.extracting.opening_options import TeacherOptions
 from pipelines.extracting.sampling_rules import sampling_rules
 from pipelines.extracting.specs import pixel_codec
 from pipelines.extracting.students import named_spec
-from pipelines.extracting.teacher_weights import announce, load_teachers
+from pipelines.extracting.teacher_weights import announce, check_same_weights, load_teachers
 from pipelines.planning.codec_costs import ask, fit, kept_features, measure_codec
 from pipelines.planning.forecast import Costs, Forecast, KeptCost, StudentCost, calibration_seconds, forecast, stored_as
 from pipelines.planning.held import Held
@@ -38,6 +38,8 @@ from unic_cache.config import CODECS, CODERS, FITTED, RANDOM, PlanConfig
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files.schemes import open_location
 from unic_cache.store.codecs.codec import FeatureCodec
+from unic_cache.store.layout import teacher_folder
+from unic_cache.store.member import Member
 from unic_cache.teachers.model import Teacher
 from unic_cache.token_kinds import grid_of
 
@@ -70,10 +72,18 @@ def run(config: PlanConfig) -> Forecast:
         )
 
 
+def loaded(config: PlanConfig, cache: Cache, device: torch.device) -> dict[str, Teacher]:
+    """The teachers. CacheError if the cache has one with other weights: what it holds is not of these."""
+    teachers = load_teachers(TeacherOptions.of(config), device)
+    for name, teacher in teachers.items():
+        check_same_weights(teacher, Member.open(cache.location, teacher_folder(name)), cache.location.url)
+    return teachers
+
+
 def measure(config: PlanConfig, cache: Cache, device: torch.device, pool: ThreadPoolExecutor) -> Costs:
     """All that the forecast needs: the disk, views, each teacher under each codec, the student's step."""
     free_bytes, disk_rate = disk(cache.location)
-    teachers = load_teachers(TeacherOptions.of(config), device)
+    teachers = loaded(config, cache, device)
     announce(teachers, config.kind.size)
     counts = token_counts(config, teachers)
     rules = {count: rules_of(config, cache, teachers, count) for count in counts}

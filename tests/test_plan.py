@@ -9,15 +9,16 @@ import tempfile
 import click
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 import cli
 from pipelines import extract, inspect, plan, verify
 from pipelines.extracting import calibrating
 from pipelines.planning import step_costs
 from pipelines.planning.forecast import FITTED_VIEWS, Costs, Forecast, KeptCost, StudentCost, forecast
-from tests.conftest import CNN, VIT, tree
+from tests.conftest import CNN, VIT, make_shards, tree
 from unic_cache.config import CODECS, ExtractConfig, InspectConfig, PlanConfig, VerifyConfig
-from unic_cache.errors import CacheError, ConfigError
+from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.store.calibrate import FIT_IMAGES, HELD_OUT_IMAGES
 
 BYTES = {"klt": 1_000, "f16": 8_000, "int8": 4_000, "int4": 2_000}
@@ -323,6 +324,24 @@ class TestRefusals:
     def test_of_more_tokens_than_a_teacher_has(self, config):
         with pytest.raises(CacheError, match=r"has 4 patch tokens, and 5 are to be kept; say fewer with --tokens"):
             plan.run(dataclasses.replace(config, tokens=5))
+
+    def test_of_other_tars_under_the_names_of_a_begun_cache(self, config, settings, tmp_path):
+        """As extract refuses them: what the cache holds is not of these."""
+        extract.run(settings(tmp_path / "cache", views=1))
+        other = make_shards(tmp_path / "other", (50,)).pattern
+        begun = dataclasses.replace(config, cache=str(tmp_path / "cache"))
+        with pytest.raises(CacheError, match="was made with other shards: 000000 has 50 samples here and 37 there"):
+            plan.run(dataclasses.replace(begun, shards=other))
+        with pytest.raises(ShardError, match="two shards are called '000000'"):
+            plan.run(dataclasses.replace(begun, shards=f"{config.shards}::{other}"))
+        swapped = tuple(
+            (name, str(tmp_path / f"{number}.safetensors")) for number, (name, _) in enumerate(config.weights)
+        )
+        for (name, path), (_, source) in zip(swapped, config.weights, strict=True):
+            state = load_file(source)
+            save_file({key: value * 2 for key, value in state.items()} if name == VIT else state, path)
+        with pytest.raises(CacheError, match=r"timm.test_vit@32 was made with other weights"):
+            plan.run(dataclasses.replace(begun, weights=swapped))
 
     def test_of_an_odd_trial(self):
         with pytest.raises(ConfigError, match="images 3 is out of bounds; choose 10 or more"):

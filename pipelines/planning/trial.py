@@ -14,7 +14,7 @@ from numcodecs.zstd import Zstd
 from torch import Tensor
 
 from pipelines.command.tars import given_shards
-from unic_cache.cache import open_cache
+from unic_cache.cache import Cache, open_cache
 from unic_cache.config import PlanConfig
 from unic_cache.config.bounds import RANGES
 from unic_cache.errors import CacheError
@@ -25,7 +25,7 @@ from unic_cache.store.layout import CHUNK_ROWS, VIEWS_MEMBER
 from unic_cache.store.member import Member
 from unic_cache.stream.address import Address
 from unic_cache.stream.pixels import KeptPixels, PixelSource, ShardPixels
-from unic_cache.views.index import ShardEntry
+from unic_cache.views.index import ShardEntry, refuse_twice
 
 MADE_ALONE = 48  # views that one thread makes, to time it
 
@@ -51,7 +51,7 @@ class Trial:
 def make_trial(config: PlanConfig, pool: ThreadPoolExecutor) -> Trial:
     """Good views from all tars, or kept views if no tars are given and the cache has some.
 
-    CacheError if too few of the images can be decoded.
+    CacheError if too few of the images can be decoded, or a tar is not the one that the cache has under its name.
     """
     index, source, wanted = origin(config, pool)
     batch = source(pool).start(wanted, len(wanted))()
@@ -93,6 +93,11 @@ def origin(
     views, location = config.kind, open_location(config.cache)
     paths, entries = given_shards(config.shards, Member.open(location, VIEWS_MEMBER) is not None)
     if paths:
+        refuse_twice(entry.name for entry in entries)
+        begun = Cache(location)
+        for entry in entries:
+            if entry.name in begun.shards():
+                begun.place(entry.name, entry.keys)
         tars = {(0, at): pair for at, pair in enumerate(zip(paths, entries, strict=True))}
         index = {place: entry for place, (_, entry) in tars.items()}
         return index, lambda threads: ShardPixels(views, tars, threads), spread(index, config.images)
