@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,14 @@ def tiff(values: np.ndarray, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def wide_png(levels: np.ndarray) -> bytes:
-    """An RGB PNG with 16 bits per channel."""
-    height, width, _ = levels.shape
+def wide_png(levels: np.ndarray, clear: Sequence[int] = ()) -> bytes:
+    """An RGB or grey PNG with 16 bits per channel, and the colour that it names as transparent."""
+    height, width, channels = levels.shape
+    colour = {1: 0, 3: 2}[channels]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows))]
+    named = [(b"tRNS", struct.pack(f">{len(clear)}H", *clear))] if clear else []
+    head = (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0))
+    chunks = [head, *named, (b"IDAT", zlib.compress(rows))]
     framed = [
         struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in [*chunks, (b"IEND", b"")]
     ]
@@ -66,6 +70,15 @@ def test_sixteen_bits_a_channel_keep_their_upper_eight_unless_they_hold_fewer() 
     np.testing.assert_array_equal(np.asarray(decode(wide_png(levels))), levels >> 8)
     with pytest.raises(ImageError, match="16 bits per channel, none of which reaches level 16 of 256"):
         decode(wide_png(levels // 16))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_colour_that_sixteen_bits_a_channel_name_as_transparent_is_white(channels: int) -> None:
+    levels = np.full((4, 4, channels), 40_000, np.uint16)
+    levels[0] = 1_000
+    found = np.asarray(decode(wide_png(levels, clear=[1_000] * channels)))
+    assert (found[0] == 255).all()
+    assert (found[1:] == 40_000 >> 8).all()
 
 
 def test_black_is_black_in_every_kind() -> None:

@@ -39,16 +39,22 @@ def eight_bits(image: Image.Image, depth: Depth) -> Image.Image:
     """The image with 8 bits per channel. ImageError if the range of its numbers is unknown.
 
     Grey of 9 to 16 bits keeps the upper 8; wider integers count as 16 bits. Floats up to 1 are scaled, others count as
-    0 to 255.
+    0 to 255. The grey that a PNG names as transparent becomes white; of 16-bit RGB the upper 8 bits tell that colour.
     """
+    clear = image.info.get("transparency")
     if image.mode.startswith("I"):
-        return Image.fromarray(_of_integers(np.asarray(image), depth))
+        levels = _of_integers(np.asarray(image), depth)
+        if isinstance(clear, int):
+            levels[np.asarray(image) == clear] = 255
+        return Image.fromarray(levels)
     if image.mode == "F":
         return Image.fromarray(_of_floats(np.asarray(image)))
     if depth.bits > 8 and image.mode.startswith("RGB"):  # Pillow has kept the upper 8 bits per channel
         brightest = max(band.getextrema()[1] for band in image.split()[:3])
         if brightest < _LEAST:  # type: ignore[operator]
             raise ImageError(f"{depth.bits} bits per channel, none of which reaches level {_LEAST} of 256; {_REMEDY}")
+        if isinstance(clear, tuple):
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
     return image
 
 
