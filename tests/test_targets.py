@@ -55,7 +55,7 @@ class TestOnline:
             assert live["loss"] == pytest.approx(cached["loss"], rel=2e-4)
 
     def test_no_feature_is_kept(self, training, online, tmp_path):
-        distill.run(training(**online))
+        distill.run(training(**online, out=f"file://{tmp_path}/run"))
         assert (tmp_path / "run/online/index/000000.json").exists()
         assert not list((tmp_path / "run/online").rglob("c.*"))
 

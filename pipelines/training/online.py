@@ -106,14 +106,14 @@ def check_same_tars(config: DistillConfig, val_entries: Sequence[ShardEntry], re
 
 def check_same_views(config: DistillConfig, views: Views) -> None:
     """ConfigError if an earlier attempt calibrated its teachers on other views."""
-    folder = Path(config.out) / FOLDER
+    folder = calibrations(config)
     if others := [path.stem for path in folder.glob("probe/*.npz") if path.name != Path(probe_name(views)).name]:
         raise _begun_otherwise(folder, f"views {others[0]}, not {Path(probe_name(views)).stem}")
 
 
 def check_calibrations(config: DistillConfig, options: OpeningOptions, opened: Opened) -> None:
     """ConfigError if the calibrations are of an earlier attempt with other tars, or on another number of views."""
-    folder, first = Path(config.out) / FOLDER, opened.cache.segments[0]
+    folder, first = calibrations(config), opened.cache.segments[0]
     given = next(groups([entry for _, entry in opened.tars.values()]))
     if [entry.name for entry in given] != list(first.names):
         raise _begun_otherwise(folder, f"{len(first.names)} tars from {first.names[0]} on, not those of --shards")
@@ -146,6 +146,11 @@ def given_live_val(config: DistillConfig) -> tuple[Sequence[str], Sequence[Shard
     return paths, entries
 
 
+def calibrations(config: DistillConfig) -> Path:
+    """The folder of the teachers' calibrations, in OUT."""
+    return Path(config.out.removeprefix("file://")) / FOLDER
+
+
 def opening_options(config: DistillConfig, views: Views, worker: tuple[int, int]) -> OpeningOptions:
     """The teachers, and a cache of their calibrations in the run's folder."""
     return OpeningOptions(
@@ -153,7 +158,7 @@ def opening_options(config: DistillConfig, views: Views, worker: tuple[int, int]
         weights=config.weights,
         dtype=config.dtype,
         shards=config.shards,
-        cache=str(Path(config.out) / FOLDER),
+        cache=str(calibrations(config)),
         kind=views,
         count=DEFAULT_VIEWS,  # that a calibration may use, as in extraction
         codec="f16",
