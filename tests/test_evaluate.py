@@ -251,7 +251,7 @@ class TestWhatVouchesForAnImageIsTheImage:
         config = EvaluateConfig((training().out,), task=("knn",), shards=shards.pattern, k=3)
         result = evaluate.run(dataclasses.replace(config, cache=str(tmp_path / "recoded")))
         words = f"{training().out} was trained on tars of such names (000000), and this cache does not tell which, so"
-        assert result.trained_on == 0
+        assert (result.trained_on, result.to_json()["remarks"]) == (0, result.notes())
         assert result.notes()[0] == f"{words} it is unknown whether it was trained on these test images"
         few, out = f"{shards.folder}/00000[02].tar", str(tmp_path / "second")
         distill.run(training(steps=1, val_shards=None, from_run=training().out, shards=few, out=out))

@@ -34,6 +34,7 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """The result as JSON-ready data."""
         data = {name: getattr(self, name) for name in ("k", "images", "classes", "left_out", "twins", "trained_on")}
+        data["remarks"] = list(self.remarks)
         data["encoders"] = [dataclasses.asdict(one) for one in self.encoders]
         made_of = {name: text for name, _, text, _ in self.rows}
         data["tasks"] = {task: task_json(result, made_of) for task, result in self.tasks.items()}
