@@ -28,7 +28,7 @@ from pipelines.evaluating.encoders import RANDOM, STUDENT, TEACHER, Encoder, com
 from pipelines.evaluating.features import KeptFeatures, features, set_name
 from pipelines.evaluating.labelled import LabelledShards, Usable, check_apart, labelled, twins
 from pipelines.evaluating.measuring import NEEDS, DenseLabels, Measured, allowed, measure
-from pipelines.evaluating.training_images import has_run, run_of, trained_on, unknown
+from pipelines.evaluating.training_images import history, trained_on, unknown
 from pipelines.training.training_set import Snapshot
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
@@ -104,7 +104,7 @@ def gathered(
     dims = {name: int(found[-1].summary_ND.shape[1]) for name, found in features.items()}
     how = config.seed, config.bootstrap
     first = measured.get("knn") or next(iter(measured.values()))
-    runs = {one: Snapshot.load(run_of(one)) if has_run(one) else None for one in config.encoder}
+    runs = {one: history(one, snapshot_of) for one in (config.encoder if cache is not None else ())}
     return Result(
         k=config.k,
         images=first.images,
@@ -119,6 +119,13 @@ def gathered(
         remarks=[*unknown(runs, cache, usable[-1]), *fidelities(encoders)],
         weights={one.name: one.identity["weights"] for one in encoders if one.kind == STUDENT},
     )
+
+
+def snapshot_of(run: Path) -> Snapshot | None:
+    """A run's snapshot, if it can be read."""
+    with contextlib.suppress(ConfigError):
+        return Snapshot.load(run)
+    return None
 
 
 def compared_in(task: str, measured: Measured, encoders: Sequence[Encoder], seed: int, resamples: int) -> TaskResult:

@@ -10,6 +10,7 @@ import torch
 
 from pipelines import distill, evaluate, extract, recode
 from tests.conftest import CNN, VIT, make_shards, picture, png, write_tar
+from unic_cache.cache import open_cache
 from unic_cache.config import EvaluateConfig, RecodeConfig, Views
 from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.evaluate.knn import knn, knn_leave_one_out
@@ -240,28 +241,54 @@ class TestWhatVouchesForAnImageIsTheImage:
         shutil.copy(Path(training().out) / "encoder.safetensors", lone)
         encoder = str(lone / "encoder.safetensors")
         config = EvaluateConfig((encoder,), task=("knn",), shards=shards.pattern, cache=str(cache_folder), k=3)
-        words = f"{encoder}: no run is beside it, so it is unknown whether it was trained on these test images"
+        unread = f"{encoder}: no run that can be read is beside it"
+        words = f"{unread}, so it is unknown whether it was trained on these test images"
         assert evaluate.run(config).notes()[0] == words
         assert not any("unknown" in note for note in evaluate.run(dataclasses.replace(config, cache=None)).notes())
 
     def test_where_the_cache_cannot_tell_it_is_said_to_be_unknown(self, shards, cache_folder, training, tmp_path):
-        """As of a recoded cache, which keeps other records; and of a second stage, whose first one saw other images."""
+        """As of a recoded cache, which has other records."""
         distill.run(training(steps=1, val_shards=None))
         recode.run(RecodeConfig(str(cache_folder), str(tmp_path / "recoded"), codec="int8"))
         config = EvaluateConfig((training().out,), task=("knn",), shards=shards.pattern, k=3)
         result = evaluate.run(dataclasses.replace(config, cache=str(tmp_path / "recoded")))
-        words = f"{training().out} was trained on tars of such names (000000), and this cache does not tell which, so"
+        words = f"{training().out} was trained on tars with these names (000000), but not from this cache, so it is"
         assert (result.trained_on, result.to_json()["remarks"]) == (0, result.notes())
-        assert result.notes()[0] == f"{words} it is unknown whether it was trained on these test images"
-        few, out = f"{shards.folder}/00000[02].tar", str(tmp_path / "second")
+        assert result.notes()[0] == f"{words} unknown whether it was trained on these test images"
+        (Path(training().out) / "snapshot.json").write_text("{}")
+        assert (
+            "no run that can be read" in evaluate.run(dataclasses.replace(config, cache=str(cache_folder))).notes()[0]
+        )
+        assert not evaluate.run(config).notes()
+
+    def test_what_a_first_stage_was_trained_on_counts_too(self, shards, cache_folder, training, tmp_path):
+        distill.run(training(steps=1, val_shards=None))
+        few, out = f"{shards.folder}/000000.tar", str(tmp_path / "second")
         distill.run(training(steps=1, val_shards=None, from_run=training().out, shards=few, out=out))
-        second = dataclasses.replace(
-            config, encoder=(out,), shards=f"{shards.folder}/000001.tar", cache=str(cache_folder)
-        )
-        words = (
-            f"{out} began as another run's student (--from), whose images its own run does not list, so it is unknown"
-        )
-        assert evaluate.run(second).notes()[0].startswith(words)
+        common = {"task": ("knn",), "k": 3, "cache": str(cache_folder)}
+        result = evaluate.run(EvaluateConfig((out,), shards=f"{shards.folder}/00000[01].tar", **common))
+        assert result.trained_on == result.images == 77
+        assert not any("unknown" in note for note in result.notes())
+        shutil.rmtree(training().out)
+        result = evaluate.run(EvaluateConfig((out,), shards=f"{shards.folder}/00000[01].tar", **common))
+        assert result.trained_on == 37
+        assert f"{out} began as a student whose run is not there any more, so it is unknown" in result.notes()[1]
+
+    def test_a_tar_counts_if_any_of_its_views_was_read_and_for_itself_alone(self, settings, shards, training, tmp_path):
+        """As with --allow-missing."""
+        cache, tar = tmp_path / "cache", f"{shards.folder}/00000{{}}.tar"
+        extract.run(settings(cache, views=2, shards=tar.format("[01]")))
+        extract.run(settings(cache, recipe="center", views=1))
+        made = open_cache(cache)
+        for teacher in made.teachers.values():
+            record = teacher.record(made.unit(*made.shards()["000001"], settings(cache).kind, 0))
+            assert record is not None
+            (cache / record.name).unlink()
+        distill.run(training(cache=str(cache), steps=1, val_shards=None, allow_missing=True))
+        config = EvaluateConfig((training().out,), task=("knn",), k=3, cache=str(cache), shards=tar.format("[12]"))
+        both = evaluate.run(config)
+        assert both.images == 45
+        assert both.trained_on == 40
 
     def test_students_that_differ_in_their_normalization_alone_have_untrained_ones_of_their_own(
         self, shards, training, tmp_path

@@ -81,8 +81,8 @@ def student(runs: Runs) -> Row:
     text = (
         f"of {len(measures)} measures, by the intervals of every seed: above the best teacher on {len(above)}; below "
         f"it by more than the margin on {len(below)}{_listed(below)}; perhaps so on {len(unsure)}{_listed(unsure)}; "
-        f"gain over the untrained start on {len(gained)}, over the teacher whose weights that has, which is read at a "
-        f"better block, on {len(improved)}"
+        f"gain over the untrained start on {len(gained)}, and over the teacher that it started from, read at its best "
+        f"block, on {len(improved)}"
     )
     if below or 2 * len(above) < len(measures) or len(gained) < len(measures):
         return goal, text, MISSED

@@ -191,17 +191,18 @@ def paper(runs: Runs) -> str:
 
 
 def gains_over(reference: str, runs: Runs) -> str:
-    """The deciding measures of each run that are better than the reference's by every seed."""
+    """The deciding measures of each run that are better than the reference's, if by every seed of that."""
     found = []
     for name, lines in runs.items():
         over = [line.figures["differences"].get(reference, {}) for line in lines if name != reference]
+        whole = len(over) == len(runs[reference])
         better = [
             title(measure)
             for measure in DECIDING
-            if over and all(measure in one and verdict(one[measure], margin(measure)) == BETTER for one in over)
+            if whole and all(measure in one and verdict(one[measure], margin(measure)) == BETTER for one in over)
         ]
-        found += [f"`{name}` ({', '.join(better)}; {len(over)} {'seed' if len(over) == 1 else 'seeds'})"] * bool(better)
-    return f"\n\nBetter than `{reference}` by every seed there is: {'; '.join(found)}." if found else ""
+        found += [f"`{name}` ({' and '.join(better)})"] * bool(better)
+    return f"\n\nBetter than `{reference}` by every seed: {'; '.join(found)}." if found else ""
 
 
 def storage(runs: Runs) -> str:

@@ -1,11 +1,12 @@
 """Which test images the students were trained on, as far as their runs tell."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.evaluating.labelled import Usable
-from unic_cache.cache import Cache
+from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import Views
 from unic_cache.stream.sealed_rows import wrote_down
 from unic_cache.student.export import provenance_of_export
@@ -32,37 +33,56 @@ class Trained(Protocol):
         """The kind of all views."""
 
 
-def trained_on(run: Trained | None, cache: Cache | None, usable: Usable) -> int:
-    """How many test images a run's student was trained on, as far as its snapshot and the cache tell."""
-    names = namesakes(run, usable)
-    if cache is None or run is None or not names or not vouched(run, cache, names):
+History = Sequence[Trained | None]  # the runs that made an encoder's weights, last first; None where nobody knows more
+
+
+def history(encoder: str, load: Callable[[Path], Trained | None]) -> History:
+    """The runs that made a local encoder's weights: its own, and those that it began from (--from, --init).
+
+    `load` reads the snapshot in a run's folder, and gives None for one that it cannot read.
+    """
+    runs: list[Trained | None] = []
+    seen: set[Path] = set()
+    while has_run(encoder) and run_of(encoder).resolve() not in seen:
+        seen.add(run_of(encoder).resolve())
+        runs.append(load(run_of(encoder)))
+        made: Mapping[str, Any] = provenance_of_export(encoder) or {}
+        settings = made.get("config") or {}
+        before = settings.get("from_run") if made.get("from") else settings.get("init")
+        if not (made.get("from") or (isinstance(before, str) and has_run(before))):
+            return runs
+        encoder = str(before)
+    return [*runs, None]
+
+
+def trained_on(runs: History, cache: Cache | None, usable: Usable) -> int:
+    """How many test images an encoder was trained on, as far as its runs' snapshots and the cache tell."""
+    if cache is None:
         return 0
     test = usable.images
+    names = set[str]().union(*(vouched(run, cache, namesakes(run, usable)) for run in runs if run is not None))
     shown = zip(test.wanted, usable.good_N, strict=True)
     return sum(bool(good) and test.tars[item.segment, item.shard][1].name in names for item, good in shown)
 
 
-def unknown(runs: Mapping[str, Trained | None], cache: Cache | None, usable: Usable) -> list[str]:
+def unknown(histories: Mapping[str, History], cache: Cache | None, usable: Usable) -> list[str]:
     """What a reader would take for no, though a cache could tell: whether a local encoder was trained on these images.
 
-    `runs` maps each encoder to its run, if one is beside it. Without a cache nothing is said: by their names alone,
-    most sets have tars in common.
+    Without a cache nothing is said: by their names alone, most sets have tars in common.
     """
     if cache is None:
         return []
     found = []
-    for encoder, run in runs.items():
-        if not Path(encoder).exists():
+    for encoder, runs in histories.items():
+        if not Path(encoder).exists() or trained_on(runs, cache, usable) == int(usable.good_N.sum()):
             continue
-        if run is None:
-            found.append(f"{encoder}: no run is beside it")
-            continue
-        names = namesakes(run, usable)
-        if names and not vouched(run, cache, names):
-            which = min(names)
-            found.append(f"{encoder} was trained on tars of such names ({which}), and this cache does not tell which")
-        if began := origin(encoder):
-            found.append(f"{encoder} began as another run's student ({began}), whose images its own run does not list")
+        if runs[-1] is None:
+            own = f"{encoder}: no run that can be read is beside it"
+            found.append(own if len(runs) == 1 else f"{encoder} began as a student whose run is not there any more")
+        for run in runs:
+            names = namesakes(run, usable)
+            if run is not None and (names := names - vouched(run, cache, names)):
+                found.append(f"{encoder} was trained on tars with these names ({min(names)}), but not from this cache")
     return [f"{line}, so it is unknown whether it was trained on these test images" for line in found]
 
 
@@ -71,23 +91,15 @@ def namesakes(run: Trained | None, usable: Usable) -> set[str]:
     return set() if run is None else {entry.name for _, entry in usable.images.tars.values()} & set(run.train)
 
 
-def vouched(run: Trained, cache: Cache, names: set[str]) -> bool:
-    """Whether the run read these tars' features from this very cache."""
-    records = [
-        (teacher, teacher.record(cache.unit(*cache.shards()[name], run.views, run.numbers[0])))
-        for name in names
-        for teacher in cache.teachers.values()
-    ]
-    return any(one is not None and wrote_down(run.records, cache, teacher, one) for teacher, one in records)
+def vouched(run: Trained, cache: Cache, names: Collection[str]) -> set[str]:
+    """Those of the tars whose features, of one teacher under one view at least, the run read from this very cache."""
 
+    def read(name: str, number: int, teacher: CachedTeacher) -> bool:
+        record = teacher.record(cache.unit(*cache.shards()[name], run.views, number))
+        return record is not None and wrote_down(run.records, cache, teacher, record)
 
-def origin(encoder: str) -> str:
-    """By what option a student began as another run's; "" if it did not."""
-    made: Mapping[str, Any] = provenance_of_export(encoder) or {}
-    init = (made.get("config") or {}).get("init")
-    if made.get("from"):
-        return "--from"
-    return "--init" if isinstance(init, str) and has_run(init) else ""
+    sides = list(itertools.product(run.numbers, cache.teachers.values()))
+    return {name for name in names if any(read(name, *side) for side in sides)}
 
 
 def has_run(encoder: str) -> bool:

@@ -210,7 +210,7 @@ def counting(name: str, device: torch.device) -> Iterator[Later]:
 def made(calibrators: Sequence[Calibrator], threads: int = 0) -> Iterator[bytes]:
     """The calibration of each teacher, in order; as many are made at once as `threads` says (0: as there are cores).
 
-    Each takes, beside its whole images, about four times their bytes. After a signal, or an error of the first one that
+    Each needs about five times the bytes of its whole images. After a signal, or an error of the first one that
     is not made yet, the others end within seconds.
     """
     ended = Event()

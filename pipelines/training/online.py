@@ -5,6 +5,7 @@ is made first, in OUT/online.
 """
 
 import dataclasses
+import filecmp
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ from unic_cache.stream.rows import all_rows
 from unic_cache.teachers.catalog import resolve
 from unic_cache.views.index import ShardEntry
 from unic_cache.views.segments import extend_index, groups
-from unic_cache.views.shards import expand, shard_name
+from unic_cache.views.shards import describe_filled, expand, shard_name
 
 DEFAULT_SIZE = 224  # pixels of a view
 FOLDER = "online"
@@ -60,6 +61,7 @@ def open_live_set(
     if resumed is not None:
         check_same_tars(config, val_entries, resumed)
     else:
+        check_namesakes(config, val_paths)
         check_same_views(config, views)
     options = opening_options(config, views, worker)
     opened = open_teachers(options, pool, device, "distill --online, first")
@@ -116,7 +118,9 @@ def check_calibrations(config: DistillConfig, options: OpeningOptions, opened: O
     folder, first = calibrations(config), opened.cache.segments[0]
     given = next(groups([entry for _, entry in opened.tars.values()]))
     if [entry.name for entry in given] != list(first.names):
-        raise _begun_otherwise(folder, f"{len(first.names)} tars from {first.names[0]} on, not those of --shards")
+        raise _begun_otherwise(
+            folder, f"{len(first.names)} tars from {first.names[0]} on, not those of --shards in their order"
+        )
     views = views_to_calibrate(options, first)
     for name, member in opened.members.items():
         if (told := member.spec.get("calibration_images")) != views:
@@ -130,20 +134,31 @@ def _begun_otherwise(folder: Path, how: str) -> ConfigError:
 
 
 def given_live_val(config: DistillConfig) -> tuple[Sequence[str], Sequence[ShardEntry]]:
-    """(paths, index entries) of the tars of --val-shards, if any.
-
-    ShardError for one that cannot be used, or has the name of another one among those to train on: it would be taken
-    for that one, which would not be trained on then.
-    """
+    """(paths, index entries) of the tars of --val-shards, if any. ShardError for one that cannot be used."""
     if config.val_shards is None:
         return (), ()
-    paths, entries = given_shards(config.val_shards, False, flag="--val-shards")
-    ours = {shard_name(path): path for path in expand(config.shards or DEFAULT_SHARDS)}
-    for path in paths:
+    return given_shards(config.val_shards, False, flag="--val-shards")
+
+
+def check_namesakes(config: DistillConfig, val_paths: Sequence[str]) -> None:
+    """ShardError for a tar to validate on that has the name of another one among --shards, and is no copy of it.
+
+    It would be taken for that one, which would not be trained on then.
+    """
+    ours = {shard_name(path): path for path in expand(config.shards or DEFAULT_SHARDS)} if val_paths else {}
+    for path in val_paths:
         other = ours.get(shard_name(path), path)
-        if other != path and Path(other).resolve() != Path(path).resolve():
-            raise ShardError(f"--val-shards: {path} has the name of {other}, which is trained on; rename one of them")
-    return paths, entries
+        if other != path and not same_bytes(path, other) and describe_filled([other])[0]:
+            raise ShardError(
+                f"--val-shards: {path} has the name of {other}, by which tars are known; rename it if its images are "
+                "others, or give that very path to hold it out"
+            )
+
+
+def same_bytes(one: str, other: str) -> bool:
+    """Whether two local files are the same, or one is a copy of the other."""
+    ours, theirs = (Path(path.removeprefix("file://")) for path in (one, other))
+    return ours.is_file() and theirs.is_file() and filecmp.cmp(ours, theirs, shallow=False)
 
 
 def calibrations(config: DistillConfig) -> Path:

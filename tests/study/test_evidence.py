@@ -81,7 +81,7 @@ def test_what_is_told_of_values_between_and_beyond(asked, words, monkeypatch):
     )
     sampled = "klt at 0.5, CLS tokens at 0.7 and a quarter of the patch tokens by lattice, together: 3 views worse, "
     whole = "klt at 0.6, CLS tokens at 0.7 and all patch tokens, together: 5 views held"
-    assert f"; {sampled}4 views could not be shown equal; {whole}. Else each" in evidence(*asked)
+    assert f"; {sampled}4 views could not be shown equal; {whole}. Every other" in evidence(*asked)
     assert words in evidence(*asked)
 
 
@@ -94,4 +94,4 @@ def test_nothing_is_told_where_nothing_held(monkeypatch):
     assert "5 views not tried; klt at 0.96 not tried; CLS tokens at 0.99 not tried; all tokens" in evidence(
         5, FITTED, None, None
     )
-    assert "; 49 tokens were not tried. Else each" in evidence(5, FITTED, None, 49)
+    assert "; 49 tokens were not tried. Every other" in evidence(5, FITTED, None, 49)

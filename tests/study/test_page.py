@@ -53,7 +53,7 @@ def test_the_goals_are_missed_where_they_are():
     assert space.startswith("0.20 TB")
     assert space.endswith("the 10 views of that setting are 0.20 TB")
     equal = by_name(SMALL, lines_of(SMALL))
-    assert "perhaps so on 0; gain over the untrained start on 0, over the teacher" in goals(equal)[0][1]
+    assert "perhaps so on 0; gain over the untrained start on 0, and over the teacher" in goals(equal)[0][1]
     worse = by_name(SMALL, lines_of(SMALL, {run.name: -9.0 for run in plan(SMALL) if run.name.startswith("cache/")}))
     assert [row[2] for row in goals(worse)[2:]] == [MISSED, MISSED]
 

@@ -39,7 +39,8 @@ def eight_bits(image: Image.Image, depth: Depth) -> Image.Image:
     """The image with 8 bits per channel. ImageError if the range of its numbers is unknown.
 
     Grey of 9 to 16 bits keeps the upper 8; wider integers count as 16 bits. Floats up to 1 are scaled, others count as
-    0 to 255. The grey that a PNG names as transparent becomes white; of 16-bit RGB the upper 8 bits tell that colour.
+    0 to 255. The grey that a PNG names as transparent becomes white; of 16-bit RGB its upper 8 bits
+    tell that colour, and so others within 1/256 of it.
     """
     clear = image.info.get("transparency")
     if image.mode.startswith("I"):
