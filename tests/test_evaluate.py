@@ -101,6 +101,21 @@ def test_teachers_without_a_center_view_are_left_out(tmp_path, settings, cache_f
     assert [encoder.name for encoder in evaluate.run(both).encoders] == [CNN, "random student", "student"]
 
 
+def test_a_teacher_that_is_a_sample_of_its_patch_tokens_is_no_whole_image(
+    tmp_path, settings, shards, encoder_file, weights, capsys
+):
+    """The mean of a few of the tokens that extract keeps is another feature than the mean of all."""
+    name, folder = f"{VIT}+cls=none", tmp_path / "cache"
+    one = {"teachers": (name,), "weights": ((name, str(weights[VIT])),), "tokens": 1}
+    extract.run(settings(folder, recipe="center", views=1, **one))
+    common = {"task": ("knn",), "shards": shards.pattern, "cache": str(folder)}
+    result = evaluate.run(EvaluateConfig((str(encoder_file),), **common))
+    assert [encoder.name for encoder in result.encoders] == ["random student", "student"]
+    assert f"with a sample of the patch tokens alone; --encoder runs it here: {name}" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="without a CLS token, and with a sample"):
+        evaluate.run(EvaluateConfig((str(encoder_file),), teachers=(name,), **common))
+
+
 def test_images_that_would_find_themselves_are_refused(shards, encoder_file):
     with pytest.raises(ShardError, match=r"its images are in --train too and would find themselves; use --shards"):
         evaluate.run(

@@ -332,6 +332,24 @@ class TestRefusals:
         assert location.size("index/seals/000000.json") is None
         assert segments.read_segments(location)[0].names == segment.names
 
+    def test_of_a_target_from_other_features(self, tmp_path, source, settings):
+        """Its fidelity is that to its first source, so all of its views must come from such features."""
+        coarse, fine, target = (tmp_path / name for name in ("coarse", "fine", "cache"))
+        run(source, coarse, codec="klt", quality=0.6)
+        run(source, target, codec="int8")
+        for name in tree(target):
+            if f"{NAME}/000001.json" in name:
+                (target / name).unlink()
+        before = tree(target)
+        with pytest.raises(
+            CacheError, match=r"@32 was recoded from features of codec f16, not klt, as .*coarse"
+        ):
+            run(coarse, target)
+        assert tree(target) == before
+        extract.run(settings(fine, shards=str(source.parent / "tars/*.tar"), views=1))
+        with pytest.raises(CacheError, match=r"@32 was extracted, and not recoded, as .*; choose another DST"):
+            run(coarse, fine, codec="f16")
+
     def test_of_a_target_standardized_otherwise(self, tmp_path, source, settings):
         tars, few = str(source.parent / "tars/*.tar"), {"teachers": (VIT,), "weights": vit(settings), "views": 1}
         extract.run(settings(tmp_path / "other", shards=tars, calibration_images=30, **few))

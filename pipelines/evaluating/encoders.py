@@ -56,7 +56,7 @@ def compared(config: EvaluateConfig, cache: Cache | None, device: torch.device) 
 
     CacheError if the cache lacks a teacher; ConfigError or TeacherError for an encoder that cannot be loaded.
     """
-    teachers = [] if cache is None else [from_cache(teacher) for teacher in centered(cache, config.teachers)]
+    teachers = [] if cache is None else list(map(from_cache, whole_ones(centered(cache, config.teachers), config)))
     runs = [text for text in config.encoder if Path(text).exists()]
     names = tuple(text for text in config.encoder if text not in runs)
     networks = load_teachers(TeacherOptions(names, config.weights), device) if names else {}
@@ -180,6 +180,20 @@ def centered(cache: Cache, names: Sequence[str]) -> list[CachedTeacher]:
     return [teacher for name, teacher in cache.teachers.items() if has[name] or not any(has.values())]
 
 
+def whole_ones(teachers: Sequence[CachedTeacher], config: EvaluateConfig) -> list[CachedTeacher]:
+    """Those that stand for whole images: not by a sample of their patch tokens alone, whose mean is another feature.
+
+    ConfigError if there are only others.
+    """
+    found = [one for one in teachers if not (one.codec.features.sampled and one.kinds[summary_kind(one.kinds)].grid)]
+    if left_out := [one.name for one in teachers if one not in found]:
+        why = "without a CLS token, and with a sample of the patch tokens alone; --encoder runs it here"
+        if not found and (config.teachers or not config.encoder):
+            raise ConfigError(f"{', '.join(left_out)}: {why}")
+        say(f"left out, {why}: {', '.join(left_out)}")
+    return found
+
+
 def view_size(config: EvaluateConfig, cache: Cache | None, encoders: Sequence[Encoder]) -> int:
     """The size (pixels) of the views: as asked, the cache's, or the largest input of a network."""
     teachers = [one.cached for one in encoders if one.cached is not None]
@@ -193,7 +207,7 @@ def cached_size(cache: Cache | None, teachers: Sequence[CachedTeacher]) -> int |
         return None
     found = {
         views.size
-        for teacher in teachers
+        for teacher in teachers or cache.teachers.values()
         for views, number, _, tars in cache.committed(teacher.member)
         if tars and views.recipe == "center" and views.seed == 0 and number == 0
     }

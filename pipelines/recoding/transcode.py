@@ -10,6 +10,7 @@ Letters: B images, M patch tokens in the source, N in the target.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,6 +149,7 @@ def transcoder(
 ) -> Transcoder:
     """Open a teacher in both caches; create the target's spec and calibration. CacheError if it has other ones."""
     target = Member.ensure(location, source.member.folder, spec)
+    same_origin(source, spec, target)
     if target.calibration() is None:
         made = recalibrated(cache, source, target).to_bytes()
         check_calibration(Cache(location), target, crc32c(made))
@@ -163,6 +165,22 @@ def check_target(source: CachedTeacher, spec: Mapping[str, Any], location: Locat
     target = Member.agreeing(location, source.member.folder, spec)
     if target is not None:
         same_statistics(source, target)
+        same_origin(source, spec, target)
+
+
+def same_origin(source: CachedTeacher, spec: Mapping[str, Any], target: Member) -> None:
+    """CacheError unless the target's features come from those of such a source: their fidelity is recorded once."""
+    ours = json.loads(json.dumps(spec["provenance"]["recoded_from"]))
+    theirs = target.spec["provenance"].get("recoded_from")
+    if not isinstance(theirs, dict):
+        how = "was extracted, and not recoded"
+    elif other := next((key for key, value in theirs.items() if key in ours and ours[key] != value), None):
+        how = f"was recoded from features of {other} {theirs[other]}, not {ours[other]}"
+    else:
+        return
+    raise CacheError(
+        f"{target.location.url}/{target.folder} {how}, as {source.member.location.url}'s are; choose another DST"
+    )
 
 
 def same_statistics(source: CachedTeacher, target: Member) -> tuple[Calibration, int] | None:

@@ -174,6 +174,13 @@ def test_given_classes_number_a_csvs_names_and_check_its_numbers(table) -> None:
             list_images(table(f"0.jpg,{label}\n"), given)
 
 
+def test_numbers_are_not_read_as_names_in_one_row_and_as_numbers_in_another(table) -> None:
+    given = dict(enumerate(("1", "2", "3")))
+    assert [sample.label for sample in list_images(table("0.jpg,1\n1.jpg,3\n"), given).samples] == [0, 2]
+    with pytest.raises(ConfigError, match=r"line 2: the label '1' is the name of a class in .*, but '0' on line 1 is"):
+        list_images(table("0.jpg,0\n1.jpg,1\n"), given)
+
+
 def test_keys_that_collide_are_the_same_as_one_by_one_and_take_linear_time() -> None:
     paths = [Path(f"/d/{name}.png") for name in ("a", "a-2", "a", "a", "a-2", "a-3", "a", "b", "a.x", "a-2-2")]
     keys = [sample.key for sample in _with_keys(("", path, None) for path in paths)]

@@ -138,7 +138,15 @@ def test_the_only_image_of_a_sample_is_its_image(tmp_path: Path, members: list[s
     assert scan(str(path)).labels[0] == (1 if any(name.endswith("cls") for name in members) else -1)
 
 
-@pytest.mark.parametrize("names", [["s.input.jpg", "s.target.jpg"], ["shot.1.jpg", "shot.2.jpg", "shot.3.jpg"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["s.input.jpg", "s.target.jpg"],
+        ["shot.1.jpg", "shot.2.jpg", "shot.3.jpg"],
+        ["s.webp", "s.png"],
+        ["s.png", "s.tif"],
+    ],
+)
 def test_several_images_under_one_key_are_refused_with_the_rule(tmp_path: Path, names: list[str]) -> None:
     path = write_members(tmp_path / "t.tar", *[(name, b"1") for name in names])
     with pytest.raises(

@@ -267,6 +267,13 @@ def test_expand_says_what_is_missing(tmp_path: Path, pattern: str, message: str)
         expand(pattern.format(root=tmp_path))
 
 
+def test_expand_says_which_part_of_a_pattern_matches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "000000.tar").touch()
+    for pattern in ("{root}/{{0*,val/*}}.tar", "{root}/0*.tar::{root}/val/*.tar"):
+        with pytest.raises(ShardError, match=r"no shard matches '.*/val/\*.tar', a part of .*; correct it, or leave"):
+            expand(pattern.format(root=tmp_path))
+
+
 def test_shard_names_are_safe() -> None:
     assert shard_name("/x/train-0.01.tar") == "train-0.01"
     for path in ("/x/a b.tar", "/x/.tar", "/x/.hidden.tar", "/x/é.tar"):

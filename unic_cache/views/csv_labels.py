@@ -81,6 +81,7 @@ def labels_of(rows: Sequence[Row], numbered: Names | None) -> tuple[list[int | N
 def _classes(given: Sequence[Row], numbered: Names | None) -> tuple[Names, list[str]]:
     """(the classes by number, empty if labels are numbers; remarks). ConfigError if names and numbers are mixed."""
     if numbered is not None:
+        _refuse_both(given, numbered)
         return numbered, [f"the {len(numbered)} classes are numbered as in {CLASSES_FILE} in OUT"] if given else []
     named = [row for row in given if not is_number(row.label)]
     plain = [row for row in given if is_number(row.label)]
@@ -93,6 +94,18 @@ def _classes(given: Sequence[Row], numbered: Names | None) -> tuple[Names, list[
     alike = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
     remarks = [f"{len(alike)} class names differ only in upper and lower case, such as {alike[0]!r}"] if alike else []
     return dict(enumerate(names)), remarks
+
+
+def _refuse_both(given: Sequence[Row], numbered: Names) -> None:
+    """ConfigError if some of the labels that are numbers are names of classes, and others are not."""
+    names, plain = set(numbered.values()), [row for row in given if is_number(row.label)]
+    named = next((row for row in plain if row.label in names), None)
+    other = next((row for row in plain if row.label not in names), None)
+    if named and other:
+        raise ConfigError(
+            f"{named.file}, line {named.line}: the label {named.label!r} is the name of a class in {CLASSES_FILE}, but "
+            f"{other.label!r} on line {other.line} is not, and would be taken as a number; write all labels as names"
+        )
 
 
 def _number(row: Row, names: Names, number_of: dict[str, int]) -> int:

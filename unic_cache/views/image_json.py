@@ -8,6 +8,7 @@ from typing import Any
 from unic_cache.errors import ConfigError
 from unic_cache.views.classes import Names
 from unic_cache.views.csv_labels import Row
+from unic_cache.views.index import twice
 from unic_cache.views.left_out import shown
 
 _LISTS = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id"), "categories": ("id",)}
@@ -17,9 +18,13 @@ def read_json(file: Path) -> tuple[list[Row], Names]:
     """(a row per image, whose label is its category's number, or "" without one; the categories' names by number).
 
     Paths are relative to the JSON; a row's line is its place among the images, from 1. The names are empty unless every
-    category has one of its own. ConfigError for another JSON, an image of several categories, and a missing file.
+    category has one of its own. ConfigError for another JSON, an id that two images or categories have, an image of
+    several categories, annotations of other images alone, and a missing file.
     """
     data = _parsed(file)
+    for what in ("images", "categories"):
+        if repeated := twice(one["id"] for one in data[what]):
+            raise ConfigError(f"{shown(str(file))}: two {what} have the id {repeated[0]!r}; give each one of its own")
     names = {int(one["id"]): str(one.get("name", "")) for one in data["categories"]}
     if min(names, default=0) < 0:
         raise ConfigError(f"{shown(str(file))}: category {min(names)} is negative; number categories from 0")
@@ -33,11 +38,17 @@ def read_json(file: Path) -> tuple[list[Row], Names]:
                 f"{shown(str(file))}: image {image} has the categories {category_of[image]} and {category}, but an "
                 "image has one class here; lists of objects are not classification"
             )
+    if category_of and not category_of.keys() & {one["id"] for one in data["images"]}:
+        image, listed = next(iter(category_of)), data["images"][0]["id"] if data["images"] else None
+        raise ConfigError(
+            f"{shown(str(file))}: no annotation is of a listed image: they name ids such as {image!r}, and the images "
+            f"have ids such as {listed!r}"
+        )
     rows = [_row(file, line, one, category_of) for line, one in enumerate(data["images"], 1)]
     paths = {row.path: row.line for row in rows}
     if len(paths) < len(rows):
-        twice = next(row for row in rows if paths[row.path] != row.line)
-        raise ConfigError(f"{shown(str(file))}: {shown(str(twice.path))} is listed twice; keep one")
+        again = next(row for row in rows if paths[row.path] != row.line)
+        raise ConfigError(f"{shown(str(file))}: {shown(str(again.path))} is listed twice; keep one")
     return rows, names if len(set(names.values()) - {""}) == len(names) else {}
 
 
@@ -65,6 +76,8 @@ def _parsed(file: Path) -> dict[str, Any]:
             )
     if not all(type(one["id"]) is int for one in data["categories"]):
         raise ConfigError(f"{shown(str(file))}: a category's id is not a whole number")
+    if not all(isinstance(one["id"], int | str) for one in data["images"]):
+        raise ConfigError(f"{shown(str(file))}: an image's id is neither a number nor a text")
     if not all(isinstance(one["image_id"], int | str) for one in data["annotations"]):
         raise ConfigError(f"{shown(str(file))}: an annotation's image_id is neither a number nor a text")
     return dict(data)

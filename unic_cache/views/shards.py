@@ -37,7 +37,8 @@ def expand(pattern: str) -> tuple[str, ...]:
         parts = braced(pattern)
     except ValueError as error:
         raise ShardError(f"{pattern}: the braces cannot be expanded: {error}") from error
-    found = [path for part in parts for path in (_globbed(part) if glob.has_magic(part) else [part])]
+    each = {part: list(_globbed(part)) if glob.has_magic(part) else [part] for part in parts}
+    found = [path for part in parts for path in each[part]]
     missing = [path for path in found if tar_size(path) is None]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -48,6 +49,8 @@ def expand(pattern: str) -> tuple[str, ...]:
             f"no shard matches {pattern!r}; give a path, a glob such as 'shards/*.tar', or braces, or pack your images "
             f"with `unic-cache shard IMAGES shards`{hint}"
         )
+    if empty := [part for part, own in each.items() if not own]:
+        raise ShardError(f"no shard matches {empty[0]!r}, a part of {pattern!r}; correct it, or leave it out")
     return tuple(found)
 
 

@@ -31,6 +31,7 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "
 
 HELD_OUT = "__held_out__"  # member that `shard --val-fraction` adds to held-out tars; WebDataset skips it
 LONGEST_LABEL = 64  # bytes
+_PHOTOGRAPHS = {"jpg", "jpeg"}
 TWICE = "give every sample a key of its own, and keep its members side by side (tar --sort=name)"
 _FIRST_DOT = "a key ends at the name's first dot"
 _METADATA = re.compile(r"__[^/]*__($|/)")  # WebDataset's metadata
@@ -40,7 +41,7 @@ def scan_tar(file: BinaryIO, size: int, path: str, name: str) -> ShardEntry:
     """Index a seekable tar of `size` bytes as shard `name`; errors call it `path`.
 
     A sample is a run of members with one key, by WebDataset's rule: the name up to the base name's first dot. Its image
-    is the member whose whole extension is the first present of `IMAGE_EXTENSIONS`; else the only one whose name ends in
+    is the member whose whole extension is one of `IMAGE_EXTENSIONS`, of several a JPEG; else the only one that ends in
     one of them (`input.jpg`); else the only one that starts like an image. Its label is its `.cls` member; members of
     `dense_places` are its dense labels and never its image. A link to a file of the tar counts as that file. Samples
     without image, and members outside of samples, are counted as left out.
@@ -123,13 +124,15 @@ class _Scan:
 
     def _image(self, key: str, parts: dict[str, Member]) -> Member | None:
         """The sample's image by name, or else by content. ShardError if several qualify."""
-        for extension in IMAGE_EXTENSIONS:
-            if extension in parts:
-                return parts[extension]
+        whole = [extension for extension in IMAGE_EXTENSIONS if extension in parts]
+        if len(whole) == 1 or (whole and whole[0] in _PHOTOGRAPHS):  # beside a photograph, a PNG is mostly its mask
+            return parts[whole[0]]
         others = [extension for extension in parts if not dense_kind(extension)]
-        found = [extension for extension in others if extension.rpartition(".")[2] in IMAGE_EXTENSIONS] or [
-            extension for extension in others if image_kind(self._members.read(parts[extension], HEAD))
-        ]
+        found = (
+            whole
+            or [extension for extension in others if extension.rpartition(".")[2] in IMAGE_EXTENSIONS]
+            or [extension for extension in others if image_kind(self._members.read(parts[extension], HEAD))]
+        )
         if len(found) > 1:
             more = f" and {len(found) - 2} more" if len(found) > 2 else ""
             raise self._members.error(
