@@ -112,7 +112,7 @@ def test_a_teacher_that_is_a_sample_of_its_patch_tokens_is_no_whole_image(
     result = evaluate.run(EvaluateConfig((str(encoder_file),), **common))
     assert [encoder.name for encoder in result.encoders] == ["random student", "student"]
     assert f"with a sample of the patch tokens alone; --encoder runs it here: {name}" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="without a CLS token, and with a sample"):
+    with pytest.raises(ConfigError, match="cannot be evaluated from the cache, without a CLS token, and with a sample"):
         evaluate.run(EvaluateConfig((str(encoder_file),), teachers=(name,), **common))
 
 

@@ -332,6 +332,17 @@ class TestRefusals:
         assert location.size("index/seals/000000.json") is None
         assert segments.read_segments(location)[0].names == segment.names
 
+    def test_a_copy_of_the_source_follows_it(self, tmp_path, source):
+        run(source, tmp_path / "small", codec="int8")
+        for origin in (source, tmp_path / "small"):
+            copy = tmp_path / f"copy-{origin.name}"
+            shutil.copytree(origin, copy)
+            for name in tree(copy):
+                if name.startswith("timm") and f"{NAME}/000001.json" in name:
+                    (copy / name).unlink()
+            assert run(origin, copy).units == 2
+            assert tree(copy) == tree(origin)
+
     def test_of_a_target_from_other_features(self, tmp_path, source, settings):
         """Its fidelity is that to its first source, so all of its views must come from such features."""
         coarse, fine, target = (tmp_path / name for name in ("coarse", "fine", "cache"))
@@ -342,12 +353,12 @@ class TestRefusals:
                 (target / name).unlink()
         before = tree(target)
         with pytest.raises(
-            CacheError, match=r"@32 was recoded from features of codec f16, not klt, as .*coarse"
+            CacheError, match=r"@32 was recoded from another source, of codec f16, than .*coarse, of codec"
         ):
             run(coarse, target)
         assert tree(target) == before
         extract.run(settings(fine, shards=str(source.parent / "tars/*.tar"), views=1))
-        with pytest.raises(CacheError, match=r"@32 was extracted, and not recoded, as .*; choose another DST"):
+        with pytest.raises(CacheError, match=r"@32 holds features that `extract` made, and those of .*coarse would be"):
             run(coarse, fine, codec="f16")
 
     def test_of_a_target_standardized_otherwise(self, tmp_path, source, settings):

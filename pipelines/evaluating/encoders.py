@@ -183,13 +183,13 @@ def centered(cache: Cache, names: Sequence[str]) -> list[CachedTeacher]:
 def whole_ones(teachers: Sequence[CachedTeacher], config: EvaluateConfig) -> list[CachedTeacher]:
     """Those that stand for whole images: not by a sample of their patch tokens alone, whose mean is another feature.
 
-    ConfigError if there are only others.
+    ConfigError if --teacher names another one, or there are only others.
     """
     found = [one for one in teachers if not (one.codec.features.sampled and one.kinds[summary_kind(one.kinds)].grid)]
     if left_out := [one.name for one in teachers if one not in found]:
         why = "without a CLS token, and with a sample of the patch tokens alone; --encoder runs it here"
-        if not found and (config.teachers or not config.encoder):
-            raise ConfigError(f"{', '.join(left_out)}: {why}")
+        if config.teachers or not (found or config.encoder):
+            raise ConfigError(f"{', '.join(left_out)} cannot be evaluated from the cache, {why}")
         say(f"left out, {why}: {', '.join(left_out)}")
     return found
 

@@ -169,18 +169,29 @@ def check_target(source: CachedTeacher, spec: Mapping[str, Any], location: Locat
 
 
 def same_origin(source: CachedTeacher, spec: Mapping[str, Any], target: Member) -> None:
-    """CacheError unless the target's features come from those of such a source: their fidelity is recorded once."""
+    """CacheError unless the target's features come from those of such a source: their fidelity is recorded once.
+
+    A copy of the source itself has its codes and its origin.
+    """
     ours = json.loads(json.dumps(spec["provenance"]["recoded_from"]))
-    theirs = target.spec["provenance"].get("recoded_from")
-    if not isinstance(theirs, dict):
-        how = "was extracted, and not recoded"
-    elif other := next((key for key, value in theirs.items() if key in ours and ours[key] != value), None):
-        how = f"was recoded from features of {other} {theirs[other]}, not {ours[other]}"
-    else:
+    theirs, found = target.spec["provenance"].get("recoded_from"), target.calibration()
+    if (
+        found is not None
+        and found[0].fidelity == source.calibration.fidelity
+        and codes_that_stay(source.member, target) == source.kinds.keys()
+        and theirs == source.spec["provenance"].get("recoded_from")
+    ):
         return
-    raise CacheError(
-        f"{target.location.url}/{target.folder} {how}, as {source.member.location.url}'s are; choose another DST"
-    )
+    where, url = f"{target.location.url}/{target.folder}", source.member.location.url
+    if not isinstance(theirs, dict):
+        raise CacheError(
+            f"{where} holds features that `extract` made, and those of {url} would be recoded; choose another DST"
+        )
+    if any(ours[key] != value for key, value in theirs.items() if key in ours):
+        raise CacheError(
+            f"{where} was recoded from another source, of codec {theirs.get('codec')}, than {url}, of codec "
+            f"{ours['codec']}; all features of a teacher come from one, whose fidelity is recorded: choose another DST"
+        )
 
 
 def same_statistics(source: CachedTeacher, target: Member) -> tuple[Calibration, int] | None:

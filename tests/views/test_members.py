@@ -125,6 +125,7 @@ def test_a_sparse_file_and_a_pipe_are_counted(tmp_path: Path) -> None:
         (["s.jpg", "s.mask.png"], "s.jpg"),
         (["s.JFIF", "s.txt"], "s.JFIF"),
         (["s.jpe"], "s.jpe"),
+        (["s.png", "s.jfif"], "s.jfif"),
         (["s.img"], "s.img"),
         (["s.json", "s.data"], "s.data"),
         (["d.1/s", "d.1/s.cls"], "d.1/s"),

@@ -22,8 +22,10 @@ def read_json(file: Path) -> tuple[list[Row], Names]:
     several categories, annotations of other images alone, and a missing file.
     """
     data = _parsed(file)
-    for what in ("images", "categories"):
-        if repeated := twice(one["id"] for one in data[what]):
+    named = {"images": {(one["id"], str(one["file_name"])) for one in data["images"]}}
+    named["categories"] = {(one["id"], str(one.get("name"))) for one in data["categories"]}
+    for what, pairs in named.items():
+        if repeated := twice(number for number, _ in pairs):
             raise ConfigError(f"{shown(str(file))}: two {what} have the id {repeated[0]!r}; give each one of its own")
     names = {int(one["id"]): str(one.get("name", "")) for one in data["categories"]}
     if min(names, default=0) < 0:
@@ -38,11 +40,11 @@ def read_json(file: Path) -> tuple[list[Row], Names]:
                 f"{shown(str(file))}: image {image} has the categories {category_of[image]} and {category}, but an "
                 "image has one class here; lists of objects are not classification"
             )
-    if category_of and not category_of.keys() & {one["id"] for one in data["images"]}:
-        image, listed = next(iter(category_of)), data["images"][0]["id"] if data["images"] else None
+    if data["images"] and category_of and not category_of.keys() & {one["id"] for one in data["images"]}:
+        image, listed = next(iter(category_of)), data["images"][0]["id"]
         raise ConfigError(
             f"{shown(str(file))}: no annotation is of a listed image: they name ids such as {image!r}, and the images "
-            f"have ids such as {listed!r}"
+            f"have ids such as {listed!r}; correct them, or leave the annotations empty for images without labels"
         )
     rows = [_row(file, line, one, category_of) for line, one in enumerate(data["images"], 1)]
     paths = {row.path: row.line for row in rows}
@@ -76,7 +78,7 @@ def _parsed(file: Path) -> dict[str, Any]:
             )
     if not all(type(one["id"]) is int for one in data["categories"]):
         raise ConfigError(f"{shown(str(file))}: a category's id is not a whole number")
-    if not all(isinstance(one["id"], int | str) for one in data["images"]):
+    if not all(isinstance(one["id"], int | float | str) for one in data["images"]):
         raise ConfigError(f"{shown(str(file))}: an image's id is neither a number nor a text")
     if not all(isinstance(one["image_id"], int | str) for one in data["annotations"]):
         raise ConfigError(f"{shown(str(file))}: an annotation's image_id is neither a number nor a text")

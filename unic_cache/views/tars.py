@@ -26,12 +26,11 @@ from unic_cache.views.left_out import (
 )
 from unic_cache.views.members import BLOCK, Member, Members
 
-# The first one present is a sample's image.
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "jfif", "jpe", "avif", "heic", "heif")
 
 HELD_OUT = "__held_out__"  # member that `shard --val-fraction` adds to held-out tars; WebDataset skips it
 LONGEST_LABEL = 64  # bytes
-_PHOTOGRAPHS = {"jpg", "jpeg"}
+_PHOTOGRAPHS = {"jpg", "jpeg", "jfif", "jpe"}
 TWICE = "give every sample a key of its own, and keep its members side by side (tar --sort=name)"
 _FIRST_DOT = "a key ends at the name's first dot"
 _METADATA = re.compile(r"__[^/]*__($|/)")  # WebDataset's metadata
@@ -125,8 +124,9 @@ class _Scan:
     def _image(self, key: str, parts: dict[str, Member]) -> Member | None:
         """The sample's image by name, or else by content. ShardError if several qualify."""
         whole = [extension for extension in IMAGE_EXTENSIONS if extension in parts]
-        if len(whole) == 1 or (whole and whole[0] in _PHOTOGRAPHS):  # beside a photograph, a PNG is mostly its mask
-            return parts[whole[0]]
+        jpegs = [extension for extension in whole if extension in _PHOTOGRAPHS]
+        if jpegs or len(whole) == 1:  # beside a JPEG, a PNG is mostly its mask
+            return parts[(jpegs or whole)[0]]
         others = [extension for extension in parts if not dense_kind(extension)]
         found = (
             whole
@@ -138,7 +138,7 @@ class _Scan:
             raise self._members.error(
                 parts[found[0]].header,
                 f"the key {key!r} has {len(found)} images, {found[0]}, {found[1]}{more}: {_FIRST_DOT}",
-                "give each image a key of its own, or keep one image per sample",
+                "give each image a key of its own, keep one image per sample, or name a mask KEY.mask.png",
             )
         return parts[found[0]] if found else None
 
