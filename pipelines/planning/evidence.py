@@ -17,7 +17,7 @@ SAMPLES: Mapping[str, str] = {"lattice": HELD, "random": HELD}  # of a quarter o
 Stored = tuple[float, float | None, str | None]
 TOGETHER: Mapping[Stored, Mapping[int, str]] = {  # at each number of views
     (0.96, 0.99, "lattice"): {5: WORSE, 10: WORSE},
-    (0.96, 0.99, None): {5: HELD},
+    (0.96, 0.99, None): {5: HELD, 10: UNKNOWN},
     (0.96, None, None): {5: UNKNOWN},
 }
 LIMITS = (
