@@ -34,7 +34,7 @@ def half_made(tmp_path, settings, monkeypatch):
 
 
 def test_it_is_finished_by_the_next_run_as_if_never_stopped(tmp_path, settings, half_made):
-    before = tree(half_made)
+    before = {name: data for name, data in tree(half_made).items() if "/.tmp-calibration-" not in name}
     done = extract.run(settings(half_made, codec=None, views=1))
     assert (done.units, done.skipped) == (3, 0)
     assert {name: tree(half_made)[name] for name in before} == before
