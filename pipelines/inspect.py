@@ -20,7 +20,7 @@ from pipelines.reporting.cache_pictures import IMAGES, codec_section, token_sect
 from pipelines.reporting.folder import check_free, write_page
 from pipelines.reporting.hardest import hardest_section
 from pipelines.reporting.holdings import sizes_of, views_of
-from pipelines.reporting.images import Tars, evenly, given_tars, open_source, readable, shared_views
+from pipelines.reporting.images import evenly, given_tars, open_source, readable, shared_views
 from pipelines.training.finished_run import open_finished
 from unic_cache.ahead import thread_pool
 from unic_cache.cache import Cache
@@ -30,6 +30,7 @@ from unic_cache.evaluate.page import Page, Section
 from unic_cache.store.calibrate import to_teacher
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.stream.held_out import held_out
+from unic_cache.stream.matched import Tars
 
 MEASURED, AT_ONCE = 1000, 32  # images whose loss is measured: at most, and together
 

@@ -3,7 +3,7 @@
 Letters: N images, H and W pixels, T stored tokens, D channels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,13 +19,11 @@ from unic_cache.errors import CacheError
 from unic_cache.evaluate.token_pictures import Tokens
 from unic_cache.stream.address import Address, shown
 from unic_cache.stream.batches import Batch, Stream
-from unic_cache.stream.matched import matched
+from unic_cache.stream.matched import Tars, matched
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import usable_rows
-from unic_cache.views.index import ShardEntry
 
 Item = TypeVar("Item")
-Tars = Mapping[tuple[int, int], tuple[str, ShardEntry]]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Which tars a run trains on and which it holds out, named now or by an earlier run on the same cache."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 
@@ -15,6 +15,7 @@ from unic_cache.errors import CacheError, ConfigError, ShardError
 from unic_cache.files.paths import braced
 from unic_cache.stream.address import Address
 from unic_cache.stream.held_out import held_out, hold_out, marked_tars
+from unic_cache.stream.matched import Tars
 from unic_cache.stream.pixels import KeptPixels, ShardPixels
 from unic_cache.stream.row_samples import rows_to_compare
 from unic_cache.stream.rows import Rows, committed_records, not_committed
@@ -23,8 +24,6 @@ from unic_cache.views.index import ShardEntry
 PICTURES_APART = 8.0  # levels of 255 on average: no two decoders differ by as much
 SHOWN = 6  # names in a message
 LEAKS_SOUGHT = 2**24  # images to train on: each record under one view is read for it
-
-Tars = Mapping[tuple[int, int], tuple[str, ShardEntry]]
 
 
 def given_val(config: DistillConfig, cache: Cache, tars_given: bool) -> tuple[Sequence[str], Sequence[ShardEntry]]:

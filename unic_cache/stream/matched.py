@@ -1,14 +1,14 @@
 """Tars that are given, matched with those that a cache was made from."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from unic_cache.cache import Cache
 from unic_cache.views.index import ShardEntry, refuse_twice
 
-Tars = dict[tuple[int, int], tuple[str, ShardEntry]]  # (segment, number) -> (path, entry)
+Tars = Mapping[tuple[int, int], tuple[str, ShardEntry]]  # (segment, number) -> (path, entry)
 
 
-def matched(cache: Cache, given: Iterable[tuple[str, ShardEntry]]) -> Tars:
+def matched(cache: Cache, given: Iterable[tuple[str, ShardEntry]]) -> dict[tuple[int, int], tuple[str, ShardEntry]]:
     """The tars, (path, entry) each, by their place in the cache.
 
     CacheError for one that the cache was not made from; ShardError for two of one name, whose images would count twice.
