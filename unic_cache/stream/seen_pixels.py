@@ -45,7 +45,8 @@ class Seen:
     def check(self, place: Place, row: int, image: Image.Image, where: Callable[[], str]) -> None:
         """CacheError, naming the row by `where`, unless the decoded image is the one that the cache has seen.
 
-        Each row is compared once. Rows that were bad then are skipped: no view of them is ever trained on.
+        A row is compared until it has been found equal: once, unless threads hold two of its views at the same time.
+        Rows that were bad then are skipped: no view of them is ever trained on.
         """
         known = self._of(place)
         if known is None or known[1][row]:
