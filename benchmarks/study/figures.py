@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.study.measure import ALL_KNN, MEAN
 from benchmarks.study.results import Line
-from benchmarks.study.runs import F16, ONLINE, STARTED
+from benchmarks.study.runs import F16, ONLINE, STARTS
 from benchmarks.study.verdicts import MARGINS
 from unic_cache.evaluate.drawing import COLOURS, INK, Picture, finish, legend, panels, style
 
@@ -92,7 +92,7 @@ def views_against_loss(runs: Runs) -> Picture | None:
 @style()
 def gains(runs: Runs) -> Picture | None:
     """The claim's students over the best teacher of each measure."""
-    names = [name for name in (STARTED, "claim/random") if name in runs]
+    names = [name for name in STARTS if name in runs]
     teachers = [name for name in runs if name.startswith("teachers/")]
     if not names or not teachers:
         return None

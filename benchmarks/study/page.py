@@ -16,7 +16,8 @@ from benchmarks.study.runs import (
     EVERY,
     ONLINE,
     PAPER,
-    STARTED,
+    STARTS,
+    UNTRAINED_RANDOM,
     UNTRAINED_START,
     plan,
     teacher_run,
@@ -96,7 +97,7 @@ def everything() -> list[str]:
 
 def references(scale: Scale, runs: Runs) -> list[str]:
     """The runs that train nothing, and the claim's students."""
-    names = [*(teacher_run(name) for name in scale.teachers), UNTRAINED_START, STARTED, "claim/random"]
+    names = [*(teacher_run(name) for name in scale.teachers), *STARTS.values(), *STARTS]
     return [name for name in names if name in runs]
 
 
@@ -105,7 +106,8 @@ def started(scale: Scale) -> str:
     rules = sorted({*resolve(scale.start).summary_rules.values(), *resolve(scale.start).grid_rules.values()})
     return (
         f"`{UNTRAINED_START}` has the weights of `{teacher_run(scale.start)}`. A student is read at its last block; "
-        f"this teacher gives the features of `{'` and `'.join(rules)}`.\n\n"
+        f"this teacher gives the features of `{'` and `'.join(rules)}`. `{UNTRAINED_RANDOM}` has random weights. They "
+        f"are the students `{'` and `'.join(STARTS)}` before training.\n\n"
     )
 
 
@@ -140,10 +142,10 @@ def scores(runs: Runs, names: Sequence[str], measures: Sequence[str]) -> str:
 
 
 def claim(scale: Scale, runs: Runs) -> str:
-    """Both students against the best teacher of each measure and against the untrained start, seed by seed."""
+    """Both students against the best teacher of each measure and against its untrained start, seed by seed."""
     teachers = [teacher_run(name) for name in scale.teachers if teacher_run(name) in runs]
     parts = []
-    for name in (STARTED, "claim/random"):
+    for name, start in STARTS.items():
         if name not in runs or len(teachers) < len(scale.teachers):
             parts.append(f"`{name}`: not run yet.")
             continue
@@ -151,7 +153,7 @@ def claim(scale: Scale, runs: Runs) -> str:
         for measure in everything():
             best = max(teachers, key=lambda one: runs[one][0].figures["scores"][measure]["value"])
             pairs = [line.figures["differences"][best][measure] for line in runs[name]]
-            over = [line.figures["differences"][UNTRAINED_START][measure] for line in runs[name]]
+            over = [line.figures["differences"][start][measure] for line in runs[name]]
             origin = [line.figures["differences"][teacher_run(scale.start)][measure] for line in runs[name]]
             value = fmean(line.figures["scores"][measure]["value"] for line in runs[name])
             verdicts = " / ".join(dict.fromkeys(verdict(one, margin(measure)) for one in pairs))
@@ -164,7 +166,7 @@ def claim(scale: Scale, runs: Runs) -> str:
             "best teacher",
             "over it, each seed (95 %)",
             "verdict",
-            "over the untrained start",
+            f"over `{start}`",
             f"over `{teacher_run(scale.start)}`",
         )
         parts.append(f"`{name}`, seeds {seeds}:\n\n{table(head, rows)}")

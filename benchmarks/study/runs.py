@@ -29,9 +29,10 @@ QUICK = {"knn": ("emoji-google", "emoji-twitter", "food"), "segmentation": ("com
 CLASSES = ("emoji-google", "emoji-twitter", "emoji-fluent", "food", "cells", "garments")
 FITTED_ON = ("emoji-google", "food")  # sets of the linear task: each takes minutes for every encoder
 EVERY = {"knn": CLASSES, "retrieval": CLASSES, "linear": FITTED_ON, "segmentation": ("composed",)}
-ONLINE, PAPER, STARTED = "cache/online", "paper/unic", "claim/started"
+ONLINE, PAPER, STARTED, FROM_RANDOM = "cache/online", "paper/unic", "claim/started", "claim/random"
 NEITHER = "paper/last-layer-no-dropping"
-UNTRAINED, UNTRAINED_START = "untrained/small", "untrained/started"
+UNTRAINED, UNTRAINED_START, UNTRAINED_RANDOM = "untrained/small", "untrained/started", "untrained/random"
+STARTS = {STARTED: UNTRAINED_START, FROM_RANDOM: UNTRAINED_RANDOM}
 RESAMPLES = 1000
 
 
@@ -92,14 +93,15 @@ def plan(scale: Scale, lines: Sequence[Line] = ()) -> list[Run]:
 
 
 def references(scale: Scale) -> list[Run]:
-    """Every teacher, and both students untrained, on all tasks."""
+    """Every teacher, and every student untrained, the large one from either start."""
     teachers = [_measured(scale, teacher_run(name), 0, {"teacher": name}, EVERY, []) for name in scale.teachers]
     small = {"student": _student(scale.small), "init": None}
-    started = {"student": _student(scale.large), "init": scale.start}
+    large = _student(scale.large)
     return [
         *teachers,
         _measured(scale, UNTRAINED, 0, {"untrained": small}, QUICK, []),
-        _measured(scale, UNTRAINED_START, 0, {"untrained": started}, EVERY, []),
+        _measured(scale, UNTRAINED_START, 0, {"untrained": {"student": large, "init": scale.start}}, EVERY, []),
+        _measured(scale, UNTRAINED_RANDOM, 0, {"untrained": {"student": large, "init": None}}, EVERY, []),
     ]
 
 
@@ -210,16 +212,15 @@ def paper_runs(scale: Scale, seed: int) -> list[Run]:
     ]
 
 
-def claim_runs(scale: Scale, seed: int) -> tuple[Run, Run]:
-    """The large student from a teacher's weights and from random ones, against teachers and the untrained start."""
-    kept = Kept(FITTED, 0.99, coder=CODER)
-    against = [*((teacher_run(name), 0) for name in scale.teachers), (UNTRAINED_START, 0)]
+def claim_runs(scale: Scale, seed: int) -> list[Run]:
+    """The large student from a teacher's weights and from random ones, against teachers and its untrained start."""
+    kept, teachers = Kept(FITTED, 0.99, coder=CODER), [(teacher_run(name), 0) for name in scale.teachers]
     distill = {**_training(scale.large), "epochs": scale.claim_epochs, "views": scale.claim.views}
-    started = {**distill, "lr": scale.started_lr, "init": scale.start}
-    return (
-        _trained(scale, STARTED, seed, (scale.claim, kept, started, EVERY), against),
-        _trained(scale, "claim/random", seed, (scale.claim, kept, {**distill, "lr": scale.random_lr}, EVERY), against),
-    )
+    both = {STARTED: {"lr": scale.started_lr, "init": scale.start}, FROM_RANDOM: {"lr": scale.random_lr}}
+    return [
+        _trained(scale, name, seed, (scale.claim, kept, {**distill, **own}, EVERY), [*teachers, (STARTS[name], 0)])
+        for name, own in both.items()
+    ]
 
 
 def short(teacher: str) -> str:

@@ -70,7 +70,7 @@ def short(run: Run) -> Run:
 
 
 def runs() -> list[Run]:
-    teacher, *_, start = references(TINY)
+    teacher, *_, start, _ = references(TINY)
     online, finest, *_, fewest = cache_runs(TINY, 0)
     against = {"against": [[teacher.name, 0], [start.name, 0]]}
     started = dataclasses.replace(claim_runs(TINY, 0)[0], settings={**claim_runs(TINY, 0)[0].settings, **against})

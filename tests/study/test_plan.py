@@ -6,7 +6,7 @@ import json
 import pytest
 
 from benchmarks.study.__main__ import claim_folder
-from benchmarks.study.runs import ONLINE, Kept, plan
+from benchmarks.study.runs import ONLINE, STARTS, Kept, plan
 from benchmarks.study.scales import SCALES
 from tests.study.made_up import lines_of
 from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig, RecodeConfig
@@ -32,6 +32,13 @@ def test_references_come_before_the_runs_that_are_compared_with_them(scale):
     for run in plan(scale, lines_of(scale)):
         assert done.issuperset(run.against), run.name
         done.add((run.name, run.seed))
+
+
+def test_each_student_of_the_claim_is_compared_with_itself_untrained(scale):
+    by_name = {run.name: run for run in plan(scale)}
+    for name, start in STARTS.items():
+        assert by_name[name].against[-1] == (start, 0)
+        assert by_name[start].settings["untrained"]["init"] == by_name[name].settings["distill"].get("init")
 
 
 def test_settings_survive_json(scale):
