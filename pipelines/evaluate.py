@@ -46,8 +46,8 @@ from unic_cache.views.index import NO_LABEL
 
 def run(config: EvaluateConfig) -> Result:
     """Features of every encoder for the labelled images, then each task: test against train, or within one set."""
-    if config.out is not None and Path(config.out).is_dir():
-        raise ConfigError(f"--out {config.out} is a folder; name the file to write")
+    if config.out is not None:
+        check_out(Path(config.out))
 
     # Encoders: the cached teachers, networks, untrained students, and the students
     device = pick_device(config.device)
@@ -146,6 +146,15 @@ def show(result: Result) -> None:
         print_table(results(), gains)
     for line in result.notes():
         say(line)
+
+
+def check_out(path: Path) -> None:
+    """ConfigError, before anything is measured, if --out cannot become a file."""
+    if path.is_dir():
+        raise ConfigError(f"--out {path} is a folder; name the file to write")
+    above = next(one for one in path.absolute().parents if one.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"--out {path}: {above} is {'not writable' if above.is_dir() else 'a file'}; name another")
 
 
 def write_json(path: str, result: Result) -> None:

@@ -1,6 +1,7 @@
 """k-NN through the whole pipeline against features taken directly, and what it refuses."""
 
 import dataclasses
+import io
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from unic_cache.student.backbone import build_encoder, embed, encoder_spec, prep
 from unic_cache.student.export import save_encoder
 from unic_cache.teachers.catalog import resolve
 from unic_cache.teachers.model import load_teacher
+from unic_cache.views import decode as decoding
 from unic_cache.views.augment import make_view
 from unic_cache.views.decode import decode
 from unic_cache.views.shards import OpenShard, describe
@@ -287,7 +289,29 @@ class TestWhatVouchesForAnImageIsTheImage:
         shutil.rmtree(training().out)
         result = evaluate.run(EvaluateConfig((out,), shards=f"{shards.folder}/00000[01].tar", **common))
         assert result.trained_on == 37
-        assert f"{out} began as a student whose run is not there any more, so it is unknown" in result.notes()[1]
+        assert f"{out} began from weights whose run is not beside them, so it is unknown" in result.notes()[1]
+
+    def test_what_it_was_started_from_counts_too_if_that_may_be_a_student(
+        self, shards, cache_folder, training, tmp_path
+    ):
+        first = distill.run(training(steps=1, val_shards=None)).encoder
+        few, copied = f"{shards.folder}/000000.tar", tmp_path / "copied/encoder.safetensors"
+        copied.parent.mkdir()
+        shutil.copy(first, copied)
+        out = {name: str(tmp_path / name) for name in ("beside", "apart", "timm")}
+        for name, init in zip(out, (str(first), str(copied), None), strict=True):
+            distill.run(training(steps=1, val_shards=None, init=init, shards=few, out=out[name]))
+
+        def judged(name):
+            own = EvaluateConfig((out[name],), task=("knn",), k=3, cache=str(cache_folder), shards=shards.pattern)
+            result = evaluate.run(own)
+            return result.trained_on, any("unknown" in note for note in result.notes())
+
+        assert judged("beside") == (82, False)
+        assert judged("apart") == (37, True)
+        assert judged("timm") == (37, False)
+        shutil.rmtree(first.parent)
+        assert judged("beside") == (37, True)
 
     def test_a_tar_counts_if_any_of_its_views_was_read_and_for_itself_alone(self, settings, shards, training, tmp_path):
         """As with --allow-missing."""
@@ -316,6 +340,28 @@ class TestWhatVouchesForAnImageIsTheImage:
         made = "random student (test_vit, 32 px, patch 16"
         names = [row[0] for row in result.rows if row[1] == "random student"]
         assert names == ["random student", f"{made})", f"{made}, mean/std 0.4,0.4,0.4/0.5,0.5,0.5)"]
+
+
+def test_images_that_became_readable_are_read(tmp_path, encoder_file, monkeypatch):
+    """Though an earlier run kept features of the others."""
+    samples = []
+    for number in range(18):
+        data = io.BytesIO()
+        picture(number).save(data, "AVIF" if number < 6 else "PNG")
+        samples.append((f"k{number}", data.getvalue(), number % 3))
+    tar = str(write_tar(tmp_path / "set/a.tar", samples))
+    config = EvaluateConfig((str(encoder_file),), task=("knn",), shards=tar, k=3, features=str(tmp_path / "features"))
+    with monkeypatch.context() as patched:
+        patched.setattr(decoding, "HAS_AVIF", False)
+        assert evaluate.run(config).left_out == 6
+    again, anew = evaluate.run(config), evaluate.run(dataclasses.replace(config, features=None))
+    assert (again.left_out, again.tasks) == (0, anew.tasks)
+
+
+def test_a_result_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path, encoder_file, shards):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--out .*/file/x.json: .*/file is a file; name another"):
+        evaluate.run(EvaluateConfig((str(encoder_file),), shards=shards.pattern, out=str(tmp_path / "file/x.json")))
 
 
 def test_shards_that_the_cache_does_not_know_are_told(tmp_path, cache_folder, encoder_file):

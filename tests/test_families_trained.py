@@ -22,7 +22,7 @@ from tests.conftest import log_of, losses_of, make_shards
 from tests.test_distill import StopAfter
 from unic_cache.config import DistillConfig, EvaluateConfig, ExtractConfig
 from unic_cache.errors import ConfigError
-from unic_cache.student.backbone import build_encoder, embed
+from unic_cache.student.backbone import build_encoder, embed, encoder_spec
 from unic_cache.student.export import load_encoder, save_encoder
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER
 from unic_cache.teachers.catalog import resolve
@@ -189,6 +189,20 @@ def test_a_teacher_of_the_catalog_is_a_start_by_its_name():
         ConfigError, match=r"--init ibot: its authors publish .*; fetch the file, and give it as --init"
     ):
         started_encoder(student_spec(by_file), by_file.seed, by_file.init, ())
+
+
+@pytest.mark.parametrize(
+    ("init", "student"),
+    [
+        ("clip-b16-openai", "vit_base_patch16_clip_224"),
+        ("vit_base_patch16_clip_quickgelu_224.openai", "vit_base_patch16_clip_224"),
+        ("timm:vit_base_patch16_clip_224.laion2b", "vit_base_patch16_clip_quickgelu_224"),
+    ],
+)
+def test_a_start_with_another_activation_is_refused(init, student):
+    """Every shape fits, and the features would be others."""
+    with pytest.raises(ConfigError, match=rf"--init {init}: one of .* has QuickGELU, and the other GELU; say"):
+        started_encoder(encoder_spec(student, 224, 16), 0, init, ())
 
 
 def test_what_stands_behind_the_name_of_a_start(tmp_path):

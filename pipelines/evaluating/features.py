@@ -36,7 +36,7 @@ from unic_cache.store.npz import load_npz, save_npz
 from unic_cache.stream.address import Address
 from unic_cache.stream.pixels import ShardPixels
 from unic_cache.views.augment import AUGMENT_VERSION
-from unic_cache.views.decode import decoder_versions
+from unic_cache.views.decode import decoder_versions, optional_decoders
 
 DECODED_AHEAD = 3  # batches
 ROWS_AT_ONCE = 64  # of a teacher's tokens in memory
@@ -215,7 +215,8 @@ def set_name(source: ShardPixels, wanted: Sequence[Address], pool: ThreadPoolExe
     """The folder of a set: a digest of its images' bytes and of the rules that make views from them."""
     views: Views = source.views  # center views: they have no crop scale
     seen = {"recipe": views.recipe, "size": views.size, "seed": views.seed}
-    rules = {"views": seen, "augment": AUGMENT_VERSION, "decoders": decoder_versions(), "input": RULE}
+    decoders = {**decoder_versions(), **optional_decoders()}  # an image may become readable
+    rules = {"views": seen, "augment": AUGMENT_VERSION, "decoders": decoders, "input": RULE}
     digest = hashlib.sha256(json.dumps(rules, sort_keys=True).encode())
     for one in pool.map(lambda item: hashlib.sha256(source.data(item)).digest(), wanted):
         digest.update(one)

@@ -1,13 +1,18 @@
 """Which test images the students were trained on, as far as their runs tell."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.evaluating.labelled import Usable
+from pipelines.extracting.students import names_model
 from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import Views
+from unic_cache.errors import CacheError, ConfigError
+from unic_cache.evaluate.results import UNKNOWN
+from unic_cache.files.paths import FOLDER
 from unic_cache.stream.sealed_rows import wrote_down
 from unic_cache.student.export import provenance_of_export
 from unic_cache.student.run_files import SNAPSHOT
@@ -49,10 +54,20 @@ def history(encoder: str, load: Callable[[Path], Trained | None]) -> History:
         made: Mapping[str, Any] = provenance_of_export(encoder) or {}
         settings = made.get("config") or {}
         before = settings.get("from_run") if made.get("from") else settings.get("init")
-        if not (made.get("from") or (isinstance(before, str) and has_run(before))):
+        if not (made.get("from") or (isinstance(before, str) and may_be_students(before))):
             return runs
-        encoder = str(before)
+        encoder = str(before).removeprefix(FOLDER)
     return [*runs, None]
+
+
+def may_be_students(init: str) -> bool:
+    """Whether --init may have named the weights of a student: an export, or a file or folder that is gone."""
+    path = init.removeprefix(FOLDER)
+    if Path(path).exists():
+        with contextlib.suppress(ConfigError):
+            return provenance_of_export(path) is not None
+        return True
+    return path != init or not names_model(init)
 
 
 def trained_on(runs: History, cache: Cache | None, usable: Usable) -> int:
@@ -78,12 +93,12 @@ def unknown(histories: Mapping[str, History], cache: Cache | None, usable: Usabl
             continue
         if runs[-1] is None:
             own = f"{encoder}: no run that can be read is beside it"
-            found.append(own if len(runs) == 1 else f"{encoder} began as a student whose run is not there any more")
+            found.append(own if len(runs) == 1 else f"{encoder} began from weights whose run is not beside them")
         for run in runs:
             names = namesakes(run, usable)
             if run is not None and (names := names - vouched(run, cache, names)):
                 found.append(f"{encoder} was trained on tars with these names ({min(names)}), but not from this cache")
-    return [f"{line}, so it is unknown whether it was trained on these test images" for line in found]
+    return [f"{line}, so {UNKNOWN}" for line in found]
 
 
 def namesakes(run: Trained | None, usable: Usable) -> set[str]:
@@ -95,8 +110,10 @@ def vouched(run: Trained, cache: Cache, names: Collection[str]) -> set[str]:
     """Those of the tars whose features, of one teacher under one view at least, the run read from this very cache."""
 
     def read(name: str, number: int, teacher: CachedTeacher) -> bool:
-        record = teacher.record(cache.unit(*cache.shards()[name], run.views, number))
-        return record is not None and wrote_down(run.records, cache, teacher, record)
+        with contextlib.suppress(CacheError):  # a record that is broken tells nothing, and no score needs it
+            record = teacher.record(cache.unit(*cache.shards()[name], run.views, number))
+            return record is not None and wrote_down(run.records, cache, teacher, record)
+        return False
 
     sides = list(itertools.product(run.numbers, cache.teachers.values()))
     return {name for name in names if any(read(name, *side) for side in sides)}

@@ -105,9 +105,7 @@ def named_start(init: str) -> tuple[str, int | None]:
     ConfigError for what is no size, and for rules of targets.
     """
     base, at, size = init.partition("@")
-    model = base_name(init).removeprefix(TIMM)
-    known = is_outside(init) or model in CATALOG or timm.is_model(model.partition(".")[0])
-    if Path(init).exists() or not known:
+    if Path(init).exists() or not names_model(init):
         return init, None
     if "+" in init:
         raise ConfigError(
@@ -119,9 +117,26 @@ def named_start(init: str) -> tuple[str, int | None]:
     return base, int(size) if at else None
 
 
+def names_model(init: str) -> bool:
+    """Whether a name is of a model of timm's, the catalog's or outside timm, if there is no such file."""
+    model = base_name(init).removeprefix(TIMM)
+    return is_outside(init) or model in CATALOG or timm.is_model(model.partition(".")[0])
+
+
 def of_model(init: str) -> bool:
     """Whether --init names a teacher of the catalog or a model outside timm; a file of that name comes first."""
     return (init in CATALOG or is_outside(init)) and not Path(init).is_file()
+
+
+def check_activation(init: str, spec: EncoderSpec) -> None:
+    """ConfigError if --init names a model with QuickGELU for a student with GELU, or the reverse: no shape differs."""
+    quick = "quickgelu"
+    arch = resolve(init).arch if of_model(init) else init.removeprefix(TIMM).partition(".")[0]
+    if (of_model(init) or timm.is_model(arch)) and (quick in arch) != (quick in spec.name):
+        raise ConfigError(
+            f"--init {init}: one of {arch} and --student {spec.name} has QuickGELU, and the other GELU; say --student "
+            f"{arch}, or give the weights' file as --init FILE"
+        )
 
 
 def init_origin(init: str) -> dict[str, str]:
@@ -182,6 +197,7 @@ def started_encoder(spec: EncoderSpec, seed: int, init: str | None, resample: Co
             f"--init {init}@{size}: the student has {spec.img_size} px; say --img-size {size}, or --init {init}"
         )
     resample = {*resample, "positions"} if size else resample
+    check_activation(init, spec)
     if not of_model(init):
         return build_encoder(spec, seed, init.removeprefix(TIMM), resample)
     teacher = resolve(init)

@@ -49,6 +49,13 @@ def test_knn_equals_naive_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.5 < found[10].mean() < 1
 
 
+def test_a_small_temperature_asks_the_nearest_neighbour() -> None:
+    train, train_labels = clouds(60, 1)
+    test, test_labels = clouds(25, 2)
+    nearest, sharp = (knn(train, train_labels, test, test_labels, [k], t)[k] for k, t in ((1, 0.07), (10, 1e-4)))
+    assert sharp.tolist() == nearest.tolist()
+
+
 def test_leave_one_out_equals_naive_loops_without_the_own_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK", 16)
     features, labels = clouds(50, 3)

@@ -7,7 +7,7 @@ import pytest
 from tests.report.made_up import evaluation, write_evaluation
 from unic_cache.errors import ConfigError
 from unic_cache.evaluate.bootstrap import Interval
-from unic_cache.evaluate.results import read_evaluation, shown
+from unic_cache.evaluate.results import UNKNOWN, read_evaluation, shown
 
 
 def test_an_evaluation_is_read_whole(tmp_path):
@@ -26,6 +26,14 @@ def test_an_evaluation_is_read_whole(tmp_path):
     assert student.summary.dimensions == {90: 31, 95: 50, 99: 90}
     assert student.pruning.points == {0: 0.48, 10: 0.47, 90: 0.2}
     assert found.analysis["dino"].components is None
+
+
+def test_what_the_scores_do_not_say_is_read_too(tmp_path):
+    data = evaluation("knn") | {"trained_on": 82, "remarks": [f"x: no run\x1b, so {UNKNOWN}"]}
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    found = read_evaluation(tmp_path / "a.json", "a")
+    seen = "Of the test images, up to 82 were seen in training, without labels"
+    assert (found.notes, found.unknown) == ([seen, f"x: no run\\x1b, so {UNKNOWN}"], True)
 
 
 def edited(**changes):

@@ -52,12 +52,13 @@ def knn(
             asked, answer = twins_P2[here_P].to(block_BD.device).T
             similarity_BM[asked - start, answer] = -torch.inf  # which gives votes of weight 0
         nearest = similarity_BM.topk(largest, dim=1)
-        weights, voters = (nearest.values / temperature).exp(), train_classes[nearest.indices]
+        weights = ((nearest.values - nearest.values[:, :1]) / temperature).exp()  # of at most 1: none overflows
+        voters = train_classes[nearest.indices]
         truth = test_labels[start : start + BLOCK].to(block_BD.device)
         for k in neighbours:
             votes_BK = weights.new_zeros(len(block_BD), len(classes_K))
             votes_BK.scatter_add_(1, voters[:, :k], weights[:, :k])
-            most = votes_BK.max(dim=1)  # without any vote, if all neighbours are twins, no class is right
+            most = votes_BK.max(dim=1)  # NaN, if all neighbours are twins: no class is right
             found[k].append((classes_K[most.indices] == truth) & (most.values > 0))
     return {k: torch.cat(blocks).cpu().numpy() for k, blocks in found.items()}
 

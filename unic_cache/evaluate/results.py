@@ -5,7 +5,7 @@ Other programs edit these files and people merge them, so nothing in them is tak
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from unic_cache.evaluate.bootstrap import Interval
 
 LIMIT_BYTES = 2**28
 STUDENT, TEACHER, RANDOM, NETWORK = "student", "teacher", "random student", "network"
+UNKNOWN = "it is unknown whether it was trained on these test images"  # the end of such a remark
 KINDS = (TEACHER, STUDENT, RANDOM, NETWORK)
 
 
@@ -80,6 +81,18 @@ class Evaluation:
     analysis: Mapping[str, Analysis] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)  # student -> sha256 of its tensors; older files lack it
     trained_on: int = 0  # test images that a student was trained on
+    remarks: Sequence[str] = ()
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nobody can tell of some encoder whether it was trained on test images."""
+        return any(line.endswith(UNKNOWN) for line in self.remarks)
+
+    @property
+    def notes(self) -> list[str]:
+        """What the scores do not say."""
+        seen = f"Of the test images, up to {self.trained_on:,} were seen in training, without labels"
+        return [*([seen] if self.trained_on else []), *self.remarks]
 
 
 def read_evaluation(path: Path, label: str) -> Evaluation:
@@ -105,7 +118,8 @@ def read_evaluation(path: Path, label: str) -> Evaluation:
         analysis = {shown(name): _analysis(one) for name, one in (data.get("analysis") or {}).items()}
         weights = {shown(name): str(sha256) for name, sha256 in (data.get("weights") or {}).items()}
         seen = _count(data.get("trained_on", 0))
-        return Evaluation(label, _count(data["images"]), tasks, analysis, weights, seen)
+        remarks = [shown(str(line)) for line in data.get("remarks") or ()]
+        return Evaluation(label, _count(data["images"]), tasks, analysis, weights, seen, remarks)
 
 
 def shown(text: str) -> str:
