@@ -3,6 +3,7 @@
 runs' logs, JSON of `evaluate`, a cache -> figures and tables -> OUT/index.html, OUT/figures/
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def run(config: ReportConfig) -> Path:
     # Figures and tables of what is there
     tokens = draw_tokens(config, runs, cache, missing)
     costs = [table for table in (cache and cache_table(cache), run_table(runs)) if table]
+    tables = [table for one in evaluations for table in score_tables(one)]
     sections = [
-        Section("Tasks", "", task_figures(evaluations, missing), [t for one in evaluations for t in score_tables(one)]),
+        Section("Tasks", notes(evaluations), task_figures(evaluations, missing), tables),
         Section("Training", "", training_figures(runs, missing)),
         Section("Patch tokens", "", tokens),
         Section("Use of weights and features", "", use_figures(evaluations, missing)),
@@ -57,6 +59,11 @@ def run(config: ReportConfig) -> Path:
         say(f"not shown: {line}")
     shown = [section for section in sections if section.pictures or section.tables]
     return write_page(config.out, Page(TITLE, described(runs, evaluations), shown, missing))
+
+
+def notes(evaluations: Sequence[Evaluation]) -> str:
+    """What the scores do not say: test images that were trained on, and how near cached features are to a teacher's."""
+    return " ".join(f"{one.label}: {'. '.join(one.notes)}." for one in evaluations if one.notes)
 
 
 def task_figures(evaluations: Sequence[Evaluation], missing: list[str]) -> list[Picture]:
@@ -125,13 +132,17 @@ def find_cache(config: ReportConfig, runs: Sequence[Run], missing: list[str]) ->
 
 
 def check_same(cache: Cache, run: Run) -> None:
-    """CacheError unless the cache has a record that the run read: another cache may lie under its name."""
-    snapshot = Snapshot.load(run.folder)
+    """CacheError unless the cache has a record of each teacher that the run read: another may lie under its name."""
+    snapshot, shards = Snapshot.load(run.folder), cache.shards()
+    units = [
+        cache.unit(*shards[tar], snapshot.views, number)
+        for tar, number in itertools.product(snapshot.train, snapshot.numbers)
+        if tar in shards
+    ]
     for name in snapshot.teachers:
-        unit = cache.unit(*cache.shards().get(snapshot.train[0], (0, 0)), snapshot.views, snapshot.numbers[0])
         teacher = cache.teacher(name)
-        record = teacher.record(unit)
-        if record is None or not wrote_down(snapshot.records, cache, teacher, record):
+        records = filter(None, map(teacher.record, units))  # the first is enough, unless the teacher was half done
+        if not any(wrote_down(snapshot.records, cache, teacher, record) for record in records):
             raise CacheError(f"{cache.location.url} is not the cache that {run.folder} was trained from")
 
 

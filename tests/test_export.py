@@ -29,6 +29,7 @@ from tests.conftest import CNN, VIT, make_shards, picture, tree
 from tests.test_distill import StopAfter
 from unic_cache.config import DistillConfig, ExportConfig, InspectConfig
 from unic_cache.errors import ConfigError, UnicCacheError
+from unic_cache.evaluate.results import UNKNOWN
 from unic_cache.student.backbone import build_encoder, embed, encoder_spec, tokens
 from unic_cache.student.export import load_encoder, save_encoder
 from unic_cache.student.run_files import CHECKPOINT, CONFIG, ENCODER, MODEL
@@ -243,7 +244,8 @@ def test_the_card_names_teachers_licences_recipe_results_and_runs(tmp_path, monk
         "encoders": {name: {"kind": kind, **score} for name, kind in kinds.items()},
     }  # fmt: skip
     results = tmp_path / "results.json"
-    results.write_text(json.dumps({"images": 9, "trained_on": 7, "tasks": {"knn": task}}))
+    unsure = [f"/home/someone/run: no run is beside it, so {UNKNOWN}", "dino is read from the cache"]
+    results.write_text(json.dumps({"images": 9, "trained_on": 7, "tasks": {"knn": task}, "remarks": unsure}))
     exported(file, tmp_path / "out", results=str(results))
     card = (tmp_path / "out/README.md").read_text()
     for line in (
@@ -255,6 +257,7 @@ def test_the_card_names_teachers_licences_recipe_results_and_runs(tmp_path, monk
         "- 10 images, 2 views each: recipe unic, 32 px",
         "- loss unic",
         "Of the test images, up to 7 were seen in training, without labels.\n",
+        "Of some encoder it is unknown whether it was trained on test images.\n",
         "| encoder | knn (20-NN, %) |",
         "| this student | 50.0 (40.0..60.0) |\n| dino | 50.0 (40.0..60.0) |",
     ):

@@ -140,6 +140,9 @@ def table(results: Evaluation, source: Source) -> Iterator[str]:
     if results.trained_on:
         yield f"Of the test images, up to {results.trained_on:,} were seen in training, without labels."
         yield ""
+    if results.unknown:  # in full it names paths
+        yield "Of some encoder it is unknown whether it was trained on test images."
+        yield ""
     yield f"| encoder | {' | '.join(map(cell, units))} |"
     yield "|---|" + "---|" * len(units)
     for one in shown:

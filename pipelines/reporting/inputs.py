@@ -56,5 +56,5 @@ def read_run(folder: Path, label: str) -> Run:
         raise ConfigError(
             f"{folder / LOG}: no training or validation records in it yet; wait for some, or leave it out"
         )
-    training = Training(label, records, settings.drop_teacher)
+    training = Training(label, records, 0.0 if settings.balancing == "none" else settings.drop_teacher)
     return Run(folder, settings, training, cost(records, settings.batch_size))

@@ -1,5 +1,6 @@
 """`report` from its inputs to its page: what is drawn, what is missed, what is refused."""
 
+import json
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -10,10 +11,11 @@ from PIL import Image
 
 import cli
 from pipelines import distill, report
-from pipelines.reporting.inputs import labels
+from pipelines.reporting.inputs import labels, read_run
 from tests.conftest import CNN, VIT, tree
 from tests.report.made_up import write_evaluation, write_run
-from unic_cache.config import ReportConfig
+from unic_cache.cache import open_cache
+from unic_cache.config import ReportConfig, Views
 from unic_cache.errors import CacheError, ConfigError
 
 WITHOUT_CACHE = {
@@ -63,6 +65,22 @@ def test_the_table_has_every_encoder_on_every_task_with_its_interval(made):
     assert "small, with 95 % intervals; test images: k-NN 300, segmentation 300, depth 300" in page
     assert "segmentation by class" in page
     assert "<td>12.3</td>" in page
+
+
+def test_what_the_scores_do_not_say_stands_with_them(tmp_path, inputs):
+    data = json.loads(Path(inputs[2]).read_text()) | {"trained_on": 82, "remarks": ["dino is read from the cache"]}
+    (tmp_path / "seen.json").write_text(json.dumps(data))
+    page = report.run(ReportConfig(str(tmp_path / "out"), (str(tmp_path / "seen.json"),))).read_text()
+    seen = "Of the test images, up to 82 were seen in training, without labels"
+    assert f"<p>seen: {seen}. dino is read from the cache.</p>" in page
+
+
+def test_a_run_without_balancing_drops_no_teacher(tmp_path):
+    folder = Path(write_run(tmp_path / "run"))
+    settings = json.loads((folder / "config.json").read_text())
+    assert read_run(folder, "run").training.drop == settings["drop_teacher"] > 0
+    (folder / "config.json").write_text(json.dumps(settings | {"balancing": "none"}))
+    assert read_run(folder, "run").training.drop == 0
 
 
 def test_costs_are_of_the_log(made):
@@ -152,6 +170,17 @@ def test_a_whole_run_is_drawn_with_the_patch_tokens_of_teachers_and_student(tmp_
     assert "3 images of the cache under the center view of 32 px" in page
     assert "<h3>Cache</h3>" in page
     assert "not shown: patch tokens" not in capsys.readouterr().err
+
+
+def test_the_own_cache_is_known_although_its_first_view_was_missing(tmp_path, training, capsys):
+    config = training(allow_missing=True)
+    cache = open_cache(config.cache)
+    record = cache.teacher(CNN).record(cache.unit(0, 0, Views("unic", 32, 0), 0))
+    assert record is not None
+    (Path(config.cache) / record.name).unlink()
+    done = distill.run(config)
+    report.run(ReportConfig(str(tmp_path / "out"), (str(done.encoder.parent),)))
+    assert "is not the cache that" not in capsys.readouterr().err
 
 
 def test_another_cache_under_the_runs_name_is_not_taken_for_its_own(tmp_path, training, settings, capsys):
