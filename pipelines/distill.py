@@ -38,6 +38,7 @@ from pipelines.training.processes import Meetings, make_accelerator, on_main, ru
 from pipelines.training.remote_run import RemoteRun, folder_of
 from pipelines.training.run_state import RunState, describe, restore, save_settings, settle
 from pipelines.training.runlog import Clock, RunLog
+from pipelines.training.split import remember
 from pipelines.training.starting import prepared, start_student, uses_tf32
 from pipelines.training.targets import Cached, Source, Targets
 from pipelines.training.tracking import begin_tracking
@@ -103,6 +104,8 @@ def run_in(out: Path, remote: RemoteRun | None, config: DistillConfig, accelerat
         steps, order = range(begun.steps, total), Order(data.train, data.snapshot.numbers, config.seed)
         batches = stream.batches(learner.batches(order, steps))
         check = partial(validate, data, stream, learner, probe, state.exported)
+        if accelerator.is_main_process:
+            remember(config, cache, data.snapshot.val)
         with float32_products(tf32):
             loss, broken = train(batches, learner, check, state, steps, stop)
     if accelerator.is_main_process:
@@ -142,18 +145,18 @@ def train(
                 with state.saved_on_error(done):
                     log.write("train", done, {"lr": rate, **values, **clock.read()})
 
-            # Validate; a run that is asked to stop does so when it is resumed
-            if (done % config.eval_every == 0 or last) and not stopping:
-                with state.saved_on_error(done):
-                    check(log, done)
-            bar.note(log.note)
-
             # Save, stop
             if done % config.save_every == 0 or last or stopping:
                 finite(terms.loss.item(), done)
                 state.save(done)
             if stopping:
                 raise Stopped(f"stopped after step {done} of {total}; continue with --resume", stopping)
+
+            # Validate: if that is cut short, a resumed run catches up on it
+            if done % config.eval_every == 0 or last:
+                with state.saved_on_error(done):
+                    check(log, done)
+            bar.note(log.note)
     if not steps:
         state.save(total)  # an earlier run may have stopped between its last checkpoint and its encoder
     log.close()

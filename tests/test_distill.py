@@ -421,8 +421,15 @@ class TestRefusals:
             distill.run(training(shards=other.pattern))
 
     def test_of_a_view_that_is_not_there(self, training):
-        with pytest.raises(CacheError, match=r"--views 3, but every teacher has only 2; .*extract --views 3`"):
+        with pytest.raises(CacheError, match=r"--views 3, but only 2 are there of every teacher; .*extract --views 3`"):
             distill.run(training(views=3))
+
+    def test_of_views_that_one_teacher_alone_has_are_not_used_and_told(self, training, settings, capsys):
+        config = training(steps=1)
+        only = {"teachers": (VIT,), "weights": settings(config.cache).weights[:1]}
+        extract.run(settings(Path(config.cache), views=3, **only))
+        distill.run(config)
+        assert f"the 2 views that all teachers have are used; {VIT} has 3" in capsys.readouterr().err
 
     def test_of_a_recipe_that_is_not_there_list_what_is(self, training):
         with pytest.raises(CacheError, match=r"match recipe light.*center \(size 32, seed 0\), unic \(size 32, "):

@@ -25,6 +25,7 @@ from tests.test_distill import StopAfter
 from unic_cache.config import DistillConfig
 from unic_cache.errors import ConfigError
 from unic_cache.student.checkpoint import (
+    checkpoint_steps,
     load_checkpoint,
     mend_checkpoint,
     save_checkpoint,
@@ -138,6 +139,28 @@ def test_one_command_line_begins_goes_on_and_ends(training, tmp_path, shards, fa
     assert losses_of(out) == losses_of(tmp_path / "whole")
     one, other = (load_file(tmp_path / name / CHECKPOINT) for name in ("run", "whole"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_step_is_saved_before_its_validation(training, tmp_path, shards, monkeypatch):
+    """A validation takes long, and a process may be killed in it."""
+    held_out = str(shards.folder / "000002.tar")
+    config = training(steps=4, log_every=1, eval_every=2, save_every=2, val_shards=held_out, resume_if_any=True)
+    saved = []
+
+    def killed(*_):
+        saved.append(checkpoint_steps(tmp_path / "run"))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "validate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distill.run(config)
+    assert saved == [2]
+    distill.run(config)
+    assert [(record["kind"], record["step"]) for record in log_of(tmp_path / "run") if record["kind"] == "val"] == [
+        ("val", 2),
+        ("val", 4),
+    ]
 
 
 class TestKept:

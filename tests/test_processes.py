@@ -94,6 +94,12 @@ def test_what_accelerate_launch_sets_by_itself_is_not_told(tmp_path, monkeypatch
     assert capsys.readouterr().err == ""
 
 
+def test_float16_is_refused_where_it_would_be_float32(tmp_path):
+    with pytest.raises(ConfigError, match="--precision fp16 on a CPU: accelerate would train in float32; use bf16"):
+        made(tmp_path, precision="fp16")
+    made(tmp_path)  # accelerate has kept nothing of it
+
+
 def test_one_python_process_trains_in_one_precision(tmp_path):
     made(tmp_path, precision="bf16")
     made(tmp_path, precision="bf16")

@@ -76,6 +76,13 @@ def test_what_was_held_out_once_stays_out_and_is_said(train, shards, capsys):
         train(shards=str(shards.folder / "000001.tar"))
 
 
+def test_a_refused_run_holds_nothing_out(train):
+    before = tree(train.cache)
+    with pytest.raises(ConfigError, match="999"):
+        train(val_shards="000001", tokens=999)
+    assert tree(train.cache) == before
+
+
 def test_inspect_shows_what_is_held_out(train):
     train(val_shards="000002")
     assert inspect.run(InspectConfig(str(train.cache)))["held_out"] == ["000002"]

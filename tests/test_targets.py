@@ -122,6 +122,21 @@ class TestOnline:
         assert tree(tmp_path / "run") == before
         assert np.isfinite(distill.run(training(**common, shards=few, resume=True)).loss)
 
+    @pytest.mark.parametrize("tar", ["000000", "000002"], ids=["trained on", "validated on"])
+    def test_a_resumed_run_keeps_its_pictures(self, training, online, shards, tmp_path, monkeypatch, tar):
+        shutil.copytree(shards.folder, tmp_path / "tars")
+        given = {"shards": f"{tmp_path}/tars/00000[01].tar", "val_shards": f"{tmp_path}/tars/000002.tar"}
+        common = {**online, **given, "steps": 6, "batch_size": 8}
+        StopAfter(monkeypatch, 3)
+        with pytest.raises(KeyboardInterrupt, match="stopped after step 3 of 6"):
+            distill.run(training(**common))
+        monkeypatch.undo()
+        numbers = range(37) if tar == "000000" else range(77, 82)
+        samples = [(f"image{n:05d}", png(picture(n + 500 * (n in {3, 80}))), n % 3) for n in numbers]  # one is another
+        write_tar(tmp_path / f"tars/{tar}.tar", samples)
+        with pytest.raises(ConfigError, match=rf"{tar}.tar, row 3: an image of .* bytes, and of .* when .*run began"):
+            distill.run(training(**common, resume=True))
+
     def test_a_teacher_named_twice_is_one(self, training, online, tmp_path):
         common = {**online, "steps": 4, "log_every": 1}
         distill.run(training(**common, out=str(tmp_path / "once")))

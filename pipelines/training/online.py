@@ -26,7 +26,7 @@ from unic_cache.config import DEFAULT_VIEWS, DistillConfig, Views
 from unic_cache.config.views import CROP_SCALE
 from unic_cache.errors import ConfigError, ShardError
 from unic_cache.stream.decoder_probe import probe_name
-from unic_cache.stream.matched import matched
+from unic_cache.stream.matched import Tars, matched
 from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.rows import all_rows
 from unic_cache.teachers.catalog import resolve
@@ -70,6 +70,7 @@ def open_live_set(
     extend_index(opened.cache.location, val_entries)
     cache, entries = Cache(opened.cache.location), [entry for _, entry in opened.tars.values()]
     tars = opened.tars | matched(cache, zip(val_paths, val_entries, strict=True))
+    check_same_images(config, cache, tars)
     train, val = live_split(config, entries, val_entries)
     if val and not val_entries:
         tell_validation(val)
@@ -103,6 +104,18 @@ def check_same_tars(config: DistillConfig, val_entries: Sequence[ShardEntry], re
             raise ConfigError(
                 f"{config.out} {use} on {len(theirs)} tars, but --shards and --val-shards now give {len(ours)}: "
                 f"{other[0]} is {'new' if other[0] in ours else 'missing'}. Give the same tars, or another --out"
+            )
+
+
+def check_same_images(config: DistillConfig, cache: Cache, tars: Tars) -> None:
+    """ConfigError if an image of a tar has another size in bytes than when the run began: a repacked one keeps it."""
+    for place, (path, entry) in tars.items():
+        began = cache.entry(*place).sizes
+        row = next((row for row, size in enumerate(entry.sizes) if size != began[row]), None)
+        if row is not None:
+            raise ConfigError(
+                f"{path}, row {row}: an image of {entry.sizes[row]:,} bytes, and of {began[row]:,} when {config.out} "
+                "began. Give the same tars, or another --out"
             )
 
 

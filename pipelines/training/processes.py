@@ -62,6 +62,8 @@ def make_accelerator(config: DistillConfig, out: Path) -> Accelerator:
         )
     world = world_size()
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in TRUE
+    if config.precision == "fp16" and on_cpu and not torch.backends.mps.is_available():
+        raise ConfigError("--precision fp16 on a CPU: accelerate would train in float32; use bf16, or no")
     if world > 1 and on_cpu:
         check_launched(world)
     if world > 1:

@@ -121,7 +121,7 @@ class RunLog:
         if accelerator.is_main_process:
             text = self._path.read_text(errors="replace") if self._path.exists() else ""
             kept = [(line, found) for line in text.splitlines(keepends=True) if (found := _record(line, steps_done))]
-            open_location(out).replace(LOG, "".join(line for line, _ in kept).encode())
+            open_location(out).replace(LOG, "".join(line.rstrip("\n") + "\n" for line, _ in kept).encode())
             self._logged = {(str(found.get("kind")), int(found["step"])) for _, found in kept}
             losses = [found.get("loss") for _, found in kept if found.get("kind") == "train"]
             self.last_loss = next((loss for loss in reversed(losses) if isinstance(loss, float)), math.nan)

@@ -95,8 +95,7 @@ def split(
     """The names of the tars to train on, and of those to validate on.
 
     `names` are all tars, `entries` describe those that were given, `given` those of --val-shards; without --val-shards,
-    tars held out by `shard --val-fraction` are the validation set. Says what is held out; a cache with kept views
-    remembers it.
+    tars held out by `shard --val-fraction` are the validation set. Says what is held out.
     """
     by_shard = {*marked(entries), *marked_tars(cache)}
     before, val = {*held_out(cache), *by_shard}, val_names(config, cache, given)
@@ -112,12 +111,18 @@ def split(
         say(f"trained on, although held out earlier: {_listed(earlier)}")
     elif earlier:
         say(f"held out by an earlier run or by `shard`: {_listed(earlier)}; --use-held-out trains on them")
+    return train, val
+
+
+def remember(config: DistillConfig, cache: Cache, val: Sequence[str]) -> None:
+    """Let a cache with kept views remember what --val-shards holds out; without these, each run names its tars."""
+    if config.online or config.val_shards is None or cache.pixels is None:
+        return
     try:
-        if cache.pixels is not None:  # without kept views, each run names its tars
-            hold_out(cache, [name for name in val if name not in before])
+        before = {*held_out(cache), *marked_tars(cache)}
+        hold_out(cache, [name for name in val if name not in before])
     except (CacheError, OSError) as error:
         say(f"{cache.location.url} cannot remember what is held out ({error}); name --val-shards in each run")
-    return train, val
 
 
 def check_pictures(

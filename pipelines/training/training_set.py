@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 
 from pipelines.command.caches import all_teachers
+from pipelines.command.progress import say
 from pipelines.command.tars import given_shards
 from pipelines.training.split import check_pictures, given_val, split, tell_leaks
 from unic_cache.cache import Cache, CachedTeacher
@@ -209,14 +210,19 @@ def view_numbers(
 ) -> tuple[int, ...]:
     """The view numbers that every teacher has, or with --allow-missing any; at most --views of them."""
     join = set.union if config.allow_missing else set.intersection
-    numbers = tuple(sorted(join(*(set(cache.view_numbers(teacher.member, views)) for teacher in teachers))))
+    own = {teacher.name: set(cache.view_numbers(teacher.member, views)) for teacher in teachers}
+    numbers = tuple(sorted(join(*own.values())))
     if not numbers:
         raise CacheError(
             f"{cache.location.url}: {', '.join(t.name for t in teachers)} have no {views} view in common; extract one"
         )
     if config.views is not None and config.views > len(numbers):
         raise CacheError(
-            f"{cache.location.url}: --views {config.views}, but every teacher has only {len(numbers)}; run `unic-cache "
-            f"extract --views {config.views}` with the same settings"
+            f"{cache.location.url}: --views {config.views}, but only {len(numbers)} are there of every teacher; run "
+            f"`unic-cache extract --views {config.views}` with the same settings"
         )
+    more = {name: len(found) for name, found in own.items() if len(found) > len(numbers)}
+    if more and config.views is None:
+        listed = ", ".join(f"{name} has {count}" for name, count in more.items())
+        say(f"the {len(numbers)} views that all teachers have are used; {listed}")
     return numbers[: config.views]
