@@ -15,7 +15,16 @@ from pipelines.command.progress import Progress, say, tell
 from pipelines.command.shares import whole_lines
 from pipelines.extracting.defaults import kept_alike, settled
 from pipelines.extracting.filler import Filler, Item
-from pipelines.extracting.filling import Summary, batches_of, check_idle, commit, fill, open_recorders, plan
+from pipelines.extracting.filling import (
+    Summary,
+    batches_of,
+    check_idle,
+    commit,
+    fill,
+    open_recorders,
+    plan,
+    tell_fidelity,
+)
 from pipelines.extracting.opening import open_teachers
 from pipelines.extracting.opening_options import OpeningOptions
 from pipelines.extracting.recorder import BATCHES_AHEAD
@@ -38,13 +47,16 @@ def run(config: ExtractConfig) -> Summary:
     """
     devices = devices_of(config.device)
     if config.ray is None and len(devices) == 1:
-        return alone(replace(config, device=devices[0]))
+        summary = alone(replace(config, device=devices[0]))
+        tell_fidelity(Cache(open_location(config.cache)), summary)
+        return summary
     for line in whole_lines(config.num_workers, "all units"):
         say(line)
     summary = Summary()
     for share in [over_ray(config)] if config.ray is not None else on_each(devices, alone, config):
         summary.add(share)
     seal_done(config)
+    tell_fidelity(Cache(open_location(config.cache)), summary)
     return summary
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import timm
 import torch
 import zarr
+from PIL import Image
 from safetensors.torch import load_file
 
 from pipelines import extract
@@ -426,3 +428,22 @@ def test_config_round_trips_through_json(settings, tmp_path):
     assert type(config).from_json(json.loads(json.dumps(config.to_json()))) == config
     assert dataclasses.replace(config, views=3) != config
     assert Path(config.cache) == tmp_path
+
+
+def test_images_unlike_those_that_a_codec_was_fitted_to_are_told(tmp_path, settings, capsys):
+    """A pilot on a few images of one kind fixes mean, std and tables."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    flat = [(f"flat{n}", png(Image.new("RGB", (32, 32), (5 * n, 100, 100))), 0) for n in range(40)]
+    rough = [(f"rough{n}", png(Image.fromarray(values)), 0) for n, values in enumerate(noise)]
+    pilot = str(write_tar(tmp_path / "a.tar", flat))
+    write_tar(tmp_path / "b.tar", rough)
+    common = {"teachers": (VIT,), "weights": settings(tmp_path).weights[:1], "codec": "klt", "views": 1}
+    extract.run(settings(tmp_path / "pilot", **common, shards=pilot))
+    assert "have a mean cosine of" not in capsys.readouterr().err
+    extract.run(settings(tmp_path / "pilot", **common, shards=f"{tmp_path}/?.tar"))
+    said = capsys.readouterr().err
+    assert "Added 1 tar to " in said
+    assert "mean, std and codecs stay those fitted to 40 views of the first tars" in said
+    assert re.search(rf"{VIT}: stored patch tokens of these images have a mean cosine of 0\.\d+ .*, 40 views of", said)
+    extract.run(settings(tmp_path / "whole", **common, shards=f"{tmp_path}/?.tar"))
+    assert "have a mean cosine of" not in capsys.readouterr().err

@@ -13,6 +13,7 @@ from pipelines.extracting.opening import Opened
 from pipelines.extracting.recorder import Recorder, recorder
 from pipelines.extracting.specs import kept_spec
 from pipelines.extracting.unit_rows import UnitRows
+from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig
 from unic_cache.errors import CacheError, ImageError
 from unic_cache.store.commit import Unit
@@ -21,6 +22,8 @@ from unic_cache.store.member import Member
 from unic_cache.stream.address import Address, addresses, shown
 from unic_cache.stream.pixels import ViewBatch
 from unic_cache.stream.row_samples import rows_to_compare
+
+MORE_LOSS, SLACK = 2.0, 0.005  # a cosine's distance from 1 that few images of the same kind do not reach
 
 Work = Mapping[Unit, Sequence[Recorder]]  # each unit, and the members that lack it
 
@@ -34,6 +37,7 @@ class Summary:
     images: int = 0  # views shown to teachers
     bytes: int = 0  # stored
     bad: dict[str, str] = field(default_factory=dict)  # "SHARD row ROW" -> reason
+    cosines: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)  # (member, kind) -> (sum, images)
 
     def add(self, other: "Summary") -> None:
         """Count what another worker did."""
@@ -42,6 +46,13 @@ class Summary:
         self.images += other.images
         self.bytes += other.bytes
         self.bad |= other.bad
+        for place, (total, images) in other.cosines.items():
+            self.compared(place, total, images)
+
+    def compared(self, place: tuple[str, str], total: float, images: int) -> None:
+        """Count the cosines of a member's stored tokens of one kind to exact ones."""
+        before = self.cosines.get(place, (0.0, 0))
+        self.cosines[place] = before[0] + total, before[1] + images
 
 
 def open_recorders(config: ExtractConfig, opened: Opened) -> dict[str, Recorder]:
@@ -101,6 +112,21 @@ def check_idle(opened: Opened, work: Work) -> None:
             opened.pixels.decoded.start([Address(*place, row, 0) for row in rows], len(rows))()
 
 
+def tell_fidelity(cache: Cache, summary: Summary) -> None:
+    """Say so where a codec keeps less of these images than of those that it was fitted to."""
+    for teacher in cache.teachers.values():
+        fitted = teacher.calibration.fidelity
+        for kind, least in fitted.items():
+            total, images = summary.cosines.get((teacher.member.folder, kind), (0.0, 0))
+            if images and 1 - total / images > MORE_LOSS * (1 - least) + SLACK:
+                say(
+                    f"{teacher.name}: stored {kind} tokens of these images have a mean cosine of {total / images:.3f} "
+                    f"to exact ones, not the {least:.3f} of those that mean, std and codec were fitted to, "
+                    f"{teacher.spec['calibration_images']:,} views of the cache's first tars. To fit them to these "
+                    "images too, extract all into another --cache"
+                )
+
+
 def batches_of(units: Iterable[Unit], size: int) -> Iterator[list[Address]]:
     """Rows [kB, (k + 1)B) of each unit, unit after unit; B is `size`."""
     for unit in units:
@@ -145,4 +171,7 @@ def name_of(opened: Opened, item: Address) -> str:
 def commit(rows: UnitRows, summary: Summary, seal: Callable[[], None] = lambda: None) -> None:
     """Write and commit a unit, then `seal` its thousand if it was the last of them; runs in the writer's thread."""
     summary.bytes += rows.commit()
+    for member, cosines in rows.cosines.items():
+        for kind, cosines_B in cosines.items():
+            summary.compared((member, kind), float(cosines_B.sum()), len(cosines_B))
     seal()

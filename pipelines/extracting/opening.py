@@ -1,6 +1,6 @@
 """Open what extraction works with: a cache with index, specs and calibrations, its teachers, and the pixels."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ from unic_cache.stream.pixels import KeptPixels, Pixels, ShardPixels
 from unic_cache.stream.seen_pixels import Seen
 from unic_cache.teachers.model import Teacher
 from unic_cache.token_kinds import grid_of
-from unic_cache.views.index import ShardEntry
+from unic_cache.views.index import Segment, ShardEntry
 from unic_cache.views.segments import extend_index
 
 
@@ -74,11 +74,10 @@ def open_teachers(
     before = Cache(location)
     check_decoder(before, views, zip(paths, entries, strict=True), pool)
     segments = extend_index(location, entries)  # the first that is written: all refusals of settings are above
-    if before.segments and len(segments) > len(before.segments):
-        count = len(segments[-1].shards)
-        say(f"Added {count} tar{'s' * (count > 1)} to {location.url} (segment {len(before.segments)})")
     images = {"calibration_images": views_to_calibrate(options, segments[0])}
     members = {name: Member.ensure(location, teacher_folder(name), spec | images) for name, spec in specs.items()}
+    if before.segments and len(segments) > len(before.segments):
+        tell_added(location, segments, len(before.segments), members.values())
     cache = Cache(location)
     tell_guests(location.url, cache.guests)
     tars = {cache.shards()[entry.name]: (path, entry) for path, entry in zip(paths, entries, strict=True)}
@@ -87,6 +86,14 @@ def open_teachers(
     pixels = Pixels(KeptPixels(views, cache, pool, pin=pin), ShardPixels(views, tars, pool, pin, seen))
     calibrate(options, cache, pixels, teachers, members, device)
     return Opened(cache, teachers, members, tars, pixels)
+
+
+def tell_added(location: Location, segments: Sequence[Segment], before: int, members: Iterable[Member]) -> None:
+    """Say how many tars were added, and what stays as it was."""
+    count = sum(len(segment.shards) for segment in segments[before:])
+    fitted = min((int(one.spec["calibration_images"]) for one in members), default=0)
+    stays = f"; mean, std and codecs stay those fitted to {fitted:,} views of the first tars" if fitted else ""
+    say(f"Added {count:,} tar{'s' * (count > 1)} to {location.url} (segment {before}){stays}")
 
 
 def agreed_specs(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unic_cache.errors import CacheError, TeacherError
-from unic_cache.store.calibrate import Calibration
+from unic_cache.store.calibrate import Calibration, cosine_of_images
 from unic_cache.store.codecs.fixed import Encoded
 from unic_cache.store.commit import Unit
 from unic_cache.store.member import Member
@@ -21,6 +21,7 @@ from unic_cache.token_kinds import Grid
 
 BATCHES_AHEAD = 3
 Flags = Mapping[str, Tensor]  # token kind -> (B,) whether each image's tokens are finite
+Cosines = Mapping[str, Tensor]  # token kind -> of each image compared, the mean cosine of stored tokens to exact ones
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class DeviceBatch:
     views_BHWC: Tensor
     seed: int
     shown: Sequence[tuple[int, int]]  # (sample key, view number) of the first images; empty slots follow
+    compared: Sequence[int] = ()  # places of images whose codes are compared with their tokens
     _kept: dict[tuple[Grid | None, Sample | None], Tensor | None] = field(default_factory=dict)
 
     def positions(self, member: Member) -> Tensor | None:
@@ -50,10 +52,10 @@ class PixelRecorder:
     member: Member
     writer: UnitWriter
 
-    def encode(self, batch: DeviceBatch) -> tuple[Encoded, Flags]:
+    def encode(self, batch: DeviceBatch) -> tuple[Encoded, Flags, Cosines]:
         """The array's rows of one batch."""
         assert self.member.pixel_codec is not None
-        return Encoded({self.member.arrays[0].name: self.member.pixel_codec.encode(batch.views_BHWC)}), {}
+        return Encoded({self.member.arrays[0].name: self.member.pixel_codec.encode(batch.views_BHWC)}), {}, {}
 
     def check(self, unit: Unit, flags: Flags) -> None:
         """Pixels are always finite."""
@@ -68,12 +70,18 @@ class FeatureRecorder:
     teacher: Teacher
     calibration: Calibration
 
-    def encode(self, batch: DeviceBatch) -> tuple[Encoded, Flags]:
+    def encode(self, batch: DeviceBatch) -> tuple[Encoded, Flags, Cosines]:
         """The arrays' rows of one batch, and flags for `check`, on the device; does not wait for it."""
-        assert self.member.codec is not None
+        codec, places = self.member.codec, list(batch.compared)
+        assert codec is not None
         tokens = self.teacher.tokens(batch.views_BHWC)
         kept = at_positions(self.calibration.standardize(tokens), batch.positions(self.member))
-        return self.member.codec.encode(kept), finite(tokens)
+        encoded = codec.encode(kept)
+        cosines: Cosines = {}
+        if places:
+            decoded = codec.decode({name: values[places] for name, values in encoded.arrays.items()})
+            cosines = {kind: cosine_of_images(decoded[kind], values[places]) for kind, values in kept.items()}
+        return encoded, finite(tokens), cosines
 
     def check(self, unit: Unit, flags: Flags) -> None:
         """TeacherError, naming teacher and unit, unless all flags, now on the host, are true."""
@@ -109,11 +117,12 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
-def on_host(encoded: Encoded, flags: Flags) -> tuple[Encoded, Flags]:
+def on_host(encoded: Encoded, flags: Flags, cosines: Cosines) -> tuple[Encoded, Flags, Cosines]:
     """The same on the CPU; from a GPU the copies are only started, into page-locked memory."""
     arrays = {name: _on_host(values) for name, values in encoded.arrays.items()}
     clipped_B = None if encoded.clipped_B is None else _on_host(encoded.clipped_B)
-    return Encoded(arrays, clipped_B), {kind: _on_host(finite_B) for kind, finite_B in flags.items()}
+    finite_B, cosines_B = ({kind: _on_host(found) for kind, found in one.items()} for one in (flags, cosines))
+    return Encoded(arrays, clipped_B), finite_B, cosines_B
 
 
 def _on_host(values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipelines.extracting.recorder import DeviceBatch, Flags, Recorder, on_host
+from pipelines.extracting.recorder import Cosines, DeviceBatch, Flags, Recorder, on_host
 from unic_cache.errors import CacheError
 from unic_cache.store.codecs.fixed import Encoded
 from unic_cache.store.commit import Crcs, Unit
@@ -17,6 +17,7 @@ from unic_cache.store.writer import UnitArrays
 from unic_cache.stream.pixels import ViewBatch
 
 UNITS_BEHIND = 2  # filled and not yet written
+COMPARED = 8  # images of a unit, whose stored tokens are compared with the exact ones
 
 
 class UnitRows:
@@ -30,6 +31,7 @@ class UnitRows:
         self._crcs: Crcs = np.zeros(unit.rows, np.uint32)
         self._members = [(one, UnitArrays(one.writer, unit)) for one in recorders]
         self._filled = 0
+        self.cosines: dict[str, Cosines] = {}  # member -> of the unit's first images, once they are landed
         self._under_way: _UnderWay | None = None
 
     def add(self, batch: ViewBatch, shown: Sequence[tuple[int, int]], device: torch.device) -> None:
@@ -40,7 +42,8 @@ class UnitRows:
         self._crcs[first:stop] = batch.crcs[: len(shown)]
         self._check_pixels(first, stop)
         views_BHWC = torch.from_numpy(batch.views_BHWC).to(device, non_blocking=True)
-        on_device = DeviceBatch(views_BHWC, self.unit.views.seed, shown)
+        good = [place for place in range(len(shown)) if place not in batch.bad]
+        on_device = DeviceBatch(views_BHWC, self.unit.views.seed, shown, () if first else good[:COMPARED])
         landing = [on_host(*one.encode(on_device)) for one, _ in self._members]
         copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
         self._land()  # the batch before, while the device works on this one
@@ -58,8 +61,10 @@ class UnitRows:
             return
         if batch.copied is not None:
             batch.copied.synchronize()
-        for (one, arrays), (found, flags) in zip(self._members, batch.landing, strict=True):
+        for (one, arrays), (found, flags, cosines) in zip(self._members, batch.landing, strict=True):
             one.check(self.unit, flags)
+            if cosines:
+                self.cosines[one.member.folder] = cosines
             arrays.put(batch.first, batch.count, found, batch.bad)
 
     def _check_pixels(self, first: int, stop: int) -> None:
@@ -81,5 +86,5 @@ class _UnderWay:
     first: int
     count: int
     bad: list[int]  # places in the batch
-    landing: list[tuple[Encoded, Flags]]  # of each member
+    landing: list[tuple[Encoded, Flags, Cosines]]  # of each member
     copied: torch.cuda.Event | None

@@ -255,6 +255,11 @@ def per_token(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {kind: x.unsqueeze(1) if x.ndim == 2 else x for kind, x in features.items()}
 
 
+def cosine_of_images(decoded: Tensor, exact: Tensor) -> Tensor:
+    """(B,) the mean cosine of each image's tokens, of both (B, D) or (B, T, D)."""
+    return torch.cosine_similarity(decoded, exact, dim=-1).reshape(len(exact), -1).mean(dim=1)
+
+
 def fidelity(codec: FeatureCodec, exact: Mapping[str, Tensor]) -> dict[str, float]:
     """The mean cosine of each kind between standardized tokens and their decoded codes."""
     sums = dict.fromkeys(exact, 0.0)
@@ -263,6 +268,5 @@ def fidelity(codec: FeatureCodec, exact: Mapping[str, Tensor]) -> dict[str, floa
         batch = {kind: values[start : start + AT_ONCE] for kind, values in exact.items()}
         decoded = codec.decode(codec.encode(batch).arrays)
         for kind, values in batch.items():
-            cosine = torch.cosine_similarity(decoded[kind].double(), values.double(), dim=-1)
-            sums[kind] += float(cosine.reshape(len(values), -1).mean(dim=1).sum())
+            sums[kind] += float(cosine_of_images(decoded[kind].double(), values.double()).sum())
     return {kind: total / images for kind, total in sums.items()}
