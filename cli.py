@@ -248,11 +248,11 @@ def report(config: ReportConfig) -> None:
 @command(
     RecodeConfig,
     examples="""
-    unic-cache recode cache cache-small --quality 0.98
+    unic-cache recode cache cache-small --quality 0.9
     unic-cache recode cache cache-fast --codec int4 --tokens 64
     unic-cache recode https://example.org/cache cache --teacher dino --no-views
-    unic-cache recode cache cache-small --quality 0.98 --worker-index 3 --num-workers 8
-    unic-cache recode cache cache-small --quality 0.98 --ray 10.0.0.1:6379
+    unic-cache recode cache cache-small --quality 0.9 --worker-index 3 --num-workers 8
+    unic-cache recode cache cache-small --quality 0.9 --ray 10.0.0.1:6379
     """,
 )
 def recode(config: RecodeConfig) -> None:

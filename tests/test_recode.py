@@ -68,6 +68,15 @@ def keys_shown(cache: Cache) -> list[tuple[int, int]]:
     return [(key, 1) for key in cache.entry(0, 1).keys]
 
 
+def test_a_quality_that_saves_nothing_is_told(tmp_path, source):
+    """As that of an earlier default: the source's rounding stays, and the codes take more."""
+    run(source, tmp_path / "coarse", codec="klt", quality=0.9, cls_quality=0.9)
+    for quality, said in ((0.99, True), (0.8, False)):
+        config = RecodeConfig(str(tmp_path / "coarse"), str(tmp_path / f"{quality}"), quality=quality, device="cpu")
+        lines = recode.run(config).lines(config)
+        assert any("no smaller: a quality of 0.99 saves bytes only below that of" in line for line in lines) == said
+
+
 class TestCodecs:
     @pytest.mark.parametrize(("codec", "cosine"), [("f16", 1), ("int8", 0.9995), ("int4", 0.99), ("klt", 0.95)])
     def test_what_comes_back_is_what_was_kept_but_for_the_codecs_error(self, tmp_path, source, codec, cosine):

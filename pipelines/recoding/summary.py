@@ -32,6 +32,8 @@ class Summary:
             f"{self.units} units{views} of {config.source} recoded into {config.target}: {self.before / 1e6:,.1f} MB "
             f"before, {self.after / 1e6:,.1f} MB after{share}; {self.skipped} units were there already"
         ]
+        if config.quality is not None and self.after >= self.before > 0:
+            lines.append(f"no smaller: a quality of {config.quality} saves bytes only below that of {config.source}")
         for name, found in self.fidelity.items():
             each = (f"{kind} {x:.5f} (to the teacher {self.to_teacher[name][kind]:.5f})" for kind, x in found.items())
             lines.append(f"{name}: cosine to the source {', '.join(each)}")

@@ -149,7 +149,10 @@ def run_again(
             for row, cosine in cosines(source.cache, kept, teacher, record, rows, batch):
                 lowest = min(lowest, cosine)
                 if not cosine >= least:
-                    why = f"the teacher's output now differs: cosine {cosine:.5f}, at least {least} expected"
+                    why = (
+                        f"cosine {cosine:.5f} to the teacher's output, at least {least:.4g} expected: that differs "
+                        "now, or mean, std and codec were fitted to other images than this one"
+                    )
                     findings.append(Finding(record.name, why, BY_HAND, kept.member.folder, unit, rows=(row,)))
     return lowest, findings
 

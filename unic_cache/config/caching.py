@@ -97,7 +97,7 @@ class ExtractConfig(Stage):
     views: int | None = option(
         None,
         "Views per image; docs/STUDY.md says how few will do.",
-        unset=f"{DEFAULT_VIEWS}, or as many as the cache has; 1 for center",
+        unset=f"{DEFAULT_VIEWS}, or more if the cache has more; 1 for center",
     )
     recipe: str | None = option(None, "Augmentation recipe.", choices=RECIPES, unset="the cache's, or unic")
     size: int | None = option(None, "View size in pixels.", unset="the cache's, or 224")
