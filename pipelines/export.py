@@ -141,7 +141,8 @@ def learned_cache(config: ExportConfig, folder: Path, settings: DistillConfig) -
     try:
         return opened(str(folder / FOLDER) if settings.online else settings.cache)
     except CacheError as error:
-        raise CacheError(f"{error}. If the run's cache is elsewhere now, name it with --cache") from error
+        hint = "" if settings.online else ". If the run's cache is elsewhere now, name it with --cache"
+        raise CacheError(f"{error}{hint}") from error
 
 
 FORMATS: dict[str, Callable[[Source, ExportConfig], tuple[Files, bool]]] = {

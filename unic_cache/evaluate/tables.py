@@ -79,9 +79,9 @@ def score_table(
 
 
 def gain_table(rows: Sequence[tuple[str, str, str, int]], tasks: Mapping[str, TaskResult]) -> Table | None:
-    """The gain of all but teachers over the best teacher of each task, in percent of it; None without teachers."""
+    """The gain of all but teachers over the best teacher of each task, in percent of it; None without both."""
     compared = {task: result for task, result in tasks.items() if result.best is not None}
-    if not compared:
+    if not compared or all(kind == "teacher" for _, kind, *_ in rows):
         return None
     table = begun("gain over the best teacher, % of its value (95%)")
     for task, result in compared.items():
