@@ -71,7 +71,7 @@ def run(config: DistillConfig) -> Trained:
 
 def run_in(out: Path, remote: RemoteRun | None, config: DistillConfig, accelerator: Accelerator) -> Trained:
     """`run` in the folder `out`, whose files are also sent to `remote`."""
-    with run_claimed(out, accelerator), thread_pool(config.threads) as pool, stop_on_signal() as stop:
+    with stop_on_signal() as stop, run_claimed(out, accelerator), thread_pool(config.threads) as pool:
         snapshot = Snapshot.load(out) if check_run(config, out) else None
         settle(out, remote, accelerator)
         begin_tracking(config, accelerator, out)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,28 @@ def test_a_second_ctrl_c_stops_at_once(monkeypatch):
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_signal_while_the_threads_end_does_not_replace_what_ended_the_run(training, monkeypatch, stopped):
+    """As from torchrun, which sends SIGTERM to every process once one has failed or stopped."""
+
+    class Signalled(ThreadPoolExecutor):
+        def __exit__(self, *error):
+            signal.raise_signal(signal.SIGTERM)
+            return super().__exit__(*error)
+
+    def fail(*arguments):
+        raise RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:4711")
+
+    monkeypatch.setattr(distill, "thread_pool", Signalled)
+    if stopped:
+        StopAfter(monkeypatch, 1, signal.SIGUSR1)
+    else:
+        monkeypatch.setattr(distill, "learn", fail)
+    ended = CliRunner().invoke(cli.main, ["distill", *flags_of(training(steps=2))])
+    code, said = (138, "stopped after step 1 of 2") if stopped else (1, "Connection closed by peer")
+    assert (ended.exit_code, ended.stderr.count(said)) == (code, 1)
 
 
 class TestMeetings:
