@@ -1,7 +1,7 @@
 """Runs of `distill` in several processes on CPUs, started by torchrun as a user would.
 
 As a module, `python -m tests.launching distill ...` is the command line in which rank 1 gets a signal in its third
-step: SIGUSR1, or what UNIC_TEST_SIGNAL says.
+step: SIGUSR1, or what UNIC_TEST_SIGNAL says. Its processes meet after steps 1, 3, 7 and so on, however long steps take.
 """
 
 import dataclasses
@@ -46,7 +46,9 @@ def main() -> None:
     """The command line, with a signal."""
     import cli
     from pipelines import distill
+    from pipelines.training import processes
 
+    processes.PERIOD = 1e9
     honest, calls = distill.set_rate, iter(range(1, 1000))
 
     def counted(*arguments):
