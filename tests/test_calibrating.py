@@ -3,12 +3,14 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from pipelines import extract
+from pipelines.command import signals
 from pipelines.command.signals import Stopped
 from pipelines.extracting import calibrating, opening
 from pipelines.extracting.calibration_checkpoint import HalfCalibrated
@@ -167,6 +169,7 @@ class TestStopped:
                 os.kill(os.getpid(), signal.SIGINT)
             keep(half, calibrator, done, at_once)
 
+        monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: 0.0))  # twice within a second
         monkeypatch.setattr(calibrating.Calibrating, "update", signalled)
         monkeypatch.setattr(HalfCalibrated, "keep", signalled_again)
         if beside:

@@ -47,7 +47,8 @@ def test_the_exit_code_tells_the_signal(number, code):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_that_a_launcher_repeats_does_not_stop_the_step(number):
+def test_a_signal_that_a_launcher_repeats_does_not_stop_the_step(number, monkeypatch):
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: 0.0))
     with stop_on_signal() as stop:
         assert not stop.made
         for one in (number, number, signal.SIGTERM, signal.SIGINT):
