@@ -198,20 +198,20 @@ def test_a_store_that_does_not_fit_in_memory_gives_the_same_by_threads_of_its_ow
 def test_memory_is_that_of_two_groups_however_long_the_run(
     kept, shards, monkeypatch, batches_a_group, pieces_of_memory
 ):
-    with thread_pool(2) as pool:
-        found = reading(kept, shards, pool)
-        monkeypatch.setattr(streams, "GROUP_BYTES", 8 * batches_a_group * found.stream.image_bytes)
-        made = count_memory(monkeypatch)
-        stream, count, batch = found.stream.batches(found.batches(60)), 0, None
-        while True:
-            batch = next(stream, None)
-            if batch is None:
-                break
-            count += 1
-        assert count == 60
-        least = 8 * batches_a_group * found.stream.image_bytes
-        large = [size for size in made if least <= size < DIRECT_PIECE]  # others are the threads' own
-        assert pieces_of_memory <= len(large) <= pieces_of_memory + 1  # a thread may be slow to let go of one
+    """Work is done as it is asked for: a thread may be slow to let go of the memory that it has filled."""
+    found = reading(kept, shards, Idle(10**9))
+    monkeypatch.setattr(streams, "GROUP_BYTES", 8 * batches_a_group * found.stream.image_bytes)
+    made = count_memory(monkeypatch)
+    stream, count, batch = found.stream.batches(found.batches(60)), 0, None
+    while True:
+        batch = next(stream, None)
+        if batch is None:
+            break
+        count += 1
+    assert count == 60
+    least = 8 * batches_a_group * found.stream.image_bytes
+    large = [size for size in made if least <= size < DIRECT_PIECE]  # others are the readers' own
+    assert len(large) == pieces_of_memory
 
 
 def test_a_broken_row_costs_its_batch_and_none_before(kept, shards, tmp_path):
