@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import obstore
 import pytest
@@ -178,8 +179,9 @@ def test_wrong_region_is_told_at_once(filled: ObjectFolder, server: ObjectServer
 def test_server_that_stays_away_is_told_in_the_end(
     server: ObjectServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
-    monkeypatch.setattr(outages, "PATIENCE", 0.05)
-    monkeypatch.setattr(outages, "QUIET", 0.01)
+    clock = SimpleNamespace(now=100.0)
+    clock.monotonic, clock.sleep = lambda: clock.now, lambda seconds: setattr(clock, "now", clock.now + seconds)
+    monkeypatch.setattr(outages, "time", clock)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     told = r"s3://bucket/pre.*Connection refused\); check that AWS_ENDPOINT_URL is right"
     with caplog.at_level(logging.WARNING), pytest.raises(CacheError, match=told):
