@@ -1,6 +1,7 @@
 """Work done behind the caller: in order, no more of it waiting than agreed, and its errors are not lost."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -49,15 +50,24 @@ def test_an_error_is_raised_and_what_was_not_begun_is_dropped(calls):
     assert done == []
 
 
-def test_an_error_of_the_caller_drops_what_was_not_begun():
+def test_an_error_of_the_caller_drops_what_was_not_begun(monkeypatch):
     begun, gate, done = threading.Event(), threading.Event(), []
+
+    class Gated(ThreadPoolExecutor):
+        """Lets the work in hand end once what was not begun is dropped."""
+
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            gate.set()
+            super().shutdown(wait=wait)
+
+    monkeypatch.setattr("unic_cache.ahead.ThreadPoolExecutor", Gated)
 
     def run() -> None:
         with behind("test", 2) as later:
             later(lambda: begun.set() or gate.wait())
             later(partial(done.append, "dropped"))
             begun.wait()
-            threading.Timer(0.01, gate.set).start()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
