@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unic_cache.student.backbone import build_encoder, encoder_spec
@@ -29,6 +29,7 @@ def test_rate_is_that_of_the_authors_runs_step_for_step(total: int, warmup: int)
 
 
 @given(st.integers(1, 500), st.integers(0, 500), st.integers(0, 499))
+@settings(deadline=None)
 def test_rate_stays_between_zero_and_the_peak_and_goes_down_after_the_warm_up(
     total: int, warmup: int, step: int
 ) -> None:
