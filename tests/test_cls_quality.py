@@ -316,4 +316,4 @@ def test_inspect_and_the_command_line_say_it(coded, tmp_path):
     assert found["bytes_per_token"]["cls"] < 2 * found["features"]["cls_dim"]
     assert "--cls-quality" in CliRunner().invoke(cli.main, ["extract", "--help"]).output
     done = CliRunner().invoke(cli.main, ["inspect", str(coded), "--json"])
-    assert json.loads(done.output)["teachers"][VIT]["cls_quality"] == 0.95
+    assert json.loads(done.stdout)["teachers"][VIT]["cls_quality"] == 0.95

@@ -35,5 +35,5 @@ def test_on_the_command_line(cache_folder):
     text = runner.invoke(cli.main, ["inspect", str(cache_folder), "--provenance"]).output
     for word in (VIT, CNN, "licence: ", "weights_sha256: ", "mean: ", "timm: "):
         assert word in text
-    data = json.loads(runner.invoke(cli.main, ["inspect", str(cache_folder), "--provenance", "--json"]).output)
+    data = json.loads(runner.invoke(cli.main, ["inspect", str(cache_folder), "--provenance", "--json"]).stdout)
     assert set(data["teachers"]) == {VIT, CNN}
