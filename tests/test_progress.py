@@ -73,6 +73,7 @@ def test_only_a_file_gets_a_log_whatever_colours_are_forced(monkeypatch, quiet, 
 
 def test_a_long_start_is_told_until_the_command_says_what_it_does(monkeypatch):
     out, told = io.StringIO(), threading.Event()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
     monkeypatch.setattr(progress, "console", Console(file=out, width=200))
     monkeypatch.setattr(progress, "FIRST_LINE", 0.0)
     honest = progress.say
