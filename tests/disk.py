@@ -125,6 +125,16 @@ def tree(root: Path) -> Files:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
+def open_below(root: Path) -> set[str]:
+    """This process's descriptors of files below `root`; threads and sockets of other tests may have more."""
+    found = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed since
+            if os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"{root}/"):
+                found.add(descriptor)
+    return found
+
+
 def lay_out(files: Files, root: Path) -> None:
     """The inverse of `tree`."""
     for name, data in files.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.disk import LOST, Disk, Files, lay_out, tree
+from tests.disk import LOST, Disk, Files, lay_out, open_below, tree
 from tests.location_contract import WriteContract
 from unic_cache.errors import CacheError, ConfigError
 from unic_cache.files import durable, local
@@ -108,11 +108,11 @@ def past_cache(folder: LocalFolder, name: str) -> bool:
 
 def test_an_open_file_closes_when_nothing_refers_to_it(tmp_path: Path) -> None:
     lay_out({"a": b"data"}, tmp_path)
-    folder, before = LocalFolder(tmp_path), set(os.listdir("/proc/self/fd"))
+    folder, before = LocalFolder(tmp_path), open_below(tmp_path)
     file = folder.open("a")
-    assert len(set(os.listdir("/proc/self/fd")) - before) == 1
+    assert len(open_below(tmp_path) - before) == 1
     del file
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_below(tmp_path) == before
 
 
 def commit(folder: LocalFolder) -> None:

@@ -26,6 +26,7 @@ from obstore.store import MemoryStore
 
 from tests.conftest import tree
 from tests.crash.memory import MemoryFolder
+from tests.disk import open_below
 from tests.object_server import ObjectServer
 from tests.web_server import WithRanges
 from unic_cache.buffers import Ring
@@ -292,9 +293,9 @@ class TestTiles:
 
 class TestOpenFiles:
     @pytest.fixture
-    def opened(self) -> set[str]:
+    def opened(self, stored) -> set[str]:
         gc.collect()
-        return set(os.listdir("/proc/self/fd"))
+        return open_below(stored)
 
     def test_are_few_and_closed_in_the_end(self, stored, truth, opened):
         member = Kept(LocalFolder(stored))
@@ -303,9 +304,9 @@ class TestOpenFiles:
         for shard in (0, 1, 0, 1):
             for row in (0, 69, ROWS[shard] - 1):
                 check(reader, member.record(unit(shard)), [row], truth)
-                assert len(set(os.listdir("/proc/self/fd")) - opened) <= 2
+                assert len(open_below(stored) - opened) <= 2
         del reader, objects
-        assert set(os.listdir("/proc/self/fd")) == opened
+        assert open_below(stored) == opened
 
     def test_are_closed_on_demand_and_opened_again(self, stored, truth, opened):
         member = Kept(LocalFolder(stored))
@@ -313,9 +314,9 @@ class TestOpenFiles:
         reader = RowReader(member, objects)
         for _ in range(2):
             check(reader, member.record(unit(0)), [3, 1050], truth)
-            assert len(set(os.listdir("/proc/self/fd")) - opened) == 2 * len(ARRAYS)
+            assert len(open_below(stored) - opened) == 2 * len(ARRAYS)
             objects.close()
-            assert set(os.listdir("/proc/self/fd")) == opened
+            assert open_below(stored) == opened
 
     def test_are_not_closed_under_a_reader(self, stored, truth, opened):
         """Eight threads and one open file: each read drops the file that the others are reading."""
@@ -329,9 +330,9 @@ class TestOpenFiles:
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(read, range(200)))
-        assert len(set(os.listdir("/proc/self/fd")) - opened) == 1
+        assert len(open_below(stored) - opened) == 1
         reader = None
-        assert set(os.listdir("/proc/self/fd")) == opened
+        assert open_below(stored) == opened
 
     def test_are_opened_once_and_their_index_is_read_once(self, stored):
         calls = []
