@@ -88,6 +88,7 @@ def test_a_thread_that_a_disk_stopped_prints_no_traceback(capsys):
     def fail(error: Exception) -> None:
         raise error
 
+    before = threading.excepthook
     with clear_errors():
         for error in (OSError(errno.ENOSPC, "full"), ValueError("a mistake")):
             thread = threading.Thread(target=fail, args=(error,))
@@ -96,6 +97,7 @@ def test_a_thread_that_a_disk_stopped_prints_no_traceback(capsys):
     said = capsys.readouterr().err
     assert "full" not in said
     assert "ValueError: a mistake" in said
+    assert threading.excepthook is before
 
 
 def test_a_closed_pipe_ends_in_silence(cache_folder):

@@ -61,7 +61,7 @@ RUNTIME = {  # text of a RuntimeError -> (what happened, what to do)
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
     """Turn an error that is no bug of ours into one line and an exit code."""
-    threading.excepthook = _thread_failed
+    before, threading.excepthook = threading.excepthook, _thread_failed
     try:
         yield
     except BrokenPipeError:
@@ -75,6 +75,8 @@ def clear_errors() -> Iterator[None]:
         if said is None:
             raise
         raise (click.UsageError(said) if isinstance(error, ConfigError) else click.ClickException(said)) from error
+    finally:
+        threading.excepthook = before
 
 
 def explain(error: BaseException) -> str | None:
