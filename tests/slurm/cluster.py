@@ -71,7 +71,7 @@ class Cluster:
         (folder / "state").mkdir()
         (folder / "bin").mkdir()
         command = folder / "bin" / "unic-cache"  # as an installation puts it on PATH
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} -m cli "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.slurm.command "$@"\n')
         command.chmod(0o755)
 
     def start(self) -> None:
