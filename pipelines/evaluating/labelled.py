@@ -7,7 +7,6 @@ Letters: N images, B images of a batch, P pairs.
 """
 
 import zlib
-from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,30 +178,36 @@ def twins(train: Usable, test: Usable) -> Tensor:
 
     ShardError if all images of a test tar are among the training images of another set.
     """
-    places = defaultdict(list)
-    for place in np.flatnonzero(train.good_N).tolist():
-        places[int(train.prints_N[place])].append(place)
-    pairs = [
-        (asked, answer)
-        for asked in np.flatnonzero(test.good_N).tolist()
-        for answer in places.get(int(test.prints_N[asked]), ())
-        if train is not test or asked != answer
-    ]
-    if train is not test:
-        twice = {pair[0] for pair in pairs}
+    tests, trains = (np.flatnonzero(one.good_N) for one in (test, train))
+    trains = trains[np.argsort(train.prints_N[trains], kind="stable")]
+    first, stop = (np.searchsorted(train.prints_N[trains], test.prints_N[tests], side) for side in ("left", "right"))
+    counts = stop - first
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # 0, 1, ... for each test image
+    pairs_P2 = np.stack([np.repeat(tests, counts), trains[np.repeat(first, counts) + within]], axis=1)
+    if train is test:
+        pairs_P2 = pairs_P2[pairs_P2[:, 0] != pairs_P2[:, 1]]
+    else:
+        twice = set(pairs_P2[:, 0].tolist())
         tars = {place: test.images.wanted[place][:2] for place in np.flatnonzero(test.good_N).tolist()}
         own = {tar for place, tar in tars.items() if place not in twice}
         copied = next((tar for tar in tars.values() if tar not in own), None)
         if copied is not None:
             raise _find_themselves(test.images.tars[copied][0])
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    return torch.from_numpy(pairs_P2.astype(np.int64))
 
 
 def among(pairs_P2: Tensor, asked: Rows, own: Rows) -> Tensor:
     """The pairs whose images are among the rows, as positions in them."""
-    tests, trains = ({row: place for place, row in enumerate(rows.tolist())} for rows in (asked, own))
-    kept = [(tests[a], trains[b]) for a, b in pairs_P2.tolist() if a in tests and b in trains]
-    return torch.tensor(kept, dtype=torch.int64).reshape(-1, 2)
+    kept_P2 = pairs_P2.numpy()
+    both = np.isin(kept_P2[:, 0], asked) & np.isin(kept_P2[:, 1], own)
+    columns = (_positions(column, rows) for column, rows in zip(kept_P2[both].T, (asked, own), strict=True))
+    return torch.from_numpy(np.stack(list(columns), axis=1))
+
+
+def _positions(wanted: Rows, rows: Rows) -> Rows:
+    """Where each of the wanted numbers stands in `rows`, which has it once."""
+    order = np.argsort(rows, kind="stable")
+    return order[np.searchsorted(rows[order], wanted)]
 
 
 def tell_twins(train: Usable, test: Usable, twins_P2: Tensor, rows: Rows) -> str:
