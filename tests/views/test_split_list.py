@@ -56,6 +56,22 @@ def test_names_are_found_with_and_without_folders_and_extension(root: Path, text
     assert [sample.key for sample in listing.samples] == ["a-abbey_sun_1", "a-apse-indoor_sun_3", "b_two-words"]
 
 
+def test_a_running_number_is_no_class(tmp_path: Path) -> None:
+    """As in ILSVRC's own lists of images, or in a column of ids."""
+    names = [f"{number:02d}.jpg" for number in range(12)]
+    (tmp_path / "in").mkdir()
+    for name in names:
+        (tmp_path / "in" / name).write_bytes(b"any")
+    running = "".join(f"{name[:-4]} {number}\n" for number, name in enumerate(names, 1))
+    table = "path,label\n" + "".join(f"{name},{number + 1000}\n" for number, name in enumerate(names))
+    (tmp_path / "in/labels.csv").write_text(table)
+    for given in (lambda: read(tmp_path / "in", running), lambda: list_images(str(tmp_path / "in/labels.csv"))):
+        with pytest.raises(ConfigError, match=r", line \d: the 12 images have as many numbers, .* a running number or"):
+            given()
+    classes = "".join(f"{name[:-4]} {number % 11}\n" for number, name in enumerate(names))
+    assert [label for _, label in found(read(tmp_path / "in", classes), tmp_path / "in")] == [*range(11), 0]
+
+
 def test_an_image_whose_name_looks_like_a_comment_is_kept(root: Path) -> None:
     (root / "b" / "#1.png").write_bytes(b"any")
     assert found(read(root, "# a comment\n#1.png\n"), root) == [("b/#1.png", 0)]

@@ -12,6 +12,7 @@ from unic_cache.views.classes import CLASSES_FILE, Names
 from unic_cache.views.labels import class_number, is_number
 
 _PATHS = {"path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img", "img_path"}
+TOO_MANY = 10  # images, each with a number of its own, for these to be classes
 _LABELS = {"label", "labels", "class", "class_id", "target", "category", "y"}
 
 
@@ -89,6 +90,11 @@ def _classes(given: Sequence[Row], numbered: Names | None) -> tuple[Names, list[
         raise ConfigError(
             f"{named[0].file}, line {named[0].line}: the label {named[0].label!r} is a name, but {plain[0].label!r} on "
             f"line {plain[0].line} is a number; write all labels as names or all as numbers"
+        )
+    if len(plain) >= TOO_MANY and len({_parsed(row.label) for row in plain}) == len(plain):
+        raise ConfigError(
+            f"{plain[0].file}, line {plain[0].line}: the {len(plain):,} images have as many numbers, {plain[0].label} "
+            f"to {plain[-1].label}: a running number or an id, no class. Give the class of each, or no label"
         )
     names = sorted({row.label for row in named})
     alike = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]
