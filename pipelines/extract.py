@@ -48,7 +48,7 @@ def run(config: ExtractConfig) -> Summary:
     devices = devices_of(config.device)
     if config.ray is None and len(devices) == 1:
         summary = alone(replace(config, device=devices[0]))
-        tell_fidelity(Cache(open_location(config.cache)), summary)
+        tell_fidelity(config.cache, summary)
         return summary
     for line in whole_lines(config.num_workers, "all units"):
         say(line)
@@ -56,7 +56,7 @@ def run(config: ExtractConfig) -> Summary:
     for share in [over_ray(config)] if config.ray is not None else on_each(devices, alone, config):
         summary.add(share)
     seal_done(config)
-    tell_fidelity(Cache(open_location(config.cache)), summary)
+    tell_fidelity(config.cache, summary)
     return summary
 
 

@@ -16,6 +16,7 @@ from pipelines.extracting.unit_rows import UnitRows
 from unic_cache.cache import Cache
 from unic_cache.config import ExtractConfig
 from unic_cache.errors import CacheError, ImageError
+from unic_cache.files.schemes import open_location
 from unic_cache.store.commit import Unit
 from unic_cache.store.layout import VIEWS_MEMBER
 from unic_cache.store.member import Member
@@ -112,9 +113,10 @@ def check_idle(opened: Opened, work: Work) -> None:
             opened.pixels.decoded.start([Address(*place, row, 0) for row in rows], len(rows))()
 
 
-def tell_fidelity(cache: Cache, summary: Summary) -> None:
+def tell_fidelity(cache: str, summary: Summary) -> None:
     """Say so where a codec keeps less of these images than of those that it was fitted to."""
-    for teacher in cache.teachers.values():
+    made = Cache(open_location(cache)).teachers.values() if summary.cosines else ()
+    for teacher in made:
         fitted = teacher.calibration.fidelity
         for kind, least in fitted.items():
             total, images = summary.cosines.get((teacher.member.folder, kind), (0.0, 0))
