@@ -3,7 +3,6 @@
 runs' logs, JSON of `evaluate`, a cache -> figures and tables -> OUT/index.html, OUT/figures/
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from unic_cache.evaluate.drawing import Picture
 from unic_cache.evaluate.feature_use import curve_figure, dimension_figure
 from unic_cache.evaluate.page import Page, Section
 from unic_cache.evaluate.results import Evaluation
-from unic_cache.stream.sealed_rows import wrote_down
+from unic_cache.stream.sealed_rows import learned_from
 from unic_cache.student.run_files import ENCODER
 
 JSON = "a file of `unic-cache evaluate --json`"
@@ -133,16 +132,10 @@ def find_cache(config: ReportConfig, runs: Sequence[Run], missing: list[str]) ->
 
 def check_same(cache: Cache, run: Run) -> None:
     """CacheError unless the cache has a record of each teacher that the run read: another may lie under its name."""
-    snapshot, shards = Snapshot.load(run.folder), cache.shards()
-    units = [
-        cache.unit(*shards[tar], snapshot.views, number)
-        for tar, number in itertools.product(snapshot.train, snapshot.numbers)
-        if tar in shards
-    ]
+    snapshot = Snapshot.load(run.folder)
+    shown = snapshot.views, snapshot.numbers, snapshot.train
     for name in snapshot.teachers:
-        teacher = cache.teacher(name)
-        records = filter(None, map(teacher.record, units))  # the first is enough, unless the teacher was half done
-        if not any(wrote_down(snapshot.records, cache, teacher, record) for record in records):
+        if not learned_from(snapshot.records, cache, cache.teacher(name), *shown):
             raise CacheError(f"{cache.location.url} is not the cache that {run.folder} was trained from")
 
 

@@ -205,6 +205,14 @@ def test_a_start_with_another_activation_is_refused(init, student):
         started_encoder(encoder_spec(student, 224, 16), 0, init, ())
 
 
+def test_a_file_is_taken_though_it_is_called_like_a_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "vit_base_patch16_clip_quickgelu_224.safetensors"
+    save_file({"x": torch.zeros(1)}, name)
+    with pytest.raises(ConfigError, match="do not fit the student"):
+        started_encoder(encoder_spec("vit_base_patch16_clip_224", 224, 16), 0, name, ())
+
+
 def test_what_stands_behind_the_name_of_a_start(tmp_path):
     assert named_start("timm:test_vit@32") == ("timm:test_vit", 32)
     assert named_start("dinov2-s@224") == ("dinov2-s", 224)

@@ -7,7 +7,7 @@ from unic_cache.cache import Cache, CachedTeacher
 from unic_cache.config import Views
 from unic_cache.errors import CacheError
 from unic_cache.store.standardize import own_scale
-from unic_cache.stream.sealed_rows import wrote_down
+from unic_cache.stream.sealed_rows import learned_from
 from unic_cache.student.heads import Scale
 
 FACTS = ("about", "licence", "published")  # of a teacher's provenance
@@ -53,9 +53,5 @@ def check_learned(
             raise CacheError(f"{url}: {teacher.name} has other weights than the run's teacher; name its cache: --cache")
         if shown is None:
             continue
-        views, numbers, names = shown
-        places = cache.shards()
-        units = (cache.unit(*places[name], views, number) for name in names if name in places for number in numbers)
-        own = (record for unit in units if (record := teacher.record(unit)) is not None)
-        if not any(wrote_down(records, cache, teacher, record) for record in own):
+        if not learned_from(records, cache, teacher, *shown):
             raise CacheError(f"{url} is not the cache that the run learned {teacher.name} from; name it with --cache")

@@ -202,5 +202,19 @@ def wrote_down(records: Mapping[str, int], cache: Cache, teacher: CachedTeacher,
     )
 
 
+def learned_from(
+    records: Mapping[str, int],
+    cache: Cache,
+    teacher: CachedTeacher,
+    views: Views,
+    numbers: Sequence[int],
+    tars: Sequence[str],
+) -> bool:
+    """Whether `records`, which a training run wrote down, have one of the teacher's records as the cache has it."""
+    places = cache.shards()
+    units = (cache.unit(*places[tar], views, number) for tar in tars if tar in places for number in numbers)
+    return any(wrote_down(records, cache, teacher, record) for record in filter(None, map(teacher.record, units)))
+
+
 def _seal(cache: Cache, teacher: CachedTeacher, segment: int, view: str, run: int) -> Seal | None:
     return teacher.member.seals.read(segment, view, run, cache.segments[segment].counts)

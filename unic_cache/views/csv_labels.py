@@ -94,7 +94,8 @@ def _classes(given: Sequence[Row], numbered: Names | None) -> tuple[Names, list[
     if len(plain) >= TOO_MANY and len({_parsed(row.label) for row in plain}) == len(plain):
         raise ConfigError(
             f"{plain[0].file}, line {plain[0].line}: the {len(plain):,} images have as many numbers, {plain[0].label} "
-            f"to {plain[-1].label}: a running number or an id, no class. Give the class of each, or no label"
+            f"to {plain[-1].label}: a running number or an id, no class. Give the class of each, by name if each has "
+            "one of its own, or no label"
         )
     names = sorted({row.label for row in named})
     alike = [name for name, count in Counter(name.casefold() for name in names).items() if count > 1]

@@ -5,7 +5,6 @@ grey, palette, CMYK, 16-bit and float images become 8-bit RGB (see `levels`). On
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 import io
 import warnings
@@ -127,7 +126,7 @@ def decoder_versions() -> dict[str, str]:
 
 def optional_decoders() -> dict[str, str]:
     """The versions of what reads the formats that not every machine reads; "none" where it is missing."""
-    heif = importlib.metadata.version(_HEIF.replace("_", "-")) if importlib.util.find_spec(_HEIF) else None
+    heif = importlib.import_module(_HEIF).__version__ if importlib.util.find_spec(_HEIF) else None
     found = {"avif": features.version("avif") if HAS_AVIF else None, "tiff": features.version("libtiff"), "heif": heif}
     return {name: version or "none" for name, version in found.items()}
 
