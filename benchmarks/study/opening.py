@@ -35,7 +35,8 @@ def opening(scale: Scale, runs: Mapping[str, Sequence[Line]]) -> str:
         (
             "claim",
             f"{scale.claim.images:,} images, {scale.claim.views} views, {scale.claim_epochs:g} epochs; {large.student} "
-            f"at {large.img_size} px, batch {large.batch_size}, from the weights of {scale.start} and from random ones",
+            f"at {large.img_size} px, batch {large.batch_size}, from the weights of {scale.start} and from random ones"
+            "; every task of `evaluate` but depth, of which the packages have no maps",
         ),
         (
             "online",
